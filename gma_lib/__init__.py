@@ -1,0 +1,21 @@
+"""GMA optical flow, from frames to a report that anyone can re-run.
+
+Conventions, everywhere in this package
+---------------------------------------
+Frames
+    float32, shape ``(3, H, W)`` or ``(N, 3, H, W)``, RGB, 0..255 as decoded; the network scales inside.
+Flow
+    float32, shape ``(2, H, W)`` or ``(N, 2, H, W)``, in pixels, x before y: the point (x, y) of the first
+    frame is found at (x + u, y + v) in the second.
+Masks
+    bool, shape ``(H, W)``.
+1px
+    The share of pixels whose endpoint error is **below** one pixel; higher is better.
+
+Modules stand in the order in which data flows through them; a module imports only from above it:
+``runs``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``model``, ``checkpoints``, ``training``,
+``export``, ``convert``, ``backends``, ``inference``, ``metrics``, ``evaluation``, ``benchmark``, ``figures``,
+``pipeline``, ``report``, ``doctor``.
+"""
+
+__version__ = "0.1.0"

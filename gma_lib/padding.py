@@ -1,0 +1,53 @@
+"""Pad frames to what the network takes, and undo it exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MULTIPLE = 8  # the network's stride
+SMALLEST_SIDE = 128  # below, its coarsest correlation level has fewer than two cells a side
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How many pixels are replicated on each side of a frame.
+
+    Sintel's 436x1024 becomes 440x1024 by two rows above and two below, as the authors pad it.
+
+    Examples
+    --------
+    >>> padding = Padding.for_size(436, 1024)
+    >>> padding.top, padding.bottom, padding.left, padding.right
+    (2, 2, 0, 0)
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @classmethod
+    def for_size(cls, height: int, width: int) -> "Padding":
+        """Padding to the next multiple of 8, and to 128 at least, half of it on each side (the odd pixel below, right)."""
+        if height < 1 or width < 1:
+            raise ValueError(f"a frame has at least one pixel a side, not {height}x{width}")
+        rows, columns = _missing(height), _missing(width)
+        return cls(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
+
+    def pad(self, frames: np.ndarray) -> np.ndarray:
+        """Replicate the edges of frames (..., H, W)."""
+        around = [(0, 0)] * (frames.ndim - 2) + [(self.top, self.bottom), (self.left, self.right)]
+        return np.pad(frames, around, mode="edge")
+
+    def unpad(self, arrays: np.ndarray) -> np.ndarray:
+        """Cut (..., H, W) back to the size that was padded."""
+        height, width = arrays.shape[-2:]
+        return arrays[..., self.top : height - self.bottom, self.left : width - self.right]
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of a padded frame of this height and width."""
+        return height + self.top + self.bottom, width + self.left + self.right
+
+
+def _missing(side: int) -> int:
+    return max(-(-side // MULTIPLE) * MULTIPLE, SMALLEST_SIDE) - side
