@@ -126,22 +126,32 @@ def correlation_pyramid(features1: Tensor, features2: Tensor) -> list[Tensor]:
         Level l: (N*P, h / 2**l, w / 2**l), sides rounded down.
     """
     with torch.autocast(features1.device.type, enabled=False):
-        channels = features1.shape[1]
-        # (N, P, 256); scaling before the product spares a pass over the volume and is exact for 256 channels
-        queries = features1.float().flatten(2).transpose(1, 2) / channels**0.5
-        pooled = features2.float()
+        # (N, P, 256); scaling by 1/16 before the product spares a pass over the volume and is exact
+        queries = _flattened(_float32(features1)).transpose(1, 2) / int(features1.shape[1]) ** 0.5
+        pooled = _float32(features2)
         levels = []
         for level in range(LEVELS):
             if level:
                 pooled = F.avg_pool2d(pooled, 2, stride=2)
             height, width = _sides(pooled)
-            levels.append((queries @ pooled.flatten(2)).reshape(-1, height, width))
+            levels.append((queries @ _flattened(pooled)).reshape(-1, height, width))
         return levels
 
 
 def _sides(grid: Tensor) -> tuple[int, int]:
     """Height and width as plain numbers, so that a traced graph holds constants instead of shape arithmetic."""
     return int(grid.shape[-2]), int(grid.shape[-1])
+
+
+def _flattened(grid: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, C, P)."""
+    height, width = _sides(grid)
+    return grid.reshape(-1, int(grid.shape[1]), height * width)
+
+
+def _float32(x: Tensor) -> Tensor:
+    """Float32 without the Cast that a traced graph would hold for a tensor that is float32 already."""
+    return x if x.dtype == torch.float32 else x.float()
 
 
 def _constant(values: np.ndarray, like: Tensor) -> Tensor:
@@ -293,7 +303,7 @@ class RelativePosition(nn.Module):
 
 
 def _content_scores(attention: "Attention", queries: Tensor, keys: Tensor) -> Tensor:
-    return queries.flatten(2).transpose(1, 2) @ keys.flatten(2)  # (N, P, C) x (N, C, P)
+    return _flattened(queries).transpose(1, 2) @ _flattened(keys)  # (N, P, C) x (N, C, P)
 
 
 def _position_scores(attention: "Attention", queries: Tensor, keys: Tensor) -> Tensor:
@@ -323,7 +333,7 @@ class Attention(nn.Module):
 
     def forward(self, context: Tensor) -> Tensor:
         """Context (N, 128, h, w) -> weights (N, P, P); each row sums to one."""
-        queries, keys = self.to_qk(context).chunk(2, dim=1)
+        queries, keys = self.to_qk(context).split(CONTEXT, dim=1)
         # The authors scale the queries, hence the position scores too.
         return self.scores(self, self.scale * queries, keys).softmax(dim=-1)
 
@@ -338,8 +348,8 @@ class Aggregate(nn.Module):
 
     def forward(self, attention: Tensor, motion: Tensor) -> Tensor:
         height, width = _sides(motion)
-        values = self.to_v(motion).flatten(2).transpose(1, 2)  # (N, P, 128)
-        aggregated = (attention @ values).transpose(1, 2).reshape(-1, motion.shape[1], height, width)
+        values = _flattened(self.to_v(motion)).transpose(1, 2)  # (N, P, 128)
+        aggregated = (attention @ values).transpose(1, 2).reshape(-1, 128, height, width)
         return motion + self.gamma * aggregated
 
 
@@ -361,7 +371,7 @@ class MotionEncoder(nn.Module):
         correlation = F.relu(self.convc2(F.relu(self.convc1(correlation))))
         motion = F.relu(self.convf2(F.relu(self.convf1(flow))))
         motion = F.relu(self.conv(torch.cat([correlation, motion], dim=1)))
-        return torch.cat([motion, flow.to(motion.dtype)], dim=1)
+        return torch.cat([motion, flow if flow.dtype == motion.dtype else flow.to(motion.dtype)], dim=1)
 
 
 class SeparableGRU(nn.Module):
@@ -432,10 +442,10 @@ def upsample_flow(flow: Tensor, weights: Tensor) -> Tensor:
     """
     height, width = _sides(flow)
     with torch.autocast(flow.device.type, enabled=False):
-        shares = weights.float().reshape(-1, 9, STRIDE**2, height * width).softmax(dim=1)
+        shares = _float32(weights).reshape(-1, 9, STRIDE**2, height * width).softmax(dim=1)
         padded = F.pad(STRIDE * flow, (1, 1, 1, 1))
         neighbours = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        neighbours = torch.stack([n.flatten(2) for n in neighbours], dim=1)  # (N, 9, 2, P)
+        neighbours = torch.cat([n.reshape(-1, 1, 2, height * width) for n in neighbours], dim=1)  # (N, 9, 2, P)
         enlarged = [(shares * neighbours[:, :, c : c + 1]).sum(dim=1) for c in (0, 1)]  # (N, 64, P) each
         enlarged = torch.cat(enlarged, dim=1).reshape(-1, 2 * STRIDE**2, height, width)
         return F.pixel_shuffle(enlarged, STRIDE)
@@ -475,7 +485,7 @@ class GMA(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Frame (N, 3, H, W) -> features (N, 256, h, w) that are compared between frames."""
-        return self.fnet(_scaled(image)).float()
+        return _float32(self.fnet(_scaled(image)))
 
     def context(self, image: Tensor) -> Tensor:
         """First frame (N, 3, H, W) -> (N, 256, h, w): initial hidden state and context, before their nonlinearities."""
@@ -493,12 +503,12 @@ class GMA(nn.Module):
         start = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None]  # (1, 2, h, w), x before y
         start = _constant(start, features1)
         # Zero times data instead of zeros: the traced graph then needs no operator that knows the batch size.
-        flow = features1[:, :2] * 0 if flow_init is None else flow_init.float()
+        flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
         for _ in range(num_updates):
             flow = flow.detach()  # no gradient through the previous refinement (RAFT, section 3.4)
             correlation = look_up(pyramid, start + flow, LOOKUPS[self.config.lookup])
             hidden, change = self.update_block(hidden, context, correlation, flow, attention)
-            flow = flow + change.float()
+            flow = flow + _float32(change)
             yield hidden, flow
 
     def refine(
