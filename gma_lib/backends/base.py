@@ -1,0 +1,90 @@
+"""The contract of a backend: a converted network that can be run."""
+
+import numpy as np
+
+SPLIT_PARTS = ("encode", "refine")
+
+
+class Backend:
+    """From frames to flow.
+
+    A subclass takes the model's path and its runtime's options in ``__init__``, imports its runtime there, and implements
+    ``predict``. Use it as a context manager to free the device.
+
+    Attributes
+    ----------
+    device
+        What computes, as the runtime names it.
+    precision
+        The number format the runtime says it computes in, read back, not merely asked for.
+    """
+
+    device: str
+    precision: str
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        """Estimate the motion from ``image1`` to ``image2``.
+
+        Parameters
+        ----------
+        image1, image2
+            float32, shape (N, 3, H, W), RGB, 0..255, padded.
+
+        Returns
+        -------
+        np.ndarray
+            Flow in pixels, float32, shape (N, 2, H, W), x before y.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the device; does nothing unless a subclass needs it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+class SplitBackend(Backend):
+    """A backend that can also run in two parts: each frame of a sequence encoded once, each pair started warm."""
+
+    def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frame (N, 3, H, W) -> features and context, float32, (N, 256, H/8, W/8) each."""
+        raise NotImplementedError
+
+    def refine(
+        self, features1: np.ndarray, features2: np.ndarray, context: np.ndarray, flow_init: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded frames -> flow (N, 2, H, W) in pixels, and flow (N, 2, H/8, W/8) in cells.
+
+        ``flow_init``, in cells, is where the refinement starts; zero when None.
+        """
+        raise NotImplementedError
+
+
+def checked_frames(image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything else as garbage."""
+    for label, image in (("image1", image1), ("image2", image2)):
+        if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32:
+            raise ValueError(f"{label} is float32 (N, 3, H, W), not {image.dtype} {image.shape}")
+        if wanted is not None and image.shape != wanted:
+            raise ValueError(f"{label} has shape {image.shape}; this model was made for {wanted}")
+    if image1.shape != image2.shape:
+        raise ValueError(f"the two frames differ in shape: {image1.shape} and {image2.shape}")
+    return np.ascontiguousarray(image1), np.ascontiguousarray(image2)
+
+
+def starting_flow(features: np.ndarray, flow_init: np.ndarray | None) -> np.ndarray:
+    """The given start, or zero flow for these features."""
+    if flow_init is not None:
+        return np.ascontiguousarray(flow_init, dtype=np.float32)
+    batch, _, height, width = features.shape
+    return np.zeros((batch, 2, height, width), np.float32)
+
+
+def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
+    """Raise ValueError for a precision that would silently run as another one."""
+    if precision not in possible:
+        raise ValueError(f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}")

@@ -1,0 +1,77 @@
+"""From the exported file to what a runtime loads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gma_lib.backends import backend_kind
+from gma_lib.flow_io import written_whole
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done to make a model loadable.
+
+    Attributes
+    ----------
+    model
+        The file that the backend loads.
+    command
+        The tool and its arguments, or the library call, exactly.
+    changes
+        What differs from the exported file, in words.
+    """
+
+    model: Path
+    command: str
+    changes: str
+
+
+def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str) -> Conversion:
+    """Make the backend's files in ``model_folder`` from ``gma.onnx`` (or, for PyTorch, from the checkpoint)."""
+    backend_kind(backend)  # an unknown name gets the list of those there are
+    source = Path(model_folder) / "gma.onnx"
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is missing: run 02_export first")
+    if backend == "torch":
+        return _for_torch(Path(model_folder), checkpoint, num_updates, attention)
+    return CONVERTERS[backend](Path(model_folder))
+
+
+def _for_onnxruntime(folder: Path) -> Conversion:
+    return Conversion(
+        folder / "gma.onnx",
+        "onnxruntime.InferenceSession('gma.onnx')",
+        "none: ONNX Runtime loads the exported file and optimises it in memory.",
+    )
+
+
+def _for_openvino(folder: Path) -> Conversion:
+    import openvino
+
+    for source in sorted(folder.glob("gma*.onnx")):
+        converted = openvino.convert_model(source)
+        target = source.with_suffix(".xml")
+        with written_whole(target.with_suffix(".bin")) as weights, written_whole(target) as structure:
+            # Left alone, save_model would round the weights to float16.
+            openvino.save_model(converted, structure, compress_to_fp16=False)
+            structure.with_suffix(".bin").replace(weights)
+    return Conversion(
+        folder / "gma.xml",
+        "openvino.save_model(openvino.convert_model('gma.onnx'), 'gma.xml', compress_to_fp16=False)",
+        "operators become OpenVINO's; weights stay float32 (the tool's own default would round them to float16).",
+    )
+
+
+def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str) -> Conversion:
+    from gma_lib.checkpoints import load_checkpoint, save_checkpoint
+
+    loaded = load_checkpoint(checkpoint)
+    about = {"num_updates": str(num_updates), "attention": attention, "source_sha256": loaded.sha256}
+    return Conversion(
+        save_checkpoint(folder / "gma.safetensors", loaded.state, metadata=about),
+        f"gma_lib.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
+        "none: PyTorch runs the network as written; the file holds weights and configuration.",
+    )
+
+
+CONVERTERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
