@@ -9,7 +9,6 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 import gma_lib
 from gma_lib.checkpoints import Checkpoint
 from gma_lib.flow_io import written_whole
+from gma_lib.metrics import Deviation
 from gma_lib.model import GMA, STRIDE, check_sides
 
 DEFAULT_OPSET = 13
@@ -233,7 +233,7 @@ PARTS = {
     "update_block/aggregator": "aggregation",
     "update_block/gru": "GRU",
     "update_block/flow_head": "flow head",
-    "update_block/mask": "upsampling weights",
+    "mask": "upsampling weights",
 }
 
 
@@ -261,34 +261,15 @@ def count_work(path: Path) -> dict[str, float]:
 
 
 def _part(node: onnx.NodeProto, contracted: int) -> str:
-    scope = node.name.strip("/").removeprefix("gma/")
+    scope = node.name.strip("/")
     for prefix, name in PARTS.items():
-        if scope.startswith((f"{prefix}/", f"{prefix}_", f"{prefix}.")):
+        if scope.startswith((f"{prefix}/", f"{prefix}_")):  # later calls of a module get a number: aggregator_3
             return name
     # Products outside any module: all pairs contract over 256 channels, the lookup over a side of the volume.
-    scope_free = "correlation" if contracted == 256 else "lookup"
-    return "aggregation" if scope.startswith("update_block") else scope_free
+    return "correlation" if contracted == 256 else "lookup"
 
 
 # --- does it compute the same flow? ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """Distance between two flow fields, per pixel, in pixels."""
-
-    mean: float
-    p99: float
-    max: float
-
-    @classmethod
-    def between(cls, flow: np.ndarray, reference: np.ndarray) -> "Deviation":
-        if flow.shape != reference.shape:
-            raise ValueError(f"flow fields differ in shape: {flow.shape} and {reference.shape}")
-        if not (np.isfinite(flow).all() and np.isfinite(reference).all()):
-            raise ValueError("a flow field holds values that are not finite")
-        distance = np.linalg.norm(flow.astype(np.float64) - reference, axis=-3)
-        return cls(float(distance.mean()), float(np.percentile(distance, 99)), float(distance.max()))
 
 
 def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

@@ -51,7 +51,8 @@ def _plain_lines(items: Iterable[Item], *, label: str, unit: str, total: int | N
 def _line(label: str, done: int, total: int | None, unit: str, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     count = f"{done}/{total}" if total else f"{done}"
-    speed = f"{rate:.2f} {unit}s/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{unit}"
+    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    speed = f"{rate:.2f} {units}/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{unit}"
     if total and done < total:
-        return f"{label}: {count} {unit}s, {speed}, {(total - done) / rate:.0f} s left"
-    return f"{label}: {count} {unit}s in {seconds:.1f} s, {speed}"
+        return f"{label}: {count} {units}, {speed}, {(total - done) / rate:.0f} s left"
+    return f"{label}: {count} {units} in {seconds:.1f} s, {speed}"

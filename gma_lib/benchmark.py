@@ -1,0 +1,236 @@
+"""Time and memory of a converted model, with the machine it was measured on.
+
+A measurement runs in a process of its own: its memory is the model's, and when the system kills it, the batch size gets a row that
+says so while everything else goes on.
+"""
+
+import fcntl
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gma_lib.runs import memory_bytes, shown
+
+# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first pair. Measured on two x86 cores at
+# 440x1024, batch sizes 1 and 4, with ``python -m gma_lib.benchmark``; they decide only what is not started.
+MEMORY = {
+    ("openvino", "float32"): (1.5, 0.45e9),
+    ("openvino", "bfloat16"): (1.1, 0.45e9),
+    ("onnxruntime", "float32"): (3.6, 0.4e9),
+    ("torch", "float32"): (1.9, 0.6e9),
+    ("torch", "bfloat16"): (1.9, 0.6e9),
+}
+SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
+FEWEST_ROUNDS = 3
+ROUNDS_THAT_MEAN_SOMETHING = 10
+UNSTABLE_SPREAD = 0.05
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure.
+
+    Attributes
+    ----------
+    backend, model_folder, precision
+        As for ``gma_lib.backends.load_backend``.
+    batch_size, height, width
+        Of the model's input; height and width padded.
+    budget_s
+        Time for the counted rounds; three are made in any case.
+    """
+
+    backend: str
+    model_folder: str
+    precision: str
+    batch_size: int
+    height: int
+    width: int
+    budget_s: float
+
+
+def needed_bytes(backend: str, precision: str, batch_size: int, height: int, width: int) -> int | None:
+    """Predicted peak memory; None for a backend that was never measured.
+
+    Per pair: the correlation pyramid and the attention matrix, which grow with the square of the area, and the encoders' widest layers.
+    """
+    if (backend, precision) not in MEMORY:
+        return None
+    factor, base = MEMORY[backend, precision]
+    cells = (height // 8) * (width // 8)
+    pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
+    widest_layers = 3 * 64 * (height // 2) * (width // 2)
+    return int(base + factor * batch_size * 4 * (pyramid + cells**2 + widest_layers))
+
+
+def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) -> dict[str, Any]:
+    """Measure a model alone on the machine.
+
+    Parameters
+    ----------
+    lock_file
+        Held exclusively, so that nothing of this package that honours it runs beside the measurement.
+    available_bytes
+        Memory to plan with; the machine's when None.
+
+    Returns
+    -------
+    dict
+        ``status`` is ``ok``, ``out_of_memory`` (predicted, or the process was killed) or ``failed``, ``reason`` says why; then
+        ``median_s``, ``p90_s``, ``spread`` (interquartile range by median) and ``samples_s`` of one call, ``rounds``,
+        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``predicted_bytes``.
+    """
+    available = available_bytes or memory_bytes()
+    predicted = needed_bytes(task.backend, task.precision, task.batch_size, task.height, task.width)
+    result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "predicted_bytes": predicted, "simulated": False}
+    if predicted is not None and predicted > SHARE_OF_MEMORY * available:
+        reason = f"not started: it needs about {predicted / 1e9:.1f} GB of {available / 1e9:.1f} GB"
+        return result | {"status": "out_of_memory", "reason": reason}
+    with alone(lock_file), tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        limit = 600 + 30 * task.budget_s
+        command = [sys.executable, "-m", "gma_lib.benchmark", json.dumps(asdict(task)), str(answer)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired:
+            return result | {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
+        if answer.is_file():
+            return result | {"status": "ok", "reason": ""} | json.loads(answer.read_text(encoding="utf-8"))
+        if done.returncode == -9:
+            return result | {"status": "out_of_memory", "reason": "the system killed the measurement, most likely for its memory"}
+        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        out_of_memory = "bad allocation" in done.stderr or "MemoryError" in done.stderr
+        return result | {"status": "out_of_memory" if out_of_memory else "failed", "reason": last_line}
+
+
+def summary(samples_s: list[float], batch_size: int) -> dict[str, Any]:
+    """Median, 90th percentile, spread and throughput of the times of single calls."""
+    quarter, median, three_quarters, p90 = np.percentile(samples_s, [25, 50, 75, 90])
+    spread = (three_quarters - quarter) / median
+    return {
+        "median_s": float(median),
+        "p90_s": float(p90),
+        "spread": float(spread),
+        "rounds": len(samples_s),
+        "samples_s": [round(sample, 6) for sample in samples_s],
+        "pairs_per_second": batch_size / float(median),
+        "caution": _caution(len(samples_s), spread),
+    }
+
+
+def _caution(rounds: int, spread: float) -> str:
+    parts = []
+    if rounds < ROUNDS_THAT_MEAN_SOMETHING:
+        parts.append(f"only {rounds} rounds: p90 means little; raise budget_s")
+    if spread > UNSTABLE_SPREAD:
+        parts.append(f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median")
+    return "; ".join(parts)
+
+
+def _measure_here(task: Task) -> dict[str, Any]:
+    """The body of the measuring process."""
+    from gma_lib.backends import load_backend
+
+    rng = np.random.default_rng(0)
+    # Frames that resemble each other, so that the lookup reads what it would read for real flow.
+    image1 = rng.integers(0, 256, (task.batch_size, 3, task.height, task.width)).astype(np.float32)
+    image2 = np.roll(image1, 3, axis=-1)
+    start = time.perf_counter()
+    with load_backend(task.backend, Path(task.model_folder), precision=task.precision) as backend:
+        loaded = time.perf_counter()
+        backend.predict(image1, image2)
+        first = time.perf_counter()
+        samples: list[float] = []
+        while len(samples) < FEWEST_ROUNDS or sum(samples) < task.budget_s:
+            before = time.perf_counter()
+            backend.predict(image1, image2)
+            samples.append(time.perf_counter() - before)
+        return summary(samples, task.batch_size) | {
+            "load_s": loaded - start,
+            "first_call_s": first - loaded,
+            "device": backend.device,
+            "precision_read_back": backend.precision,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process.
+
+    Linux's VmHWM belongs to this program alone; ``ru_maxrss`` would still remember the process that started it.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def matrix_product_peak(precision: str, *, size: int = 2048, rounds: int = 10) -> float | None:
+    """Floating-point operations a second that this machine reaches in a large matrix product; the best of some rounds.
+
+    NumPy for float32; PyTorch for bfloat16, None where it is not installed; None for other precisions.
+    """
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, size, size), dtype=np.float32)
+    if precision == "bfloat16":
+        try:
+            import torch
+        except ImportError:
+            return None
+        a, b = torch.from_numpy(a).bfloat16(), torch.from_numpy(b).bfloat16()
+    elif precision != "float32":
+        return None
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+# --- the machine, shared or alone -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def alone(lock_file: Path) -> Iterator[None]:
+    """Hold the machine exclusively: waits until no stage works beside it."""
+    with _locked(lock_file, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def beside_others(lock_file: Path) -> Iterator[None]:
+    """Hold the machine together with other stages: waits while somebody measures."""
+    with _locked(lock_file, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(lock_file: Path, kind: int) -> Iterator[None]:
+    lock_file = Path(lock_file)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock_file, "w") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {lock_file.name}: another stage measures or works", flush=True)
+            fcntl.flock(file, kind)
+        yield
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8")

@@ -1,0 +1,186 @@
+"""From pairs of frames to flow files: streamed, in batches of a fixed size, resumable."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gma_lib.backends.base import Backend
+from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
+from gma_lib.padding import Padding
+from gma_lib.runs import digest, sha256
+from gma_lib.sintel import FramePair, check_free_space
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class InferenceSummary:
+    """What a call of ``infer`` did.
+
+    Attributes
+    ----------
+    pairs, computed, reused
+        Pairs asked for, computed now, and found whole from an earlier call with the same key.
+    filled
+        Places in the last batch that were filled with a repeated pair and cut away again.
+    seconds
+        Of the whole call: reading, computing and writing.
+    seconds_computing
+        Inside the backend.
+    """
+
+    pairs: int
+    computed: int
+    reused: int
+    filled: int
+    seconds: float
+    seconds_computing: float
+
+    def described(self) -> dict:
+        rate = self.computed / self.seconds if self.computed else None
+        return asdict(self) | {"pairs_per_second_end_to_end": rate}
+
+
+def infer(
+    pairs: list[FramePair],
+    backend: Backend,
+    folder: Path,
+    *,
+    batch_size: int,
+    key: str,
+    track: Callable[..., Iterable] | None = None,
+) -> InferenceSummary:
+    """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
+
+    A pair is computed only if its file is not there, or was not made under the same key, or is no longer what was written.
+    The ledger in ``folder`` knows, one line a pair: interrupt at any moment and call again.
+
+    Parameters
+    ----------
+    backend
+        Anything with ``predict`` (see ``gma_lib.backends.Backend``).
+    batch_size
+        Pairs per call; the last batch is filled up by repeating its last pair, and cut again.
+    key
+        Says what the flow depends on besides the frames: model, backend, precision.
+    track
+        ``gma_lib.progress.track``, or None for silence.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    keys = {pair.name: digest([key, sha256(pair.image1), sha256(pair.image2)]) for pair in pairs}
+    stored = _whole_pairs(folder, keys)
+    todo = [pair for pair in pairs if pair.name not in stored]
+    batches = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
+    if todo:
+        height, width = read_frame(todo[0].image1).shape[1:]
+        check_free_space(folder, len(todo) * flow_file_bytes(height, width))
+    computing = 0.0
+    for batch in track(batches, label="flow", unit="batch") if track else batches:
+        image1, image2, padding = _padded_batch(batch, batch_size)
+        before = time.monotonic()
+        flow = backend.predict(image1, image2)
+        computing += time.monotonic() - before
+        _check_flow(flow, image1, batch)
+        for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):
+            _store(folder, pair, pair_flow, keys[pair.name])
+    return InferenceSummary(
+        pairs=len(pairs),
+        computed=len(todo),
+        reused=len(stored),
+        filled=len(batches) * batch_size - len(todo),
+        seconds=time.monotonic() - start,
+        seconds_computing=computing,
+    )
+
+
+def flow_path(folder: Path, pair: FramePair) -> Path:
+    """Where the flow of a pair lies in a run's flow folder."""
+    return Path(folder) / f"{pair.name}.flo"
+
+
+def _padded_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
+    """Frames of a batch, padded, filled up to the batch size with copies of the last pair."""
+    images = []
+    for frames in ([pair.image1 for pair in batch], [pair.image2 for pair in batch]):
+        stack = np.stack([read_frame(path) for path in frames])
+        padding = Padding.for_size(*stack.shape[-2:])
+        images.append(np.pad(padding.pad(stack), [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge"))
+    return images[0], images[1], padding
+
+
+def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> None:
+    wanted = (image.shape[0], 2, *image.shape[2:])
+    if flow.shape != wanted:
+        raise ValueError(f"the backend answered with shape {flow.shape} where {wanted} was expected")
+    for pair, pair_flow in zip(batch, flow, strict=False):
+        if not np.isfinite(pair_flow).all():
+            raise ValueError(f"the flow of {pair.name} holds values that are not finite")
+
+
+def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
+    path = flow_path(folder, pair)
+    write_flow(path, flow)
+    with open(folder / LEDGER, "a", encoding="utf-8") as ledger:
+        ledger.write(json.dumps({"pair": pair.name, "key": key, "sha256": sha256(path)}) + "\n")
+        ledger.flush()
+        os.fsync(ledger.fileno())
+
+
+def _ledger_lines(folder: Path) -> Iterator[dict]:
+    """Entries of the ledger; a line that an interruption cut short is skipped, its pair then counts as not stored."""
+    ledger = Path(folder) / LEDGER
+    if not ledger.is_file():
+        return
+    for line in ledger.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def stored_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 that each pair's file had when it was written, by the pair's name."""
+    return {line["pair"]: line["sha256"] for line in _ledger_lines(folder)}
+
+
+def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
+    """Names of pairs whose file is, byte for byte, what was written for this key."""
+    last = {line["pair"]: line for line in _ledger_lines(folder)}
+    return {
+        name
+        for name, key in keys.items()
+        if name in last
+        and last[name]["key"] == key
+        and (path := Path(folder) / f"{name}.flo").is_file()
+        and sha256(path) == last[name]["sha256"]
+    }
+
+
+def write_guide_tensors(pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None) -> Path:
+    """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools that read files.
+
+    ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded; ``gt/<i>.bin`` is float32 (H, W, 2), not
+    padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree; ``pairs.json`` says
+    which pair a number is.
+    """
+    folder = Path(folder)
+    height, width = read_frame(pairs[0].image1).shape[1:]
+    padding = Padding.for_size(height, width)
+    rows, columns = padding.padded_size(height, width)
+    check_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
+    digits = len(str(len(pairs) - 1))
+    for index, pair in enumerate(track(pairs, label="tensors", unit="pair") if track else pairs):
+        stem = f"{index:0{digits}d}.bin"
+        for kind in ("image1", "image2"):
+            write_tensor(folder / kind / stem, padding.pad(read_frame(getattr(pair, kind)))[None])
+        if pair.flow is not None:
+            write_tensor(folder / "gt" / stem, read_flow(pair.flow).transpose(1, 2, 0))
+    names = {f"{index:0{digits}d}": pair.name for index, pair in enumerate(pairs)}
+    (folder / "pairs.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+    return folder
