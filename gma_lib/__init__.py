@@ -13,9 +13,9 @@ Masks
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
 Modules stand in the order in which data flows through them; a module imports only from above it:
-``runs``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``model``, ``checkpoints``, ``training``,
-``export``, ``convert``, ``backends``, ``inference``, ``metrics``, ``evaluation``, ``benchmark``, ``figures``,
-``pipeline``, ``report``, ``doctor``.
+``runs``, ``published``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``, ``checkpoints``,
+``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``benchmark``, ``figures``, ``pipeline``,
+``report``, ``doctor``.
 """
 
 __version__ = "0.1.0"

@@ -18,21 +18,26 @@ from typing import Any
 
 import numpy as np
 
+from gma_lib.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.runs import memory_bytes, shown
 
-# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first pair. Measured on two x86 cores at
-# 440x1024, batch sizes 1 and 4, with ``python -m gma_lib.benchmark``; they decide only what is not started.
+# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first pair: the peaks measured by 06_perf at
+# batch sizes 1 and 4 and 440x1024, and a tenth more. They decide only what is not started.
 MEMORY = {
-    ("openvino", "float32"): (1.5, 0.45e9),
-    ("openvino", "bfloat16"): (1.1, 0.45e9),
-    ("onnxruntime", "float32"): (3.6, 0.4e9),
-    ("torch", "float32"): (1.9, 0.6e9),
-    ("torch", "bfloat16"): (1.9, 0.6e9),
+    ("openvino", "float32"): (1.2, 0.25e9),
+    ("openvino", "bfloat16"): (0.65, 0.25e9),
+    ("onnxruntime", "float32"): (3.6, 0.25e9),
+    ("torch", "float32"): (1.5, 0.5e9),
+    ("torch", "bfloat16"): (1.5, 0.5e9),
 }
 SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
 FEWEST_ROUNDS = 3
 ROUNDS_THAT_MEAN_SOMETHING = 10
 UNSTABLE_SPREAD = 0.05
+
+
+class DoesNotFit(MemoryError):
+    """A batch size that this machine's memory does not hold; the pipeline gives it a row and goes on."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Task:
         Of the model's input; height and width padded.
     budget_s
         Time for the counted rounds; three are made in any case.
+    gmac_per_pair
+        Multiply-accumulates, 1e9, from ``gma_lib.export.count_work``.
     """
 
     backend: str
@@ -56,6 +63,7 @@ class Task:
     height: int
     width: int
     budget_s: float
+    gmac_per_pair: float
 
 
 def needed_bytes(backend: str, precision: str, batch_size: int, height: int, width: int) -> int | None:
@@ -70,6 +78,20 @@ def needed_bytes(backend: str, precision: str, batch_size: int, height: int, wid
     pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
     widest_layers = 3 * 64 * (height // 2) * (width // 2)
     return int(base + factor * batch_size * 4 * (pyramid + cells**2 + widest_layers))
+
+
+def require_memory(
+    backend: str, precision: str, batch_size: int, height: int, width: int, *, available_bytes: int | None = None
+) -> int | None:
+    """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
+    predicted = needed_bytes(backend, precision, batch_size, height, width)
+    available = available_bytes or memory_bytes()
+    if predicted is not None and predicted > SHARE_OF_MEMORY * available:
+        raise DoesNotFit(
+            f"batch size {batch_size} on {backend} in {precision} needs about {predicted / 1e9:.1f} GB of memory; "
+            f"this machine has {available / 1e9:.1f} GB"
+        )
+    return predicted
 
 
 def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) -> dict[str, Any]:
@@ -87,15 +109,18 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     dict
         ``status`` is ``ok``, ``out_of_memory`` (predicted, or the process was killed) or ``failed``, ``reason`` says why; then
         ``median_s``, ``p90_s``, ``spread`` (interquartile range by median) and ``samples_s`` of one call, ``rounds``,
-        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``predicted_bytes``.
+        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``predicted_bytes``; ``matrix_product_peak`` in operations
+        a second, and ``share_of_peak``, the model's share of it (null where this precision's peak was not measured).
     """
-    available = available_bytes or memory_bytes()
-    predicted = needed_bytes(task.backend, task.precision, task.batch_size, task.height, task.width)
-    result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "predicted_bytes": predicted, "simulated": False}
-    if predicted is not None and predicted > SHARE_OF_MEMORY * available:
-        reason = f"not started: it needs about {predicted / 1e9:.1f} GB of {available / 1e9:.1f} GB"
-        return result | {"status": "out_of_memory", "reason": reason}
+    shape = (task.backend, task.precision, task.batch_size, task.height, task.width)
+    result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "simulated": False}
+    result["predicted_bytes"] = needed_bytes(*shape)
+    try:
+        require_memory(*shape, available_bytes=available_bytes)
+    except DoesNotFit as error:
+        return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
+        peak_before = matrix_product_peak(task.precision)
         answer = Path(folder) / "answer.json"
         limit = 600 + 30 * task.budget_s
         command = [sys.executable, "-m", "gma_lib.benchmark", json.dumps(asdict(task)), str(answer)]
@@ -104,12 +129,44 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         except subprocess.TimeoutExpired:
             return result | {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if answer.is_file():
-            return result | {"status": "ok", "reason": ""} | json.loads(answer.read_text(encoding="utf-8"))
+            measured = json.loads(answer.read_text(encoding="utf-8"))
+            share = _share_of_peak(task, measured["pairs_per_second"], peak_before, matrix_product_peak(task.precision))
+            return result | {"status": "ok", "reason": ""} | measured | share
         if done.returncode == -9:
             return result | {"status": "out_of_memory", "reason": "the system killed the measurement, most likely for its memory"}
         last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
         out_of_memory = "bad allocation" in done.stderr or "MemoryError" in done.stderr
         return result | {"status": "out_of_memory" if out_of_memory else "failed", "reason": last_line}
+
+
+def _share_of_peak(task: Task, pairs_per_second: float, *peaks: float | None) -> dict[str, float | None]:
+    """The model's rate as a share of the matrix product's, measured before and after; the better of the two counts."""
+    if None in peaks:
+        return {"matrix_product_peak": None, "share_of_peak": None}
+    return {"matrix_product_peak": max(peaks), "share_of_peak": 2e9 * task.gmac_per_pair * pairs_per_second / max(peaks)}
+
+
+def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows (what, this run, the guide's card) of one measurement."""
+    guide = GUIDE_PAIRS_PER_SECOND.get(perf["batch_size"], "not published")
+    rows = [("status", perf["status"], "out of memory" if guide is None else "ok")]
+    if perf["status"] == "ok":
+        share = perf["share_of_peak"]
+        rows += [
+            ("pairs per second, network alone", f"{perf['pairs_per_second']:.3f}", "" if guide is None else str(guide)),
+            ("seconds per call, median", f"{perf['median_s']:.3f}", ""),
+            ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
+            ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
+            ("rounds", str(perf["rounds"]), "100"),
+            ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
+            ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
+            ("loading the model, s", f"{perf['load_s']:.2f}", ""),
+            ("first call, s", f"{perf['first_call_s']:.2f}", ""),
+            ("share of the matrix-product peak", "not measured" if share is None else f"{share:.0%}", ""),
+        ]
+    if perf["predicted_bytes"] is not None:
+        rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
+    return rows
 
 
 def summary(samples_s: list[float], batch_size: int) -> dict[str, Any]:

@@ -30,7 +30,9 @@ class Checkpoint:
     Attributes
     ----------
     name
-        As the user gave it, or the file's stem.
+        A shipped name, or the file's stem.
+    source
+        What to give ``load_checkpoint`` to load the same again.
     sha256
         Of the file; of the recipe for seeded weights.
     trained
@@ -42,6 +44,7 @@ class Checkpoint:
     """
 
     name: str
+    source: str
     sha256: str
     trained: bool
     state: dict[str, Tensor] = field(repr=False)
@@ -55,7 +58,7 @@ class Checkpoint:
         return self.card.get("note", f"Weights: {self.name}.")
 
     def described(self) -> dict:
-        return {"name": self.name, "sha256": self.sha256, "trained": self.trained, "note": self.note}
+        return {"name": self.name, "source": self.source, "sha256": self.sha256, "trained": self.trained, "note": self.note}
 
 
 def shipped() -> list[str]:
@@ -74,14 +77,15 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         Unreadable, or not exactly this network's entries; names the first missing and unexpected ones.
     """
     if str(checkpoint) == SEEDED:
-        return Checkpoint(SEEDED, digest(["recipe", SEED]), False, seeded_weights())
+        return Checkpoint(SEEDED, SEEDED, digest(["recipe", SEED]), False, seeded_weights())
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
-    path = named if named.is_file() else Path(checkpoint).expanduser()
+    path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint}: neither a weights file nor one of the shipped weights ({', '.join(shipped())})")
     card = path.with_suffix(".json")
     return Checkpoint(
         name=path.stem,
+        source=str(checkpoint),
         sha256=sha256(path),
         trained=True,
         state=complete_state(_read(path), source=path),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gma_lib.backends import backend_kind
 from gma_lib.flow_io import written_whole
+from gma_lib.runs import digest, sha256
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Conversion:
     model: Path
     command: str
     changes: str
+
+    @property
+    def sha256(self) -> str:
+        """Of everything the backend loads: an OpenVINO model keeps its weights in a second file."""
+        files = [self.model, self.model.with_suffix(".bin")] if self.model.suffix == ".xml" else [self.model]
+        return digest([sha256(file) for file in files])
 
 
 def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str) -> Conversion:

@@ -11,7 +11,7 @@ from gma_lib import published
 from gma_lib.flow_io import read_flow, read_mask
 from gma_lib.inference import flow_path, stored_hashes
 from gma_lib.metrics import Deviation, ErrorSums, error_sums
-from gma_lib.runs import sha256
+from gma_lib.runs import Run, sha256
 from gma_lib.sintel import PAIRS_IN_TRAINING_SPLIT, FramePair
 
 GROUP_LABELS = {
@@ -70,6 +70,7 @@ def evaluate(
             "pairs_inferred": sum(pair.pass_name == pass_name for pair in pairs),
             "pairs_scored": len(scored[pass_name]),
             "pixels": totals[(pass_name,)]["all"].pixels,
+            "share_within": totals[(pass_name,)]["all"].shares_within(),
             **_described(totals[(pass_name,)]),
             "scenes": {scene: _described(totals[(pass_name, scene)]) for scene in scenes},
             "pairs": scored[pass_name],
@@ -117,6 +118,22 @@ def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> De
     if not found:
         return None
     return Deviation(max(d.mean for d in found), max(d.p99 for d in found), max(d.max for d in found))
+
+
+def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, dict[str, float]]:
+    """Largest deviations from every other batch size of the same run that has been inferred: ``bs1`` -> mean, p99, max."""
+    found = {}
+    for other in sorted(run.folder.parent.glob("bs*"), key=lambda folder: int(folder.name.removeprefix("bs"))):
+        if other != run.folder and (other / "infer.json").is_file():
+            deviation = compare_folders(pairs, run.flow_folder, other / run.flow_folder.name)
+            if deviation is not None:
+                found[other.name] = vars(deviation)
+    return found
+
+
+def with_truth(pairs: list[FramePair], pass_name: str) -> int:
+    """How many pairs of a pass have ground truth."""
+    return sum(pair.pass_name == pass_name and pair.flow is not None for pair in pairs)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -205,6 +222,11 @@ def verdict(metrics: dict[str, dict], *, weights_and_data_are_published: bool) -
             f"{pass_name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {published.PX1_TOLERANCE:.2%}."
         )
     return " ".join(sentences)
+
+
+def error_curves(metrics: dict[str, dict]) -> dict[str, list[float]]:
+    """Pass -> share of pixels within 0.05, 0.10, ..., 5 px; passes without scored pairs are left out."""
+    return {pass_name: scores["share_within"] for pass_name, scores in metrics.items() if scores["pairs_scored"]}
 
 
 def chosen_pairs(metrics: dict[str, dict]) -> dict[str, str]:

@@ -278,19 +278,34 @@ def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.nda
         return model(torch.from_numpy(image1), torch.from_numpy(image2)).numpy()
 
 
+def deviation_of_one_pair(
+    model: GMA, image1: np.ndarray, image2: np.ndarray, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET
+) -> tuple[Deviation, np.ndarray]:
+    """Compare the exported graph, at batch size 1, with PyTorch on a pair of frames (1, 3, H, W); also return PyTorch's flow."""
+    reference = reference_flow(model, image1, image2)
+    return _deviation(model, image1, image2, reference, checkpoint, opset), reference
+
+
 def deviation_of_batches(model: GMA, batch_size: int, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET) -> Deviation:
     """Compare a graph of this batch size with PyTorch on small random frames, every pair of the batch a different one.
 
     At full size only the graph of one pair is compared; that the others differ in nothing but the batch is shown here,
     where sixteen pairs cost little.
     """
-    from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
-
     rng = np.random.default_rng(0)
     image1, image2 = rng.integers(0, 256, (2, batch_size, 3, 128, 160)).astype(np.float32)
+    return _deviation(model, image1, image2, reference_flow(model, image1, image2), checkpoint, opset)
+
+
+def _deviation(
+    model: GMA, image1: np.ndarray, image2: np.ndarray, reference: np.ndarray, checkpoint: Checkpoint, opset: int
+) -> Deviation:
+    """Export for frames of this shape, run with ONNX Runtime, compare."""
+    from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
+
+    batch_size, _, height, width = image1.shape
     with tempfile.TemporaryDirectory() as folder:
-        path = export_whole(
-            model, Path(folder) / "small.onnx", height=128, width=160, batch_size=batch_size, checkpoint=checkpoint, opset=opset
-        )
-        with OnnxRuntimeBackend(path) as backend:
-            return Deviation.between(backend.predict(image1, image2), reference_flow(model, image1, image2))
+        file = Path(folder) / "compared.onnx"
+        export_whole(model, file, height=height, width=width, batch_size=batch_size, checkpoint=checkpoint, opset=opset)
+        with OnnxRuntimeBackend(file) as backend:
+            return Deviation.between(backend.predict(image1, image2), reference)

@@ -82,7 +82,7 @@ def infer(
         check_free_space(folder, len(todo) * flow_file_bytes(height, width))
     computing = 0.0
     for batch in track(batches, label="flow", unit="batch") if track else batches:
-        image1, image2, padding = _padded_batch(batch, batch_size)
+        image1, image2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
         flow = backend.predict(image1, image2)
         computing += time.monotonic() - before
@@ -99,13 +99,19 @@ def infer(
     )
 
 
+def inference_key(converted: dict) -> str:
+    """What the flow depends on besides the frames, from ``convert.json``: the model's content, what runs it, and in which precision."""
+    runtime = {name: converted["provenance"]["versions"].get(name) for name in ("openvino", "onnxruntime", "torch")}
+    return digest([converted["model_sha256"], converted["backend"], converted["precision"], converted["device"], runtime])
+
+
 def flow_path(folder: Path, pair: FramePair) -> Path:
     """Where the flow of a pair lies in a run's flow folder."""
     return Path(folder) / f"{pair.name}.flo"
 
 
-def _padded_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
-    """Frames of a batch, padded, filled up to the batch size with copies of the last pair."""
+def read_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
+    """First and second frames (batch_size, 3, H, W), padded, filled up with copies of the last pair, and the padding to undo."""
     images = []
     for frames in ([pair.image1 for pair in batch], [pair.image2 for pair in batch]):
         stack = np.stack([read_frame(path) for path in frames])

@@ -10,6 +10,7 @@ import numpy as np
 THRESHOLDS = (1, 3, 5)
 # Weights of the thresholds 0.05, 0.10, ..., 5 px of WAUC, as in the Spring benchmark's evaluation.
 _WAUC_STEPS = np.arange(1, 101)
+ERROR_STEPS = _WAUC_STEPS / 20
 _WAUC_WEIGHTS = 1 - (_WAUC_STEPS - 1) / 100
 
 
@@ -90,7 +91,7 @@ class ErrorSums:
     def of(cls, error: np.ndarray, speed: np.ndarray) -> "ErrorSums":
         """Sums over the given pixels: errors and true speeds, one-dimensional."""
         # The share within a threshold counts errors equal to it, so each error belongs to the first step that reaches it.
-        steps = np.searchsorted(_WAUC_STEPS / 20, error, side="left")
+        steps = np.searchsorted(ERROR_STEPS, error, side="left")
         per_step = np.bincount(steps, minlength=len(_WAUC_STEPS) + 1)[: len(_WAUC_STEPS)]
         return cls(
             pixels=error.size,
@@ -108,6 +109,10 @@ class ErrorSums:
             self.outliers + other.outliers,
             tuple(a + b for a, b in zip(self.at_most, other.at_most, strict=True)),
         )
+
+    def shares_within(self) -> list[float]:
+        """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty without pixels."""
+        return [count / self.pixels for count in self.at_most] if self.pixels else []
 
     def described(self) -> dict[str, float | int | None]:
         """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from 0 to 100; null without pixels."""

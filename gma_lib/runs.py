@@ -52,7 +52,7 @@ class Run:
 
     @property
     def data_folder(self) -> Path:
-        return self.outputs / self.profile / "data"
+        return data_folder(profile=self.profile, outputs=self.outputs)
 
     @property
     def folder(self) -> Path:
@@ -89,6 +89,11 @@ def open_run(
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) or value == "data":
             raise ValueError(f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; got {value!r}")
     return Run(PROJECT / outputs, profile, backend, precision, batch_size, name)
+
+
+def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
+    """Where a profile's runs share the data set's index and frames that were rendered."""
+    return PROJECT / outputs / profile / "data"
 
 
 # --- JSON files -----------------------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ Butler, Wulff, Stanley and Black, "A naturalistic open source movie for optical 
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gma_lib.flow_io import flow_file_bytes, image_size
-from gma_lib.runs import sha256
+from gma_lib.runs import PROJECT, sha256, shown
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
@@ -164,26 +166,103 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
     return size
 
 
-def describe_pair(pair: FramePair) -> dict:
-    """A pair as the index holds it: names, files, and a hash of every file."""
-    files = {kind: getattr(pair, kind) for kind in _FILES}
-    return {
-        "name": pair.name,
-        "pass_name": pair.pass_name,
-        "scene": pair.scene,
-        "number": pair.number,
-        "files": {kind: str(path) for kind, path in files.items() if path is not None},
-        "sha256": {kind: sha256(path) for kind, path in files.items() if path is not None},
-    }
+def build_index(
+    root: Path,
+    *,
+    description: str,
+    split: str = "training",
+    passes: Iterable[str] = PASSES,
+    scenes: Iterable[str] | None = None,
+    track: Callable[..., Iterable] | None = None,
+) -> dict[str, Any]:
+    """Everything later stages need to know of a data set: every pair, its files and their hashes, and the one frame size.
+
+    Parameters
+    ----------
+    description
+        One phrase for tables: what these frames are.
+    track
+        ``gma_lib.progress.track``, or None for silence; hashing all of Sintel reads several GB.
+    """
+    root = find_root(root, split)
+    pairs = [pair for pass_name in passes for pair in find_pairs(root, split=split, pass_name=pass_name, scenes=scenes)]
+    height, width = frame_size(pairs)
+    described = [_described(pair, root) for pair in (track(pairs, label="hashing", unit="pair") if track else pairs)]
+    return {"description": description, "root": shown(root), "split": split, "height": height, "width": width, "pairs": described}
 
 
 _FILES = ("image1", "image2", "flow", "occlusion", "invalid")
 
 
-def pair_from_index(entry: dict) -> FramePair:
-    """The inverse of ``describe_pair``."""
-    files = {kind: Path(path) for kind, path in entry["files"].items()}
-    return FramePair(pass_name=entry["pass_name"], scene=entry["scene"], number=entry["number"], **files)
+def _described(pair: FramePair, root: Path) -> dict[str, Any]:
+    files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
+    return {
+        "name": pair.name,
+        "pass_name": pair.pass_name,
+        "scene": pair.scene,
+        "number": pair.number,
+        "files": {kind: str(path.relative_to(root)) for kind, path in files.items()},
+        "sha256": {kind: sha256(path) for kind, path in files.items()},
+    }
+
+
+def load_pairs(index: dict[str, Any], names: Iterable[str] | None = None) -> list[FramePair]:
+    """The pairs of an index, or those of the given names, in the index's order; a name that it does not hold is an error."""
+    root = PROJECT / index["root"]
+    entries = {entry["name"]: entry for entry in index["pairs"]}
+    wanted = set(entries if names is None else names)
+    unknown = sorted(wanted - set(entries))
+    if unknown:
+        raise ValueError(f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): run 01_data and 04_infer again")
+    return [
+        FramePair(
+            pass_name=entry["pass_name"],
+            scene=entry["scene"],
+            number=entry["number"],
+            **{kind: root / path for kind, path in entry["files"].items()},
+        )
+        for name, entry in entries.items()
+        if name in wanted
+    ]
+
+
+def count_pairs(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a table: pairs per pass and scene, and how many have ground truth of each kind."""
+    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for pair in index["pairs"]:
+        counts[pair["pass_name"], pair["scene"]].update(["pairs", *(kind for kind in _FILES[2:] if kind in pair["files"])])
+    return [
+        {
+            "pass": pass_name,
+            "scene": scene,
+            "pairs": count["pairs"],
+            "with flow": count["flow"],
+            "with occlusion": count["occlusion"],
+            "with invalid": count["invalid"],
+        }
+        for (pass_name, scene), count in counts.items()
+    ]
+
+
+def declared_subset(
+    pairs: list[FramePair], *, batch_size: int, full_batch_size: int | None, pairs_per_scene: int
+) -> tuple[list[FramePair], str]:
+    """The pairs that a batch size infers, and a sentence that says which, empty for all.
+
+    On the complete data set one batch size infers everything; the others infer the first pairs of each scene, which 05 checks to be
+    the same flow.
+    """
+    if full_batch_size is None or batch_size == full_batch_size or pairs_per_scene == 0:
+        return pairs, ""
+    taken: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for pair in pairs:
+        taken[pair.pass_name, pair.scene] += 1
+        if taken[pair.pass_name, pair.scene] <= pairs_per_scene:
+            chosen.append(pair)
+    if len(chosen) == len(pairs):
+        return pairs, ""
+    return chosen, f"a declared subset, the first {pairs_per_scene} pairs of each scene: {len(chosen)} of {len(pairs)} pairs."
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:

@@ -1,0 +1,99 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.SUFFIXES:
+.DEFAULT_GOAL := help
+
+# What to run. PYTHON=python uses an environment that is already there instead of building .venv.
+PROFILE   ?= demo
+BS        ?= 1 4
+BACKEND   ?= openvino
+PRECISION ?= float32
+RUN       ?= $(BACKEND)-$(PRECISION)
+PYTHON    ?= .venv/bin/python
+BASE_PYTHON ?= python3
+# For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+ENV    := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
+OUT    := outputs/$(PROFILE)
+SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN) \
+          $(if $(SINTEL),--set sintel_root="$(abspath $(SINTEL))") \
+          $(if $(CHECKPOINT),--set checkpoint="$(if $(wildcard $(CHECKPOINT)),$(abspath $(CHECKPOINT)),$(CHECKPOINT))") \
+          $(if $(UPDATES),--set num_updates=$(UPDATES)) \
+          $(foreach setting,$(PARAMS),--set $(setting))
+STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
+stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
+PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
+
+.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) test lint lab doctor lock clean distclean always
+
+help: ## show this help
+	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+	@echo "  variables: PROFILE=$(PROFILE) BS=\"$(BS)\" BACKEND=$(BACKEND) PRECISION=$(PRECISION) RUN=$(RUN) SINTEL= CHECKPOINT= UPDATES= PARAMS=\"name=value ...\" FORCE=1 PYTHON=$(PYTHON) TORCH_INDEX="
+
+reproduce: $(ENV) ## run every notebook for every batch size in BS and write the report
+	@status=0; $(MAKE) --no-print-directory -k stages || status=$$?; \
+	$(PYTHON) -m gma_lib.report --profile $(PROFILE); exit $$status
+
+stages: $(call stamps,05_evaluate) $(call stamps,06_perf)
+
+report: $(ENV) ## write the index page from what is there
+	@$(PYTHON) -m gma_lib.report --profile $(PROFILE)
+
+01_data: $(OUT)/data/.01_data.json ## list and check the frames; render the demo set
+02_export: $(call stamps,02_export) ## weights to ONNX
+03_convert: $(call stamps,03_convert) ## ONNX to what the backend loads
+04_infer: $(call stamps,04_infer) ## flow of every pair
+05_evaluate: $(call stamps,05_evaluate) ## accuracy
+06_perf: $(call stamps,06_perf) ## time and memory
+
+# The targets are the stamps that a stage writes last. Whether one is up to date is decided by content, in the runner, because times say little:
+# JupyterLab saves what was not changed, and parameters given here leave no file behind.
+$(OUT)/data/.01_data.json: always $(ENV)
+	@$(call STAGE,01_data,$(firstword $(BS)))
+$(call stamps,02_export): $(OUT)/$(RUN)/bs%/.02_export.json: always $(OUT)/data/.01_data.json
+	@$(call STAGE,02_export,$*)
+$(call stamps,03_convert): $(OUT)/$(RUN)/bs%/.03_convert.json: always $(OUT)/$(RUN)/bs%/.02_export.json
+	@$(call STAGE,03_convert,$*)
+$(call stamps,04_infer): $(OUT)/$(RUN)/bs%/.04_infer.json: always $(OUT)/$(RUN)/bs%/.03_convert.json
+	@$(call STAGE,04_infer,$*)
+$(call stamps,05_evaluate): $(OUT)/$(RUN)/bs%/.05_evaluate.json: always $(OUT)/$(RUN)/bs%/.04_infer.json
+	@$(call STAGE,05_evaluate,$*)
+$(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs%/.03_convert.json
+	@$(call STAGE,06_perf,$*)
+
+test: $(ENV) ## run the tests
+	$(PYTHON) -m pytest
+
+lint: $(ENV) ## check style, and that notebooks carry no outputs
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
+
+lab: $(ENV) ## open the notebooks in JupyterLab
+	$(PYTHON) -m jupyterlab --notebook-dir=.
+
+doctor: $(ENV) ## say what this machine has and lacks
+	@$(PYTHON) -m gma_lib.doctor
+
+lock: ## write requirements.lock anew from pyproject.toml
+	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.lock-venv/bin/python -m pip install --quiet --editable .[dev]
+	.lock-venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
+	rm -rf .lock-venv
+
+.venv/.ready: requirements.lock pyproject.toml
+	@echo "Building .venv (once, about two minutes and 3 GB)"
+	$(BASE_PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make BASE_PYTHON=python3.11 ...")'
+	$(BASE_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean: ## delete what runs wrote for this profile
+	rm -rf $(OUT)
+
+distclean: ## delete all results and the environment
+	rm -rf outputs .venv

@@ -1,0 +1,230 @@
+"""The index page over all stages, batch sizes and runs of a profile, from whatever the stages have left."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+
+from gma_lib import pipeline, published
+from gma_lib.runs import PROJECT, Run, git_commit, machine, shown
+
+TEMPLATES = Path(__file__).parent / "templates"
+WORDS = {
+    "ok": ("✓ done", "ok"),
+    "failed": ("✗ failed", "bad"),
+    "timeout": ("✗ timed out", "bad"),
+    "died": ("✗ kernel died", "bad"),
+    "interrupted": ("✗ interrupted", "bad"),
+    "out_of_memory": ("– does not fit", "bad"),
+    "skipped": ("– skipped", "none"),
+    "stale": ("! stale: an earlier stage has run since", "bad"),
+    None: ("· not run", "none"),
+}
+
+
+def write_index(outputs: Path, profile: str) -> Path:
+    """Write ``outputs/<profile>/index.html`` from whatever the stages have left there."""
+    folder = Path(outputs) / profile
+    found = _columns(folder)
+    runs = {name: [run for run in found if run.name == name] for name in dict.fromkeys(run.name for run in found)}
+    metrics = {run: _json(run.folder / "metrics.json") for run in found}
+    passes = list(dict.fromkeys(pass_name for content in metrics.values() for pass_name in _passes(content))) or ["clean", "final"]
+    page = _template().render(
+        profile=profile,
+        data_line=_data_line(_json(folder / "data" / "index.json")),
+        notes=list(dict.fromkeys(note for run in found for note in _notes(run))),
+        passes=passes,
+        headline=[_headline(run, metrics[run], passes) for run in found],
+        published=_published_rows(passes),
+        comparison=_comparison(found),
+        throughput=_throughput(runs),
+        stages=list(pipeline.STAGES),
+        runs=[{"name": name, "rows": [_stage_row(folder, run) for run in group]} for name, group in runs.items()],
+        tables=_tables(metrics),
+        footer=_footer(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".index.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, folder / "index.html")
+    return folder / "index.html"
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("index.html.j2")
+
+
+def _columns(folder: Path) -> list[Run]:
+    """Every run and batch size that has left a stamp, sorted by name, then by size."""
+    found = []
+    for path in sorted(folder.glob("*/bs*")):
+        stamps = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
+        size = path.name.removeprefix("bs")
+        if stamps and size.isdigit():
+            known = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
+            found.append(
+                Run(folder.parent, folder.name, known.get("backend", "?"), known.get("precision", "?"), int(size), path.parent.name)
+            )
+    return sorted(found, key=lambda run: (run.name, run.batch_size))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _passes(metrics: dict) -> dict[str, dict]:
+    """The passes of a ``metrics.json``: whatever has been scored in it."""
+    return {name: value for name, value in metrics.items() if isinstance(value, dict) and "pairs_scored" in value}
+
+
+def _data_line(index: dict) -> str:
+    if not index:
+        return "No data set yet: 01_data has not run."
+    pairs = index["pairs"]
+    scenes = len({pair["scene"] for pair in pairs})
+    truth = sum("flow" in pair["files"] for pair in pairs)
+    return f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
+
+
+def _notes(run: Run) -> list[str]:
+    """Sentences that must stand beside the numbers: what the weights are, what was left out, what a stand-in produced."""
+    export, infer, perf = (_json(run.folder / f"{name}.json") for name in ("export", "infer", "perf"))
+    notes = [export["checkpoint"]["note"]] if export else []
+    if infer.get("subset"):
+        notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
+    if perf.get("simulated"):
+        notes.append(f"SIMULATED: {run.name}, batch size {run.batch_size}, was produced by a stand-in for the device.")
+    return notes
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
+    perf, converted = _json(run.folder / "perf.json"), _json(run.folder / "convert.json")
+    scores = _passes(metrics)
+    accuracy = []
+    for pass_name in passes:
+        everything = scores.get(pass_name, {}).get("all", {})
+        px1 = everything.get("px1")
+        accuracy += [_number(everything.get("epe"), 3), _number(None if px1 is None else 100 * px1, 2)]
+    deviation = converted.get("deviation") or {}
+    return {
+        "run": run.name,
+        "batch_size": run.batch_size,
+        "accuracy": accuracy,
+        "scored": "; ".join(f"{name} {s['pairs_scored']} of {s['pairs_inferred']}" for name, s in scores.items()),
+        "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
+        "median": _number(perf.get("median_s"), 2),
+        "memory": _number(perf["peak_rss_bytes"] / 1e9 if "peak_rss_bytes" in perf else None, 2),
+        "perf_reason": perf.get("reason") or "",
+        "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
+    }
+
+
+def _published_rows(passes: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for size, rate in published.GUIDE_PAIRS_PER_SECOND.items():
+        accuracy = []
+        for pass_name in passes:
+            px1 = published.GUIDE_PX1.get(pass_name) if size == 1 else None
+            accuracy += ["", _number(None if px1 is None else 100 * px1, 2)]
+        rows.append(
+            {
+                "source": f"published: {published.GUIDE_SOURCE}",
+                "batch_size": size,
+                "accuracy": accuracy,
+                "pairs_per_second": _number(rate, 3) if rate else "out of memory",
+            }
+        )
+    return rows
+
+
+def _comparison(runs: list[Run]) -> str:
+    verdicts = [content["verdict"] for run in runs if (content := _json(run.folder / "metrics.json")).get("verdict")]
+    return verdicts[0] if verdicts else ""
+
+
+def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
+    rows = {
+        name: {run.batch_size: perf for run in group if (perf := _json(run.folder / "perf.json"))} for name, group in runs.items()
+    }
+    if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
+        return None
+    from gma_lib.figures import encoded, throughput_figure
+
+    figure, alt = throughput_figure(rows)
+    media_type, data = encoded(figure)
+    return {"type": media_type, "data": data, "alt": alt}
+
+
+def _stage_row(folder: Path, run: Run) -> dict[str, Any]:
+    return {"batch_size": run.batch_size, "cells": [_stage_cell(folder, stage, run) for stage in pipeline.STAGES]}
+
+
+def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
+    stamp = pipeline.read_stamp(stage, run)
+    place = pipeline.stage_folder(stage, run)
+    status = stamp and stamp["status"]
+    if status == "ok" and stamp["upstream"] != pipeline.upstream_keys(stage, run):
+        status = "stale"
+    word, kind = WORDS.get(status, (str(status), "bad"))
+
+    def link(name: str) -> str | None:
+        return os.path.relpath(place / name, folder) if (place / name).is_file() else None
+
+    return {
+        "word": word,
+        "kind": kind,
+        "reason": stamp["reason"] if stamp and kind != "ok" else "",
+        "seconds": f"{stamp['seconds']:.0f} s" if stamp and stamp["seconds"] else "",
+        "html": link(f"{stage}.html"),
+        "notebook": link(f"{stage}.ipynb") or link(f"{stage}.failed.ipynb"),
+    }
+
+
+def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
+    """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05 has checked."""
+    shown_runs = {}
+    for run, content in metrics.items():
+        if _passes(content):
+            shown_runs.setdefault(run.name, (run, content))
+    if not shown_runs:
+        return []
+    from gma_lib.evaluation import group_table, scored_of
+
+    tables = []
+    for name, (run, content) in shown_runs.items():
+        scores = _passes(content)
+        counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
+        html = group_table(scores).to_html(float_format="{:.2f}".format, na_rep="", border=0)
+        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
+    return tables
+
+
+def _footer() -> str:
+    here = machine()
+    return (
+        f"Made from commit {git_commit() or 'unknown'} on {here['processor']}, {here['cores']} cores, {here['memory_bytes'] / 1e9:.0f} GB. "
+        "Every JSON file beside the notebooks carries versions and hashes."
+    )
+
+
+@click.command()
+@click.option("--profile", default="demo", show_default=True)
+@click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
+def main(profile: str, outputs: str) -> None:
+    """Write the index page of a profile and print where it lies."""
+    print(f"report: {shown(write_index(PROJECT / outputs, profile))}")
+
+
+if __name__ == "__main__":
+    main()
