@@ -8,7 +8,7 @@ from pathlib import Path
 import flow_vis
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from gma_lib.flow_io import read_flow, read_frame, read_mask
 from gma_lib.inference import flow_path
@@ -224,12 +224,14 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
     speed.plot(list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16")
     speed.set(xlabel="batch size", ylabel="pairs per second")
     memory.set(xlabel="batch size", ylabel="peak memory, GB")
+    sizes = sorted({*guide, *(size for rows in runs.values() for size in rows)})
     for axes in (speed, memory):
-        axes.set_ylim(bottom=0)
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+        axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+        axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
     return figure, f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {guide}."
 
 

@@ -43,12 +43,12 @@ STAGES = {
     "06_perf": ("03_convert",),
 }
 SHARED_STAGES = {"01_data"}  # once per profile, whatever the batch size and the backend
-# What a stage leaves beside its notebook, relative to its folder
+# What a stage leaves beside its notebook: patterns relative to its folder, each of which matches a file at least
 PRODUCTS = {
     "01_data": ("index.json",),
-    "02_export": ("export.json", "model/gma.onnx"),
-    "03_convert": ("convert.json",),
-    "04_infer": ("infer.json", "flow/ledger.jsonl"),
+    "02_export": ("export.json", "model/gma*.onnx", "model/reference.flo"),
+    "03_convert": ("convert.json", "model/*"),
+    "04_infer": ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo"),
     "05_evaluate": ("metrics.json",),
     "06_perf": ("perf.json",),
 }
@@ -223,12 +223,20 @@ def read_stamp(stage: str, run: Run) -> dict[str, Any] | None:
 
 
 def is_up_to_date(stage: str, run: Run, key: str) -> bool:
-    """Whether the stamp carries this key and every file it lists still has its content."""
+    """Whether the stamp carries this key and everything that the stage left is still there, unchanged."""
     stamp = read_stamp(stage, run)
     if stamp is None or stamp["key"] != key or stamp["status"] != "ok":
         return False
-    folder = stage_folder(stage, run)
-    return all((folder / name).is_file() and sha256(folder / name) == value for name, value in stamp["outputs"].items())
+    return fingerprints(stage, stage_folder(stage, run)) == stamp["outputs"]
+
+
+def fingerprints(stage: str, folder: Path) -> dict[str, str]:
+    """Every file that a stage left -> SHA-256; flow files by size, because the ledger beside them holds their hashes."""
+    patterns = (f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage])
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return {
+        str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files
+    }
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -260,7 +268,7 @@ def run_stage(stage: str, parameters: dict[str, Any], *, force: bool = False) ->
         limits = {name: parameters[name] for name in RUNNER_PARAMETERS}
         status, reason = _execute(stage, run, mine, label, **limits)
         seconds = time.monotonic() - start
-        outputs = _outputs(stage, folder, status)
+        outputs = fingerprints(stage, folder) if status == "ok" else {}
         _write_stamp(
             stage,
             run,
@@ -306,11 +314,6 @@ def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _outputs(stage: str, folder: Path, status: str) -> dict[str, str]:
-    names = [f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage]] if status == "ok" else []
-    return {name: sha256(folder / name) for name in names}
-
-
 def _execute(
     stage: str, run: Run, parameters: dict[str, Any], label: str, *, limit_s: float, cell_limit_s: float
 ) -> tuple[str, str]:
@@ -332,7 +335,7 @@ def _execute(
         _tidy(running, stage, status, reason)
         os.replace(running, done if status == "ok" else failed)
     if status == "ok":
-        missing = [name for name in PRODUCTS[stage] if not (folder / name).is_file()]
+        missing = [pattern for pattern in PRODUCTS[stage] if not any(folder.glob(pattern))]
         if missing:
             os.replace(done, failed)
             return "failed", f"the notebook ended without writing {missing[0]}"

@@ -99,7 +99,7 @@ def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
 # --- JSON files -----------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, content: dict[str, Any]) -> Path:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity become null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,6 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def read_json(path: Path, *, made_by: str) -> dict[str, Any]:

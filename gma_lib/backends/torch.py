@@ -32,10 +32,7 @@ class TorchBackend(SplitBackend):
     """Runs ``gma.safetensors``, whose metadata hold the configuration."""
 
     def __init__(self, path: Path, options: TorchOptions | None = None):
-        try:
-            import torch
-        except ImportError as error:
-            raise ImportError("the torch backend needs PyTorch: pip install torch") from error
+        import torch
         from safetensors import safe_open
 
         from gma_lib.checkpoints import load_model

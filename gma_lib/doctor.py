@@ -1,0 +1,119 @@
+"""Say what this machine has and lacks: ``make doctor``."""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from gma_lib.runs import PROJECT, cores, memory_bytes, processor
+
+NEEDED = ("numpy", "onnx", "onnxruntime", "openvino", "cv2", "matplotlib", "pandas", "papermill", "nbconvert", "torch")
+LOCK = PROJECT / "requirements.lock"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: OK, NOT OK (needed, with the remedy), or absent (optional, with what it would give)."""
+
+    word: str
+    what: str
+    detail: str
+
+
+def findings() -> Iterator[Finding]:
+    """Everything that is needed or optional, in the order in which a user would mend it."""
+    version = sys.version.split()[0]
+    yield _needed(sys.version_info >= (3, 11), "Python", version, "install Python 3.11 or newer")
+    yield from map(_package, NEEDED)
+    yield from _differences_from_lock()
+    yield _needed(shutil.which("make") is not None, "make", shutil.which("make") or "", "install GNU make")
+    yield _kernel()
+    free = shutil.disk_usage(PROJECT).free
+    yield _needed(free > 2e9, "free disk", f"{free / 1e9:.0f} GB", "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size")
+    memory = memory_bytes()
+    yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
+    yield Finding("OK", "processor", f"{processor()}, {cores()} cores")
+    yield _optional(_has_bf16(), "AVX-512 BF16 or AMX", "bfloat16 at full speed", "bfloat16 would be emulated or refused")
+    yield _gpu()
+    cann = _cann()
+    yield _optional(cann is not None, "CANN", str(cann), "the Ascend toolkit; only for an Ascend card")
+
+
+def _needed(good: bool, what: str, detail: str, remedy: str) -> Finding:
+    return Finding("OK", what, detail) if good else Finding("NOT OK", what, f"{detail}: {remedy}".lstrip(": "))
+
+
+def _optional(there: bool, what: str, detail: str, absent: str) -> Finding:
+    return Finding("OK" if there else "absent", what, detail if there else f"optional: {absent}")
+
+
+def _package(name: str) -> Finding:
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        return Finding("NOT OK", name, f"{error}: delete .venv and run make again, or pip install -e .")
+    return Finding("OK", name, getattr(module, "__version__", "").split("-")[0])
+
+
+def _differences_from_lock() -> Iterator[Finding]:
+    """Installed versions that are not the locked ones; numbers may then differ in their last digits."""
+    if not LOCK.is_file():
+        return
+    for line in LOCK.read_text().splitlines():
+        name, _, locked = line.partition("==")
+        try:
+            found = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            yield Finding("NOT OK", name, f"not installed; requirements.lock has {locked}")
+            continue
+        if found != locked:
+            yield Finding("differs", name, f"{found} installed, {locked} in requirements.lock")
+
+
+def _kernel() -> Finding:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        where = KernelSpecManager().get_kernel_spec("python3").resource_dir
+    except NoSuchKernel:
+        return Finding("NOT OK", "Jupyter kernel python3", "pip install ipykernel")
+    return Finding("OK", "Jupyter kernel python3", "" if where.startswith(sys.prefix) else f"from {where}")
+
+
+def _has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _gpu() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return Finding("absent", "GPU", "optional: PyTorch is not installed")
+    there = torch.cuda.is_available()
+    return _optional(there, "GPU", torch.cuda.get_device_name() if there else "", "none that PyTorch can use; everything runs on the CPU")
+
+
+def _cann() -> Path | None:
+    """CANN's environment script, in its newer and older places."""
+    places = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
+    return next((Path(place) for place in places if Path(place).is_file()), None)
+
+
+def main() -> None:
+    """Print a line per finding; exit 1 if something needed is missing."""
+    found = list(findings())
+    for finding in found:
+        print(f"{finding.word:7} {finding.what:24} {finding.detail}")
+    if any(finding.word == "NOT OK" for finding in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

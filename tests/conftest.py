@@ -1,0 +1,102 @@
+"""Data that several tests share: a tiny Sintel on disk, small frames, the network with seeded weights."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gma_lib.flow_io import write_flow, write_frame, write_mask
+
+HEIGHT, WIDTH = 128, 160  # the smallest frames whose coarsest correlation level still has two cells a side
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of reference vectors computed with the authors' implementation; not part of the project."""
+    return _shared("golden")
+
+
+@pytest.fixture(scope="session")
+def sintel_sample() -> Path:
+    """A few real Sintel frames; not part of the project."""
+    return _shared("data/sintel-sample")
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"needs {name}, which is not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_golden(golden: Path) -> dict[str, np.ndarray]:
+    """The reference vectors at 128x160."""
+    with np.load(golden / "gma_reference_128x160.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture
+def tiny_sintel(tmp_path: Path) -> Path:
+    """Two scenes of three frames in two passes; alley has flow of (3, 4) everywhere, cave has none for its second pair."""
+    return write_tiny_sintel(tmp_path / "tiny-sintel")
+
+
+def write_tiny_sintel(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    flow = np.zeros((2, HEIGHT, WIDTH), np.float32)
+    flow[0], flow[1] = 3, 4
+    occluded = np.zeros((HEIGHT, WIDTH), bool)
+    occluded[:, :16] = True
+    for scene, scored in (("alley", (1, 2)), ("cave", (1,))):
+        for pass_name in ("clean", "final"):
+            for number in (1, 2, 3):
+                frame = rng.integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.float32)
+                write_frame(root / "training" / pass_name / scene / f"frame_{number:04d}.png", frame)
+        for number in scored:
+            write_flow(root / "training" / "flow" / scene / f"frame_{number:04d}.flo", flow)
+            write_mask(root / "training" / "occlusions" / scene / f"frame_{number:04d}.png", occluded)
+            write_mask(root / "training" / "invalid" / scene / f"frame_{number:04d}.png", np.zeros_like(occluded))
+    return root
+
+
+@pytest.fixture(scope="session")
+def seeded():
+    """The network with seeded weights and its checkpoint."""
+    from gma_lib.checkpoints import load_model
+
+    return load_model("seeded")
+
+
+@pytest.fixture(scope="session")
+def small_frames() -> tuple[np.ndarray, np.ndarray]:
+    """A batch of two different pairs that move by a few pixels."""
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 256, (2, 3, HEIGHT // 4, WIDTH // 4)).astype(np.float32)
+    image1 = coarse.repeat(4, axis=2).repeat(4, axis=3)
+    return image1, np.roll(image1, (2, 5), axis=(2, 3))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Where skips are counted as failures (GMA_STRICT_SKIPS), say which were not expected."""
+    unexpected = _unexpected_skips(terminalreporter)
+    if unexpected:
+        terminalreporter.section("skipped tests that tests/allowed_skips.txt does not list")
+        for name in unexpected:
+            terminalreporter.line(name)
+
+
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and session.exitstatus == 0 and _unexpected_skips(reporter):
+        session.exitstatus = 1
+
+
+def _unexpected_skips(reporter) -> list[str]:
+    if not os.environ.get("GMA_STRICT_SKIPS"):
+        return []
+    allowed = {line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")}
+    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)
