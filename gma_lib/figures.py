@@ -169,7 +169,10 @@ def error_curve(curves: Mapping[str, Sequence[float]], thresholds: Sequence[floa
         axes.plot(thresholds, 100 * np.asarray(shares), style, color=colour, label=label)
     axes.set(xlabel="endpoint error, px", ylabel="pixels within it, %", ylim=(0, 101), xlim=(0, max(thresholds)))
     axes.grid(alpha=0.3)
-    axes.legend()
+    if curves:
+        axes.legend()
+    else:
+        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
     middle = int(np.argmin(np.abs(np.asarray(thresholds) - 1)))
     within = ", ".join(f"{label} {100 * shares[middle]:.1f} %" for label, shares in curves.items())
     return figure, f"Share of pixels by endpoint error; within {thresholds[middle]:.2f} px: {within}."

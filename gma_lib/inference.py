@@ -133,13 +133,14 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
     path = flow_path(folder, pair)
     write_flow(path, flow)
     with open(folder / LEDGER, "a", encoding="utf-8") as ledger:
-        ledger.write(json.dumps({"pair": pair.name, "key": key, "sha256": sha256(path)}) + "\n")
+        # The line break comes first: a line that an interruption cut short then spoils no other.
+        ledger.write("\n" + json.dumps({"pair": pair.name, "key": key, "sha256": sha256(path)}))
         ledger.flush()
         os.fsync(ledger.fileno())
 
 
 def _ledger_lines(folder: Path) -> Iterator[dict]:
-    """Entries of the ledger; a line that an interruption cut short is skipped, its pair then counts as not stored."""
+    """Entries of the ledger; a line that an interruption cut short is skipped, and its pair counts as not stored."""
     ledger = Path(folder) / LEDGER
     if not ledger.is_file():
         return

@@ -206,10 +206,15 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process can count on: the machine's, or its container's limit where that is lower."""
+    """Memory that this process can count on: the machine's, or its container's limit where that is lower.
+
+    The environment variable GMA_MEMORY_BYTES lowers it further, for a machine that is to be shared.
+    """
     import psutil
 
     limits = [psutil.virtual_memory().total]
+    if "GMA_MEMORY_BYTES" in os.environ:
+        limits.append(int(os.environ["GMA_MEMORY_BYTES"]))
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             limits.append(int(Path(file).read_text()))

@@ -1,5 +1,7 @@
 """The network computes what the authors' computes, in every form."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gma_lib.padding import Padding
 
 # Rounding in another order moves the flow by about 1e-5 px; a real difference, by a pixel and more.
 CLOSE = 1e-3
+EXCERPT = Path(__file__).parent / "data" / "reference_excerpt.npz"
 
 
 def distance(found: torch.Tensor, reference: np.ndarray) -> float:
@@ -172,6 +175,18 @@ def test_frames_that_do_not_belong_together(seeded):
 def test_configurations_that_do_not_exist(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         GMAConfig(**wrong)
+
+
+@pytest.mark.parametrize("attention", ["content", "position", "position_and_content"])
+def test_excerpt_of_the_reference(seeded, attention):
+    """Every 16th pixel of the authors' flow for a small pair: goes with the project, so that parity is tested everywhere."""
+    names = {"content": "flow_iters6", "position": "flow_iters6_position_only"}
+    with np.load(EXCERPT) as file:
+        image1, image2 = (torch.from_numpy(file[name]).float() for name in ("image1", "image2"))
+        reference = file[names.get(attention, "flow_iters6_position_and_content")]
+    with torch.inference_mode():
+        found = with_config(seeded[1].state, attention=attention)(image1, image2)
+    assert distance(found[..., 4::16, 4::16], reference) < CLOSE
 
 
 def test_full_size(seeded, golden, sintel_sample):

@@ -1,0 +1,168 @@
+"""Pairs become flow files: each once, whole, of the right pair, whatever interrupts."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gma_lib import inference, sintel
+from gma_lib.backends import FakeBackend
+from gma_lib.flow_io import read_flow, read_frame, read_tensor, write_frame
+
+
+def first_value(image1, image2):
+    """Flow that tells whose it is: the first pixel of either frame, everywhere."""
+    batch, _, height, width = image1.shape
+    u, v = image1[:, 0, 0, 0], image2[:, 0, 0, 0]
+    return np.stack([u, v], axis=1)[:, :, None, None] * np.ones((batch, 2, height, width), np.float32)
+
+
+@pytest.fixture
+def pairs(tiny_sintel):
+    return [pair for pass_name in ("clean", "final") for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)]
+
+
+@pytest.mark.parametrize(("batch_size", "filled"), [(1, 0), (3, 1), (8, 0), (16, 8)])
+def test_every_pair_gets_its_own_flow(pairs, tmp_path, batch_size, filled):
+    backend = FakeBackend(first_value)
+    summary = inference.infer(pairs, backend, tmp_path / "flow", batch_size=batch_size, key="k")
+    assert (summary.pairs, summary.computed, summary.reused, summary.filled) == (8, 8, 0, filled)
+    assert backend.calls == -(-8 // batch_size)
+    for pair in pairs:
+        flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
+        assert flow.shape == (2, 128, 160)
+        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+
+
+def test_flow_is_unpadded(tmp_path):
+    for number in (1, 2):
+        write_frame(tmp_path / f"training/clean/a/frame_000{number}.png", np.full((3, 130, 161), number, np.float32))
+
+    def rows(image1, image2):
+        assert image1.shape == (1, 3, 136, 168)
+        return np.broadcast_to(np.arange(136, dtype=np.float32)[:, None], (1, 2, 136, 168)).copy()
+
+    inference.infer(sintel.find_pairs(tmp_path), FakeBackend(rows), tmp_path / "flow", batch_size=1, key="k")
+    flow = read_flow(tmp_path / "flow/clean/a/frame_0001.flo")
+    assert flow.shape == (2, 130, 161)
+    assert flow[0, :, 0].tolist() == list(range(3, 133))
+
+
+def test_what_is_there_is_not_computed_again(pairs, tmp_path):
+    folder = tmp_path / "flow"
+    inference.infer(pairs[:5], FakeBackend(first_value), folder, batch_size=2, key="k")
+    backend = FakeBackend(first_value)
+    summary = inference.infer(pairs, backend, folder, batch_size=2, key="k")
+    assert (summary.computed, summary.reused, backend.calls) == (3, 5, 2)
+
+
+@pytest.mark.parametrize("change", ["key", "frame", "file", "missing", "half a line"])
+def test_what_is_not_the_same_is_computed_again(pairs, tmp_path, change):
+    folder, key = tmp_path / "flow", "k"
+    inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key)
+    expected = 1
+    path = inference.flow_path(folder, pairs[0])
+    if change == "key":
+        key, expected = "another model", 8
+    elif change == "frame":
+        write_frame(pairs[0].image1, 255 - read_frame(pairs[0].image1))
+    elif change == "file":
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    elif change == "missing":
+        path.unlink()
+    else:
+        lines = (folder / inference.LEDGER).read_text().strip().splitlines()
+        (folder / inference.LEDGER).write_text("\n".join([*lines[1:], lines[0][:40]]))
+    assert inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed == expected
+    assert inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed == 0
+
+
+SLOW = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from gma_lib import inference, sintel
+from gma_lib.backends import FakeBackend
+
+def slow(image1, image2):
+    print("call", flush=True)
+    time.sleep(0.15)
+    return np.zeros((len(image1), 2, *image1.shape[2:]), np.float32)
+
+inference.infer(sintel.find_pairs(Path(sys.argv[1])), FakeBackend(slow), Path(sys.argv[2]), batch_size=1, key="k")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
+    """A real process, stopped for real in the middle: no stored pair is computed twice, none is missing."""
+    command = [sys.executable, "-c", SLOW, str(tiny_sintel), str(tmp_path / "flow")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for _ in range(3):
+        assert process.stdout.readline() == "call\n"
+    time.sleep(0.05)
+    process.send_signal(how)
+    process.wait(timeout=30)
+    stored = inference.stored_hashes(tmp_path / "flow")
+    assert len(stored) == 2
+    assert not [path for path in (tmp_path / "flow").rglob("*.flo") if path.name.startswith(".") and how == signal.SIGINT]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.count("call") == 4 - 2
+    assert len(list((tmp_path / "flow").rglob("frame_*.flo"))) == 4
+
+
+def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):
+    def broken(image1, image2):
+        return np.full((len(image1), 2, *image1.shape[2:]), np.nan, np.float32)
+
+    with pytest.raises(ValueError, match=r"clean/alley/frame_0001 holds values that are not finite"):
+        inference.infer(pairs, FakeBackend(broken), tmp_path / "flow", batch_size=1, key="k")
+    assert not list(tmp_path.glob("flow/**/*.flo"))
+
+
+def test_flow_of_another_shape_is_refused(pairs, tmp_path):
+    with pytest.raises(ValueError, match="answered with shape"):
+        inference.infer(pairs, FakeBackend(lambda a, b: np.zeros((1, 2, 8, 8), np.float32)), tmp_path / "f", batch_size=1, key="k")
+
+
+def test_a_truncated_frame_is_named(pairs, tmp_path):
+    pairs[0].image2.write_bytes(pairs[0].image2.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"alley/frame_0002\.png.*truncated"):
+        inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
+    assert not list(tmp_path.glob("flow/**/*.flo"))
+
+
+def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sintel.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OSError, match="are free"):
+        inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
+    assert not (tmp_path / "flow").exists()
+
+
+def test_the_guides_tensors(pairs, tmp_path):
+    folder = inference.write_guide_tensors(pairs, tmp_path / "tensors")
+    names = json.loads((folder / "pairs.json").read_text())
+    assert names["0"] == "clean/alley/frame_0001"
+    np.testing.assert_array_equal(read_tensor(folder / "image1/0.bin", (1, 3, 128, 160))[0], read_frame(pairs[0].image1))
+    assert read_tensor(folder / "gt/0.bin", (128, 160, 2))[0, 0].tolist() == [3, 4]
+    assert sorted(path.stem for path in (folder / "gt").iterdir()) == ["0", "1", "2", "4", "5", "6"]
+
+
+def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
+    """Hashes of what the guide's own preprocessing wrote for frames 2 and 3 of both scenes, clean pass."""
+    pairs = [pair for pair in sintel.find_pairs(sintel_sample) if pair.number == 2]
+    folder = inference.write_guide_tensors(pairs, tmp_path)
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.bin")}
+    assert hashes == {
+        "gt/0.bin": "22897c9919ac44f82b7460a1c3f2f87ec45775087ac21ef96373358efbc442a3",
+        "gt/1.bin": "c927a1511c30296046f4816defe4a31af661782fa432bedeaf4a3c77b5c712ed",
+        "image1/0.bin": "a8098aaefb8f8c2e8e613f46e9d68a09c9f79d82b65075dc9efcbba27596fb6f",
+        "image1/1.bin": "b51865cafc527d9fbe3b406889c8264a969ef99e20455e04be4b6af17425f3d2",
+        "image2/0.bin": "792bbb4215421eef97249e680b04aef457a2f82a2da9712fb3c99e1006ce7ed3",
+        "image2/1.bin": "d7f733e7504ab2ddcecd92d820a93962c09d60c33a8c0206695186fc67b25197",
+    }
