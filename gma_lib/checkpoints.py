@@ -129,11 +129,7 @@ def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str,
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     if missing or unexpected:
-        parts = [
-            f"{len(names)} {kind} (first: {names[0]})"
-            for kind, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
+        parts = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
         raise ValueError(f"{source}: not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}")
     for name, tensor in wanted.items():
         if state[name].shape != tensor.shape:

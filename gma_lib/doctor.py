@@ -36,7 +36,7 @@ def findings() -> Iterator[Finding]:
     memory = memory_bytes()
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
     yield Finding("OK", "processor", f"{processor()}, {cores()} cores")
-    yield _optional(_has_bf16(), "AVX-512 BF16 or AMX", "bfloat16 at full speed", "bfloat16 would be emulated or refused")
+    yield _optional(has_bf16(), "AVX-512 BF16 or AMX", "bfloat16 at full speed", "bfloat16 would be emulated or refused")
     yield _gpu()
     cann = _cann()
     yield _optional(cann is not None, "CANN", str(cann), "the Ascend toolkit; only for an Ascend card")
@@ -83,7 +83,8 @@ def _kernel() -> Finding:
     return Finding("OK", "Jupyter kernel python3", "" if where.startswith(sys.prefix) else f"from {where}")
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

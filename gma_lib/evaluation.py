@@ -27,9 +27,7 @@ GROUP_LABELS = {
 }
 
 
-def evaluate(
-    pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None
-) -> dict[str, dict[str, Any]]:
+def evaluate(pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None) -> dict[str, dict[str, Any]]:
     """Score the flow of every pair that has ground truth.
 
     Parameters
@@ -157,11 +155,7 @@ def group_table(metrics: dict[str, dict]) -> pd.DataFrame:
 
 def scene_table(metrics: dict[str, dict]) -> pd.DataFrame:
     """Scenes x metrics over all pixels, a block per pass."""
-    rows = {
-        (pass_name, scene): _row(groups["all"])
-        for pass_name, scores in metrics.items()
-        for scene, groups in scores["scenes"].items()
-    }
+    rows = {(pass_name, scene): _row(groups["all"]) for pass_name, scores in metrics.items() for scene, groups in scores["scenes"].items()}
     return _frame(rows, ["pass", "scene"])
 
 
@@ -218,9 +212,7 @@ def verdict(metrics: dict[str, dict], *, weights_and_data_are_published: bool) -
             continue
         found = scores["all"]["px1"]
         word = "reproduced" if abs(found - wanted) <= published.PX1_TOLERANCE else "NOT reproduced"
-        sentences.append(
-            f"{pass_name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {published.PX1_TOLERANCE:.2%}."
-        )
+        sentences.append(f"{pass_name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {published.PX1_TOLERANCE:.2%}.")
     return " ".join(sentences)
 
 
@@ -231,9 +223,7 @@ def error_curves(metrics: dict[str, dict]) -> dict[str, list[float]]:
 
 def chosen_pairs(metrics: dict[str, dict]) -> dict[str, str]:
     """The best, the median and the worst scored pair by EPE over all pixels, of all passes: role -> pair name."""
-    ranked = sorted(
-        (pair for scores in metrics.values() for pair in scores["pairs"]), key=lambda pair: (pair["all"]["epe"], pair["name"])
-    )
+    ranked = sorted((pair for scores in metrics.values() for pair in scores["pairs"]), key=lambda pair: (pair["all"]["epe"], pair["name"]))
     if not ranked:
         return {}
     roles = {"best": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[-1]}

@@ -120,9 +120,7 @@ def _trace(module: nn.Module, inputs: tuple, input_names: list[str], output_name
         return onnx.load(file)
 
 
-def _write(
-    traced: onnx.ModelProto, path: Path, model: GMA, checkpoint: Checkpoint, height: int, width: int, batch_size: int
-) -> Path:
+def _write(traced: onnx.ModelProto, path: Path, model: GMA, checkpoint: Checkpoint, height: int, width: int, batch_size: int) -> Path:
     finished = with_batch_size(without_constant_nodes(traced), batch_size)
     _describe(
         finished,
@@ -168,9 +166,7 @@ def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {name for node in kept for name in node.input}
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
-    graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(array), name) for name, array in values.items() if name in used
-    )
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in values.items() if name in used)
     return result
 
 
@@ -297,9 +293,7 @@ def deviation_of_batches(model: GMA, batch_size: int, checkpoint: Checkpoint, *,
     return _deviation(model, image1, image2, reference_flow(model, image1, image2), checkpoint, opset)
 
 
-def _deviation(
-    model: GMA, image1: np.ndarray, image2: np.ndarray, reference: np.ndarray, checkpoint: Checkpoint, opset: int
-) -> Deviation:
+def _deviation(model: GMA, image1: np.ndarray, image2: np.ndarray, reference: np.ndarray, checkpoint: Checkpoint, opset: int) -> Deviation:
     """Export for frames of this shape, run with ONNX Runtime, compare."""
     from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
 

@@ -60,14 +60,19 @@ def _panel(axes, image: np.ndarray, title: str, **options):
 
 def _add_wheel(axes, radius: float) -> None:
     """The colour wheel with its radius, in the lower left corner of a panel."""
-    y, x = np.mgrid[-1 : 1 : 101j, -1 : 1 : 101j]
+    y, x = np.mgrid[-1:1:101j, -1:1:101j]
     colours = flow_to_rgb(np.stack([x, y]) * radius, radius)
     colours = np.dstack([colours, np.where(np.hypot(x, y) <= 1, 255, 0)]).astype(np.uint8)
     inset = axes.inset_axes([0.01, 0.02, 0.12, 0.30])
     inset.imshow(colours)
     inset.set_axis_off()
     axes.text(
-        0.135, 0.04, f"{radius:.0f} px", transform=axes.transAxes, fontsize=9, bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5}
+        0.135,
+        0.04,
+        f"{radius:.0f} px",
+        transform=axes.transAxes,
+        fontsize=9,
+        bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
     )
 
 
@@ -80,7 +85,9 @@ def _add_arrows(axes, flow: np.ndarray, radius: float) -> None:
     axes.quiver(x, y, u, v, angles="xy", scale_units="xy", scale=1, width=0.0018, color="black", alpha=0.7)
 
 
-def data_figure(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray | None, occluded: np.ndarray | None, *, title: str) -> tuple[Figure, str]:
+def data_figure(
+    frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray | None, occluded: np.ndarray | None, *, title: str
+) -> tuple[Figure, str]:
     """Two frames, their true flow, and what becomes occluded. Returns the figure and its alternative text."""
     height, width = frame1.shape[1:]
     figure, axes = _sheet(2, 2, height, width)

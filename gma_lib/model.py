@@ -9,6 +9,7 @@ Shapes use N for the batch, H x W for the frame, h x w for the feature grid at 1
 batch to ``-1``: a traced graph then holds for every batch size.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -263,8 +264,7 @@ def look_up(pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = looku
         x = coordinates[:, :1].reshape(-1, 1, 1)
         y = coordinates[:, 1:].reshape(-1, 1, 1)
         windows = [
-            lookup(volume, x / 2**level, y / 2**level).reshape(-1, height * width, WINDOW**2)
-            for level, volume in enumerate(pyramid)
+            lookup(volume, x / 2**level, y / 2**level).reshape(-1, height * width, WINDOW**2) for level, volume in enumerate(pyramid)
         ]
         return torch.cat(windows, dim=-1).transpose(1, 2).reshape(-1, LEVELS * WINDOW**2, height, width)
 
@@ -417,14 +417,10 @@ class UpdateBlock(nn.Module):
         self.encoder = MotionEncoder()
         self.gru = SeparableGRU(HIDDEN, CONTEXT + 2 * 128)
         self.flow_head = FlowHead()
-        self.mask = nn.Sequential(
-            nn.Conv2d(HIDDEN, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, STRIDE**2 * 9, 1)
-        )
+        self.mask = nn.Sequential(nn.Conv2d(HIDDEN, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, STRIDE**2 * 9, 1))
         self.aggregator = Aggregate(128)
 
-    def forward(
-        self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor, attention: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         motion = self.encoder(flow, correlation)
         aggregated = self.aggregator(attention, motion)
         hidden = self.gru(hidden, torch.cat([context, motion, aggregated], dim=1))
@@ -533,20 +529,14 @@ class GMA(nn.Module):
         flow, flow_low
             (N, 2, H, W) in pixels, and (N, 2, h, w) in cells, from which the next pair can start warm.
         """
-        for hidden, flow_low in self.updates(
-            features1, features2, context, flow_init, num_updates or self.config.num_updates
-        ):
-            last = hidden
-        return upsample_flow(flow_low, self.update_block.upsampling_weights(last)), flow_low
+        updates = self.updates(features1, features2, context, flow_init, num_updates or self.config.num_updates)
+        ((hidden, flow_low),) = deque(updates, maxlen=1)  # only the last is kept
+        return upsample_flow(flow_low, self.update_block.upsampling_weights(hidden)), flow_low
 
-    def forward(
-        self, image1: Tensor, image2: Tensor, num_updates: int | None = None, flow_init: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image1: Tensor, image2: Tensor, num_updates: int | None = None, flow_init: Tensor | None = None) -> Tensor:
         """Two frames (N, 3, H, W) -> flow (N, 2, H, W) in pixels."""
         check_frames(image1, image2)
-        flow, _ = self.refine(
-            self.features(image1), self.features(image2), self.context(image1), flow_init, num_updates
-        )
+        flow, _ = self.refine(self.features(image1), self.features(image2), self.context(image1), flow_init, num_updates)
         return flow
 
     def predict_sequence(self, image1: Tensor, image2: Tensor, num_updates: int | None = None) -> list[Tensor]:

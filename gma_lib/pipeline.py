@@ -235,9 +235,7 @@ def fingerprints(stage: str, folder: Path) -> dict[str, str]:
     """Every file that a stage left -> SHA-256; flow files by size, because the ledger beside them holds their hashes."""
     patterns = (f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage])
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return {
-        str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files
-    }
+    return {str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files}
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -315,9 +313,7 @@ def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _execute(
-    stage: str, run: Run, parameters: dict[str, Any], label: str, *, limit_s: float, cell_limit_s: float
-) -> tuple[str, str]:
+def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, limit_s: float, cell_limit_s: float) -> tuple[str, str]:
     """Run the notebook and publish it under the name that says how it ended; returns (status, reason)."""
     from gma_lib.benchmark import beside_others
 
@@ -344,9 +340,7 @@ def _execute(
     return status, reason
 
 
-def _papermill(
-    stage: str, running: Path, parameters: dict[str, Any], label: str, limit_s: float, cell_limit_s: float
-) -> tuple[str, str]:
+def _papermill(stage: str, running: Path, parameters: dict[str, Any], label: str, limit_s: float, cell_limit_s: float) -> tuple[str, str]:
     os.environ |= {"GMA_HEADLESS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -456,7 +450,9 @@ def notebook_to_html(notebook: Path, *, index: Path) -> Path:
         config=Config({"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "mermaid_js_url": ""}}),
     )
     content = nbformat.read(notebook, as_version=4)
-    body, _ = exporter.from_notebook_node(content, resources={"index_href": os.path.relpath(index, notebook.parent), "metadata": {"name": notebook.stem}})
+    body, _ = exporter.from_notebook_node(
+        content, resources={"index_href": os.path.relpath(index, notebook.parent), "metadata": {"name": notebook.stem}}
+    )
     page = notebook.with_suffix(".html")
     partial = page.with_suffix(".partial")
     partial.write_text(body, encoding="utf-8")

@@ -90,7 +90,9 @@ def _data_line(index: dict) -> str:
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)
-    return f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
+    return (
+        f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
+    )
 
 
 def _notes(run: Run) -> list[str]:
@@ -155,9 +157,7 @@ def _comparison(runs: list[Run]) -> str:
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
-    rows = {
-        name: {run.batch_size: perf for run in group if (perf := _json(run.folder / "perf.json"))} for name, group in runs.items()
-    }
+    rows = {name: {run.batch_size: perf for run in group if (perf := _json(run.folder / "perf.json"))} for name, group in runs.items()}
     if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
         return None
     from gma_lib.figures import encoded, throughput_figure

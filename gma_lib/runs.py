@@ -71,9 +71,7 @@ class Run:
         return Run(self.outputs, self.profile, self.backend, self.precision, batch_size, self.name)
 
 
-def open_run(
-    *, profile: str, backend: str, precision: str, batch_size: int, run: str | None = None, outputs: str = "outputs"
-) -> Run:
+def open_run(*, profile: str, backend: str, precision: str, batch_size: int, run: str | None = None, outputs: str = "outputs") -> Run:
     """Check the parameters that every notebook shares and return where its files lie.
 
     ``outputs`` is taken relative to the project, never to the working directory, which differs between JupyterLab and

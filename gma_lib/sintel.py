@@ -79,9 +79,7 @@ def find_root(root: Path, split: str) -> Path:
     raise FileNotFoundError(f"{root} holds no '{split}' folder, so it is not the data set's root")
 
 
-def find_pairs(
-    root: Path, *, split: str = "training", pass_name: str = "clean", scenes: Iterable[str] | None = None
-) -> list[FramePair]:
+def find_pairs(root: Path, *, split: str = "training", pass_name: str = "clean", scenes: Iterable[str] | None = None) -> list[FramePair]:
     """List the pairs of consecutive frames of one pass, sorted by scene and number.
 
     Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame whose ground truth exists while
@@ -160,8 +158,7 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
                 raise ValueError(f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: one size a run")
         if pair.flow is not None and pair.flow.stat().st_size != flow_file_bytes(*size):
             raise ValueError(
-                f"{pair.flow} has {pair.flow.stat().st_size} bytes; the flow of a {size[0]}x{size[1]} frame has "
-                f"{flow_file_bytes(*size)}"
+                f"{pair.flow} has {pair.flow.stat().st_size} bytes; the flow of a {size[0]}x{size[1]} frame has {flow_file_bytes(*size)}"
             )
     return size
 

@@ -1,8 +1,9 @@
 """Procedural scenes with exact flow and exact occlusion: the demo set, and the scene descriptions that training renders.
 
-A scene is a stack of textured layers over a background; each moves by a similarity (shift, turn, zoom) per frame. Frames are rendered by mapping
-every pixel back into a layer's own coordinates, so all frames sample the texture alike, and flow and occlusion follow from the same maps: they
-are exact to float precision, also where a point becomes covered or leaves the frame. NumPy only; the same seed gives the same scene.
+A scene is a stack of textured layers over a background; each moves by a similarity (shift, turn, zoom) per frame. Frames are
+rendered by mapping every pixel back into a layer's own coordinates, so all frames sample the texture alike, and flow and
+occlusion follow from the same maps: they are exact to float precision, also where a point becomes covered or leaves the frame.
+NumPy only; the same seed gives the same scene.
 """
 
 from collections.abc import Callable, Iterable

@@ -102,9 +102,7 @@ def test_verdict(px1, word):
 
 
 def test_batch_sizes_are_compared(pairs, tmp_path):
-    runs = [
-        open_run(profile="tiny", backend="openvino", precision="float32", batch_size=size, outputs=str(tmp_path)) for size in (1, 4)
-    ]
+    runs = [open_run(profile="tiny", backend="openvino", precision="float32", batch_size=size, outputs=str(tmp_path)) for size in (1, 4)]
     for run, value in zip(runs, (0, 0.5), strict=True):
         answer = FakeBackend(lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32))
         inference.infer(pairs, answer, run.flow_folder, batch_size=run.batch_size, key="k")

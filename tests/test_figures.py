@@ -19,7 +19,12 @@ def scene():
 
 
 def test_direction_decides_the_hue_and_speed_the_saturation():
-    still, right, left, fast = (np.full((2, 1, 1), 0.0), np.array([[[5.0]], [[0.0]]]), np.array([[[-5.0]], [[0.0]]]), np.array([[[10.0]], [[0.0]]]))
+    still, right, left, fast = (
+        np.full((2, 1, 1), 0.0),
+        np.array([[[5.0]], [[0.0]]]),
+        np.array([[[-5.0]], [[0.0]]]),
+        np.array([[[10.0]], [[0.0]]]),
+    )
     colours = [figures.flow_to_rgb(flow, 10)[0, 0].astype(int) for flow in (still, right, left, fast)]
     assert colours[0].tolist() == [255, 255, 255]
     assert colours[1][0] > colours[1][2]  # to the right is red

@@ -117,7 +117,9 @@ def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
     before = {stage: key(stage) for stage in STAGES}
     cells = [dict(cell) for cell in pipeline.notebook_cells("04_infer")]
     cells[-2] = cells[-2] | {"source": ["another line"]}
-    monkeypatch.setattr(pipeline, "notebook_cells", lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage))
+    monkeypatch.setattr(
+        pipeline, "notebook_cells", lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage)
+    )
     after = {stage: key(stage) for stage in STAGES}
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
     assert key("05_evaluate", passes=["clean"]) != after["05_evaluate"]
@@ -138,7 +140,21 @@ def test_a_lost_result_is_made_again(finished):
 def test_plain_papermill(finished, tmp_path):
     """Without the runner: the same notebook, the same files."""
     command = [sys.executable, "-m", "papermill", "notebooks/05_evaluate.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3"]
-    command += ["-f", "params/common.yaml", "-f", "params/tiny.yaml", "-p", "outputs", str(finished), "-p", "run", "test", "-p", "profile", "tiny"]
+    command += [
+        "-f",
+        "params/common.yaml",
+        "-f",
+        "params/tiny.yaml",
+        "-p",
+        "outputs",
+        str(finished),
+        "-p",
+        "run",
+        "test",
+        "-p",
+        "profile",
+        "tiny",
+    ]
     done = subprocess.run([*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=runs.PROJECT)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out.ipynb")["cells"]
@@ -206,9 +222,9 @@ def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(finished, tmp_p
     done = run_stage(stage, outputs, *settings)
     assert done.returncode == 1
     assert message in done.stdout
-    folder = pipeline.stage_folder(stage, runs.open_run(
-        profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs)
-    ))
+    folder = pipeline.stage_folder(
+        stage, runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+    )
     assert content(folder / f".{stage}.json")["status"] == "failed"
     assert message in content(folder / f"{stage}.failed.ipynb")["metadata"]["gma"]["reason"]
     assert not (folder / f"{stage}.ipynb").exists()
@@ -220,7 +236,7 @@ def _copy_until(finished, outputs, stage):
     import shutil
 
     shutil.copytree(finished, outputs)
-    for later in STAGES[STAGES.index(stage):]:
+    for later in STAGES[STAGES.index(stage) :]:
         for path in outputs.rglob(f"*{later}*"):
             path.unlink()
 

@@ -72,11 +72,11 @@ def test_warping_the_second_frame_gives_the_first(name):
     first, second = renderer.render(0), renderer.render(1)
     visible = visible_in_both(first)
     error = error_after_warping(first.clean, second.clean, first.flow, visible)
-    # grey levels of 255; edges, where a pixel mixes two layers, are the few per cent beyond
-    assert np.median(error) < 1.5
-    assert np.percentile(error, 90) < 5
+    # grey levels of 255: what linear interpolation loses on this texture; outlines, where a pixel mixes two layers, are the last per cents
+    assert np.median(error) < 2
+    assert np.percentile(error, 90) < 6
     wrong = first.flow + np.array([1.0, 0.5], np.float32)[:, None, None]
-    assert np.median(error_after_warping(first.clean, second.clean, wrong, _inside_by(visible, wrong))) > 3
+    assert np.median(error_after_warping(first.clean, second.clean, wrong, _inside_by(visible, wrong))) > 3 * np.median(error)
 
 
 def _inside_by(visible: np.ndarray, flow: np.ndarray) -> np.ndarray:
@@ -138,28 +138,29 @@ def test_to_frame_undoes_to_layer(motion):
     np.testing.assert_allclose(motion.to_frame(*motion.to_layer(x, y, 1.5), 1.5), (x, y), atol=1e-9)
 
 
-def test_the_demo_set_is_laid_out_as_sintel_is(tmp_path):
-    render_demo(tmp_path, frames=3, height=HEIGHT, width=WIDTH)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return render_demo(tmp_path_factory.mktemp("demo"), frames=3, height=HEIGHT, width=WIDTH)
+
+
+def test_the_demo_set_is_laid_out_as_sintel_is(demo):
     for pass_name in ("clean", "final"):
-        pairs = find_pairs(tmp_path, pass_name)
-        assert len(pairs) == 2 * len(DEMO_SCENES)
-    folder = tmp_path / "training"
+        assert len(find_pairs(demo, pass_name=pass_name)) == 2 * len(DEMO_SCENES)
+    folder = demo / "training"
     for scene in DEMO_SCENES:
         assert read_frame(folder / "final" / scene.name / "frame_0003.png").shape == (3, HEIGHT, WIDTH)
         assert read_flow(folder / "flow" / scene.name / "frame_0002.flo").shape == (2, HEIGHT, WIDTH)
         assert not read_mask(folder / "invalid" / scene.name / "frame_0001.png").any()
         assert not (folder / "flow" / scene.name / "frame_0003.flo").exists()
-    written = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file())
+    written = sum(path.stat().st_size for path in demo.rglob("*.*") if path.is_file())
     assert written <= estimate_bytes(scenes=len(DEMO_SCENES), frames=3, height=HEIGHT, width=WIDTH)
 
 
-def test_the_same_seed_gives_the_same_files(tmp_path):
-    for name in ("a", "b"):
-        render_demo(tmp_path / name, scenes=DEMO_SCENES[:1], frames=2, height=HEIGHT, width=WIDTH)
-    assert _digests(tmp_path / "a") == _digests(tmp_path / "b")
-    other = dataclasses.replace(DEMO_SCENES[0], seed=DEMO_SCENES[0].seed + 1)
-    render_demo(tmp_path / "c", scenes=(other,), frames=2, height=HEIGHT, width=WIDTH)
-    assert _digests(tmp_path / "a") != _digests(tmp_path / "c")
+def test_the_same_seed_gives_the_same_files(demo, tmp_path):
+    again = render_demo(tmp_path, scenes=DEMO_SCENES[:1], frames=2, height=HEIGHT, width=WIDTH)
+    first, second = _digests(demo), _digests(again)
+    assert len(second) == 2 * 2 + 3
+    assert second.items() <= first.items()
 
 
 def _digests(root):
@@ -167,10 +168,13 @@ def _digests(root):
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_scenes_differ_by_seed_and_keep_their_speed():
-    slow = Renderer(make_scene(3, height=HEIGHT, width=WIDTH, speed=7.0)).render(0)
-    fast = Renderer(make_scene(3, height=HEIGHT, width=WIDTH, speed=70.0)).render(0)
-    assert np.hypot(*fast.flow).max() > 2 * np.hypot(*slow.flow).max()
+def test_a_scene_follows_from_its_seed_and_speed():
+    scene = make_scene(3, height=HEIGHT, width=WIDTH, speed=7.0)
+    assert scene == make_scene(3, height=HEIGHT, width=WIDTH, speed=7.0)
+    assert scene != make_scene(4, height=HEIGHT, width=WIDTH, speed=7.0)
+    faster = make_scene(3, height=HEIGHT, width=WIDTH, speed=70.0)
+    for slow, fast in zip(scene.layers, faster.layers, strict=True):
+        np.testing.assert_allclose(fast.motion.step, 10 * np.array(slow.motion.step), rtol=1e-9)
 
 
 def test_one_frame_is_not_a_scene(tmp_path):
