@@ -76,7 +76,7 @@ lab: $(ENV) ## open the notebooks in JupyterLab
 doctor: $(ENV) ## say what this machine has and lacks
 	@$(PYTHON) -m gma_lib.doctor
 
-lock: ## write requirements.lock anew from pyproject.toml
+lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)
 	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	.lock-venv/bin/python -m pip install --quiet --editable .[dev]
