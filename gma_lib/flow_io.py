@@ -64,6 +64,19 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
+def check_whole(path: Path) -> None:
+    """Raise ValueError for a PNG or ``.flo`` file that is cut short or something else, without decoding it."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(FLO_HEADER_BYTES)
+        file.seek(max(0, path.stat().st_size - 12))
+        end = file.read()
+    if path.suffix == ".png" and (head[:8] != b"\x89PNG\r\n\x1a\n" or b"IEND" not in end):
+        raise ValueError(f"{path}: not a whole PNG file ({path.stat().st_size} bytes); truncated?")
+    if path.suffix == ".flo" and np.frombuffer(head[:4].ljust(4), "<f4").item() != FLO_TAG:
+        raise ValueError(f"{path}: not a .flo file: its first bytes are {head[:4]!r} where b'PIEH' was expected")
+
+
 def read_frame(path: Path) -> np.ndarray:
     """Read an 8-bit colour image as float32 (3, H, W), RGB, 0..255."""
     image = _decode(path, cv2.IMREAD_COLOR)

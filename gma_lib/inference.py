@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.backends.base import Backend
-from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
+from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor, written_whole
 from gma_lib.padding import Padding
 from gma_lib.runs import digest, sha256
 from gma_lib.sintel import FramePair, check_free_space
@@ -172,22 +172,31 @@ def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
 def write_guide_tensors(pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None) -> Path:
     """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools that read files.
 
-    ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded; ``gt/<i>.bin`` is float32 (H, W, 2), not
-    padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree; ``pairs.json`` says
-    which pair a number is.
+    Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded; ``gt/<i>.bin`` is float32
+    (H, W, 2), not padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree;
+    ``pairs.json`` says which pair a number is.
     """
     folder = Path(folder)
     height, width = read_frame(pairs[0].image1).shape[1:]
     padding = Padding.for_size(height, width)
     rows, columns = padding.padded_size(height, width)
     check_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
-    digits = len(str(len(pairs) - 1))
-    for index, pair in enumerate(track(pairs, label="tensors", unit="pair") if track else pairs):
-        stem = f"{index:0{digits}d}.bin"
+    stems = _guide_stems(pairs)
+    for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
+        place, stem = folder / pair.pass_name, stems[pair.name]
         for kind in ("image1", "image2"):
-            write_tensor(folder / kind / stem, padding.pad(read_frame(getattr(pair, kind)))[None])
+            write_tensor(place / kind / f"{stem}.bin", padding.pad(read_frame(getattr(pair, kind)))[None])
         if pair.flow is not None:
-            write_tensor(folder / "gt" / stem, read_flow(pair.flow).transpose(1, 2, 0))
-    names = {f"{index:0{digits}d}": pair.name for index, pair in enumerate(pairs)}
-    (folder / "pairs.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+            write_tensor(place / "gt" / f"{stem}.bin", read_flow(pair.flow).transpose(1, 2, 0))
+    with written_whole(folder / "pairs.json") as partial:
+        partial.write_text(json.dumps(stems, indent=1) + "\n", encoding="utf-8")
     return folder
+
+
+def _guide_stems(pairs: list[FramePair]) -> dict[str, str]:
+    """Pair name -> its number within its pass, as many digits for all."""
+    stems = {}
+    for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
+        names = [pair.name for pair in pairs if pair.pass_name == pass_name]
+        stems |= {name: str(index).zfill(len(str(len(names) - 1))) for index, name in enumerate(names)}
+    return stems

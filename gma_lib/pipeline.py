@@ -358,7 +358,7 @@ def _papermill(stage: str, running: Path, parameters: dict[str, Any], label: str
                 start_timeout=120,
                 execution_timeout=cell_limit_s,
                 stdout_file=_Prefixed(label),
-                extra_arguments=["--log-level=ERROR"],  # the kernel would warn of its unencrypted local connection
+                extra_arguments=["--log-level=CRITICAL"],  # what a cell raises is in the notebook; the rest is noise
             )
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]

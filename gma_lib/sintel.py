@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gma_lib.flow_io import flow_file_bytes, image_size
+from gma_lib.flow_io import check_whole, flow_file_bytes, image_size
 from gma_lib.runs import PROJECT, sha256, shown
 
 PASSES = ("clean", "final")
@@ -193,6 +193,8 @@ _FILES = ("image1", "image2", "flow", "occlusion", "invalid")
 
 def _described(pair: FramePair, root: Path) -> dict[str, Any]:
     files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
+    for path in files.values():
+        check_whole(path)
     return {
         "name": pair.name,
         "pass_name": pair.pass_name,

@@ -146,17 +146,26 @@ def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, mo
 
 def test_the_guides_tensors(pairs, tmp_path):
     folder = inference.write_guide_tensors(pairs, tmp_path / "tensors")
-    names = json.loads((folder / "pairs.json").read_text())
-    assert names["0"] == "clean/alley/frame_0001"
-    np.testing.assert_array_equal(read_tensor(folder / "image1/0.bin", (1, 3, 128, 160))[0], read_frame(pairs[0].image1))
-    assert read_tensor(folder / "gt/0.bin", (128, 160, 2))[0, 0].tolist() == [3, 4]
-    assert sorted(path.stem for path in (folder / "gt").iterdir()) == ["0", "1", "2", "4", "5", "6"]
+    stems = json.loads((folder / "pairs.json").read_text())
+    assert stems["final/alley/frame_0001"] == "0"
+    found = read_tensor(folder / "final/image1/0.bin", (1, 3, 128, 160))[0]
+    np.testing.assert_array_equal(found, read_frame(pairs[4].image1))
+    assert read_tensor(folder / "clean/gt/0.bin", (128, 160, 2))[0, 0].tolist() == [3, 4]
+    assert sorted(path.stem for path in (folder / "clean/gt").iterdir()) == ["0", "1", "2"]
+
+
+def test_many_pairs_get_stems_of_one_length(pairs):
+    """1041 pairs are numbered 0000 to 1040: then sorting by name and by number agree."""
+    many = [sintel.FramePair("clean", "scene", number, None, None) for number in range(1041)]
+    stems = list(inference._guide_stems(many).values())
+    assert (stems[0], stems[-1]) == ("0000", "1040")
+    assert stems == sorted(stems)
 
 
 def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
     """Hashes of what the guide's own preprocessing wrote for frames 2 and 3 of both scenes, clean pass."""
     pairs = [pair for pair in sintel.find_pairs(sintel_sample) if pair.number == 2]
-    folder = inference.write_guide_tensors(pairs, tmp_path)
+    folder = inference.write_guide_tensors(pairs, tmp_path) / "clean"
     hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.bin")}
     assert hashes == {
         "gt/0.bin": "22897c9919ac44f82b7460a1c3f2f87ec45775087ac21ef96373358efbc442a3",

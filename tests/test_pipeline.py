@@ -170,6 +170,16 @@ def test_the_index_shows_all_of_it(finished):
     assert 'scope="col"' in page
 
 
+def test_frames_on_disk(tiny_sintel, tmp_path):
+    """A data set in Sintel's layout, with the guide's tensors beside the index."""
+    done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
+    assert done.returncode == 0, done.stdout
+    assert "8 pairs, 6 with ground truth" in done.stdout
+    folder = tmp_path / "outputs/tiny/data"
+    assert content(folder / "index.json")["description"] == "MPI-Sintel, training split, as found on disk"
+    assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
+
+
 def test_a_stage_too_early_says_what_to_run_first(tmp_path):
     done = run_stage("04_infer", tmp_path)
     assert done.returncode == 1

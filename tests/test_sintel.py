@@ -105,6 +105,20 @@ def test_the_index_gives_the_pairs_back(tiny_sintel):
         sintel.load_pairs(index, ["clean/street/frame_0001"])
 
 
+def test_a_truncated_frame_is_found_before_anything_runs(tiny_sintel):
+    path = tiny_sintel / "training/final/cave/frame_0002.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"final/cave/frame_0002\.png: not a whole PNG"):
+        sintel.build_index(tiny_sintel, description="tiny")
+
+
+def test_a_mistagged_flow_is_found_before_anything_runs(tiny_sintel):
+    path = tiny_sintel / "training/flow/alley/frame_0001.flo"
+    path.write_bytes(b"HEIP" + path.read_bytes()[4:])
+    with pytest.raises(ValueError, match=r"alley/frame_0001\.flo: not a \.flo file"):
+        sintel.build_index(tiny_sintel, description="tiny")
+
+
 def test_counts_per_scene(tiny_sintel):
     rows = sintel.count_pairs(sintel.build_index(tiny_sintel, description="tiny"))
     assert rows[1] == {"pass": "clean", "scene": "cave", "pairs": 2, "with flow": 1, "with occlusion": 1, "with invalid": 1}
