@@ -17,8 +17,8 @@ TORCH_INDEX ?=
 ENV    := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 OUT    := outputs/$(PROFILE)
 SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN) \
-          $(if $(SINTEL),--set sintel_root="$(abspath $(SINTEL))") \
-          $(if $(CHECKPOINT),--set checkpoint="$(if $(wildcard $(CHECKPOINT)),$(abspath $(CHECKPOINT)),$(CHECKPOINT))") \
+          $(if $(SINTEL),--set "sintel_root=$(SINTEL)") \
+          $(if $(CHECKPOINT),--set "checkpoint=$(CHECKPOINT)") \
           $(if $(UPDATES),--set num_updates=$(UPDATES)) \
           $(foreach setting,$(PARAMS),--set $(setting))
 STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)

@@ -202,7 +202,7 @@ def _inputs(stage: str, parameters: dict[str, Any]) -> Any:
         files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
         return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     if stage == "02_export":
-        named = [PROJECT / parameters["checkpoint"], PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors"]
+        named = [PROJECT / Path(parameters["checkpoint"]).expanduser(), PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors"]
         return [sha256(path) for path in named if path.is_file()]
     return None
 
@@ -236,6 +236,16 @@ def fingerprints(stage: str, folder: Path) -> dict[str, str]:
     patterns = (f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage])
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return {str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files}
+
+
+def current_status(stage: str, run: Run) -> str | None:
+    """How a stage's last run ended; ``stale`` when a stage before it has run since or has not ended well, None if it never ran."""
+    stamp = read_stamp(stage, run)
+    if stamp is None:
+        return None
+    stale = stamp["upstream"] != upstream_keys(stage, run)
+    stale = stale or any(_stops(before, stage, run) or current_status(before, run) == "stale" for before in STAGES[stage])
+    return "stale" if stale and stamp["status"] == "ok" else stamp["status"]
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -320,8 +330,10 @@ def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, li
     folder = stage_folder(stage, run)
     folder.mkdir(parents=True, exist_ok=True)
     running, done, failed = (folder / f"{stage}{ending}" for ending in (".running.ipynb", ".ipynb", ".failed.ipynb"))
-    for stale in (running, done, failed, done.with_suffix(".html")):
-        stale.unlink(missing_ok=True)
+    # Whatever happens now, an older result must not pass for this run's; models and flow are checked by what reads them.
+    numbers = [folder / name for name in PRODUCTS[stage] if name.endswith(".json")]
+    for old in (running, done, failed, done.with_suffix(".html"), *numbers):
+        old.unlink(missing_ok=True)
     lock = run.outputs / ".machine.lock"
     if stage == "06_perf":  # it measures, and asks for the machine itself
         status, reason = _papermill(stage, running, parameters, label, limit_s, cell_limit_s)

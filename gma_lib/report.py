@@ -30,7 +30,7 @@ def write_index(outputs: Path, profile: str) -> Path:
     folder = Path(outputs) / profile
     found = _columns(folder)
     runs = {name: [run for run in found if run.name == name] for name in dict.fromkeys(run.name for run in found)}
-    metrics = {run: _json(run.folder / "metrics.json") for run in found}
+    metrics = {run: _result(run, "05_evaluate") for run in found}
     passes = list(dict.fromkeys(pass_name for content in metrics.values() for pass_name in _passes(content))) or ["clean", "final"]
     page = _template().render(
         profile=profile,
@@ -72,6 +72,13 @@ def _columns(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.name, run.batch_size))
 
 
+def _result(run: Run, stage: str) -> dict[str, Any]:
+    """The numbers that a stage left, empty unless it ended well and nothing before it has changed since."""
+    if pipeline.current_status(stage, run) != "ok":
+        return {}
+    return _json(pipeline.stage_folder(stage, run) / pipeline.PRODUCTS[stage][0])
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +104,7 @@ def _data_line(index: dict) -> str:
 
 def _notes(run: Run) -> list[str]:
     """Sentences that must stand beside the numbers: what the weights are, what was left out, what a stand-in produced."""
-    export, infer, perf = (_json(run.folder / f"{name}.json") for name in ("export", "infer", "perf"))
+    export, infer, perf = (_result(run, stage) for stage in ("02_export", "04_infer", "06_perf"))
     notes = [export["checkpoint"]["note"]] if export else []
     if infer.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
@@ -111,7 +118,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
-    perf, converted = _json(run.folder / "perf.json"), _json(run.folder / "convert.json")
+    perf, converted = _result(run, "06_perf"), _result(run, "03_convert")
     scores = _passes(metrics)
     accuracy = []
     for pass_name in passes:
@@ -152,12 +159,12 @@ def _published_rows(passes: list[str]) -> list[dict[str, Any]]:
 
 
 def _comparison(runs: list[Run]) -> str:
-    verdicts = [content["verdict"] for run in runs if (content := _json(run.folder / "metrics.json")).get("verdict")]
+    verdicts = [content["verdict"] for run in runs if (content := _result(run, "05_evaluate")).get("verdict")]
     return verdicts[0] if verdicts else ""
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
-    rows = {name: {run.batch_size: perf for run in group if (perf := _json(run.folder / "perf.json"))} for name, group in runs.items()}
+    rows = {name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))} for name, group in runs.items()}
     if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
         return None
     from gma_lib.figures import encoded, throughput_figure
@@ -174,9 +181,7 @@ def _stage_row(folder: Path, run: Run) -> dict[str, Any]:
 def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
     stamp = pipeline.read_stamp(stage, run)
     place = pipeline.stage_folder(stage, run)
-    status = stamp and stamp["status"]
-    if status == "ok" and stamp["upstream"] != pipeline.upstream_keys(stage, run):
-        status = "stale"
+    status = pipeline.current_status(stage, run)
     word, kind = WORDS.get(status, (str(status), "bad"))
 
     def link(name: str) -> str | None:

@@ -63,8 +63,11 @@ class FramePair:
 
 
 def find_root(root: Path, split: str) -> Path:
-    """Return ``root`` if it is the data set's folder; otherwise raise an error that says which folder was meant."""
-    root = Path(root).expanduser()
+    """Return ``root`` if it is the data set's folder; otherwise raise an error that says which folder was meant.
+
+    A relative path starts at the project's folder, whatever the working directory.
+    """
+    root = PROJECT / Path(root).expanduser()
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
     if not root.is_dir():

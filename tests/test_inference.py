@@ -175,3 +175,12 @@ def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
         "image2/0.bin": "792bbb4215421eef97249e680b04aef457a2f82a2da9712fb3c99e1006ce7ed3",
         "image2/1.bin": "d7f733e7504ab2ddcecd92d820a93962c09d60c33a8c0206695186fc67b25197",
     }
+
+
+def test_neither_inference_nor_evaluation_needs_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import gma_lib.inference, gma_lib.evaluation, gma_lib.benchmark, gma_lib.figures, gma_lib.backends, gma_lib.report\n"
+        "from gma_lib.backends.openvino import OpenVinoBackend"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -180,6 +180,25 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
 
 
+def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
+    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are not."""
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, "nothing")
+    before = report.write_index(outputs, "tiny").read_text()
+    assert before.count("EPE clean") == 1
+    run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+    (run.model_folder / "gma.xml").write_text("no model")
+    done = run_stage("04_infer", outputs, "full_batch_size=2")
+    assert done.returncode == 1
+    assert not (run.folder / "infer.json").exists()
+    assert [pipeline.current_status(stage, run) for stage in STAGES] == ["ok", "ok", "ok", "failed", "stale", "ok"]
+    assert report._result(run, "05_evaluate") == {}
+    assert report._result(run, "06_perf")["status"] == "ok"
+    page = report.write_index(outputs, "tiny").read_text()
+    assert "stale" in page
+    assert "✗ failed" in page
+
+
 def test_a_stage_too_early_says_what_to_run_first(tmp_path):
     done = run_stage("04_infer", tmp_path)
     assert done.returncode == 1
@@ -246,7 +265,7 @@ def _copy_until(finished, outputs, stage):
     import shutil
 
     shutil.copytree(finished, outputs)
-    for later in STAGES[STAGES.index(stage) :]:
+    for later in STAGES[STAGES.index(stage) :] if stage in STAGES else []:
         for path in outputs.rglob(f"*{later}*"):
             path.unlink()
 

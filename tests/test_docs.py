@@ -1,0 +1,63 @@
+"""What the README says exists, exists; what must not be in the project, is not."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import gma_lib
+from gma_lib import pipeline
+from gma_lib.runs import PROJECT
+
+README = (PROJECT / "README.md").read_text()
+MAKEFILE = (PROJECT / "Makefile").read_text()
+
+
+def test_every_target_of_the_readme_exists():
+    named = set(re.findall(r"\bmake ([a-z]+)\b", README)) - {"it"}
+    targets = set(re.findall(r"^([a-z0-9_]+):", MAKEFILE, re.M))
+    assert named
+    assert named <= targets, named - targets
+
+
+def test_every_target_for_people_has_a_line_of_help():
+    shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=PROJECT, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(PER_BATCH_SIZE)", "").split()
+    for target in {*phony, *pipeline.STAGES} - {"stages", "always"}:
+        assert f"make {target} " in shown, target
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_file_of_the_readme_exists(link):
+    if not link.startswith("http"):
+        assert (PROJECT / link).exists()
+
+
+def test_every_variable_of_the_readme_is_used():
+    for name in re.findall(r"^\| `([A-Z]+)`", README, re.M):
+        assert f"$({name})" in MAKEFILE, name
+
+
+def test_modules_are_listed_in_the_order_of_their_imports():
+    """A module imports only from above it."""
+    listed = re.findall(r"``(\w+)``", gma_lib.__doc__.split("Modules stand")[1])
+    found = {path.stem for path in (PROJECT / "gma_lib").glob("*.py")} - {"__init__"} | {"backends"}
+    assert set(listed) == found
+    for number, name in enumerate(listed):
+        path = PROJECT / "gma_lib" / name
+        for file in path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]:
+            for imported in re.findall(r"^\s*from gma_lib\.(\w+)", file.read_text(), re.M):
+                assert imported in listed[: number + 1], f"{file.name} imports {imported}, which stands below it"
+
+
+def test_no_path_of_a_machine_and_nothing_large_is_committed():
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=PROJECT, check=True).stdout.split()
+    for name in files:
+        path = PROJECT / name
+        assert path.stat().st_size < 16e6, name
+        if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json", ".j2", ""}:
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.])/(?:home|root|work|Users)/", text) or name == Path(__file__).relative_to(PROJECT).as_posix(), (
+                name
+            )
