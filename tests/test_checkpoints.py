@@ -103,3 +103,12 @@ def test_an_unknown_name_lists_the_shipped():
 
 def test_seeded_weights_say_that_they_are_noise():
     assert "noise" in checkpoints.load_checkpoint("seeded").note
+
+
+@pytest.mark.parametrize("name", [name for name in checkpoints.shipped() if name != "seeded"])
+def test_shipped_weights_are_those_of_their_card(name):
+    loaded = checkpoints.load_checkpoint(name)
+    assert loaded.trained
+    assert loaded.card["sha256"] == loaded.sha256
+    assert "not the authors" in loaded.note
+    assert loaded.sha256 in (checkpoints.WEIGHTS_FOLDER / f"{name}.md").read_text()

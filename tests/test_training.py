@@ -1,0 +1,346 @@
+"""Training: scenes whose flow is exact, runs that survive, configurations that are checked."""
+
+import copy
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gma_lib import training
+from gma_lib.runs import PROJECT
+from gma_lib.training import (
+    HELD_OUT,
+    VALIDATION,
+    PairSource,
+    Trainer,
+    TrainingDivergedError,
+    config_from,
+    held_out_epe,
+    load_config,
+    plot_curves,
+    read_log,
+    train,
+)
+
+TINY = {
+    "seed": 3,
+    "textures": 6,
+    "precision": "float32",
+    "sequence_gamma": 0.8,
+    "weight_decay": 1.0e-4,
+    "clip": 1.0,
+    "ema_decay": 0.9,
+    "checkpoint_minutes": 1.0e-6,
+    "validate_every": 100,
+    "validation_pairs": 1,
+    "phases": [
+        {
+            "name": name,
+            "steps": 2,
+            "height": 128,
+            "width": 128,
+            "batch_size": 1,
+            "num_updates": updates,
+            "learning_rate": 1.0e-4,
+            "final_learning_rate": 1.0e-5,
+            "layers": [2, 4],
+            "min_displacement": 1.5,
+            "max_displacement": 12.0,
+            "matching": 0.1,
+            "photometric": 0.5,
+            "learn_occluded": name == "second",
+            "freeze_batch_norm": name == "second",
+        }
+        for name, updates in (("first", 1), ("second", 2))
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return config_from(TINY)
+
+
+@pytest.fixture(scope="module")
+def source(config) -> PairSource:
+    return PairSource(config)
+
+
+@pytest.fixture
+def small_validation(monkeypatch):
+    """Validation at the smallest size: these tests ask whether it happens, not what it says."""
+    monkeypatch.setattr(training.validation_families, "__defaults__", (_small(VALIDATION),))
+
+
+def _small(phase):
+    return dataclasses.replace(phase, height=128, width=128)
+
+
+# --- scenes ---------------------------------------------------------------------------------------------------------
+
+
+def misses(pair, extra=(0.0, 0.0)) -> np.ndarray:
+    """Grey levels by which frame 2, fetched along the flow, misses frame 1, where visible in both."""
+    height, width = pair.occluded.shape
+    y, x = np.mgrid[:height, :width]
+    flow = pair.flow.numpy() + np.array(extra, np.float32)[:, None, None]
+    x, y = x + flow[0], y + flow[1]
+    seen = ~pair.occluded.numpy() & (x >= 0) & (x < width - 1) & (y >= 0) & (y < height - 1)
+    x, y, first, second = x[seen], y[seen], pair.image1.numpy(), pair.image2.numpy()
+    left, above = x.astype(int), y.astype(int)
+    x, y = x - left, y - above
+    upper = (1 - x) * second[:, above, left] + x * second[:, above, left + 1]
+    lower = (1 - x) * second[:, above + 1, left] + x * second[:, above + 1, left + 1]
+    return np.abs((1 - y) * upper + y * lower - first[:, seen]).mean(axis=0)
+
+
+@pytest.mark.parametrize("family", ["layers", "planes"])
+def test_warping_the_second_frame_gives_the_first(config, source, family):
+    plain = dataclasses.replace(_small(VALIDATION), photometric=0.0, height=192, width=256)
+    pairs = training.validation_families(dataclasses.replace(config, validation_pairs=6), source, plain)[family]
+    right = np.concatenate([misses(pair) for pair in pairs])
+    wrong = np.concatenate([misses(pair, extra=(1.0, 0.5)) for pair in pairs])
+    # grey levels of 255: what linear interpolation loses; the last per cents are outlines, where a pixel mixes two layers
+    assert np.median(right) < 1
+    assert np.percentile(right, 90) < 6
+    assert wrong.mean() > 2 * right.mean()
+
+
+def _scene(seed: int, **changes) -> training.LayeredScene:
+    settings = {
+        "height": 192,
+        "width": 256,
+        "min_displacement": 1.5,
+        "max_displacement": 40.0,
+        "layers": (5, 8),
+        "photometric": 0.0,
+        "bank_sizes": (6, 64),
+    }
+    return training.draw_scene(np.random.default_rng(seed), **settings | changes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_agree_with_a_forward_backward_check(source, seed):
+    scene = _scene(seed)
+    scene = dataclasses.replace(scene, warp=torch.zeros_like(scene.warp))  # so that turning time round is turning the matrices round
+    forward = source.renderer.render(scene, height=192, width=256)
+    backward = source.renderer.render(dataclasses.replace(scene, to_layer=scene.to_layer.flip(0)), height=192, width=256)
+    y, x = torch.meshgrid(torch.arange(192), torch.arange(256), indexing="ij")
+    to_x, to_y = (x + forward.flow[0]).round().long(), (y + forward.flow[1]).round().long()
+    inside = (to_x >= 0) & (to_x < 256) & (to_y >= 0) & (to_y < 192)
+    gap = (forward.flow + backward.flow[:, to_y.clamp(0, 191), to_x.clamp(0, 255)]).norm(dim=0)
+    # Both directions of one layer may differ by its turn and zoom over the half pixel of rounding; another layer moves otherwise.
+    disagree = (gap > 1.0) & ~forward.occluded & inside
+    assert disagree.float().mean() < 0.03
+    assert not (forward.occluded & (gap < 0.01) & inside).float().mean() > 0.01
+
+
+def test_bent_layers_are_where_the_flow_says(source):
+    scene = _scene(2)
+    warp = torch.zeros_like(scene.warp)
+    warp[:] = torch.tensor([4.0, 0.07, 1.0])
+    scene = dataclasses.replace(scene, warp=warp)
+    pixels = torch.tensor([[10.0, 20.0, 1.0], [200.0, 150.0, 1.0], [100.0, 90.0, 1.0]])
+    place = training._layer_coordinates(scene, pixels, 0)
+    for layer in range(len(warp)):
+        target = training._frame_coordinates(scene, place[layer], torch.full((3,), layer))
+        back = training._layer_coordinates(scene, torch.cat([target, torch.ones(3, 1)], dim=1), 1)[layer]
+        # 6 fixed-point steps at a steepness of 0.28 leave 4 px * 0.28**6
+        assert (back - place[layer]).norm(dim=-1).max() < 0.01
+
+
+def test_a_pair_follows_from_its_number(source, config):
+    phase = config.phases[0]
+    first, again, other = source.pair(5, phase), source.pair(5, phase), source.pair(6, phase)
+    assert torch.equal(first.image1, again.image1)
+    assert torch.equal(first.flow, again.flow)
+    assert not torch.equal(first.image1, other.image1)
+    assert HELD_OUT > 64 * 1_000_000  # no run of a million steps meets a held-out scene
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_matching_loss_is_low_where_features_match():
+    features = 20 * torch.nn.functional.normalize(torch.randn(1, 256, 16, 20, generator=torch.Generator().manual_seed(0)), dim=1)
+    truth = torch.zeros(1, 2, 128, 160)
+    truth[:, 0], truth[:, 1] = 16, -8  # two cells to the right, one up
+    moved = features.roll((2, -1), dims=(3, 2))
+    everywhere = torch.ones(1, 128, 160, dtype=torch.bool)
+    assert training.matching_loss(features, moved, truth, everywhere) < 0.01
+    assert training.matching_loss(features, moved, -truth, everywhere) > 5
+
+
+def test_the_sequence_loss_weighs_the_last_update_most():
+    truth = torch.zeros(1, 2, 4, 4)
+    learnt = torch.ones(1, 4, 4, dtype=torch.bool)
+    learnt[:, :, 2:] = False
+    off = torch.full_like(truth, 1.0)
+    off[..., 2:] = 100  # not learnt, so it does not count
+    assert training.sequence_loss([off, truth], truth, learnt, 0.8) == pytest.approx(0.8 * 2)
+    assert training.sequence_loss([truth, off], truth, learnt, 0.8) == pytest.approx(2)
+
+
+def test_without_updates_only_the_features_learn(config):
+    phase = dataclasses.replace(config.phases[0], num_updates=0, matching=1.0)
+    trainer = Trainer(dataclasses.replace(config, phases=(phase,)))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    entry = trainer.advance()
+    assert entry["matching"] > 0
+    changed = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fnet"}
+
+
+# --- runs that survive ----------------------------------------------------------------------------------------------
+
+
+def _command(config_file: Path, folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "gma_lib.training", "--config", str(config_file), "--out", str(folder), "--device", "cpu", *more]
+
+
+def _losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in read_log(folder / "log.jsonl")[0]]
+
+
+def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
+    config_file = tmp_path / "tiny.yaml"
+    config_file.write_text(yaml.safe_dump(TINY))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    where = {"cwd": PROJECT, "env": environment, "stdout": subprocess.DEVNULL}
+    whole = subprocess.Popen(_command(config_file, tmp_path / "whole"), **where)
+    killed = subprocess.Popen(_command(config_file, tmp_path / "killed"), **where)
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 100
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert whole.wait(timeout=100) == 0
+    if not (tmp_path / "killed" / "checkpoint.pt").exists():
+        pytest.fail("no checkpoint was written before the kill")
+    subprocess.run(_command(config_file, tmp_path / "killed", "--resume"), check=True, timeout=100, **where)
+    assert len(_losses(tmp_path / "whole")) == 4
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch, small_validation):
+    original, calls = training.sequence_loss, []
+
+    def failing(*arguments):
+        calls.append(None)
+        return original(*arguments) * (torch.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(training, "sequence_loss", failing)
+    with pytest.raises(TrainingDivergedError, match=r"step 1 \(first\): the loss is nan"):
+        train(config, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 1
+    assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
+
+
+def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_validation):
+    short = dataclasses.replace(config, phases=(dataclasses.replace(config.phases[0], steps=1),))
+    trainer = train(short, tmp_path)
+    assert trainer.step == 1
+    steps, validations = read_log(tmp_path / "log.jsonl")
+    assert [entry["step"] for entry in steps] == [1]
+    assert held_out_epe(validations[0]) > 0
+    assert plot_curves(tmp_path / "log.jsonl").axes[0].get_ylabel() == "EPE (px)"
+    with pytest.raises(FileExistsError, match="resume, or name another folder"):
+        train(short, tmp_path)
+    warm = Trainer(short, weights=tmp_path / "best.safetensors")
+    for name, value in warm.model.state_dict().items():
+        assert torch.equal(value, trainer.averaged[name]), name
+    other = dataclasses.replace(short, clip=2.0, phases=(dataclasses.replace(short.phases[0], num_updates=3),))
+    with pytest.raises(ValueError, match=r"differs in clip, phases\[0\].num_updates"):
+        train(other, tmp_path, resume=True)
+
+
+def test_resuming_needs_a_checkpoint(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="leave out --resume"):
+        train(config, tmp_path, resume=True)
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_configuration_is_fine():
+    config = load_config(PROJECT / "params" / "train.yaml")
+    assert config.steps > 0
+    assert config.precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("precision", "float8", "precision is one of bfloat16, float32, not 'float8'"),
+        ("clip", 0.0, "clip is above 0"),
+        ("clip", "one", "clip is of type float, not 'one'"),
+        ("seed", 1.5, "seed is of type int, not 1.5"),
+        ("seed", True, "seed is of type int, not True"),
+        ("weight_decay", float("nan"), "finite number, not nan"),
+        ("ema_decay", 1.5, "at most 1, not 1.5"),
+        ("phases", [], "at least one phase"),
+        ("momentum", 0.9, "unknown momentum"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(tmp_path, name, value, message):
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(TINY | {name: value}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("height", 100, "100x128"),
+        ("steps", 0, "steps is above 0, not 0"),
+        ("photometric", 2.0, "photometric is between 0 and 1"),
+        ("final_learning_rate", 1.0, "between 0 and learning_rate"),
+        ("learn_occluded", "yes", "learn_occluded is of type bool"),
+        ("max_displacement", 1.0, "above min_displacement"),
+        ("matching", -1.0, "matching is at least 0"),
+        ("layers", [5, 2], "layers is two rising numbers"),
+        ("layers", 5, "phase 1: layers is two whole numbers"),
+        ("lr", 1.0, "phase 1: unknown lr"),
+    ],
+)
+def test_impossible_phases_are_refused_by_name(name, value, message):
+    content = copy.deepcopy(TINY)
+    content["phases"][1][name] = value
+    with pytest.raises(ValueError, match=message):
+        config_from(content)
+
+
+def test_a_missing_entry_is_named():
+    content = {name: value for name, value in TINY.items() if name != "clip"}
+    with pytest.raises(ValueError, match="missing clip"):
+        config_from(content)
+
+
+def test_the_learning_rate_rises_and_falls_within_each_phase(config):
+    phase = dataclasses.replace(config.phases[0], steps=100)
+    rates = [dataclasses.replace(config, phases=(phase, phase)).learning_rate(step) for step in range(200)]
+    assert max(rates) == pytest.approx(phase.learning_rate)
+    assert rates[:100] == rates[100:]
+    assert rates[0] < rates[4]
+    assert rates[99] == pytest.approx(phase.final_learning_rate, rel=0.2)
+
+
+def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    training._cut_log(path, 2)
+    assert [entry["step"] for entry in read_log(path)[0]] == [1, 2]
