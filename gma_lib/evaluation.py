@@ -118,14 +118,14 @@ def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> De
     return Deviation(max(d.mean for d in found), max(d.p99 for d in found), max(d.max for d in found))
 
 
-def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, dict[str, float]]:
-    """Largest deviations from every other batch size of the same run that has been inferred: ``bs1`` -> mean, p99, max."""
+def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, Deviation]:
+    """Largest deviations from every other batch size of the same run that has been inferred, by its folder (``bs1``)."""
     found = {}
     for other in sorted(run.folder.parent.glob("bs*"), key=lambda folder: int(folder.name.removeprefix("bs"))):
         if other != run.folder and (other / "infer.json").is_file():
             deviation = compare_folders(pairs, run.flow_folder, other / run.flow_folder.name)
             if deviation is not None:
-                found[other.name] = vars(deviation)
+                found[other.name] = deviation
     return found
 
 

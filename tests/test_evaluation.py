@@ -108,7 +108,8 @@ def test_batch_sizes_are_compared(pairs, tmp_path):
         inference.infer(pairs, answer, run.flow_folder, batch_size=run.batch_size, key="k")
         (run.folder / "infer.json").write_text(json.dumps({}))
     found = evaluation.compare_batch_sizes(pairs, runs[1])
-    assert found["bs1"]["max"] == pytest.approx(np.hypot(0.5, 0.5))
+    assert found["bs1"].max == pytest.approx(np.hypot(0.5, 0.5))
+    assert not found["bs1"].is_rounding
 
 
 def test_the_guides_numbers(sintel_sample, golden, tmp_path):

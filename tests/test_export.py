@@ -151,6 +151,16 @@ print(peak_rss_bytes())
     assert int(done.stdout.split()[-1]) < 3e9
 
 
+@pytest.mark.parametrize(
+    ("share", "distance", "rounding"), [(0, 0, True), (1, 5e-4, True), (0.005, 2e-3, True), (0.02, 2e-3, False), (0.005, 0.1, False)]
+)
+def test_rounding_is_told_from_another_result(share, distance, rounding):
+    flow = np.zeros((2, 100, 100), np.float32)
+    moved = flow.copy()
+    moved[0].flat[: int(share * 10_000)] = distance
+    assert Deviation.between(moved, flow).is_rounding == rounding
+
+
 def test_deviation_is_in_pixels():
     flow = np.zeros((1, 2, 4, 5), np.float32)
     moved = flow.copy()
