@@ -122,3 +122,16 @@ def test_nobody_works_beside_a_measurement(tmp_path):
 def test_matrix_product_peak():
     assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8
     assert benchmark.matrix_product_peak("int8") is None
+
+
+def test_the_best_library_counts(monkeypatch):
+    """A slow one beside a fast one changes nothing."""
+
+    def slow(a, b, precision):
+        return lambda: time.sleep(0.05)
+
+    fast = benchmark.matrix_product_peak("float32", size=256, rounds=3)
+    monkeypatch.setattr(benchmark, "PRODUCTS", (slow,))
+    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) < fast / 5
+    monkeypatch.setattr(benchmark, "PRODUCTS", (slow, benchmark._numpy_product))
+    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8
