@@ -152,7 +152,8 @@ print(peak_rss_bytes())
 
 
 @pytest.mark.parametrize(
-    ("share", "distance", "rounding"), [(0, 0, True), (1, 5e-4, True), (0.005, 2e-3, True), (0.02, 2e-3, False), (0.005, 0.1, False)]
+    ("share", "distance", "rounding"),
+    [(0, 0, True), (1, 5e-4, True), (0.005, 7e-3, True), (1, 2e-3, False), (0.02, 7e-3, False), (0.001, 0.6, False)],
 )
 def test_rounding_is_told_from_another_result(share, distance, rounding):
     flow = np.zeros((2, 100, 100), np.float32)
