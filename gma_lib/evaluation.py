@@ -40,7 +40,7 @@ def evaluate(pairs: list[FramePair], folder: Path, *, track: Callable[..., Itera
     Returns
     -------
     dict
-        A key per pass, as DESIGN lays ``metrics.json`` out: ``pairs_inferred``, ``pairs_scored``, ``pixels``, a dict of metrics per
+        A key per pass, as ``metrics.json`` holds them: ``pairs_inferred``, ``pairs_scored``, ``pixels``, a dict of metrics per
         group of pixels, then ``scenes`` (name -> groups) and ``pairs`` (a list in the data set's order).
 
     Raises
