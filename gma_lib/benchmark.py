@@ -50,6 +50,8 @@ class Task:
         As for ``gma_lib.backends.load_backend``.
     batch_size, height, width
         Of the model's input; height and width padded.
+    at_once
+        Pairs that the model computes together inside a batch (``gma_lib.convert.convert``); None: the whole batch.
     budget_s
         Time for the counted rounds; three are made in any case.
     gmac_per_pair
@@ -62,14 +64,16 @@ class Task:
     batch_size: int
     height: int
     width: int
+    at_once: int | None
     budget_s: float
     gmac_per_pair: float
 
 
-def needed_bytes(backend: str, precision: str, batch_size: int, height: int, width: int) -> int | None:
+def needed_bytes(backend: str, precision: str, batch_size: int, height: int, width: int, at_once: int | None = None) -> int | None:
     """Predicted peak memory; None for a backend that was never measured.
 
-    Per pair: the correlation pyramid and the attention matrix, which grow with the square of the area, and the encoders' widest layers.
+    For each pair that is computed together with others (``at_once``; None: all of the batch) the correlation pyramid and the attention
+    matrix, which grow with the square of the area, and the encoders' widest layers; for each pair of the batch its frames and its flow.
     """
     if (backend, precision) not in MEMORY:
         return None
@@ -77,14 +81,22 @@ def needed_bytes(backend: str, precision: str, batch_size: int, height: int, wid
     cells = (height // 8) * (width // 8)
     pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
     widest_layers = 3 * 64 * (height // 2) * (width // 2)
-    return int(base + factor * batch_size * 4 * (pyramid + cells**2 + widest_layers))
+    frames_and_flow = (2 * 3 + 2 * 2) * height * width  # the flow twice, while its parts are joined
+    return int(base + factor * (at_once or batch_size) * 4 * (pyramid + cells**2 + widest_layers) + batch_size * 4 * frames_and_flow)
 
 
 def require_memory(
-    backend: str, precision: str, batch_size: int, height: int, width: int, *, available_bytes: int | None = None
+    backend: str,
+    precision: str,
+    batch_size: int,
+    height: int,
+    width: int,
+    at_once: int | None = None,
+    *,
+    available_bytes: int | None = None,
 ) -> int | None:
     """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
-    predicted = needed_bytes(backend, precision, batch_size, height, width)
+    predicted = needed_bytes(backend, precision, batch_size, height, width, at_once)
     available = available_bytes or memory_bytes()
     if predicted is not None and predicted > SHARE_OF_MEMORY * available:
         raise DoesNotFit(
@@ -112,7 +124,7 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``predicted_bytes``; ``matrix_product_peak`` in operations
         a second, and ``share_of_peak``, the model's share of it (null where this precision's peak was not measured).
     """
-    shape = (task.backend, task.precision, task.batch_size, task.height, task.width)
+    shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
     result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "simulated": False}
     result["predicted_bytes"] = needed_bytes(*shape)
     try:
@@ -158,6 +170,7 @@ def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
             ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
             ("rounds", str(perf["rounds"]), "100"),
+            ("pairs computed at once", str(perf["at_once"] or perf["batch_size"]), str(perf["batch_size"])),
             ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
             ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
             ("loading the model, s", f"{perf['load_s']:.2f}", ""),

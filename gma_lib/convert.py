@@ -1,10 +1,16 @@
 """From the exported file to what a runtime loads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
+
 from gma_lib.backends import backend_kind
+from gma_lib.export import with_batch_size
 from gma_lib.flow_io import written_whole
+from gma_lib.model import STRIDE
 from gma_lib.runs import digest, sha256
 
 
@@ -14,71 +20,132 @@ class Conversion:
 
     Attributes
     ----------
-    model
-        The file that the backend loads.
+    files
+        What the backend loads: the whole network, and where it has them, its parts.
     command
         The tool and its arguments, or the library call, exactly.
     changes
         What differs from the exported file, in words.
     """
 
-    model: Path
+    files: tuple[Path, ...]
     command: str
     changes: str
 
     @property
+    def model(self) -> Path:
+        """The whole network."""
+        return self.files[0]
+
+    @property
     def sha256(self) -> str:
         """Of everything the backend loads: an OpenVINO model keeps its weights in a second file."""
-        files = [self.model, self.model.with_suffix(".bin")] if self.model.suffix == ".xml" else [self.model]
-        return digest([sha256(file) for file in files])
+        weights = [file.with_suffix(".bin") for file in self.files if file.suffix == ".xml"]
+        return digest([sha256(file) for file in (*self.files, *weights)])
 
 
-def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str) -> Conversion:
-    """Make the backend's files in ``model_folder`` from ``gma.onnx`` (or, for PyTorch, from the checkpoint)."""
+def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str, at_once: int | None = 1) -> Conversion:
+    """Make the backend's files in ``model_folder`` from ``gma.onnx`` and its parts (or, for PyTorch, from the checkpoint).
+
+    Parameters
+    ----------
+    at_once
+        Pairs that are computed together inside a batch; None: all of them.
+    """
     backend_kind(backend)  # an unknown name gets the list of those there are
-    source = Path(model_folder) / "gma.onnx"
+    folder = Path(model_folder)
+    source = folder / "gma.onnx"
     if not source.is_file():
         raise FileNotFoundError(f"{source} is missing: run 02_export first")
+    batch_size = onnx.load(source).graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    at_once = at_once or batch_size
+    if at_once < 1 or batch_size % at_once:
+        raise ValueError(f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch")
     if backend == "torch":
-        return _for_torch(Path(model_folder), checkpoint, num_updates, attention)
-    return CONVERTERS[backend](Path(model_folder))
+        return _for_torch(folder, checkpoint, num_updates, attention, at_once)
+    return CONVERTERS[backend](folder, at_once)
 
 
-def _for_onnxruntime(folder: Path) -> Conversion:
-    return Conversion(
-        folder / "gma.onnx",
-        "onnxruntime.InferenceSession('gma.onnx')",
-        "none: ONNX Runtime loads the exported file and optimises it in memory.",
+def _sources(folder: Path) -> list[Path]:
+    """The whole network and its parts, as 02_export wrote them."""
+    return [folder / "gma.onnx", *(path for part in ("features", "context", "refine") if (path := folder / f"gma_{part}.onnx").is_file())]
+
+
+def _in_parts(at_once: int) -> str:
+    return (
+        f"A batch is computed {'pair by pair' if at_once == 1 else f'in parts of {at_once} pairs'}, so that memory does not grow with it."
     )
 
 
-def _for_openvino(folder: Path) -> Conversion:
+def _for_onnxruntime(folder: Path, at_once: int) -> Conversion:
+    files = []
+    for source in _sources(folder):
+        files.append(source.with_name(source.name.replace("gma", "gma_onnxruntime", 1)))
+        with written_whole(files[-1]) as partial:
+            onnx.save(with_batch_size(onnx.load(source), at_once), partial)
+    return Conversion(
+        tuple(files),
+        f"onnxruntime.InferenceSession('{files[0].name}')",
+        f"{_in_parts(at_once)} Otherwise none: ONNX Runtime loads the exported file and optimises it.",
+    )
+
+
+def _for_openvino(folder: Path, at_once: int) -> Conversion:
     import openvino
 
-    for source in sorted(folder.glob("gma*.onnx")):
+    files = []
+    for source in _sources(folder):
         converted = openvino.convert_model(source)
-        target = source.with_suffix(".xml")
-        with written_whole(target.with_suffix(".bin")) as weights, written_whole(target) as structure:
+        converted.reshape({port: [at_once, *list(port.shape)[1:]] for port in converted.inputs})
+        keep_coordinates_in_float32(converted)
+        files.append(source.with_suffix(".xml"))
+        with written_whole(files[-1].with_suffix(".bin")) as weights, written_whole(files[-1]) as structure:
             # Left alone, save_model would round the weights to float16.
             openvino.save_model(converted, structure, compress_to_fp16=False)
             structure.with_suffix(".bin").replace(weights)
     return Conversion(
-        folder / "gma.xml",
+        tuple(files),
         "openvino.save_model(openvino.convert_model('gma.onnx'), 'gma.xml', compress_to_fp16=False)",
-        "operators become OpenVINO's; weights stay float32 (the tool's own default would round them to float16).",
+        "operators become OpenVINO's; weights stay float32 (the tool's own default would round them to float16), and so do coordinates and "
+        f"flow, whatever the precision around them. {_in_parts(at_once)}",
     )
 
 
-def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str) -> Conversion:
+# Sums of products may be rounded; the numbers that say where to look may not.
+_PRODUCTS = ("MatMul", "Convolution", "MVN")
+_MODULES = ("fnet", "cnet", "att", "update_block")
+
+
+def keep_coordinates_in_float32(model) -> int:
+    """Mark coordinates and flow of an OpenVINO model to be computed in float32 in every precision; return how many operations.
+
+    In bfloat16 a coordinate beyond 64 cells lies on a grid of half a cell, four pixels of the frame. Coordinates and flow are what is
+    computed between the network's modules and holds no more than two numbers per feature cell; everything else there is much larger.
+    """
+    _, channels, height, width = model.inputs[0].shape
+    cells = model.inputs[0].shape[0] * height * width // (STRIDE**2 if channels == 3 else 1)
+    marked = 0
+    for operation in model.get_ordered_ops():
+        kind, scope = operation.get_type_name(), operation.get_friendly_name().lstrip("/").split("/")[0]
+        if kind in ("Constant", "Parameter", "Result", *_PRODUCTS) or scope in _MODULES:
+            continue
+        output = operation.output(0)
+        if output.get_element_type().get_type_name() == "f32" and np.prod(output.shape) <= 2 * cells:
+            operation.get_rt_info()["precise_0"] = ""
+            marked += 1
+    return marked
+
+
+def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, at_once: int) -> Conversion:
     from gma_lib.checkpoints import load_checkpoint, save_checkpoint
 
     loaded = load_checkpoint(checkpoint)
-    about = {"num_updates": str(num_updates), "attention": attention, "source_sha256": loaded.sha256}
+    about = {"num_updates": str(num_updates), "attention": attention, "at_once": str(at_once), "source_sha256": loaded.sha256}
     return Conversion(
-        save_checkpoint(folder / "gma.safetensors", loaded.state, metadata=about),
+        (save_checkpoint(folder / "gma.safetensors", loaded.state, metadata=about),),
         f"gma_lib.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
-        "none: PyTorch runs the network as written; the file holds weights and configuration.",
+        f"PyTorch runs the network as written, made lean when it is loaded; the file holds weights and configuration. {_in_parts(at_once)}",
     )
 
 
-CONVERTERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
+CONVERTERS: dict[str, Callable[[Path, int], Conversion]] = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}

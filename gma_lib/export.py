@@ -29,23 +29,26 @@ DEFAULT_OPSET = 13
 OPSETS = {"matmul": range(13, 20), "gather": range(12, 20), "grid_sample": range(16, 20)}
 
 
-class _Encode(nn.Module):
-    """Frame -> features and context."""
+class _Features(nn.Module):
+    """Frame -> features."""
 
     def __init__(self, model: GMA):
         super().__init__()
         self.gma = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gma.encode(image)
+    def forward(self, image: Tensor) -> Tensor:
+        return self.gma.features(image)
 
 
-class _Refine(nn.Module):
+class _Context(_Features):
+    """First frame of a pair -> context."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.gma.context(image)
+
+
+class _Refine(_Features):
     """Features of both frames, context of the first and a start -> flow in pixels and in cells."""
-
-    def __init__(self, model: GMA):
-        super().__init__()
-        self.gma = model
 
     def forward(self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor) -> tuple[Tensor, Tensor]:
         return self.gma.refine(features1, features2, context, flow_init)
@@ -74,26 +77,21 @@ def export_whole(
 
 def export_split(
     model: GMA, folder: Path, *, height: int, width: int, batch_size: int, checkpoint: Checkpoint, opset: int = DEFAULT_OPSET
-) -> tuple[Path, Path]:
-    """Write the network in two parts, ``gma_encode.onnx`` and ``gma_refine.onnx``.
+) -> list[Path]:
+    """Write the network in three parts, ``gma_features.onnx``, ``gma_context.onnx`` and ``gma_refine.onnx``.
 
-    Along a sequence each frame is then encoded once, and a pair can start from the flow before it.
+    Along a sequence the features of each frame are then computed once, and a pair can start from the flow before it.
     """
     frame = torch.zeros(1, 3, height, width)
     grid = (height // STRIDE, width // STRIDE)
     features, flow = torch.zeros(1, 256, *grid), torch.zeros(1, 2, *grid)
-    encode = _trace(_Encode(model), (frame,), ["image"], ["features", "context"], opset=opset)
-    refine = _trace(
-        _Refine(model),
-        (features, features, features, flow),
-        ["features1", "features2", "context", "flow_init"],
-        ["flow", "flow_low"],
-        opset=opset,
-    )
-    return tuple(
-        _write(traced, Path(folder) / f"gma_{part}.onnx", model, checkpoint, height, width, batch_size)
-        for part, traced in (("encode", encode), ("refine", refine))
-    )
+    inputs = ["features1", "features2", "context", "flow_init"]
+    traced = {
+        "features": _trace(_Features(model), (frame,), ["image"], ["features"], opset=opset),
+        "context": _trace(_Context(model), (frame,), ["image"], ["context"], opset=opset),
+        "refine": _trace(_Refine(model), (features, features, features, flow), inputs, ["flow", "flow_low"], opset=opset),
+    }
+    return [_write(part, Path(folder) / f"gma_{name}.onnx", model, checkpoint, height, width, batch_size) for name, part in traced.items()]
 
 
 def _trace(module: nn.Module, inputs: tuple, input_names: list[str], output_names: list[str], *, opset: int) -> onnx.ModelProto:
@@ -228,6 +226,8 @@ PARTS = {
     "update_block/encoder": "motion encoder",
     "update_block/aggregator": "aggregation",
     "update_block/gru": "GRU",
+    "context1": "GRU's context",  # computed once, ahead of the updates (gma_lib.lean)
+    "context2": "GRU's context",
     "update_block/flow_head": "flow head",
     "mask": "upsampling weights",
 }
@@ -275,22 +275,21 @@ def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.nda
 
 
 def deviation_of_one_pair(
-    model: GMA, image1: np.ndarray, image2: np.ndarray, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET
-) -> tuple[Deviation, np.ndarray]:
-    """Compare the exported graph, at batch size 1, with PyTorch on a pair of frames (1, 3, H, W); also return PyTorch's flow."""
-    reference = reference_flow(model, image1, image2)
-    return _deviation(model, image1, image2, reference, checkpoint, opset), reference
+    exported: GMA, reference: np.ndarray, image1: np.ndarray, image2: np.ndarray, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET
+) -> Deviation:
+    """Compare the graph of a network, at batch size 1, with the flow that PyTorch computes (``reference_flow``) for frames (1, 3, H, W)."""
+    return _deviation(exported, image1, image2, reference, checkpoint, opset)
 
 
-def deviation_of_batches(model: GMA, batch_size: int, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET) -> Deviation:
-    """Compare a graph of this batch size with PyTorch on small random frames, every pair of the batch a different one.
+def deviation_of_batches(exported: GMA, model: GMA, batch_size: int, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET) -> Deviation:
+    """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small random frames, every pair another one.
 
     At full size only the graph of one pair is compared; that the others differ in nothing but the batch is shown here,
     where sixteen pairs cost little.
     """
     rng = np.random.default_rng(0)
     image1, image2 = rng.integers(0, 256, (2, batch_size, 3, 128, 160)).astype(np.float32)
-    return _deviation(model, image1, image2, reference_flow(model, image1, image2), checkpoint, opset)
+    return _deviation(exported, image1, image2, reference_flow(model, image1, image2), checkpoint, opset)
 
 
 def _deviation(model: GMA, image1: np.ndarray, image2: np.ndarray, reference: np.ndarray, checkpoint: Checkpoint, opset: int) -> Deviation:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.backends.base import Backend
+from gma_lib.backends.base import Backend, SplitBackend
 from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor, written_whole
 from gma_lib.padding import Padding
 from gma_lib.runs import digest, sha256
@@ -58,7 +58,8 @@ def infer(
     """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
 
     A pair is computed only if its file is not there, or was not made under the same key, or is no longer what was written.
-    The ledger in ``folder`` knows, one line a pair: interrupt at any moment and call again.
+    The ledger in ``folder`` knows, one line a pair: interrupt at any moment and call again. Where the backend computes pair by pair and in
+    parts, the features of a frame that two pairs share are computed once.
 
     Parameters
     ----------
@@ -81,13 +82,17 @@ def infer(
         height, width = read_frame(todo[0].image1).shape[1:]
         check_free_space(folder, len(todo) * flow_file_bytes(height, width))
     computing = 0.0
+    encoded: dict[Path, np.ndarray] = {}
     for batch in track(batches, label="flow", unit="batch") if track else batches:
         image1, image2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
-        flow = backend.predict(image1, image2)
+        if isinstance(backend, SplitBackend) and backend.at_once == 1:
+            flow = along_sequence(backend, batch, image1, image2, encoded)
+        else:
+            flow = backend.predict(image1, image2)
         computing += time.monotonic() - before
         _check_flow(flow, image1, batch)
-        for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):
+        for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # what filled the batch up is cut away
             _store(folder, pair, pair_flow, keys[pair.name])
     return InferenceSummary(
         pairs=len(pairs),
@@ -97,6 +102,29 @@ def infer(
         seconds=time.monotonic() - start,
         seconds_computing=computing,
     )
+
+
+def along_sequence(
+    backend: SplitBackend, batch: list[FramePair], image1: np.ndarray, image2: np.ndarray, encoded: dict[Path, np.ndarray]
+) -> np.ndarray:
+    """Flow (len(batch), 2, H, W) of the pairs of a batch, each frame encoded once.
+
+    Parameters
+    ----------
+    image1, image2
+        The batch's frames, padded, (N, 3, H, W) with N >= len(batch).
+    encoded
+        Features of the frame that was encoded last, by its path; kept from call to call and changed in place. One is enough: the second
+        frame of a pair is the first of the next.
+    """
+    flows = []
+    for index, pair in enumerate(batch):
+        first, second = image1[index : index + 1], image2[index : index + 1]
+        features1 = encoded[pair.image1] if pair.image1 in encoded else backend.features(first)
+        encoded.clear()
+        encoded[pair.image2] = backend.features(second)
+        flows.append(backend.refine(features1, encoded[pair.image2], backend.context(first))[0])
+    return np.concatenate(flows)
 
 
 def inference_key(converted: dict) -> str:
@@ -121,9 +149,9 @@ def read_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.
 
 
 def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> None:
-    wanted = (image.shape[0], 2, *image.shape[2:])
-    if flow.shape != wanted:
-        raise ValueError(f"the backend answered with shape {flow.shape} where {wanted} was expected")
+    wanted = (2, *image.shape[2:])
+    if flow.shape[1:] != wanted or len(flow) not in (len(batch), len(image)):
+        raise ValueError(f"the backend answered with shape {flow.shape} where {(len(image), *wanted)} was expected")
     for pair, pair_flow in zip(batch, flow, strict=False):
         if not np.isfinite(pair_flow).all():
             raise ValueError(f"the flow of {pair.name} holds values that are not finite")

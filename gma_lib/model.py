@@ -174,9 +174,9 @@ def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     Parameters
     ----------
     volume
-        (M, height, width), one correlation map per cell of frame 1.
+        (M, height, width), one correlation map per cell of frame 1, M = N*h*w.
     x, y
-        (M, 1, 1), window centres in cells of this level.
+        (N, 1, h, w), window centres in cells of this level.
 
     Returns
     -------
@@ -184,13 +184,21 @@ def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
         (M, 9, 9); the first index moves x, the second y, as in the authors' channel order.
     """
     height, width = _sides(volume)
-    rows = _hat(y + _constant(_offsets()[:, None] - np.arange(height)[None], volume)[None])  # (M, 9, height)
-    columns = _hat(x + _constant(_offsets()[:, None] - np.arange(width)[None], volume)[None])  # (M, 9, width)
-    return columns @ (rows @ volume).transpose(1, 2)  # (M, 9, width) x (M, width, 9)
+    rows, columns = _hats(y, height), _hats(x, width)  # (M, 9, height), (M, 9, width)
+    return (volume @ columns.transpose(1, 2)).transpose(1, 2) @ rows.transpose(1, 2)  # (M, 9, height) x (M, height, 9)
 
 
-def _hat(distance: Tensor) -> Tensor:
-    return F.relu(1 - distance.abs())
+def _hats(center: Tensor, cells: int) -> Tensor:
+    """Weights (M, 9, cells) of bilinear interpolation at nine positions around each center (N, 1, h, w).
+
+    Half precision would move a center by up to a quarter of a cell. As a whole number and the rest it survives, and only those two have
+    to be computed in float32. The whole number is rounded with its sign turned, because OpenVINO rewrites a difference and forgets its
+    precision.
+    """
+    opposite = torch.round(-center)
+    rest = center + opposite
+    places = _constant(np.arange(cells)[None] - _offsets()[:, None], center)[None]  # (1, 9, cells)
+    return F.relu(1 - ((places + opposite.reshape(-1, 1, 1)) - rest.reshape(-1, 1, 1)).abs())
 
 
 def _window(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +214,7 @@ def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     zeros instead of masking the samples outside.
     """
     height, width = _sides(volume)
-    x, y = _window(x, y)
+    x, y = _window(x.reshape(-1, 1, 1), y.reshape(-1, 1, 1))
     x = (2 * x / (width - 1) - 1 + 1) / 2 * (width - 1)
     y = (2 * y / (height - 1) - 1 + 1) / 2 * (height - 1)
     left, top = torch.floor(x), torch.floor(y)
@@ -232,7 +240,7 @@ def _limited(index: Tensor, last: int) -> Tensor:
 def lookup_by_grid_sample(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Sample a window with ``grid_sample`` (ONNX opset 16 and above); parameters as in ``lookup_by_matmul``."""
     height, width = _sides(volume)
-    x, y = _window(x, y)
+    x, y = _window(x.reshape(-1, 1, 1), y.reshape(-1, 1, 1))
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)  # (M, 9, 9, 2)
     return F.grid_sample(volume[:, None], grid, align_corners=True)[:, 0]
 
@@ -261,11 +269,11 @@ def look_up(pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = looku
     """
     height, width = _sides(coordinates)
     with torch.autocast(coordinates.device.type, enabled=False):
-        x = coordinates[:, :1].reshape(-1, 1, 1)
-        y = coordinates[:, 1:].reshape(-1, 1, 1)
-        windows = [
-            lookup(volume, x / 2**level, y / 2**level).reshape(-1, height * width, WINDOW**2) for level, volume in enumerate(pyramid)
-        ]
+        x, y = coordinates.split(1, dim=1)
+        windows = []
+        for volume in pyramid:
+            windows.append(lookup(volume, x, y).reshape(-1, height * width, WINDOW**2))
+            x, y = x / 2, y / 2  # the next level has half the resolution
         return torch.cat(windows, dim=-1).transpose(1, 2).reshape(-1, LEVELS * WINDOW**2, height, width)
 
 
@@ -338,6 +346,13 @@ class Attention(nn.Module):
         return self.scores(self, self.scale * queries, keys).softmax(dim=-1)
 
 
+def attended(attention: Tensor, values: Tensor) -> Tensor:
+    """Attention (N, P, P) over values (N, C, h, w): what each cell gathers, (N, C, h, w)."""
+    height, width = _sides(values)
+    gathered = attention @ _flattened(values).transpose(1, 2)  # (N, P, C)
+    return gathered.transpose(1, 2).reshape(-1, int(values.shape[1]), height, width)
+
+
 class Aggregate(nn.Module):
     """Add to each cell's motion the motion of the cells it attends to (paper, equation 4)."""
 
@@ -347,10 +362,7 @@ class Aggregate(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))  # zero at the start: training begins as RAFT
 
     def forward(self, attention: Tensor, motion: Tensor) -> Tensor:
-        height, width = _sides(motion)
-        values = _flattened(self.to_v(motion)).transpose(1, 2)  # (N, P, 128)
-        aggregated = (attention @ values).transpose(1, 2).reshape(-1, 128, height, width)
-        return motion + self.gamma * aggregated
+        return motion + self.gamma * attended(attention, self.to_v(motion))
 
 
 # --- recurrent update -----------------------------------------------------------------------------------------------
@@ -384,7 +396,13 @@ class SeparableGRU(nn.Module):
                 convolution = nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding)
                 self.add_module(f"conv{gate}{number}", convolution)
 
-    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+    def prepare(self, context: Tensor) -> Tensor:
+        """What every update needs of the context (N, 128, h, w): here the context itself; ``gma_lib.lean`` computes more of it ahead."""
+        return context
+
+    def forward(self, hidden: Tensor, prepared: Tensor, motion: Tensor) -> Tensor:
+        """Hidden state (N, 128, h, w), prepared context and motion features (N, 256, h, w) -> hidden state."""
+        inputs = torch.cat([prepared, motion], dim=1)
         hidden = _gru_pass(hidden, inputs, self.convz1, self.convr1, self.convq1)
         return _gru_pass(hidden, inputs, self.convz2, self.convr2, self.convq2)
 
@@ -420,10 +438,10 @@ class UpdateBlock(nn.Module):
         self.mask = nn.Sequential(nn.Conv2d(HIDDEN, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, STRIDE**2 * 9, 1))
         self.aggregator = Aggregate(128)
 
-    def forward(self, hidden: Tensor, context: Tensor, correlation: Tensor, flow: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, prepared, correlation: Tensor, flow: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         motion = self.encoder(flow, correlation)
         aggregated = self.aggregator(attention, motion)
-        hidden = self.gru(hidden, torch.cat([context, motion, aggregated], dim=1))
+        hidden = self.gru(hidden, prepared, torch.cat([motion, aggregated], dim=1))
         return hidden, self.flow_head(hidden)
 
     def upsampling_weights(self, hidden: Tensor) -> Tensor:
@@ -472,15 +490,11 @@ class GMA(nn.Module):
         self.update_block = UpdateBlock()
         self.att = Attention(CONTEXT, scores=self.config.attention)
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Frame (N, 3, H, W) -> matching features and context, (N, 256, h, w) each.
-
-        Along a sequence every frame is encoded once: its features serve as second and then as first frame.
-        """
-        return self.features(image), self.context(image)
-
     def features(self, image: Tensor) -> Tensor:
-        """Frame (N, 3, H, W) -> features (N, 256, h, w) that are compared between frames."""
+        """Frame (N, 3, H, W) -> features (N, 256, h, w) that are compared between frames.
+
+        Along a sequence those of each frame are computed once: they serve as the second frame's and then as the first's.
+        """
         return _float32(self.fnet(_scaled(image)))
 
     def context(self, image: Tensor) -> Tensor:
@@ -495,6 +509,7 @@ class GMA(nn.Module):
         hidden, context = context.split([HIDDEN, CONTEXT], dim=1)
         hidden, context = torch.tanh(hidden), F.relu(context)
         attention = self.att(context)
+        prepared = self.update_block.gru.prepare(context)
         height, width = _sides(context)
         start = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None]  # (1, 2, h, w), x before y
         start = _constant(start, features1)
@@ -503,7 +518,7 @@ class GMA(nn.Module):
         for _ in range(num_updates):
             flow = flow.detach()  # no gradient through the previous refinement (RAFT, section 3.4)
             correlation = look_up(pyramid, start + flow, LOOKUPS[self.config.lookup])
-            hidden, change = self.update_block(hidden, context, correlation, flow, attention)
+            hidden, change = self.update_block(hidden, prepared, correlation, flow, attention)
             flow = flow + _float32(change)
             yield hidden, flow
 
@@ -520,7 +535,7 @@ class GMA(nn.Module):
         Parameters
         ----------
         features1, features2, context
-            From ``encode``; the context is the first frame's.
+            From ``features`` of both frames and ``context`` of the first.
         flow_init
             (N, 2, h, w), in cells (pixels / 8); a warm start.
 

@@ -7,22 +7,25 @@ import pytest
 
 from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, load_backend
+from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
+from gma_lib.checkpoints import load_model
 from gma_lib.convert import convert
 from gma_lib.doctor import has_bf16
 from gma_lib.flow_io import read_frame
+from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.padding import Padding
 
 SMALL = {"height": 128, "width": 160}
 
 
-def prepare(folder, seeded, *, height, width, batch_size):
+def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=tuple(BACKENDS)):
     model, checkpoint = seeded
     size = {"height": height, "width": width, "batch_size": batch_size}
-    export.export_whole(model, folder / "gma.onnx", **size, checkpoint=checkpoint)
-    export.export_split(model, folder, **size, checkpoint=checkpoint)
-    for name in BACKENDS:
-        convert(name, folder, checkpoint="seeded", num_updates=6, attention="content")
+    export.export_whole(lean(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
+    export.export_split(lean(model), folder, **size, checkpoint=checkpoint)
+    for name in backends:
+        convert(name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once)
     return folder
 
 
@@ -48,11 +51,35 @@ def test_same_flow(name, models, small_frames, reference):
     assert Deviation.between(found[::-1], reference).max > 1  # the order of the batch matters, and is noticed
 
 
+@pytest.fixture(scope="module")
+def whole_batches(tmp_path_factory, seeded):
+    """As ``models``, but the pairs of a batch are computed together."""
+    return prepare(tmp_path_factory.mktemp("whole"), seeded, **SMALL, batch_size=2, at_once=None)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_together_or_one_after_the_other(name, models, whole_batches, small_frames, reference):
+    with (
+        load_backend(name, models, precision="float32") as pair_by_pair,
+        load_backend(name, whole_batches, precision="float32") as together,
+    ):
+        assert (pair_by_pair.at_once, together.at_once) == (1, 2)
+        assert Deviation.between(together.predict(*small_frames), reference).max < 1e-3
+        assert Deviation.between(pair_by_pair.predict(*small_frames), reference).max < 1e-3
+        more = [np.concatenate([frames, frames[::-1]]) for frames in small_frames]
+        assert Deviation.between(together.predict(*more), np.concatenate([reference, reference[::-1]])).max < 1e-3
+
+
+def test_parts_that_do_not_fill_a_batch_are_refused(models):
+    with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
+        convert("openvino", models, checkpoint="seeded", num_updates=6, attention="content", at_once=3)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_split_is_the_whole(name, models, small_frames, reference):
     with load_backend(name, models, precision="float32") as backend:
-        features1, context = backend.encode(small_frames[0])
-        features2, _ = backend.encode(small_frames[1])
+        features1, features2 = (backend.features(frames) for frames in small_frames)
+        context = backend.context(small_frames[0])
         flow, flow_low = backend.refine(features1, features2, context)
     assert features1.shape == context.shape == (2, 256, 16, 20)
     assert flow_low.shape == (2, 2, 16, 20)
@@ -70,6 +97,43 @@ def test_reduced_precision_is_reduced(name, models, small_frames, reference):
         assert backend.precision == "bfloat16"
     # another flow than float32, by rounding and not by half a pixel
     assert 1e-4 < Deviation.between(found, reference).mean < 0.3
+
+
+def test_coordinates_stay_in_float32(tmp_path):
+    """Where a frame is 128 cells wide, bfloat16 coordinates would lie half a cell apart; weights that see notice."""
+    if not has_bf16():
+        pytest.skip("needs a processor with bfloat16")
+    trained = load_model("gma-procedural")
+    folder = prepare(tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",))
+    rng = np.random.default_rng(2)
+    image1 = rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
+    image2 = np.roll(image1, (2, 5), axis=(2, 3))
+    reference = export.reference_flow(trained[0], image1, image2)
+    deviations = []
+    for file in ("gma.xml", "gma.onnx"):  # converted, with its coordinates marked, and as exported
+        with OpenVinoBackend(folder / file, OpenVinoOptions(precision="bfloat16")) as backend:
+            deviations.append(Deviation.between(backend.predict(image1, image2), reference).mean)
+    assert deviations[0] < 0.5 * deviations[1], deviations
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, small_frames):
+    folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
+    image1, image2 = (frames[:1] for frames in small_frames)
+    flows, stored = [], []
+    for _ in range(2):
+        with load_backend(name, folder, precision="float32") as backend:
+            flows.append(backend.predict(image1, image2))
+        stored.append({path: path.stat().st_mtime_ns for path in (folder / "compiled").rglob("*") if path.is_file()})
+    assert stored[0]
+    assert stored[0] == stored[1]
+    np.testing.assert_array_equal(*flows)
+    # another model is never mistaken for it
+    other, checkpoint = load_model("gma-procedural")
+    export.export_whole(other, folder / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint)
+    convert(name, folder, checkpoint="gma-procedural", num_updates=6, attention="content")
+    with load_backend(name, folder, precision="float32") as backend:
+        assert Deviation.between(backend.predict(image1, image2), export.reference_flow(other, image1, image2)).max < 1e-3
 
 
 @pytest.mark.parametrize("name", BACKENDS)

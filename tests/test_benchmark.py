@@ -9,12 +9,14 @@ import pytest
 
 from gma_lib import benchmark, export
 from gma_lib.benchmark import Task
+from gma_lib.convert import convert
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, seeded):
     folder = tmp_path_factory.mktemp("model")
     export.export_whole(seeded[0], folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=seeded[1])
+    convert("onnxruntime", folder, checkpoint="seeded", num_updates=6, attention="content")
     return folder
 
 
@@ -26,6 +28,7 @@ def task(folder, **changes):
         "batch_size": 2,
         "height": 128,
         "width": 160,
+        "at_once": 1,
         "budget_s": 0.3,
         "gmac_per_pair": sum(export.count_work(folder / "gma.onnx").values()) / 2 if folder.is_dir() else 1.0,
     }
@@ -69,6 +72,8 @@ def test_prediction_grows_with_batch_and_frame():
     assert 0.6e9 < one < 1.5e9
     assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024) > 8 * one
     assert benchmark.needed_bytes("openvino", "float32", 1, 880, 2048) > 8 * one
+    # pair by pair, only frames and flow come on top: 18 MB a pair
+    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024, at_once=1) == pytest.approx(one + 15 * 18.02e6, rel=1e-3)
     assert benchmark.needed_bytes("something", "float32", 1, 440, 1024) is None
 
 

@@ -10,6 +10,7 @@ import pytest
 from gma_lib import export
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
 from gma_lib.checkpoints import load_model
+from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMAConfig
 
@@ -90,7 +91,9 @@ def test_batch_size_changes_only_the_declared_shapes(tmp_path, seeded):
 
 def test_every_pair_of_a_batch_is_computed(seeded):
     model, checkpoint = seeded
-    assert export.deviation_of_batches(model, 3, checkpoint).max < 1e-3
+    assert export.deviation_of_batches(lean(model), model, 3, checkpoint).max < 1e-3
+    other, _ = load_model("gma-procedural")
+    assert export.deviation_of_batches(other, model, 3, checkpoint).max > 1  # another network is noticed
 
 
 def test_split_is_the_whole(tmp_path, seeded, small_frames):
@@ -99,8 +102,8 @@ def test_split_is_the_whole(tmp_path, seeded, small_frames):
     export.export_split(model, tmp_path, **SMALL, batch_size=2, checkpoint=checkpoint)
     with OnnxRuntimeBackend(tmp_path / "gma.onnx") as backend:
         whole = backend.predict(*small_frames)
-        features1, context = backend.encode(small_frames[0])
-        features2, _ = backend.encode(small_frames[1])
+        features1, features2 = (backend.features(frames) for frames in small_frames)
+        context = backend.context(small_frames[0])
         flow, flow_low = backend.refine(features1, features2, context)
         warm, _ = backend.refine(features1, features2, context, flow_low)
     assert Deviation.between(flow, whole).max < 1e-4

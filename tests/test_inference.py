@@ -10,9 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from gma_lib import inference, sintel
-from gma_lib.backends import FakeBackend
+from gma_lib import export, inference, sintel
+from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
+from gma_lib.convert import convert
 from gma_lib.flow_io import read_flow, read_frame, read_tensor, write_frame
+from gma_lib.metrics import Deviation
 
 
 def first_value(image1, image2):
@@ -37,6 +39,67 @@ def test_every_pair_gets_its_own_flow(pairs, tmp_path, batch_size, filled):
         flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
         assert flow.shape == (2, 128, 160)
         assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+
+
+class CountingSplit(SplitBackend):
+    """A split backend of arithmetic: features are the first pixel, flow is (features of 1, features of 2)."""
+
+    device = precision = "none"
+    at_once = 1
+
+    def __init__(self):
+        self.encoded, self.contexts = 0, 0
+
+    def features(self, image):
+        assert image.shape == (1, 3, 128, 160)
+        self.encoded += 1
+        return image[:, :1, :1, :1]
+
+    def context(self, image):
+        self.contexts += 1
+        return image[:, :1, :1, :1]
+
+    def refine(self, features1, features2, context, flow_init=None):
+        assert (context == features1).all()
+        flow = np.concatenate([features1, features2], axis=1) * np.ones((1, 2, 128, 160), np.float32)
+        return flow, flow[:, :, ::8, ::8]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_each_frame_of_a_scene_is_encoded_once(pairs, tmp_path, batch_size):
+    """Two passes of two scenes of three frames: 12 features instead of 16, 8 contexts, and the flow of the pairs one by one."""
+    backend = CountingSplit()
+    summary = inference.infer(pairs, backend, tmp_path / "flow", batch_size=batch_size, key="k")
+    assert summary.computed == 8
+    assert (backend.encoded, backend.contexts) == (12, 8)
+    for pair in pairs:
+        flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
+        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+
+
+def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
+    backend = CountingSplit()
+    inference.infer(pairs[::-1], backend, tmp_path / "flow", batch_size=2, key="k")
+    assert backend.encoded == 16  # nothing to share backwards
+    for pair in pairs:
+        flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
+        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, seeded):
+    size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": seeded[1]}
+    export.export_whole(seeded[0], tmp_path / "gma.onnx", **size)
+    export.export_split(seeded[0], tmp_path, **size)
+    convert(name, tmp_path, checkpoint="seeded", num_updates=6, attention="content")
+    with load_backend(name, tmp_path, precision="float32") as backend:
+        inference.infer(pairs[:4], backend, tmp_path / "flow", batch_size=2, key="k")
+        for pair in pairs[:4]:
+            image1, image2 = (read_frame(path)[None] for path in (pair.image1, pair.image2))
+            alone = backend.predict(image1, image2)
+            found = read_flow(tmp_path / "flow" / f"{pair.name}.flo")[None]
+            assert Deviation.between(found, alone).max < 1e-3
+            assert Deviation.between(found, backend.predict(image2, image1)).max > 0.5
 
 
 def test_flow_is_unpadded(tmp_path):
@@ -86,8 +149,9 @@ SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from gma_lib import inference, sintel
-from gma_lib.backends import FakeBackend
+from gma_lib import export, inference, sintel
+from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
+from gma_lib.convert import convert
 
 def slow(image1, image2):
     print("call", flush=True)

@@ -40,7 +40,7 @@ class BackendKind:
 
 BACKENDS = {
     "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino"),
-    "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma.onnx", "onnxruntime"),
+    "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"),
     "torch": BackendKind(TorchBackend, TorchOptions, "gma.safetensors", "torch"),
 }
 

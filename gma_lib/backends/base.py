@@ -1,8 +1,8 @@
 """The contract of a backend: a converted network that can be run."""
 
-import numpy as np
+from collections.abc import Callable
 
-SPLIT_PARTS = ("encode", "refine")
+import numpy as np
 
 
 class Backend:
@@ -17,10 +17,13 @@ class Backend:
         What computes, as the runtime names it.
     precision
         The number format the runtime says it computes in, read back, not merely asked for.
+    at_once
+        Pairs that are computed together; a larger batch is computed in parts of so many. None: the whole batch.
     """
 
     device: str
     precision: str
+    at_once: int | None = None
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Estimate the motion from ``image1`` to ``image2``.
@@ -48,11 +51,19 @@ class Backend:
 
 
 class SplitBackend(Backend):
-    """A backend that can also run in two parts: each frame of a sequence encoded once, each pair started warm."""
+    """A backend that can also run in parts: the features of each frame of a sequence computed once, each pair started warm."""
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """Frame (N, 3, H, W) -> what is compared between frames, float32, (N, 256, H/8, W/8)."""
+        raise NotImplementedError
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, float32, (N, 256, H/8, W/8)."""
+        raise NotImplementedError
 
     def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frame (N, 3, H, W) -> features and context, float32, (N, 256, H/8, W/8) each."""
-        raise NotImplementedError
+        """Frame (N, 3, H, W) -> features and context."""
+        return self.features(image), self.context(image)
 
     def refine(
         self, features1: np.ndarray, features2: np.ndarray, context: np.ndarray, flow_init: np.ndarray | None = None
@@ -65,15 +76,28 @@ class SplitBackend(Backend):
 
 
 def checked_frames(image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything else as garbage."""
+    """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything else as garbage.
+
+    ``wanted`` is the shape that the model takes; a batch may be several of them.
+    """
     for label, image in (("image1", image1), ("image2", image2)):
         if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32:
             raise ValueError(f"{label} is float32 (N, 3, H, W), not {image.dtype} {image.shape}")
-        if wanted is not None and image.shape != wanted:
+        if wanted is not None and (image.shape[1:] != wanted[1:] or len(image) % wanted[0]):
             raise ValueError(f"{label} has shape {image.shape}; this model was made for {wanted}")
     if image1.shape != image2.shape:
         raise ValueError(f"the two frames differ in shape: {image1.shape} and {image2.shape}")
     return np.ascontiguousarray(image1), np.ascontiguousarray(image2)
+
+
+def in_parts(compute: Callable, arrays: tuple[np.ndarray, ...], at_once: int | None) -> tuple[np.ndarray, ...]:
+    """Call ``compute`` on ``at_once`` entries of the batch after another, and join what it returns.
+
+    On a CPU the cores are busy with one pair already: parts cost no time, and memory no longer grows with the batch.
+    """
+    size = at_once or len(arrays[0])
+    answers = [compute(*(array[first : first + size] for array in arrays)) for first in range(0, len(arrays[0]), size)]
+    return answers[0] if len(answers) == 1 else tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
 def starting_flow(features: np.ndarray, flow_init: np.ndarray | None) -> np.ndarray:

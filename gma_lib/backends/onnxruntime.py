@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.backends.base import SplitBackend, checked_frames, refuse_precision, starting_flow
-from gma_lib.runs import cores
+from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
+from gma_lib.flow_io import written_whole
+from gma_lib.runs import cores, digest, processor, sha256
 
 CPU = "CPUExecutionProvider"
 
@@ -23,15 +24,18 @@ class OnnxRuntimeOptions:
         ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CANNExecutionProvider``, ...; never replaced by another one.
     threads
         None takes every core.
+    cache
+        Keep optimised models in a folder beside the model, where the next start finds them; on the CPU only.
     """
 
     precision: str = "float32"
     provider: str = CPU
     threads: int | None = None
+    cache: bool = True
 
 
 class OnnxRuntimeBackend(SplitBackend):
-    """Runs ``gma.onnx``, and ``gma_encode.onnx`` with ``gma_refine.onnx`` beside it."""
+    """Runs an ONNX file, and its parts ``<name>_features``, ``<name>_context`` and ``<name>_refine`` beside it."""
 
     def __init__(self, path: Path, options: OnnxRuntimeOptions | None = None):
         import onnxruntime
@@ -46,38 +50,58 @@ class OnnxRuntimeBackend(SplitBackend):
         self._runtime = onnxruntime
         self._sessions = {}
         self._whole = self._session(self.path)
+        self.at_once = self._whole.get_inputs()[0].shape[0]
         self.device = self._whole.get_providers()[0]
 
     def _session(self, path: Path):
         """A loaded model; loaded once, and only on the provider that was asked for."""
         if path not in self._sessions:
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such model; run 02_export first")
-            settings = self._runtime.SessionOptions()
-            settings.intra_op_num_threads = self.options.threads or cores()
-            settings.log_severity_level = 3
-            session = self._runtime.InferenceSession(str(path), settings, providers=[self.options.provider])
+                raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
+            session = self._optimised(path) if self.options.cache and self.options.provider == CPU else self._load(path)
             if session.get_providers()[0] != self.options.provider:
                 raise RuntimeError(f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run")
             self._sessions[path] = session
         return self._sessions[path]
 
-    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        image1, image2 = checked_frames(image1, image2, tuple(self._whole.get_inputs()[0].shape))
-        return self._whole.run(None, {"image1": image1, "image2": image2})[0]
+    def _load(self, path: Path, **changes):
+        settings = self._runtime.SessionOptions()
+        settings.intra_op_num_threads = self.options.threads or cores()
+        settings.log_severity_level = 3
+        for name, value in changes.items():
+            setattr(settings, name, value)
+        return self._runtime.InferenceSession(str(path), settings, providers=[self.options.provider])
 
-    def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        features, context = self._part("encode").run(None, {"image": np.ascontiguousarray(image, np.float32)})
-        return features, context
+    def _optimised(self, path: Path):
+        """The model as this version optimised it for this processor, from an earlier start if there was one."""
+        key = digest([sha256(path), self._runtime.__version__, processor()])[:16]
+        stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
+        if stored.is_file():
+            return self._load(stored, graph_optimization_level=self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+        with written_whole(stored) as partial:
+            return self._load(path, optimized_model_filepath=str(partial))
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        frames = checked_frames(image1, image2, tuple(self._whole.get_inputs()[0].shape))
+        return in_parts(lambda *pair: self._run(self._whole, *pair), frames, self.at_once)[0]
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        return self._run_part("features", image)[0]
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        return self._run_part("context", image)[0]
 
     def refine(self, features1, features2, context, flow_init=None):
-        start = starting_flow(features1, flow_init)
-        inputs = {"features1": features1, "features2": features2, "context": context, "flow_init": start}
-        flow, flow_low = self._part("refine").run(None, inputs)
-        return flow, flow_low
+        return self._run_part("refine", features1, features2, context, starting_flow(features1, flow_init))
 
-    def _part(self, name: str):
-        return self._session(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
+    def _run_part(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        part = self._session(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
+        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in arrays)
+        return in_parts(lambda *some: self._run(part, *some), arrays, self.at_once)
+
+    @staticmethod
+    def _run(session, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(session.run(None, {port.name: array for port, array in zip(session.get_inputs(), inputs, strict=True)}))
 
     def close(self) -> None:
         self._sessions.clear()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.backends.base import SplitBackend, checked_frames, refuse_precision, starting_flow
-from gma_lib.runs import cores
+from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
+from gma_lib.runs import cores, digest, processor
 
 _TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
@@ -23,15 +23,18 @@ class OpenVinoOptions:
         ``CPU``, ``GPU``, ...
     threads
         None takes every core.
+    cache
+        Keep compiled models in a folder beside the model, where the next start finds them.
     """
 
     precision: str = "float32"
     device: str = "CPU"
     threads: int | None = None
+    cache: bool = True
 
 
 class OpenVinoBackend(SplitBackend):
-    """Runs ``gma.xml`` (or an ONNX file), and ``gma_encode`` with ``gma_refine`` beside it."""
+    """Runs ``gma.xml`` (or an ONNX file), and its parts ``gma_features``, ``gma_context`` and ``gma_refine`` beside it."""
 
     def __init__(self, path: Path, options: OpenVinoOptions | None = None):
         import openvino
@@ -43,8 +46,10 @@ class OpenVinoBackend(SplitBackend):
         possible = tuple(name for key, name in able.items() if key in found)
         refuse_precision("openvino", self.options.precision, possible, f"the {self.options.device} has no other")
         self.path = Path(path)
+        self._version = openvino.get_version()
         self._compiled = {}
         whole = self._model(self.path)
+        self.at_once = whole.input("image1").shape[0]
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
         running = whole.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = next((name for name, short in _TO_RUNTIME.items() if short == running), running)
@@ -61,32 +66,37 @@ class OpenVinoBackend(SplitBackend):
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_NUM_THREADS": self.options.threads or cores(),
             }
+            if self.options.cache:
+                # OpenVINO looks at the model's content and the settings; the folder adds the version and the processor.
+                key = digest([self._version, processor(), self.options.device])[:16]
+                settings["CACHE_DIR"] = str(path.parent / "compiled" / key)
             self._compiled[path] = self._core.compile_model(str(path), self.options.device, settings)
         return self._compiled[path]
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         whole = self._model(self.path)
-        image1, image2 = checked_frames(image1, image2, tuple(whole.input("image1").shape))
-        return self._run(whole, {"image1": image1, "image2": image2})["out1"]
+        frames = checked_frames(image1, image2, tuple(whole.input("image1").shape))
+        return in_parts(lambda *pair: self._run(whole, *pair), frames, self.at_once)[0]
 
-    def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        answer = self._run(self._part("encode"), {"image": np.ascontiguousarray(image, np.float32)})
-        return answer["features"], answer["context"]
+    def features(self, image: np.ndarray) -> np.ndarray:
+        return self._run_part("features", image)[0]
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        return self._run_part("context", image)[0]
 
     def refine(self, features1, features2, context, flow_init=None):
-        start = starting_flow(features1, flow_init)
-        inputs = {"features1": features1, "features2": features2, "context": context, "flow_init": start}
-        answer = self._run(self._part("refine"), inputs)
-        return answer["flow"], answer["flow_low"]
+        return self._run_part("refine", features1, features2, context, starting_flow(features1, flow_init))
+
+    def _run_part(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        part = self._model(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
+        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in arrays)
+        return in_parts(lambda *some: self._run(part, *some), arrays, self.at_once)
 
     @staticmethod
-    def _run(compiled, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, copied out of the runtime's own buffers, which the next call overwrites."""
-        answer = compiled(inputs, share_inputs=True, share_outputs=True)
-        return {port.get_any_name(): np.array(answer[port]) for port in compiled.outputs}
-
-    def _part(self, name: str):
-        return self._model(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
+    def _run(compiled, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """All outputs, copied out of the runtime's own buffers, which the next call overwrites."""
+        answer = compiled(list(inputs), share_inputs=True, share_outputs=True)
+        return tuple(np.array(answer[port]) for port in compiled.outputs)
 
     def close(self) -> None:
         self._compiled.clear()

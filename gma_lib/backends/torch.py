@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.backends.base import SplitBackend, checked_frames, refuse_precision, starting_flow
+from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
 from gma_lib.runs import cores
 
 
@@ -36,6 +36,7 @@ class TorchBackend(SplitBackend):
         from safetensors import safe_open
 
         from gma_lib.checkpoints import load_model
+        from gma_lib.lean import lean
         from gma_lib.model import GMAConfig
 
         self.options = options or TorchOptions()
@@ -56,27 +57,32 @@ class TorchBackend(SplitBackend):
         torch.backends.cuda.matmul.allow_tf32 = False
         model, _ = load_model(path, config)
         self._torch = torch
-        self._model = model.to(self.options.device)
+        self._model = lean(model).to(self.options.device)
+        self.at_once = int(about["at_once"]) if about.get("at_once") else None
         self.device = torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
         self.precision = self.options.precision
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        image1, image2 = checked_frames(image1, image2)
-        with self._context():
-            return self._array(self._model(self._tensor(image1), self._tensor(image2)))
+        return self._run(self._model, *checked_frames(image1, image2))[0]
 
-    def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with self._context():
-            features, context = self._model.encode(self._tensor(image))
-            return self._array(features), self._array(context)
+    def features(self, image: np.ndarray) -> np.ndarray:
+        return self._run(self._model.features, image)[0]
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        return self._run(self._model.context, image)[0]
 
     def refine(self, features1, features2, context, flow_init=None):
-        arrays = (features1, features2, context, starting_flow(features1, flow_init))
-        with self._context():
-            flow, flow_low = self._model.refine(*(self._tensor(array) for array in arrays))
-            return self._array(flow), self._array(flow_low)
+        return self._run(self._model.refine, features1, features2, context, starting_flow(features1, flow_init))
 
-    def _context(self):
+    def _run(self, function, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        def compute(*some: np.ndarray) -> tuple[np.ndarray, ...]:
+            answer = function(*(self._tensor(array) for array in some))
+            return tuple(self._array(tensor) for tensor in (answer if isinstance(answer, tuple) else (answer,)))
+
+        with self._mode():
+            return in_parts(compute, arrays, self.at_once)
+
+    def _mode(self):
         """Inference mode, with autocast where a reduced precision was asked for."""
         stack = self._torch.inference_mode()
         if self.precision == "float32":
