@@ -25,7 +25,7 @@ STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) train test lint lab doctor lock clean distclean always
+.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) train bench test lint lab doctor lock clean distclean always
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ $(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs
 
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
 	$(PYTHON) -m gma_lib.training --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
+
+bench: $(ENV) ## compare variants of the network on this machine, each against the guide's graph (20 minutes)
+	$(PYTHON) -m gma_lib.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
 
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest
