@@ -57,7 +57,7 @@ class Estimator:
     Parameters
     ----------
     checkpoint
-        A shipped name, or a ``.pth`` or ``.safetensors`` file.
+        A shipped name, or a ``.pth`` or ``.safetensors`` file, relative to the working directory.
     backend, precision
         What computes, and in which number format.
     num_updates
@@ -80,7 +80,8 @@ class Estimator:
     ):
         if max_pixels < 128 * 128:
             raise ValueError(f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}")
-        self.checkpoint = str(checkpoint)
+        file = Path(checkpoint).expanduser()
+        self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
         self.backend, self.precision = backend, precision
         self.num_updates = num_updates
         self.max_pixels = max_pixels
@@ -201,6 +202,7 @@ def as_frames(frame: Any, name: str) -> np.ndarray:
     array = frame.detach().cpu().numpy() if hasattr(frame, "detach") else np.asarray(frame)
     if array.dtype == np.uint16 or array.dtype == bool or not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} is {array.dtype}; frames are uint8 or floating point, 0..255")
+    fractional = np.issubdtype(array.dtype, np.floating)
     if array.ndim == 2:
         array = np.stack([array] * 3)
     elif array.ndim == 3 and array.shape[2] == 3 and array.shape[0] != 3:
@@ -213,7 +215,7 @@ def as_frames(frame: Any, name: str) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255 + 1e-3:
         raise ValueError(f"{name} holds values from {low:g} to {high:g}; frames are 0..255")
-    if 0 < high <= 1 and np.issubdtype(np.asarray(frame).dtype if not hasattr(frame, "detach") else np.float32, np.floating):
+    if fractional and 0 < high <= 1:
         raise ValueError(f"{name} holds values up to {high:g}; frames are 0..255, so multiply what is 0..1 by 255")
     return array if array.ndim == 4 else array[None]
 

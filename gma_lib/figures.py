@@ -10,14 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.flow_io import read_flow, read_frame, read_mask
+from gma_lib.flow_io import UNKNOWN_FLOW, read_flow, read_frame, read_mask, written_whole
 from gma_lib.inference import flow_path
 from gma_lib.metrics import endpoint_error
 from gma_lib.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.sintel import FramePair
 
 ERROR_RANGE = 5.0  # px; the same in every error map, so that pictures can be compared
-INVALID_FLOW = 1e9  # beyond it, a vector marks a pixel without flow
 WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
 DPI = 100
 # Okabe and Ito's colours, told apart by colour-blind readers too
@@ -27,7 +26,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 def flow_radius(*flows: np.ndarray) -> float:
     """The speed, in pixels, that gets full colour: the 99.5th percentile over all given fields, and at least one pixel."""
     speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
-    return max(1.0, float(np.percentile(speeds[speeds < INVALID_FLOW], 99.5)))
+    return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))
 
 
 def flow_to_rgb(flow: np.ndarray, radius: float) -> np.ndarray:
@@ -36,7 +35,7 @@ def flow_to_rgb(flow: np.ndarray, radius: float) -> np.ndarray:
     Hue is the direction, saturation the speed up to ``radius``; faster pixels are darkened. Pixels without finite flow are black.
     The radius is given, never taken from the field, or a prediction and its truth could not be compared.
     """
-    known = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < INVALID_FLOW)
+    known = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
     u, v = np.where(known, flow, 0) / radius
     return np.where(known[..., None], flow_vis.flow_uv_to_colors(u, v), 0).astype(np.uint8)
 
@@ -298,6 +297,13 @@ def encoded(figure: Figure, *, photo: bool = False) -> tuple[str, str]:
     else:
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return ("image/jpeg" if photo else "image/png"), base64.b64encode(buffer.getvalue()).decode()
+
+
+def save(figure_and_text: tuple[Figure, str], path: Path) -> None:
+    """Write a figure in the format that the path's ending names, whole or not at all."""
+    path = Path(path)
+    with written_whole(path) as partial:
+        figure_and_text[0].savefig(partial)
 
 
 def show(figure_and_text: tuple[Figure, str], *, photo: bool = False) -> None:

@@ -198,8 +198,7 @@ def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     if path.suffix == ".png":
         return read_kitti_flow(path)
-    if path.suffix not in FLOW_SUFFIXES:
-        raise ValueError(f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit, as KITTI's)")
+    check_flow_suffix(path)
     flow = read_flow(path) if path.suffix == ".flo" else _read_npy(path)
     return flow, np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
 
@@ -207,14 +206,19 @@ def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def write_flow_file(path: Path, flow: np.ndarray) -> None:
     """Write flow (2, H, W) in the format that the path's ending names: ``.flo``, ``.npy`` (float32) or KITTI's 16-bit ``.png``."""
     path = Path(path)
+    check_flow_suffix(path)
     if path.suffix == ".flo":
         write_flow(path, flow)
     elif path.suffix == ".npy":
         with written_whole(path) as partial:
             np.save(partial, np.ascontiguousarray(flow, dtype="<f4"))
-    elif path.suffix == ".png":
-        write_kitti_flow(path, flow, np.ones(flow.shape[1:], bool))
     else:
+        write_kitti_flow(path, flow, np.ones(flow.shape[1:], bool))
+
+
+def check_flow_suffix(path: Path) -> None:
+    """Raise ValueError for a file name that says no format of flow."""
+    if Path(path).suffix not in FLOW_SUFFIXES:
         raise ValueError(f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit, as KITTI's)")
 
 
