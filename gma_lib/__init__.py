@@ -12,10 +12,10 @@ Masks
 1px
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
-Modules stand in the order in which data flows through them; a module imports only from above it:
-``runs``, ``published``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``, ``checkpoints``,
+Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
+``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
 ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
-``evaluation``, ``benchmark``, ``figures``, ``submission``, ``pipeline``, ``report``, ``doctor``, ``cli``.
+``evaluation``, ``insight``, ``benchmark``, ``figures``, ``submission``, ``pipeline``, ``report``, ``doctor``, ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.estimator``)::
 

@@ -13,7 +13,7 @@ def dis(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:
 
 
 def farneback(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:
-    """Polynomial expansion (Farneback, SCIA 2003) with the numbers of OpenCV's own example, and two more pyramid levels for large motion."""
+    """Polynomial expansion (Farneback, SCIA 2003) as OpenCV's example sets it, but two more pyramid levels for large motion."""
     flow = cv2.calcOpticalFlowFarneback(
         _grey(frame1), _grey(frame2), None, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
     )

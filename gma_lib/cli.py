@@ -185,7 +185,9 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
 @click.option("--opset", default=13, show_default=True, type=int)
 @click.option("--split", is_flag=True, help="Also gma_encode.onnx and gma_refine.onnx, for sequences.")
 @_plain_errors
-def export(output: Path, height: int, width: int, batch_size: int, checkpoint: str, updates: int, lookup: str, opset: int, split: bool) -> None:
+def export(
+    output: Path, height: int, width: int, batch_size: int, checkpoint: str, updates: int, lookup: str, opset: int, split: bool
+) -> None:
     """Write the network as ONNX for one frame size."""
     from gma_lib.checkpoints import load_model
     from gma_lib.export import export_split, export_whole

@@ -31,7 +31,8 @@ def read_clip(source: Path) -> Iterator[np.ndarray]:
         raise FileNotFoundError(f"{source}: no such folder or video file")
     frames = _folder_frames(source) if source.is_dir() else _video_frames(source)
     count, size = 0, None
-    for count, (name, frame) in enumerate(frames, start=1):
+    for name, frame in frames:
+        count += 1
         size = size or frame.shape[1:]
         if frame.shape[1:] != size:
             raise ValueError(f"{name} has {_sides(frame.shape[1:])} px where the frames before have {_sides(size)}")

@@ -5,8 +5,8 @@
 >>> flow.shape
 (2, 436, 1024)
 
-A runtime's model holds for one frame size, so the first call at a new size makes one and keeps it in a cache folder (``cache_folder``); later
-calls, also of other processes, load it in about a second, without PyTorch.
+A runtime's model holds for one frame size, so the first call at a new size makes one and keeps it in a cache folder (``cache_folder``);
+later calls, also of other processes, load it in about a second, without PyTorch.
 """
 
 import math
@@ -210,7 +210,9 @@ def as_frames(frame: Any, name: str) -> np.ndarray:
     if array.ndim not in (3, 4) or array.shape[-3] != 3:
         raise ValueError(f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or (H, W) when grey")
     if min(array.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(f"{name} has {array.shape[-1]}x{array.shape[-2]} px; the network sees cells of {SMALLEST_SIDE} px, so no less a side")
+        raise ValueError(
+            f"{name} has {array.shape[-1]}x{array.shape[-2]} px; the network sees cells of {SMALLEST_SIDE} px, so no less a side"
+        )
     array = np.ascontiguousarray(array, dtype=np.float32)
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255 + 1e-3:

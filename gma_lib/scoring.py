@@ -81,7 +81,9 @@ def _score(prediction: Path, truth: Path, mask: Path | None) -> dict[str, ErrorS
     wanted, known = read_flow_file(truth)
     if flow.shape != wanted.shape:
         sizes = [f"{field.shape[2]}x{field.shape[1]}" for field in (flow, wanted)]
-        raise ValueError(f"{prediction} has {sizes[0]} px and its ground truth {truth} {sizes[1]}; scale neither: compute at the truth's size")
+        raise ValueError(
+            f"{prediction} has {sizes[0]} px and its ground truth {truth} {sizes[1]}; scale neither: compute at the truth's size"
+        )
     if not computed[known].all():
         raise ValueError(f"{prediction}: {int((~computed & known).sum())} pixels hold no flow where {truth} does")
     occluded = None if mask is None else read_mask(mask)

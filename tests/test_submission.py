@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, WIDTH
 from click.testing import CliRunner
+from conftest import HEIGHT, WIDTH
 
 from gma_lib import submission
 from gma_lib.cli import main
