@@ -15,7 +15,8 @@ Masks
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
 ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
 ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
-``evaluation``, ``insight``, ``benchmark``, ``figures``, ``submission``, ``pipeline``, ``report``, ``doctor``, ``cli``.
+``evaluation``, ``insight``, ``benchmark``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
+``doctor``, ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.estimator``)::
 

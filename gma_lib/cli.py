@@ -125,7 +125,7 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
         _say(f"{clip} declares {frames} frames, of which {len(files) + 1} could be decoded")
     if movie:
         _write_movie(output / "flow.mp4", files, fps)
-    write_json(output / "flow.json", {"clip": clip.name, "pairs": len(files), "warm": warm, "weights": estimator.checkpoint})
+    write_json(output / "flow.json", {"clip": clip.name, "pairs": len(files), "warm": warm, **estimator.described()})
     click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}")
 
 

@@ -144,6 +144,16 @@ class Estimator:
                 yield view.enlarged(flow)[0]
             before = features, context
 
+    def described(self) -> dict[str, Any]:
+        """What the flow depends on besides the frames."""
+        return {
+            "weights_sha256": self._weights_sha256,
+            "backend": self.backend,
+            "precision": self.precision,
+            "num_updates": self.num_updates,
+            "max_pixels": self.max_pixels,
+        }
+
     def close(self) -> None:
         """Free the runtime's memory; the next call loads again."""
         if self._loaded:

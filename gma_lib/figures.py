@@ -260,6 +260,22 @@ def updates_figure(examined: Examined, *, most: int = 4, palette: str = "middleb
     return figure, f"{examined.pair.name}: flow and EPE after each of {len(flows)} updates; {numbers}."
 
 
+def update_figure(examined: Examined, number: int, *, palette: str = "middlebury") -> tuple[Figure, str]:
+    """The flow after one update (from 1), the truth with the same colours, and the error."""
+    flow, truth = examined.inside.flows[number - 1], examined.truth
+    height, width = truth.shape[1:]
+    radius, error = flow_radius(truth), endpoint_error(flow, truth)
+    figure, axes = _sheet(1, 3, height, width)
+    _panel(axes[0, 0], flow_to_rgb(flow, radius, palette), f"after update {number} of {len(examined.inside.flows)}")
+    _panel(axes[0, 1], flow_to_rgb(truth, radius, palette), "true flow")
+    _add_wheel(axes[0, 1], radius, palette)
+    title = f"endpoint error, 0 to {ERROR_RANGE:.0f} px and more"
+    shown = _panel(axes[0, 2], error, title, cmap="cividis", vmin=0, vmax=ERROR_RANGE)
+    figure.colorbar(shown, ax=axes[0, 2], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
+    figure.suptitle(f"{examined.pair.name}: EPE {error.mean():.2f} px", fontsize=11)
+    return figure, f"{examined.pair.name}: flow after update {number}, EPE {error.mean():.2f} px."
+
+
 def _error_curves_by_update(examined: Examined) -> dict[str, list[float]]:
     flows, truth, occluded = examined.inside.flows, examined.truth, examined.occluded
     curves = {"all pixels": errors_by_update(flows, truth)}

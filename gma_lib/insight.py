@@ -3,6 +3,7 @@
 Asked of the PyTorch model, whatever backend computed the flow; without PyTorch installed there is nothing to ask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -184,11 +185,6 @@ class Examined:
     inside: Inside
 
 
-def available() -> bool:
-    """Whether PyTorch, which has to be asked, is installed."""
-    return find_spec("torch") is not None
-
-
 def most_hidden(pairs: list[FramePair]) -> FramePair | None:
     """The scored pair with the largest share of occluded pixels (the first of equals); without masks the first scored pair."""
     scored = [pair for pair in pairs if pair.flow is not None]
@@ -196,6 +192,16 @@ def most_hidden(pairs: list[FramePair]) -> FramePair | None:
     if masked:
         return max(masked, key=lambda pair: float(read_mask(pair.occlusion).mean()))
     return scored[0] if scored else None
+
+
+def examine_most_hidden(pairs: list[FramePair], examine: Callable[[FramePair], Examined]) -> tuple[Examined | None, str]:
+    """Look inside for the pair with the most occlusion; where that cannot be done, None and the reason."""
+    pair = most_hidden(pairs)
+    if pair is None:
+        return None, "No pair has ground truth, so there is nothing to compare the network's inside with."
+    if find_spec("torch") is None:
+        return None, "PyTorch, which has to be asked, is not installed here."
+    return examine(pair), ""
 
 
 def examine(pair: FramePair, checkpoint: str | Path, *, num_updates: int, attention: str = "content") -> Examined:

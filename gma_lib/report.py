@@ -9,7 +9,8 @@ import click
 import jinja2
 
 from gma_lib import pipeline, published
-from gma_lib.runs import PROJECT, Run, git_commit, machine, shown
+from gma_lib.pages import with_header_scopes
+from gma_lib.runs import PROJECT, Run, provenance_line, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORDS = {
@@ -212,16 +213,13 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
         scores = _passes(content)
         counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
         html = group_table(scores).to_html(float_format="{:.2f}".format, na_rep="", border=0)
+        html = with_header_scopes(html)
         tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
     return tables
 
 
 def _footer() -> str:
-    here = machine()
-    return (
-        f"Made from commit {git_commit() or 'unknown'} on {here['processor']}, {here['cores']} cores, {here['memory_bytes'] / 1e9:.0f} GB. "
-        "Every JSON file beside the notebooks carries versions and hashes."
-    )
+    return f"{provenance_line()} Every JSON file beside the notebooks carries versions and hashes."
 
 
 @click.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gma_lib.estimator import Estimator
 from gma_lib.flow_io import check_whole, flow_file_bytes, image_size, read_frame, write_flow
+from gma_lib.runs import read_json, write_json
 from gma_lib.sintel import PASSES, FramePair, check_free_space, find_pairs, frame_size
 
 UPDATES = 32
@@ -33,7 +34,8 @@ def write_submission(
     """Write the flow of every pair of both passes and check the result; returns the pairs.
 
     Interrupted and called again, it goes on with the first scene that is not whole; a scene is computed as one, because its pairs
-    depend on each other. Use one folder for one set of weights.
+    depend on each other. ``<folder>.json`` beside the folder says with what the flow was made; a folder made with something else is
+    refused.
 
     Parameters
     ----------
@@ -51,6 +53,7 @@ def write_submission(
     if height * width > estimator.max_pixels:
         raise ValueError(f"frames of {width}x{height} px would be computed smaller; raise max_pixels for a submission")
     check_foreign(pairs, folder)
+    _claim(Path(folder), estimator.described() | {"warm": warm, "split": split})
     scenes = [list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))]
     todo = [scene for scene in scenes if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)]
     check_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
@@ -91,6 +94,16 @@ def check_foreign(pairs: list[FramePair], folder: Path) -> None:
     foreign = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path not in expected)
     if foreign:
         raise ValueError(f"{folder} holds other things too (first: {foreign[0]}); give a folder of its own")
+
+
+def _claim(folder: Path, settings: dict) -> None:
+    """Record what the folder is made with, or raise ValueError if it was made with something else."""
+    record = folder.with_name(f"{folder.name}.json")
+    written = read_json(record, made_by="gma submit") if record.is_file() else None
+    if written is None and not any(path.is_file() for path in folder.rglob("*")):
+        write_json(record, {"settings": settings})
+    elif written is None or written.get("settings") != settings:
+        raise ValueError(f"{folder} was made with other settings or weights ({record.name} says which); give another folder")
 
 
 def _is_whole(path: Path, height: int, width: int) -> bool:

@@ -63,6 +63,18 @@ def test_what_is_whole_is_not_computed_again(test_split, tmp_path):
     assert files(tmp_path / "out") == EXPECTED
 
 
+def test_flow_of_two_sets_of_weights_is_never_mixed(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    other = Counting()
+    other.num_updates = 5
+    with pytest.raises(ValueError, match="other settings or weights"):
+        submission.write_submission(test_split, tmp_path / "out", other)
+    (tmp_path / "out.json").unlink()
+    with pytest.raises(ValueError, match="other settings or weights"):
+        submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
 def damage_missing(folder):
     (folder / "clean/cave/frame0001.flo").unlink()
 
