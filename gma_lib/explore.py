@@ -28,8 +28,8 @@ def explore(pairs: list[FramePair], examine: Callable[[FramePair], Examined], fi
 
         display(panel(pairs, examine, first))
         return
-    show(attention_figure(first, hidden_point(first.truth, first.occluded)), photo=True)
-    print("A picture: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point.")
+    show(update_figure(first, 1), photo=True)
+    print("A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point.")
 
 
 def is_live() -> bool:

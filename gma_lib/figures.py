@@ -225,7 +225,7 @@ def looking_sentence(examined: Examined, point: tuple[int, int]) -> str:
     if weight > 1.2 * chance:
         return text + " So hidden points do look at what moves like them, which is GMA's idea."
     if weight > 0.8 * chance:
-        return text + " That is an even spread: with these weights the attention has not learnt to look at what moves alike."
+        return text + " That is no more than an even spread: with these weights the attention has not learnt to look at what moves alike."
     return text + " That is less than an even spread: with these weights the attention looks elsewhere."
 
 
@@ -443,7 +443,7 @@ def show_inside(examined: Examined, *, palette: str = "middlebury") -> None:
         (aggregation_figure(examined, palette=palette), aggregation_sentence(examined)),
     ):
         show(sheet, photo=True)
-        print(sentence)
+        say(sentence)
 
 
 # --- from files -----------------------------------------------------------------------------------------------------
@@ -516,3 +516,10 @@ def show(figure_and_text: tuple[Figure, str], *, photo: bool = False) -> None:
     figure, text = figure_and_text
     media_type, data = encoded(figure, photo=photo)
     display({media_type: data, "text/plain": text}, metadata={media_type: {"alt": text}}, raw=True)
+
+
+def say(sentence: str) -> None:
+    """Show a sentence in a notebook as prose, not as a program's output."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(sentence))

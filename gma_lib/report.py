@@ -127,9 +127,12 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         px1 = everything.get("px1")
         accuracy += [_number(everything.get("epe"), 3), _number(None if px1 is None else 100 * px1, 2)]
     deviation = converted.get("deviation") or {}
+    status, kind = _overall(run)
     return {
         "run": run.name,
         "batch_size": run.batch_size,
+        "status": status,
+        "kind": kind,
         "accuracy": accuracy,
         "scored": "; ".join(f"{name} {s['pairs_scored']} of {s['pairs_inferred']}" for name, s in scores.items()),
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
@@ -138,6 +141,17 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         "perf_reason": perf.get("reason") or "",
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
+
+
+def _overall(run: Run) -> tuple[str, str]:
+    """One word for all stages of a batch size, and its kind: the first that did not end well, or how many are done."""
+    found = {stage: pipeline.current_status(stage, run) for stage in pipeline.STAGES}
+    for stage, status in found.items():
+        word, kind = WORDS.get(status, (str(status), "bad"))
+        if kind == "bad":
+            return f"{word}: {stage}" if status != "stale" else f"! stale: {stage}", kind
+    done = sum(status == "ok" for status in found.values())
+    return ("✓ all stages", "ok") if done == len(found) else (f"· {done} of {len(found)} stages", "none")
 
 
 def _published_rows(passes: list[str]) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def attention_to(columns: slice) -> np.ndarray:
     ("columns", "share", "verdict"),
     [
         (slice(0, 8), 1.0, "hidden points do look at what moves like them"),
-        (slice(0, 16), 0.5, "an even spread: with these weights"),
+        (slice(0, 16), 0.5, "no more than an even spread: with these weights"),
         (slice(8, 16), 0.0, "less than an even spread"),
     ],
 )
