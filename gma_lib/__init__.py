@@ -14,7 +14,7 @@ Masks
 
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
 ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
-``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
+``lean``, ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
 ``evaluation``, ``insight``, ``benchmark``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
 ``doctor``, ``cli``.
 

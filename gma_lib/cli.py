@@ -183,7 +183,7 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
 @click.option("--updates", default=6, show_default=True, type=click.IntRange(1), help="Refinements, unrolled into the file.")
 @click.option("--lookup", default="matmul", show_default=True, help="matmul, gather or grid_sample (opset 16 and above).")
 @click.option("--opset", default=13, show_default=True, type=int)
-@click.option("--split", is_flag=True, help="Also gma_encode.onnx and gma_refine.onnx, for sequences.")
+@click.option("--split", is_flag=True, help="Also its parts gma_features, gma_context and gma_refine, for sequences.")
 @_plain_errors
 def export(
     output: Path, height: int, width: int, batch_size: int, checkpoint: str, updates: int, lookup: str, opset: int, split: bool
@@ -191,12 +191,14 @@ def export(
     """Write the network as ONNX for one frame size."""
     from gma_lib.checkpoints import load_model
     from gma_lib.export import export_split, export_whole
+    from gma_lib.lean import lean
     from gma_lib.model import GMAConfig, check_sides
 
     check_sides(height, width)
     _refuse_used_folder(output)
     path = Path(checkpoint).expanduser()
     model, weights = load_model(path.absolute() if path.is_file() else checkpoint, GMAConfig(num_updates=updates, lookup=lookup))
+    model = lean(model)
     size = {"height": height, "width": width, "batch_size": batch_size}
     files = [export_whole(model, output / "gma.onnx", **size, checkpoint=weights, opset=opset)]
     if split:

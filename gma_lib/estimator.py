@@ -31,7 +31,7 @@ from gma_lib.warm_start import carried_on
 MAX_PIXELS = 1280 * 720
 SMALLEST_SIDE = MULTIPLE  # below, a frame is not even one of the network's cells
 # What of this package decides a prepared model's content
-_DECISIVE = ("model.py", "checkpoints.py", "export.py", "convert.py")
+_DECISIVE = ("model.py", "checkpoints.py", "lean.py", "export.py", "convert.py")
 
 
 def load(checkpoint: str | Path = "gma-procedural", **options: Any) -> "Estimator":
@@ -119,7 +119,7 @@ class Estimator:
         return _like(frame1, flow if np.ndim(frame1) == 4 else flow[0])
 
     def along(self, frames: Iterable[Any], *, warm: bool = False) -> Iterator[np.ndarray]:
-        """Yield the flow (2, H, W) from each frame to the next; every frame is encoded once.
+        """Yield the flow (2, H, W) from each frame to the next; the features of every frame are computed once.
 
         Parameters
         ----------
@@ -137,12 +137,13 @@ class Estimator:
                 network = self._network(view, split=True)
             elif image.shape[-2:] != size:
                 raise ValueError(f"frame {number} has {_described(image)} where the frames before have {size[1]}x{size[0]} px")
-            features, context = network.encode(view.shrunk(image))
+            shrunk = view.shrunk(image)
+            features = network.features(shrunk)
             if before is not None:
                 start = carried_on(flow_low[0])[None] if warm and flow_low is not None else None
-                flow, flow_low = network.refine(before[0], features, before[1], start)
+                flow, flow_low = network.refine(before[0], features, network.context(before[1]), start)
                 yield view.enlarged(flow)[0]
-            before = features, context
+            before = features, shrunk
 
     def described(self) -> dict[str, Any]:
         """What the flow depends on besides the frames."""
@@ -302,14 +303,15 @@ def _make_model(folder: Path, backend: str, checkpoint: str, num_updates: int, r
     from gma_lib.checkpoints import load_model
     from gma_lib.convert import convert
     from gma_lib.export import export_split, export_whole
+    from gma_lib.lean import lean
     from gma_lib.model import GMAConfig
 
     model, weights = load_model(checkpoint, GMAConfig(num_updates=num_updates))
     size = {"height": rows, "width": columns, "batch_size": 1}
-    export_whole(model, folder / "gma.onnx", **size, checkpoint=weights)
+    exported = lean(model)
+    export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)
     if split:
-        export_split(model, folder, **size, checkpoint=weights)
+        export_split(exported, folder, **size, checkpoint=weights)
     conversion = convert(backend, folder, checkpoint=checkpoint, num_updates=num_updates, attention=model.config.attention)
-    for file in folder.glob("*.onnx"):
-        if conversion.model.suffix != ".onnx":
-            file.unlink()
+    for file in set(folder.glob("*.onnx")) - set(conversion.files):
+        file.unlink()

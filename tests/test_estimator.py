@@ -81,7 +81,7 @@ def test_along_a_sequence_each_frame_is_encoded_once(seeded_estimator, images, m
         np.testing.assert_allclose(flow, alone, atol=2e-3)
     encoded = []
     network = seeded_estimator._network(seeded_estimator._view(120, 150), split=True)
-    monkeypatch.setattr(network, "encode", lambda image, encode=network.encode: encoded.append(1) or encode(image))
+    monkeypatch.setattr(network, "features", lambda image, features=network.features: encoded.append(1) or features(image))
     list(seeded_estimator.along(frames))
     assert len(encoded) == 3
 
