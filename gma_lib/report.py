@@ -226,7 +226,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
     for name, (run, content) in shown_runs.items():
         scores = _passes(content)
         counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
-        html = group_table(scores).to_html(float_format="{:.2f}".format, na_rep="", border=0)
+        html = group_table(scores).to_html(float_format="{:.2f}".format, formatters={"pixels": "{:,.0f}".format}, na_rep="", border=0)
         html = with_header_scopes(html)
         tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
     return tables
