@@ -50,10 +50,13 @@ def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") ->
 
 
 def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Matplotlib's cyclic twilight over the direction, faded to white towards no motion; beyond a speed of 1 darker, as Middlebury's."""
+    """Matplotlib's cyclic twilight over the direction, faded to grey towards no motion; beyond a speed of 1 darker, as Middlebury's.
+
+    Grey, because one of its directions is almost white and another almost black.
+    """
     speed = np.hypot(u, v)[..., None]
     colours = matplotlib.colormaps["twilight_shifted"](np.arctan2(v, u) / (2 * np.pi) + 0.5)[..., :3]
-    return 255 * np.where(speed <= 1, 1 - speed * (1 - colours), 0.75 * colours)
+    return 255 * np.where(speed <= 1, 0.5 + speed * (colours - 0.5), 0.75 * colours)
 
 
 PALETTES = {"middlebury": flow_vis.flow_uv_to_colors, "twilight": _twilight}

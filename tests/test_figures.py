@@ -105,13 +105,16 @@ def test_every_palette_tells_direction_and_speed(palette):
     def colour(u, v):
         return figures.flow_to_rgb(np.array([[[u]], [[v]]]), 10, palette)[0, 0].astype(int)
 
-    assert colour(0.0, 0.0).tolist() == [255, 255, 255]
+    still = colour(0.0, 0.0)
+    assert len(set(still)) == 1  # white or grey
     four = [colour(8.0, 0.0), colour(0.0, 8.0), colour(-8.0, 0.0), colour(0.0, -8.0)]
     for first in range(4):
         for second in range(first):
             assert np.abs(four[first] - four[second]).max() > 40
-    assert colour(8.0, 0.0).sum() < colour(2.0, 0.0).sum()
-    assert colour(20.0, 0.0).sum() < colour(10.0, 0.0).sum()
+    for u, v in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+        slow, fast, too_fast = (colour(float(speed * u), float(speed * v)) for speed in (2, 8, 20))
+        assert np.abs(fast - still).max() > np.abs(slow - still).max() > 5
+        assert too_fast.sum() < colour(10.0 * u, 10.0 * v).sum()
 
 
 def test_an_unknown_palette_lists_the_known():
