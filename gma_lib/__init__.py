@@ -12,10 +12,26 @@ Masks
 1px
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
-Modules stand in the order in which data flows through them; a module imports only from above it:
-``runs``, ``published``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``, ``checkpoints``,
-``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``benchmark``, ``figures``, ``pipeline``,
-``report``, ``doctor``.
+Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
+``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
+``lean``, ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
+``evaluation``, ``insight``, ``benchmark``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
+``doctor``, ``cli``.
+
+For flow of your own frames, three lines (see ``gma_lib.estimator``)::
+
+    from gma_lib import load
+
+    flow = load("gma-procedural")(frame1, frame2)
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """``load``, imported when it is asked for: importing the package stays cheap."""
+    if name == "load":
+        from gma_lib.estimator import load
+
+        return load
+    raise AttributeError(f"module 'gma_lib' has no attribute {name!r}")

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gma_lib import published
-from gma_lib.flow_io import read_flow, read_mask
+from gma_lib.classical import CLASSICAL
+from gma_lib.flow_io import read_flow, read_frame, read_mask
 from gma_lib.inference import flow_path, stored_hashes
 from gma_lib.metrics import Deviation, ErrorSums, error_sums
 from gma_lib.runs import Run, sha256
@@ -127,6 +129,60 @@ def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, Deviation
             if deviation is not None:
                 found[other.name] = deviation
     return found
+
+
+def beside_classical(
+    pairs: list[FramePair], folder: Path, *, most: int = 100, track: Callable[..., Iterable] | None = None
+) -> tuple[dict[str, dict[str, ErrorSums]], int]:
+    """Score the network and OpenCV's classical methods on the same pairs with ground truth, evenly chosen where there are many.
+
+    Returns
+    -------
+    scores, pairs
+        Method -> group of pixels -> sums, and how many pairs were compared.
+    """
+    scored = [pair for pair in pairs if pair.flow is not None]
+    chosen = [scored[place] for place in sorted({round(place) for place in np.linspace(0, len(scored) - 1, min(most, len(scored)))})]
+    totals: dict[str, dict[str, ErrorSums]] = defaultdict(lambda: defaultdict(ErrorSums))
+    for pair in track(chosen, label="classical methods", unit="pair") if track else chosen:
+        frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), read_flow(pair.flow)
+        occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
+        flows = {"network": read_flow(flow_path(folder, pair))} | {name: method(frame1, frame2) for name, method in CLASSICAL.items()}
+        for name, flow in flows.items():
+            for group, sums in error_sums(flow, truth, occluded=occluded).items():
+                totals[name][group] = totals[name][group] + sums
+    return {name: dict(groups) for name, groups in totals.items()}, len(chosen)
+
+
+def classical_sentence(scores: dict[str, dict[str, ErrorSums]]) -> str:
+    """Who is ahead, over all pixels and in occluded areas, in numbers."""
+    sentences = []
+    for group, label in (("all", "Over all pixels"), ("occluded", "In occluded areas")):
+        epe = {
+            name: groups[group].error / groups[group].pixels for name, groups in scores.items() if group in groups and groups[group].pixels
+        }
+        rivals = {name: value for name, value in epe.items() if name not in ("network", "no motion")}
+        if "network" not in epe or not rivals:
+            continue
+        best = min(rivals, key=rivals.get)
+        word = "ahead of" if epe["network"] < rivals[best] else "behind"
+        sentences.append(f"{label} the network ({epe['network']:.2f} px) is {word} {best} ({rivals[best]:.2f} px).")
+    return " ".join(sentences) or "No pair has ground truth."
+
+
+def classical_table(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
+    """A row per method: EPE in pixels over all, occluded and not occluded pixels, and the share below 1 px in percent."""
+    rows = {}
+    for name, groups in scores.items():
+        described = {group: sums.described() for group, sums in groups.items()}
+        row = {f"EPE {GROUP_LABELS[group]}": described[group]["epe"] for group in ("all", "occluded", "non_occluded") if group in described}
+        rows[name] = row | {"1px all pixels, %": 100 * described["all"]["px1"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def classical_curves(scores: dict[str, dict[str, ErrorSums]]) -> dict[str, list[float]]:
+    """Method -> share of pixels within 0.05, 0.10, ..., 5 px, without the method that finds no motion."""
+    return {name: groups["all"].shares_within() for name, groups in scores.items() if name != "no motion"}
 
 
 def with_truth(pairs: list[FramePair], pass_name: str) -> int:

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import flow_vis
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.flow_io import read_flow, read_frame, read_mask
+from gma_lib.flow_io import UNKNOWN_FLOW, read_flow, read_frame, read_mask, written_whole
 from gma_lib.inference import flow_path
+from gma_lib.insight import LIKE, Examined, attention_on_like_motion, errors_by_update, hidden_point
 from gma_lib.metrics import endpoint_error
 from gma_lib.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.sintel import FramePair
 
 ERROR_RANGE = 5.0  # px; the same in every error map, so that pictures can be compared
-INVALID_FLOW = 1e9  # beyond it, a vector marks a pixel without flow
 WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
 DPI = 100
 # Okabe and Ito's colours, told apart by colour-blind readers too
@@ -27,18 +28,38 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 def flow_radius(*flows: np.ndarray) -> float:
     """The speed, in pixels, that gets full colour: the 99.5th percentile over all given fields, and at least one pixel."""
     speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
-    return max(1.0, float(np.percentile(speeds[speeds < INVALID_FLOW], 99.5)))
+    return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))
 
 
-def flow_to_rgb(flow: np.ndarray, radius: float) -> np.ndarray:
-    """Flow (2, H, W) as Middlebury colours, uint8 (H, W, 3).
+def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:
+    """Flow (2, H, W) as colours, uint8 (H, W, 3).
 
     Hue is the direction, saturation the speed up to ``radius``; faster pixels are darkened. Pixels without finite flow are black.
     The radius is given, never taken from the field, or a prediction and its truth could not be compared.
+
+    Parameters
+    ----------
+    palette
+        ``middlebury``, the wheel that everybody publishes, or ``twilight``, whose directions colour-blind readers tell apart better.
     """
-    known = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < INVALID_FLOW)
+    if palette not in PALETTES:
+        raise ValueError(f"palette is one of {', '.join(PALETTES)}, not {palette!r}")
+    known = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
     u, v = np.where(known, flow, 0) / radius
-    return np.where(known[..., None], flow_vis.flow_uv_to_colors(u, v), 0).astype(np.uint8)
+    return np.where(known[..., None], PALETTES[palette](u, v), 0).astype(np.uint8)
+
+
+def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Matplotlib's cyclic twilight over the direction, faded to grey towards no motion; beyond a speed of 1 darker, as Middlebury's.
+
+    Grey, because one of its directions is almost white and another almost black.
+    """
+    speed = np.hypot(u, v)[..., None]
+    colours = matplotlib.colormaps["twilight_shifted"](np.arctan2(v, u) / (2 * np.pi) + 0.5)[..., :3]
+    return 255 * np.where(speed <= 1, 0.5 + speed * (colours - 0.5), 0.75 * colours)
+
+
+PALETTES = {"middlebury": flow_vis.flow_uv_to_colors, "twilight": _twilight}
 
 
 def _picture(frame: np.ndarray) -> np.ndarray:
@@ -58,10 +79,10 @@ def _panel(axes, image: np.ndarray, title: str, **options):
     return axes.imshow(image, interpolation="antialiased", **options)
 
 
-def _add_wheel(axes, radius: float) -> None:
+def _add_wheel(axes, radius: float, palette: str) -> None:
     """The colour wheel with its radius, in the lower left corner of a panel."""
     y, x = np.mgrid[-1:1:101j, -1:1:101j]
-    colours = flow_to_rgb(np.stack([x, y]) * radius, radius)
+    colours = flow_to_rgb(np.stack([x, y]) * radius, radius, palette)
     colours = np.dstack([colours, np.where(np.hypot(x, y) <= 1, 255, 0)]).astype(np.uint8)
     inset = axes.inset_axes([0.01, 0.02, 0.12, 0.30])
     inset.imshow(colours)
@@ -86,7 +107,7 @@ def _add_arrows(axes, flow: np.ndarray, radius: float) -> None:
 
 
 def data_figure(
-    frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray | None, occluded: np.ndarray | None, *, title: str
+    frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray | None, occluded: np.ndarray | None, *, title: str, palette: str = "middlebury"
 ) -> tuple[Figure, str]:
     """Two frames, their true flow, and what becomes occluded. Returns the figure and its alternative text."""
     height, width = frame1.shape[1:]
@@ -99,8 +120,8 @@ def data_figure(
             panel.set_axis_off()
         return figure, f"{title}: two consecutive frames; there is no ground truth."
     radius = flow_radius(flow)
-    _panel(axes[1, 0], flow_to_rgb(flow, radius), "true flow")
-    _add_wheel(axes[1, 0], radius)
+    _panel(axes[1, 0], flow_to_rgb(flow, radius, palette), "true flow")
+    _add_wheel(axes[1, 0], radius, palette)
     _add_arrows(axes[1, 0], flow, radius)
     share = 0.0 if occluded is None else float(occluded.mean())
     if occluded is None:
@@ -117,15 +138,15 @@ def _tinted(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], np.array([230, 120, 0]), np.clip(grey, 0, 255)).astype(np.uint8)
 
 
-def flow_figure(frame: np.ndarray, flow: np.ndarray, *, title: str) -> tuple[Figure, str]:
+def flow_figure(frame: np.ndarray, flow: np.ndarray, *, title: str, palette: str = "middlebury") -> tuple[Figure, str]:
     """A frame and the flow computed for it."""
     height, width = frame.shape[1:]
     figure, axes = _sheet(1, 2, height, width)
     figure.suptitle(title, fontsize=11)
     radius = flow_radius(flow)
     _panel(axes[0, 0], _picture(frame), "frame t")
-    _panel(axes[0, 1], flow_to_rgb(flow, radius), "computed flow")
-    _add_wheel(axes[0, 1], radius)
+    _panel(axes[0, 1], flow_to_rgb(flow, radius, palette), "computed flow")
+    _add_wheel(axes[0, 1], radius, palette)
     _add_arrows(axes[0, 1], flow, radius)
     return figure, f"{title}: a frame and its computed flow, mean speed {np.hypot(flow[0], flow[1]).mean():.1f} px."
 
@@ -139,6 +160,7 @@ def error_figure(
     occluded: np.ndarray | None,
     invalid: np.ndarray | None,
     title: str,
+    palette: str = "middlebury",
 ) -> tuple[Figure, str]:
     """The sheet of one scored pair: frames, masks, true flow, computed flow, error.
 
@@ -156,9 +178,9 @@ def error_figure(
         masked[invalid] = (0, 0, 0)
     _panel(axes[0, 2], masked, "occluded (orange), invalid (black)")
     for panel, field, label in ((axes[1, 0], truth, "true flow"), (axes[1, 1], flow, "computed flow")):
-        _panel(panel, flow_to_rgb(field, radius), label)
+        _panel(panel, flow_to_rgb(field, radius, palette), label)
         _add_arrows(panel, field, radius)
-    _add_wheel(axes[1, 0], radius)
+    _add_wheel(axes[1, 0], radius, palette)
     shown = _panel(axes[1, 2], error, f"endpoint error, 0 to {ERROR_RANGE:.0f} px and more", cmap="cividis", vmin=0, vmax=ERROR_RANGE)
     figure.colorbar(shown, ax=axes[1, 2], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
     numbers = f"EPE {error.mean():.2f} px, 1px {(error < 1).mean():.1%}"
@@ -166,6 +188,176 @@ def error_figure(
         numbers += f"; occluded {error[mask].mean():.2f} px, not occluded {error[~mask].mean():.2f} px"
     figure.suptitle(f"{title}\n{numbers}", fontsize=11)
     return figure, f"{title}: frames, masks, true and computed flow and the error map; {numbers}."
+
+
+def attention_figure(examined: Examined, point: tuple[int, int]) -> tuple[Figure, str]:
+    """Where a point of the first frame looks: the frame, the point, and the attention its cell pays to every other cell."""
+    weights = examined.inside.attention_from(point)
+    height, width = weights.shape
+    hidden = examined.occluded is not None and bool(examined.occluded[point[1], point[0]])
+    figure, axes = _sheet(1, 2, height, width)
+    what = "occluded" if hidden else "visible"
+    figure.suptitle(f"{examined.pair.name}: where the {what} point ({point[0]}, {point[1]}) looks", fontsize=11)
+    mask = np.zeros((height, width), bool) if examined.occluded is None else examined.occluded
+    _panel(axes[0, 0], _tinted(examined.frame1, mask), "frame t, occluded in orange; the point is the star")
+    uniform = 1 / examined.inside.attention.shape[1]
+    title = "attention, times what an even spread would give"
+    shown = _panel(axes[0, 1], weights / uniform, title, cmap="cividis", vmin=0)
+    figure.colorbar(shown, ax=axes[0, 1], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
+    for panel in axes[0]:
+        panel.plot(*point, "*", color="#D55E00", markeredgecolor="white", markersize=16)
+        panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    y, x = np.unravel_index(int(weights.argmax()), weights.shape)
+    strongest = float(weights.max() / uniform)
+    looks = f"attention of the {what} point ({point[0]}, {point[1]}); at most {strongest:.1f} times an even spread, at ({x}, {y})"
+    return figure, f"{examined.pair.name}: {looks}."
+
+
+def looking_sentence(examined: Examined, point: tuple[int, int]) -> str:
+    """What the attention map shows, in numbers, whether or not it is what the paper hopes for."""
+    found = attention_on_like_motion(examined.inside, examined.truth, examined.occluded, point)
+    what = "The occluded point" if examined.occluded is not None and examined.occluded[point[1], point[0]] else "The point"
+    text = (
+        f"{what} puts {found.point:.1%} of its attention on cells whose true motion is within {LIKE:.0f} px of its own; "
+        f"they are {found.point_chance:.1%} of the frame."
+    )
+    weight, chance = found.point, found.point_chance
+    if found.hidden is not None:
+        text += f" Over all occluded cells it is {found.hidden:.1%}, where an even spread would give {found.hidden_chance:.1%}."
+        weight, chance = found.hidden, found.hidden_chance
+    if weight > 1.2 * chance:
+        return text + " So hidden points do look at what moves like them, which is GMA's idea."
+    if weight > 0.8 * chance:
+        return text + " That is no more than an even spread: with these weights the attention has not learnt to look at what moves alike."
+    return text + " That is less than an even spread: with these weights the attention looks elsewhere."
+
+
+def updates_figure(examined: Examined, *, most: int = 4, palette: str = "middlebury") -> tuple[Figure, str]:
+    """The flow after some updates, the truth beside it, and the error after every update."""
+    flows, truth = examined.inside.flows, examined.truth
+    chosen = sorted({round(number) for number in np.linspace(1, len(flows), min(most, len(flows)))})
+    height, width = truth.shape[1:]
+    radius = flow_radius(truth)
+    columns = len(chosen) + 1
+    panel = WIDTH / columns
+    figure = Figure(figsize=(WIDTH, panel * height / width + 3.6), dpi=DPI, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[panel * height / width + 0.5, 3.1])
+    axes = above.subplots(1, columns, squeeze=False)[0]
+    for axis, number in zip(axes, chosen, strict=False):
+        error = float(endpoint_error(flows[number - 1], truth).mean())
+        _panel(axis, flow_to_rgb(flows[number - 1], radius, palette), f"after update {number}: EPE {error:.2f} px")
+    _panel(axes[-1], flow_to_rgb(truth, radius, palette), "true flow")
+    _add_wheel(axes[-1], radius, palette)
+    curves = _error_curves_by_update(examined)
+    axis = below.subplots()
+    for (label, errors), colour, marker in zip(curves.items(), (BLUE, ORANGE, GREEN), "osD", strict=False):
+        axis.plot(range(1, len(errors) + 1), errors, color=colour, marker=marker, label=label)
+    axis.set(xlabel="update", ylabel="EPE, px", ylim=(0, 1.1 * max(max(errors) for errors in curves.values())))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.suptitle(f"{examined.pair.name}: update by update", fontsize=11)
+    numbers = "; ".join(
+        f"{label} {errors[0]:.2f} px after the first update, {errors[-1]:.2f} after the last" for label, errors in curves.items()
+    )
+    return figure, f"{examined.pair.name}: flow and EPE after each of {len(flows)} updates; {numbers}."
+
+
+def update_figure(examined: Examined, number: int, *, palette: str = "middlebury") -> tuple[Figure, str]:
+    """The flow after one update (from 1), the truth with the same colours, and the error."""
+    flow, truth = examined.inside.flows[number - 1], examined.truth
+    height, width = truth.shape[1:]
+    radius, error = flow_radius(truth), endpoint_error(flow, truth)
+    figure, axes = _sheet(1, 3, height, width)
+    _panel(axes[0, 0], flow_to_rgb(flow, radius, palette), f"after update {number} of {len(examined.inside.flows)}")
+    _panel(axes[0, 1], flow_to_rgb(truth, radius, palette), "true flow")
+    _add_wheel(axes[0, 1], radius, palette)
+    title = f"endpoint error, 0 to {ERROR_RANGE:.0f} px and more"
+    shown = _panel(axes[0, 2], error, title, cmap="cividis", vmin=0, vmax=ERROR_RANGE)
+    figure.colorbar(shown, ax=axes[0, 2], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
+    figure.suptitle(f"{examined.pair.name}: EPE {error.mean():.2f} px", fontsize=11)
+    return figure, f"{examined.pair.name}: flow after update {number}, EPE {error.mean():.2f} px."
+
+
+def _error_curves_by_update(examined: Examined) -> dict[str, list[float]]:
+    flows, truth, occluded = examined.inside.flows, examined.truth, examined.occluded
+    curves = {"all pixels": errors_by_update(flows, truth)}
+    if occluded is not None and occluded.any() and not occluded.all():
+        curves |= {"occluded": errors_by_update(flows, truth, occluded), "not occluded": errors_by_update(flows, truth, ~occluded)}
+    return curves
+
+
+def updates_sentence(examined: Examined) -> str:
+    """What the updates do to the error, in numbers."""
+    parts = []
+    for label, errors in _error_curves_by_update(examined).items():
+        best = int(np.argmin(errors)) + 1
+        course = f"{label}: {errors[0]:.2f} px after the first update, {errors[-1]:.2f} px after update {len(errors)}"
+        parts.append(course if best == len(errors) else f"{course}, lowest ({errors[best - 1]:.2f} px) after update {best}")
+    return "; ".join(parts).capitalize() + "."
+
+
+def aggregation_figure(examined: Examined, *, palette: str = "middlebury") -> tuple[Figure, str]:
+    """Flow with and without the aggregation, and where it made the error smaller or larger."""
+    truth, radius = examined.truth, flow_radius(examined.truth)
+    height, width = truth.shape[1:]
+    with_it, without = examined.inside.flows[-1], examined.inside.flows_without[-1]
+    figure, axes = _sheet(2, 2, height, width)
+    panels = ((axes[0, 0], truth, "true flow"), (axes[0, 1], with_it, "with aggregation"), (axes[1, 0], without, "without (gamma = 0)"))
+    for axis, field, label in panels:
+        _panel(axis, flow_to_rgb(field, radius, palette), label)
+        if examined.occluded is not None and examined.occluded.any():
+            axis.contour(examined.occluded, [0.5], colors="black", linewidths=0.6)
+    _add_wheel(axes[0, 0], radius, palette)
+    gain = endpoint_error(without, truth) - endpoint_error(with_it, truth)
+    title = "error without minus error with, px (blue: aggregation helps)"
+    shown = _panel(axes[1, 1], gain, title, cmap="RdBu", vmin=-ERROR_RANGE, vmax=ERROR_RANGE)
+    figure.colorbar(shown, ax=axes[1, 1], fraction=0.021, pad=0.01, extend="both").ax.tick_params(labelsize=8)
+    figure.suptitle(f"{examined.pair.name}: what the aggregation adds; occluded areas are outlined", fontsize=11)
+    return figure, f"{examined.pair.name}: true flow, flow with and without aggregation, and the gain. {aggregation_sentence(examined)}"
+
+
+def aggregation_sentence(examined: Examined) -> str:
+    """What the aggregation is worth for this pair, in numbers, for or against it."""
+    truth = examined.truth
+    with_it, without = (endpoint_error(flows[-1], truth) for flows in (examined.inside.flows, examined.inside.flows_without))
+    text = f"All pixels: EPE {with_it.mean():.2f} px with the aggregation, {without.mean():.2f} px without"
+    hidden = examined.occluded
+    if hidden is None or not hidden.any():
+        return f"{text}. This pair has no occlusion mask to look closer."
+    gain = float(without[hidden].mean() - with_it[hidden].mean())
+    verdict = "it helps there, as the paper says" if gain > 0 else "with these weights it does not help there"
+    return (
+        f"{text}. Occluded: {with_it[hidden].mean():.2f} px with, {without[hidden].mean():.2f} px without: {verdict} "
+        f"({gain:+.2f} px). The learned gamma is {examined.inside.gamma:.3f}."
+    )
+
+
+def scenes_figure(scores: Mapping[str, Mapping]) -> tuple[Figure, str]:
+    """EPE of every scene, a bar per pass, the worst scene on top: ``metrics.json``'s passes with their ``scenes``."""
+    scored = {name: score["scenes"] for name, score in scores.items() if score["scenes"]}
+    scenes = list(dict.fromkeys(scene for scenes in scored.values() for scene in scenes))
+    epe = {
+        name: [scenes_of[scene]["all"]["epe"] if scene in scenes_of else np.nan for scene in scenes] for name, scenes_of in scored.items()
+    }
+    order = sorted(range(len(scenes)), key=lambda number: np.nanmean([values[number] for values in epe.values()]))
+    figure = Figure(figsize=(9, 1.5 + 0.42 * len(scenes)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    thickness = 0.8 / max(1, len(scored))
+    for number, ((name, values), colour, hatch) in enumerate(zip(epe.items(), (BLUE, ORANGE), ("", "//"), strict=False)):
+        place = np.arange(len(scenes)) + (number - (len(scored) - 1) / 2) * thickness
+        bars = axes.barh(place, [values[k] for k in order], thickness, color=colour, hatch=hatch, edgecolor="white", label=name)
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
+    axes.set_yticks(range(len(scenes)), [scenes[k] for k in order])
+    axes.set(xlabel="EPE over all pixels, px")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    if scored:
+        axes.legend(loc="lower right")
+    else:
+        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
+    worst = f"; largest in {scenes[order[-1]]}" if scenes else ""
+    return figure, f"EPE by scene and pass, {len(scenes)} scenes{worst}."
 
 
 def error_curve(curves: Mapping[str, Sequence[float]], thresholds: Sequence[float]) -> tuple[Figure, str]:
@@ -245,24 +437,36 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
     return figure, f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {guide}."
 
 
+def show_inside(examined: Examined, *, palette: str = "middlebury") -> None:
+    """Show where the deepest hidden point looks, the flow update by update, and what the aggregation adds, each with its numbers."""
+    point = hidden_point(examined.truth, examined.occluded)
+    for sheet, sentence in (
+        (attention_figure(examined, point), looking_sentence(examined, point)),
+        (updates_figure(examined, palette=palette), updates_sentence(examined)),
+        (aggregation_figure(examined, palette=palette), aggregation_sentence(examined)),
+    ):
+        show(sheet, photo=True)
+        say(sentence)
+
+
 # --- from files -----------------------------------------------------------------------------------------------------
 
 
-def show_data(pairs: Sequence[FramePair], *, most: int = 4) -> None:
+def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "middlebury") -> None:
     """Show frames and ground truth of the first pair with ground truth of every scene, at most so many."""
     for pair in first_of_scenes(pairs)[:most]:
         flow = None if pair.flow is None else read_flow(pair.flow)
         occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-        show(data_figure(read_frame(pair.image1), read_frame(pair.image2), flow, occluded, title=pair.name), photo=True)
+        show(data_figure(read_frame(pair.image1), read_frame(pair.image2), flow, occluded, title=pair.name, palette=palette), photo=True)
 
 
-def show_flows(pairs: Sequence[FramePair], folder: Path, *, most: int = 4) -> None:
+def show_flows(pairs: Sequence[FramePair], folder: Path, *, most: int = 4, palette: str = "middlebury") -> None:
     """Show the computed flow of one pair of every scene, at most so many."""
     for pair in first_of_scenes(pairs)[:most]:
-        show(flow_figure(read_frame(pair.image1), read_flow(flow_path(folder, pair)), title=pair.name), photo=True)
+        show(flow_figure(read_frame(pair.image1), read_flow(flow_path(folder, pair)), title=pair.name, palette=palette), photo=True)
 
 
-def show_errors(roles: Mapping[str, FramePair], folder: Path) -> None:
+def show_errors(roles: Mapping[str, FramePair], folder: Path, *, palette: str = "middlebury") -> None:
     """Show the error sheet of pairs with a role each (best, median, worst)."""
     for role, pair in roles.items():
         sheet = error_figure(
@@ -273,6 +477,7 @@ def show_errors(roles: Mapping[str, FramePair], folder: Path) -> None:
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
             title=f"{role}: {pair.name}",
+            palette=palette,
         )
         show(sheet, photo=True)
 
@@ -300,6 +505,13 @@ def encoded(figure: Figure, *, photo: bool = False) -> tuple[str, str]:
     return ("image/jpeg" if photo else "image/png"), base64.b64encode(buffer.getvalue()).decode()
 
 
+def save(figure_and_text: tuple[Figure, str], path: Path) -> None:
+    """Write a figure in the format that the path's ending names, whole or not at all."""
+    path = Path(path)
+    with written_whole(path) as partial:
+        figure_and_text[0].savefig(partial)
+
+
 def show(figure_and_text: tuple[Figure, str], *, photo: bool = False) -> None:
     """Show a figure in a notebook, with its alternative text where readers and HTML pages look for it."""
     from IPython.display import display
@@ -307,3 +519,10 @@ def show(figure_and_text: tuple[Figure, str], *, photo: bool = False) -> None:
     figure, text = figure_and_text
     media_type, data = encoded(figure, photo=photo)
     display({media_type: data, "text/plain": text}, metadata={media_type: {"alt": text}}, raw=True)
+
+
+def say(sentence: str) -> None:
+    """Show a sentence in a notebook as prose, not as a program's output."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(sentence))

@@ -15,6 +15,8 @@ import numpy as np
 # Middlebury's sanity check, "PIEH" when read as text: https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
+FLOW_SUFFIXES = (".flo", ".npy", ".png")
+UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middlebury's format says
 
 
 @contextmanager
@@ -42,7 +44,10 @@ def _decode(path: Path, flags: int) -> np.ndarray:
     content = np.fromfile(path, dtype=np.uint8)
     # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an IEND chunk.
     truncated = path.suffix.lower() == ".png" and b"IEND" not in content[-12:].tobytes()
-    image = None if truncated or content.size == 0 else cv2.imdecode(content, flags)
+    try:
+        image = None if truncated or content.size == 0 else cv2.imdecode(content, flags)
+    except cv2.error as error:  # it decodes at most 2**30 pixels
+        raise ValueError(f"{path}: OpenCV refuses to decode this image: {error.err}") from error
     if image is None:
         raise ValueError(f"{path}: not a readable image ({content.size} bytes{', truncated' if truncated else ''})")
     return image
@@ -81,6 +86,37 @@ def read_frame(path: Path) -> np.ndarray:
     """Read an 8-bit colour image as float32 (3, H, W), RGB, 0..255."""
     image = _decode(path, cv2.IMREAD_COLOR)
     return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+
+
+def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Read whatever image file somebody has as a frame, and say what was done to make it one.
+
+    Returns
+    -------
+    frame, remarks
+        float32 (3, H, W), RGB, 0..255, turned upright where the file says how; sentences about grey images (repeated three times),
+        an alpha channel (ignored) and 16 bits (scaled to 0..255 without rounding), none for an ordinary image.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        For what is no image, holds several, or stores floating point numbers, whose range nobody knows.
+    """
+    stored = _decode(path, cv2.IMREAD_UNCHANGED)
+    if (pages := cv2.imcount(str(path))) > 1:
+        raise ValueError(f"{path}: holds {pages} images; give two files with one each, or a folder of frames to `gma video`")
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: stores {stored.dtype} where an image of 8 or 16 bits was expected")
+    remarks = []
+    if stored.ndim == 2 or stored.shape[2] == 1:
+        remarks.append(f"{path} is grey: its channel is used three times")
+    elif stored.shape[2] == 4:
+        remarks.append(f"{path} has an alpha channel, which is ignored")
+    image = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).astype(np.float32)
+    if stored.dtype == np.uint16:
+        remarks.append(f"{path} has 16 bits, scaled to 0..255 without rounding")
+        image /= 257
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), remarks
 
 
 def write_frame(path: Path, frame: np.ndarray) -> None:
@@ -155,6 +191,47 @@ def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
         raise ValueError(f"{path}: KITTI's format holds flow below 512 px; found {np.abs(flow[:, valid]).max():.1f}")
     steps = np.rint(np.where(valid, flow, 0) * 64 + 2**15).astype(np.uint16)
     _encode(path, np.stack([valid.astype(np.uint16), steps[1], steps[0]], axis=-1))
+
+
+def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read ``.flo``, ``.npy`` or KITTI's ``.png`` as (flow (2, H, W), valid (H, W)); pixels without finite flow below 1e9 are not valid."""
+    path = Path(path)
+    if path.suffix == ".png":
+        return read_kitti_flow(path)
+    check_flow_suffix(path)
+    flow = read_flow(path) if path.suffix == ".flo" else _read_npy(path)
+    return flow, np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
+
+
+def write_flow_file(path: Path, flow: np.ndarray) -> None:
+    """Write flow (2, H, W) in the format that the path's ending names: ``.flo``, ``.npy`` (float32) or KITTI's 16-bit ``.png``."""
+    path = Path(path)
+    check_flow_suffix(path)
+    if path.suffix == ".flo":
+        write_flow(path, flow)
+    elif path.suffix == ".npy":
+        with written_whole(path) as partial:
+            np.save(partial, np.ascontiguousarray(flow, dtype="<f4"))
+    else:
+        write_kitti_flow(path, flow, np.ones(flow.shape[1:], bool))
+
+
+def check_flow_suffix(path: Path) -> None:
+    """Raise ValueError for a file name that says no format of flow."""
+    if Path(path).suffix not in FLOW_SUFFIXES:
+        raise ValueError(f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit, as KITTI's)")
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such flow file")
+    try:
+        flow = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from error
+    if flow.ndim != 3 or flow.shape[0] != 2 or not np.issubdtype(flow.dtype, np.floating):
+        raise ValueError(f"{path}: a flow field is floating point of shape (2, H, W), not {flow.dtype} {flow.shape}")
+    return np.ascontiguousarray(flow, dtype=np.float32)
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:

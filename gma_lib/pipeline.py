@@ -28,7 +28,8 @@ from typing import Any
 import click
 import yaml
 
-from gma_lib.runs import PROJECT, Run, digest, open_run, provenance, sha256, shown
+from gma_lib.pages import with_header_scopes
+from gma_lib.runs import PROJECT, Run, digest, open_run, provenance, provenance_line, sha256, shown
 
 NOTEBOOKS = PROJECT / "notebooks"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -348,7 +349,7 @@ def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, li
         if missing:
             os.replace(done, failed)
             return "failed", f"the notebook ended without writing {missing[0]}"
-        notebook_to_html(done, index=run.outputs / run.profile / "index.html")
+        notebook_to_html(done, index=run.outputs / run.profile / "index.html", neighbours=_neighbours(stage, run))
     return status, reason
 
 
@@ -450,8 +451,21 @@ def _tidy(path: Path, stage: str, status: str, reason: str) -> None:
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def notebook_to_html(notebook: Path, *, index: Path) -> Path:
-    """Write an executed notebook as one HTML file that needs no network, with alternative texts and a link to the index."""
+def _neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
+    """The pages before and after a stage's; 01, which serves every batch size, leads to the index only."""
+    stages = list(STAGES)
+    place = stages.index(stage)
+    before, after = (stages[place + step] if 0 <= place + step < len(stages) else None for step in (-1, 1))
+    pages = [name and stage_folder(name, run) / f"{name}.html" for name in (before, after)]
+    return pages[0], None if stage in SHARED_STAGES else pages[1]
+
+
+def notebook_to_html(notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)) -> Path:
+    """Write an executed notebook as one HTML file that needs no network.
+
+    Code is folded away, pictures have their alternative texts, table headers their scope; links lead to the index and to the pages
+    before and after, and the foot says what made the page.
+    """
     import nbformat
     from nbconvert import HTMLExporter
     from traitlets.config import Config
@@ -462,12 +476,18 @@ def notebook_to_html(notebook: Path, *, index: Path) -> Path:
         config=Config({"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "mermaid_js_url": ""}}),
     )
     content = nbformat.read(notebook, as_version=4)
-    body, _ = exporter.from_notebook_node(
-        content, resources={"index_href": os.path.relpath(index, notebook.parent), "metadata": {"name": notebook.stem}}
-    )
+    ways = [path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem} for path in neighbours]
+    resources = {
+        "index_href": os.path.relpath(index, notebook.parent),
+        "previous": ways[0],
+        "next": ways[1],
+        "provenance": provenance_line(),
+        "metadata": {"name": notebook.stem},
+    }
+    body, _ = exporter.from_notebook_node(content, resources=resources)
     page = notebook.with_suffix(".html")
     partial = page.with_suffix(".partial")
-    partial.write_text(body, encoding="utf-8")
+    partial.write_text(with_header_scopes(body), encoding="utf-8")
     os.replace(partial, page)
     return page
 

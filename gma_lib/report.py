@@ -9,7 +9,8 @@ import click
 import jinja2
 
 from gma_lib import pipeline, published
-from gma_lib.runs import PROJECT, Run, git_commit, machine, shown
+from gma_lib.pages import with_header_scopes
+from gma_lib.runs import PROJECT, Run, provenance_line, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORDS = {
@@ -126,9 +127,12 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         px1 = everything.get("px1")
         accuracy += [_number(everything.get("epe"), 3), _number(None if px1 is None else 100 * px1, 2)]
     deviation = converted.get("deviation") or {}
+    status, kind = _overall(run)
     return {
         "run": run.name,
         "batch_size": run.batch_size,
+        "status": status,
+        "kind": kind,
         "accuracy": accuracy,
         "scored": "; ".join(f"{name} {s['pairs_scored']} of {s['pairs_inferred']}" for name, s in scores.items()),
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
@@ -137,6 +141,17 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         "perf_reason": perf.get("reason") or "",
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
+
+
+def _overall(run: Run) -> tuple[str, str]:
+    """One word for all stages of a batch size, and its kind: the first that did not end well, or how many are done."""
+    found = {stage: pipeline.current_status(stage, run) for stage in pipeline.STAGES}
+    for stage, status in found.items():
+        word, kind = WORDS.get(status, (str(status), "bad"))
+        if kind == "bad":
+            return f"{word}: {stage}" if status != "stale" else f"! stale: {stage}", kind
+    done = sum(status == "ok" for status in found.values())
+    return ("✓ all stages", "ok") if done == len(found) else (f"· {done} of {len(found)} stages", "none")
 
 
 def _published_rows(passes: list[str]) -> list[dict[str, Any]]:
@@ -211,17 +226,14 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
     for name, (run, content) in shown_runs.items():
         scores = _passes(content)
         counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
-        html = group_table(scores).to_html(float_format="{:.2f}".format, na_rep="", border=0)
+        html = group_table(scores).to_html(float_format="{:.2f}".format, formatters={"pixels": "{:,.0f}".format}, na_rep="", border=0)
+        html = with_header_scopes(html)
         tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
     return tables
 
 
 def _footer() -> str:
-    here = machine()
-    return (
-        f"Made from commit {git_commit() or 'unknown'} on {here['processor']}, {here['cores']} cores, {here['memory_bytes'] / 1e9:.0f} GB. "
-        "Every JSON file beside the notebooks carries versions and hashes."
-    )
+    return f"{provenance_line()} Every JSON file beside the notebooks carries versions and hashes."
 
 
 @click.command()

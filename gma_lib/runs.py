@@ -170,6 +170,16 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def provenance_line() -> str:
+    """What made a page, in a sentence for its foot."""
+    made, here = provenance(), machine()
+    versions_line = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return (
+        f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, on {made['created']}; "
+        f"{here['processor']}, {here['cores']} cores, {here['memory_bytes'] / 1e9:.0f} GB; {versions_line}."
+    )
+
+
 def git_commit() -> str | None:
     """The commit of the working tree, with ``+changes`` where it differs; None outside a checkout."""
     answer = _git("rev-parse", "HEAD")

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gma_lib.checkpoints import load_checkpoint, load_model, save_checkpoint
+from gma_lib.classical import dis
 from gma_lib.flow_io import written_whole
 from gma_lib.metrics import ErrorSums, error_sums
 from gma_lib.model import GMA, STRIDE, GMAConfig, check_sides, correlation_pyramid, upsample_flow
@@ -864,9 +865,7 @@ def network_flows(model: GMA, updates: tuple[int, ...]) -> Callable[[Tensor, Ten
 
 def classical_flows(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
     """OpenCV's DIS at its medium preset, for comparison."""
-    grey = [cv2.cvtColor(image[0].permute(1, 2, 0).round().byte().cpu().numpy(), cv2.COLOR_RGB2GRAY) for image in (image1, image2)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    return {"dis": np.ascontiguousarray(flow.transpose(2, 0, 1))}
+    return {"dis": dis(image1[0].cpu().numpy(), image2[0].cpu().numpy())}
 
 
 SCORED_UPDATES = (1, 2, 4, 6, 12, 32)

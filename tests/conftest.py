@@ -1,12 +1,16 @@
 """Data that several tests share: a tiny Sintel on disk, small frames, the network with seeded weights."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gma_lib import pipeline
 from gma_lib.flow_io import write_flow, write_frame, write_mask
+from gma_lib.runs import PROJECT
 
 HEIGHT, WIDTH = 128, 160  # the smallest frames whose coarsest correlation level still has two cells a side
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -78,6 +82,34 @@ def small_frames() -> tuple[np.ndarray, np.ndarray]:
     coarse = rng.integers(0, 256, (2, 3, HEIGHT // 4, WIDTH // 4)).astype(np.float32)
     image1 = coarse.repeat(4, axis=2).repeat(4, axis=3)
     return image1, np.roll(image1, (2, 5), axis=(2, 3))
+
+
+def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
+    """A stage in a process of its own, as make starts it."""
+    command = [sys.executable, "-m", "gma_lib.pipeline", stage, "--profile", profile, "--batch-size", batch_size]
+    for setting in (f"outputs={outputs}", "run=test", *settings):
+        command += ["--set", setting]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """All six notebooks at two batch sizes, at a small size: outputs folder."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    for batch_size in ("2", "3"):
+        for stage in pipeline.STAGES:
+            done = run_stage(stage, outputs, batch_size=batch_size)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def reported(finished) -> Path:
+    """The finished notebooks with their index page."""
+    from gma_lib import report
+
+    report.write_index(finished, "tiny")
+    return finished
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,9 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import gma_lib
-from gma_lib import pipeline
+from gma_lib import cli, pipeline
 from gma_lib.runs import PROJECT
 
 README = (PROJECT / "README.md").read_text()
@@ -61,3 +62,20 @@ def test_no_path_of_a_machine_and_nothing_large_is_committed():
             assert not re.search(r"(?<![\w.])/(?:home|root|work|Users)/", text) or name == Path(__file__).relative_to(PROJECT).as_posix(), (
                 name
             )
+
+
+def test_every_command_of_the_readme_exists():
+    named = set(re.findall(r"\bgma ([a-z]+)\b", README))
+    assert named
+    assert named <= set(cli.main.commands), named - set(cli.main.commands)
+    for line in re.findall(r"^    \.venv/bin/(gma .*)$", README, re.M):
+        _, command, *rest = line.split()
+        known = {option for parameter in cli.main.commands[command].params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= known, line
+
+
+def test_versions_agree():
+    assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == gma_lib.__version__
+    locked = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().splitlines() if "==" in line)
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {hook["rev"].removeprefix("v") for hook in hooks} == {locked["ruff"], locked["nbstripout"]}

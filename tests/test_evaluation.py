@@ -8,6 +8,7 @@ import pytest
 from gma_lib import evaluation, inference, sintel
 from gma_lib.backends import FakeBackend
 from gma_lib.flow_io import write_flow
+from gma_lib.metrics import ErrorSums
 from gma_lib.runs import open_run
 
 
@@ -122,3 +123,24 @@ def test_the_guides_numbers(sintel_sample, golden, tmp_path):
     for pass_name, scores in evaluation.evaluate(pairs, tmp_path / "flow").items():
         found = tuple(scores["all"][name] for name in ("epe", "px1", "px3", "px5"))
         assert found == pytest.approx(wanted[pass_name], abs=2e-6)
+
+
+def test_classical_methods_are_scored_on_the_same_pixels(pairs, flow_folder):
+    scores, compared = evaluation.beside_classical(pairs, flow_folder)
+    assert compared == 6  # those with ground truth
+    assert {groups["all"].pixels for groups in scores.values()} == {6 * 128 * 160}
+    assert scores["network"]["all"].error == scores["no motion"]["all"].error == 5 * 6 * 128 * 160  # it answers zero
+    table = evaluation.classical_table(scores)
+    assert table.loc["network", "EPE all pixels"] == 5
+    assert "no motion" not in evaluation.classical_curves(scores)
+    assert evaluation.beside_classical(pairs, flow_folder, most=2)[1] == 2
+
+
+def test_the_sentence_says_who_is_ahead():
+    def sums(error):
+        return {"all": ErrorSums(pixels=10, error=10 * error)}
+
+    ahead = evaluation.classical_sentence({"network": sums(1), "DIS": sums(2), "Farneback": sums(3), "no motion": sums(0.5)})
+    assert ahead == "Over all pixels the network (1.00 px) is ahead of DIS (2.00 px)."
+    assert "is behind DIS (2.00 px)" in evaluation.classical_sentence({"network": sums(2.5), "DIS": sums(2)})
+    assert evaluation.classical_sentence({}) == "No pair has ground truth."

@@ -86,3 +86,37 @@ def test_photographs_are_jpeg(scene):
     media_type, data = figures.encoded(figures.flow_figure(frame1, truth, title="a")[0], photo=True)
     assert media_type == "image/jpeg"
     assert base64.b64decode(data)[:2] == b"\xff\xd8"
+
+
+def test_scenes_stand_in_the_order_of_their_error():
+    scores = {
+        name: {"scenes": {scene: {"all": {"epe": epe}} for scene, epe in scenes.items()}}
+        for name, scenes in {"clean": {"alley": 1.0, "cave": 5.0}, "final": {"alley": 2.0, "cave": 6.0}}.items()
+    }
+    figure, text = figures.scenes_figure(scores)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["alley", "cave"]
+    assert text == "EPE by scene and pass, 2 scenes; largest in cave."
+    assert "0 scenes" in figures.scenes_figure({"clean": {"scenes": {}}})[1]
+    figures.encoded(figures.scenes_figure({"clean": {"scenes": {}}})[0])
+
+
+@pytest.mark.parametrize("palette", figures.PALETTES)
+def test_every_palette_tells_direction_and_speed(palette):
+    def colour(u, v):
+        return figures.flow_to_rgb(np.array([[[u]], [[v]]]), 10, palette)[0, 0].astype(int)
+
+    still = colour(0.0, 0.0)
+    assert len(set(still)) == 1  # white or grey
+    four = [colour(8.0, 0.0), colour(0.0, 8.0), colour(-8.0, 0.0), colour(0.0, -8.0)]
+    for first in range(4):
+        for second in range(first):
+            assert np.abs(four[first] - four[second]).max() > 40
+    for u, v in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+        slow, fast, too_fast = (colour(float(speed * u), float(speed * v)) for speed in (2, 8, 20))
+        assert np.abs(fast - still).max() > np.abs(slow - still).max() > 5
+        assert too_fast.sum() < colour(10.0 * u, 10.0 * v).sum()
+
+
+def test_an_unknown_palette_lists_the_known():
+    with pytest.raises(ValueError, match="middlebury, twilight"):
+        figures.flow_to_rgb(np.zeros((2, 2, 2)), 1, "jet")

@@ -105,3 +105,28 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), flow_io.written_whole(tmp_path / "a.txt") as partial:
         partial.write_text(str(1 / 0))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png"])
+def test_every_format_gives_back_what_it_was_given(tmp_path, suffix):
+    flow = np.random.default_rng(0).integers(-30_000, 30_000, (2, 7, 9)).astype(np.float32) / 64  # KITTI's steps
+    flow_io.write_flow_file(tmp_path / f"flow{suffix}", flow)
+    read, known = flow_io.read_flow_file(tmp_path / f"flow{suffix}")
+    np.testing.assert_array_equal(read, flow)
+    assert read.dtype == np.float32
+    assert known.all()
+
+
+def test_unknown_flow_is_known_to_be(tmp_path):
+    flow = np.zeros((2, 2, 2), np.float32)
+    flow[0, 0, 0], flow[1, 1, 1] = np.nan, 2e9
+    flow_io.write_flow_file(tmp_path / "flow.npy", flow)
+    assert flow_io.read_flow_file(tmp_path / "flow.npy")[1].tolist() == [[False, True], [True, False]]
+
+
+def test_other_files_are_no_flow(tmp_path):
+    np.save(tmp_path / "picture.npy", np.zeros((4, 4, 3)))
+    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
+    for name, complaint in (("picture.npy", "shape"), ("objects.npy", "not a readable"), ("flow.tif", "ends in"), ("none.npy", "no such")):
+        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+            flow_io.read_flow_file(tmp_path / name)

@@ -4,6 +4,7 @@ import ast
 import re
 
 import pytest
+import yaml
 
 from gma_lib import pipeline
 
@@ -70,3 +71,12 @@ def test_the_same_parameter_means_the_same_everywhere():
     for stage in pipeline.STAGES:
         for name, parameter in pipeline.declared_parameters(stage).items():
             assert known.setdefault(name, parameter) == parameter
+
+
+def test_exploring_never_touches_a_reproduced_run():
+    """Defaults are what JupyterLab runs with; `make` and params/common.yaml give other folders."""
+    common = yaml.safe_load((pipeline.PARAMS / "common.yaml").read_text())
+    for stage in pipeline.STAGES:
+        defaults = pipeline.declared_parameters(stage)
+        assert defaults["outputs"].default == "outputs/lab" != common["outputs"]
+        assert stage == "01_data" or defaults["run"].default == "interactive"

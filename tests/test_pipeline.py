@@ -9,33 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import run_stage
 
 from gma_lib import pipeline, report, runs
 
 STAGES = list(pipeline.STAGES)
 
 
-def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
-    """A stage in a process of its own, as make starts it."""
-    command = [sys.executable, "-m", "gma_lib.pipeline", stage, "--profile", profile, "--batch-size", batch_size]
-    for setting in (f"outputs={outputs}", "run=test", *settings):
-        command += ["--set", setting]
-    return subprocess.run(command, capture_output=True, text=True, cwd=runs.PROJECT)
-
-
 def content(path):
     return json.loads(Path(path).read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """All six notebooks at two batch sizes, at a small size: outputs folder."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    for batch_size in ("2", "3"):
-        for stage in STAGES:
-            done = run_stage(stage, outputs, batch_size=batch_size)
-            assert done.returncode == 0, done.stdout + done.stderr
-    return outputs
 
 
 def test_every_stage_leaves_its_page_and_its_stamp(finished):
