@@ -13,8 +13,8 @@ Masks
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
 Modules stand in the order in which data flows through them; a module imports only from above it:
-``runs``, ``published``, ``progress``, ``flow_io``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``, ``checkpoints``,
-``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``benchmark``, ``figures``, ``pipeline``,
+``runs``, ``published``, ``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``,
+``checkpoints``, ``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``benchmark``, ``figures``, ``pipeline``,
 ``report``, ``doctor``.
 """
 
