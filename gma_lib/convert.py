@@ -33,7 +33,9 @@ class Conversion:
         return digest([sha256(file) for file in files])
 
 
-def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str) -> Conversion:
+def convert(
+    backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str, precision: str = "float32"
+) -> Conversion:
     """Make the backend's files in ``model_folder`` from ``gma.onnx`` (or, for PyTorch, from the checkpoint)."""
     backend_kind(backend)  # an unknown name gets the list of those there are
     source = Path(model_folder) / "gma.onnx"
@@ -41,6 +43,8 @@ def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: i
         raise FileNotFoundError(f"{source} is missing: run 02_export first")
     if backend == "torch":
         return _for_torch(Path(model_folder), checkpoint, num_updates, attention)
+    if backend == "ascend":
+        return _for_ascend(Path(model_folder), precision)
     return CONVERTERS[backend](Path(model_folder))
 
 
@@ -79,6 +83,22 @@ def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str) 
         f"gma_lib.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
         "none: PyTorch runs the network as written; the file holds weights and configuration.",
     )
+
+
+def _for_ascend(folder: Path, precision: str) -> Conversion:
+    """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is loaded."""
+    from gma_lib.backends.ascend import convert_for_card
+    from gma_lib.rewrite import rewrite_file
+
+    report = rewrite_file(folder / "gma.onnx", folder / "gma_atc.onnx")
+    made = convert_for_card(folder, precision)
+    kept = ", ".join(made["options"]["keep_dtype"]) or "everything"
+    changes = f"{report.sentence()} Computed in {precision}, float32 kept for {kept}, for {made['soc']} ({made['chip_source']})."
+    if made["unknown_operators"]:
+        changes += f" Not known whether CANN {made['cann'] or '(version unknown)'} has: {', '.join(made['unknown_operators'])}."
+    if made["simulated"]:
+        changes = f"SIMULATED: a stand-in for atc made this. {changes}"
+    return Conversion(folder / "gma.om", " ".join(made["command"]), changes)
 
 
 CONVERTERS = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
