@@ -7,12 +7,17 @@ SHELL := /bin/bash
 PROFILE   ?= demo
 BS        ?= 1 4
 BACKEND   ?= openvino
-PRECISION ?= float32
+# An Ascend card computes in float16 unless told otherwise, as in the guide.
+PRECISION ?= $(if $(filter ascend,$(BACKEND)),float16,float32)
 RUN       ?= $(BACKEND)-$(PRECISION)
 PYTHON    ?= .venv/bin/python
 BASE_PYTHON ?= python3
 # For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# For BACKEND=ascend: the chip where none can be asked (SOC=310P3), the card's logic ID, the interpreter that has ais_bench.
+export GMA_SOC := $(SOC)
+export GMA_DEVICE := $(DEVICE)
+export GMA_AIS_PYTHON ?= $(AIS_PYTHON)
 
 ENV    := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 OUT    := outputs/$(PROFILE)
@@ -25,7 +30,7 @@ STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) train bench test lint lab doctor lock clean distclean always
+.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) train bench test ascend-dry-run lint lab doctor lock clean distclean always
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -70,6 +75,9 @@ bench: $(ENV) ## compare variants of the network on this machine, each against t
 
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest
+
+ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
+	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(foreach b,$(BS),--batch-size $(b))
 
 lint: $(ENV) ## check style, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .

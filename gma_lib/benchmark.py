@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gma_lib.published import GUIDE_PAIRS_PER_SECOND
-from gma_lib.runs import cores, memory_bytes, shown
+from gma_lib.runs import DoesNotFit, cores, memory_bytes, shown
 
 # Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first pair: the peaks measured by 06_perf at
 # batch sizes 1 and 4 and 440x1024, and a tenth more. They decide only what is not started.
@@ -34,10 +34,6 @@ SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
 FEWEST_ROUNDS = 3
 ROUNDS_THAT_MEAN_SOMETHING = 10
 UNSTABLE_SPREAD = 0.05
-
-
-class DoesNotFit(MemoryError):
-    """A batch size that this machine's memory does not hold; the pipeline gives it a row and goes on."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,11 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
+    if task.backend == "ascend":  # its own tool measures it, on the card and in a process of its own already
+        from gma_lib.backends.ascend import measure_on_card
+
+        with alone(lock_file):
+            return result | measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
         peak_before = matrix_product_peak(task.precision)
         answer = Path(folder) / "answer.json"
@@ -172,14 +173,26 @@ def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("rounds", str(perf["rounds"]), "100"),
             ("pairs computed at once", str(perf["at_once"] or perf["batch_size"]), str(perf["batch_size"])),
             ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
-            ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
-            ("loading the model, s", f"{perf['load_s']:.2f}", ""),
-            ("first call, s", f"{perf['first_call_s']:.2f}", ""),
+            *_memory_and_start(perf),
             ("share of the matrix-product peak", "not measured" if share is None else f"{share:.0%}", ""),
         ]
     if perf["predicted_bytes"] is not None:
         rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
     return rows
+
+
+def _memory_and_start(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Rows of a measurement in this machine's memory, or of one on a card, which counts the way there apart."""
+    if "peak_rss_bytes" in perf:
+        return [
+            ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
+            ("loading the model, s", f"{perf['load_s']:.2f}", ""),
+            ("first call, s", f"{perf['first_call_s']:.2f}", ""),
+        ]
+    return [
+        ("pairs per second with transfers to and from the card", f"{perf['pairs_per_second_with_transfers']:.3f}", "not published"),
+        ("to the card / back, ms per call", f"{perf['h2d_ms']:.2f} / {perf['d2h_ms']:.2f}", "not published"),
+    ]
 
 
 def summary(samples_s: list[float], batch_size: int) -> dict[str, Any]:

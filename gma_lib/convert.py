@@ -44,13 +44,24 @@ class Conversion:
         return digest([sha256(file) for file in (*self.files, *weights)])
 
 
-def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: int, attention: str, at_once: int | None = 1) -> Conversion:
+def convert(
+    backend: str,
+    model_folder: Path,
+    *,
+    checkpoint: str,
+    num_updates: int,
+    attention: str,
+    precision: str = "float32",
+    at_once: int | None = 1,
+) -> Conversion:
     """Make the backend's files in ``model_folder`` from ``gma.onnx`` and its parts (or, for PyTorch, from the checkpoint).
 
     Parameters
     ----------
+    precision
+        Where it is decided now and not when the model is loaded, as for Ascend.
     at_once
-        Pairs that are computed together inside a batch; None: all of them.
+        Pairs that are computed together inside a batch; None: all of them. An Ascend model always takes the whole batch.
     """
     backend_kind(backend)  # an unknown name gets the list of those there are
     folder = Path(model_folder)
@@ -63,6 +74,8 @@ def convert(backend: str, model_folder: Path, *, checkpoint: str, num_updates: i
         raise ValueError(f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch")
     if backend == "torch":
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
+    if backend == "ascend":
+        return _for_ascend(folder, precision)
     return CONVERTERS[backend](folder, at_once)
 
 
@@ -146,6 +159,22 @@ def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, 
         f"gma_lib.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
         f"PyTorch runs the network as written, made lean when it is loaded; the file holds weights and configuration. {_in_parts(at_once)}",
     )
+
+
+def _for_ascend(folder: Path, precision: str) -> Conversion:
+    """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is loaded."""
+    from gma_lib.backends.ascend import convert_for_card
+    from gma_lib.rewrite import rewrite_file
+
+    report = rewrite_file(folder / "gma.onnx", folder / "gma_atc.onnx")
+    made = convert_for_card(folder, precision)
+    kept = ", ".join(made["options"]["keep_dtype"]) or "everything"
+    changes = f"{report.sentence()} Computed in {precision}, float32 kept for {kept}, for {made['soc']} ({made['chip_source']})."
+    if made["unknown_operators"]:
+        changes += f" Not known whether CANN {made['cann'] or '(version unknown)'} has: {', '.join(made['unknown_operators'])}."
+    if made["simulated"]:
+        changes = f"SIMULATED: a stand-in for atc made this. {changes}"
+    return Conversion((folder / "gma.om",), " ".join(made["command"]), changes)
 
 
 CONVERTERS: dict[str, Callable[[Path, int], Conversion]] = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}

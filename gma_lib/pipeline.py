@@ -53,7 +53,7 @@ PRODUCTS = {
     "05_evaluate": ("metrics.json",),
     "06_perf": ("perf.json",),
 }
-DOES_NOT_FIT = "DoesNotFit"  # gma_lib.benchmark.DoesNotFit, as a notebook reports it
+DOES_NOT_FIT = "DoesNotFit"  # gma_lib.runs.DoesNotFit, as a notebook reports it
 # Parameters of the runner itself, beside those that the notebooks declare
 RUNNER_PARAMETERS = {"limit_s": "float", "cell_limit_s": "float"}
 EXIT = {"ok": 0, "out_of_memory": 0, "skipped": 0, "failed": 1, "timeout": 124, "interrupted": 130, "died": 138}

@@ -105,11 +105,11 @@ def _data_line(index: dict) -> str:
 
 def _notes(run: Run) -> list[str]:
     """Sentences that must stand beside the numbers: what the weights are, what was left out, what a stand-in produced."""
-    export, infer, perf = (_result(run, stage) for stage in ("02_export", "04_infer", "06_perf"))
+    export, convert, infer, perf = (_result(run, stage) for stage in ("02_export", "03_convert", "04_infer", "06_perf"))
     notes = [export["checkpoint"]["note"]] if export else []
     if infer.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
-    if perf.get("simulated"):
+    if any(result.get("simulated") for result in (convert, infer, perf)):
         notes.append(f"SIMULATED: {run.name}, batch size {run.batch_size}, was produced by a stand-in for the device.")
     return notes
 
@@ -129,7 +129,7 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
     deviation = converted.get("deviation") or {}
     status, kind = _overall(run)
     return {
-        "run": run.name,
+        "run": run.name + (" (SIMULATED)" if perf.get("simulated") or converted.get("simulated") else ""),
         "batch_size": run.batch_size,
         "status": status,
         "kind": kind,

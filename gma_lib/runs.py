@@ -22,7 +22,12 @@ import gma_lib
 PROJECT = Path(__file__).resolve().parents[1]
 SCHEMA = 1
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+SIMULATED = "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
 VERSIONED = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "opencv-python-headless", "papermill")
+
+
+class DoesNotFit(MemoryError):
+    """A batch size that the memory of this machine, or of its card, does not hold; the pipeline gives it a row and goes on."""
 
 
 @dataclass(frozen=True)

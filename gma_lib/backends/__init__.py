@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gma_lib.backends.base import Backend, SplitBackend
+from gma_lib.backends.ascend import AscendBackend, AscendOptions
+from gma_lib.backends.base import Backend, FolderBackend, SplitBackend
 from gma_lib.backends.fake import FakeBackend
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.backends.torch import TorchBackend, TorchOptions
 
-__all__ = ["BACKENDS", "Backend", "BackendKind", "FakeBackend", "SplitBackend", "backend_kind", "load_backend"]
+__all__ = ["BACKENDS", "Backend", "BackendKind", "FakeBackend", "FolderBackend", "SplitBackend", "backend_kind", "load_backend"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ BACKENDS = {
     "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino"),
     "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"),
     "torch": BackendKind(TorchBackend, TorchOptions, "gma.safetensors", "torch"),
+    "ascend": BackendKind(AscendBackend, AscendOptions, "gma.om", "ais_bench"),
 }
 
 

@@ -1,6 +1,7 @@
 """The contract of a backend: a converted network that can be run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -72,6 +73,22 @@ class SplitBackend(Backend):
 
         ``flow_init``, in cells, is where the refinement starts; zero when None.
         """
+        raise NotImplementedError
+
+
+class FolderBackend(Backend):
+    """A backend whose runtime reads files: it is given a whole pass at once, because starting it costs more than a pair does.
+
+    Attributes
+    ----------
+    simulated
+        Whether a stand-in takes the place of the device; whatever it produced says so.
+    """
+
+    simulated: bool = False
+
+    def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every sample."""
         raise NotImplementedError
 
 

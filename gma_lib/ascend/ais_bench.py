@@ -1,0 +1,282 @@
+"""``ais_bench``: an ``.om`` over folders of ``.bin`` files, in a process of its own, and nothing believed that was not checked.
+
+The tool exists in two generations that both call themselves 0.0.2; they differ in file names, summaries and what they refuse. It pairs the
+files of its two input folders by position alone and never cleans its output folder, so both are looked after here.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gma_lib.flow_io import read_tensor
+from gma_lib.runs import DoesNotFit
+
+OUT_OF_MEMORY = re.compile(
+    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
+)
+CAUSES = (
+    (re.compile(r"EE1001|model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
+    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi info -m lists them (DEVICE=)"),
+    (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
+    (re.compile(r"not match"), "the files do not have the size that the model's input has"),
+    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than this CANN: look into ~/ascend/log/debug/plog"),
+    (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|owner", re.IGNORECASE),
+     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, '_', '.', '-' and '/'"),
+)  # fmt: skip
+NEWER_FLAG = "--divide_input"  # in the help of the newer generation only
+
+
+class AisBenchError(RuntimeError):
+    """A run of ais_bench that gave no result; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class AisBench:
+    """How to run the tool.
+
+    Attributes
+    ----------
+    python
+        The interpreter that has it.
+    device
+        Logic ID of the chip.
+    timeout_s
+        A run that takes longer is stopped.
+    environment
+        Of the process; this one's when None.
+    """
+
+    python: str = "python3"
+    device: int = 0
+    timeout_s: float = 36000
+    environment: Mapping[str, str] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the tool measured, milliseconds per call.
+
+    Attributes
+    ----------
+    compute_ms
+        Of every call, the warm-up left out.
+    h2d_ms, d2h_ms
+        Mean time to the card and back, per call; not part of the tool's throughput.
+    throughput
+        As the tool defines it: 1000 x batch size / mean compute time. Transfers and files are not in it.
+    simulated
+        Whether a stand-in for the tool wrote it.
+    """
+
+    compute_ms: list[float]
+    h2d_ms: float
+    d2h_ms: float
+    throughput: float
+    simulated: bool
+
+
+def command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
+    """The command line, argument by argument; it is run without a shell."""
+    return [tool.python, "-m", "ais_bench", "--model", str(om), "--device", str(tool.device), *arguments]
+
+
+def infer_folders(
+    tool: AisBench, om: Path, folders: list[Path], output: Path, *, batch_size: int, output_shape: tuple[int, int, int], input_bytes: int
+) -> tuple[dict[str, Path], Timing]:
+    """Run the model over folders of files, one folder per input, and return stem -> output file of every sample.
+
+    Parameters
+    ----------
+    output
+        Folder for the results; must not exist or be empty, because the tool would leave older files among the new ones.
+    batch_size
+        Only what the tool's throughput is computed with; the files that make a batch follow from the sizes.
+    output_shape
+        (2, H, W), float32, of one sample.
+    input_bytes
+        Of the file of one sample.
+
+    Raises
+    ------
+    ValueError
+        When the folders disagree, before anything is started.
+    AisBenchError, DoesNotFit
+        When exit code, summary, number, sizes and values of the outputs do not all say that it worked.
+    """
+    stems = check_folders(folders, input_bytes)
+    output = Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: the tool would leave what is there among the new results; delete it first")
+    for path in (*folders, output):
+        check_path(path, ends="")
+    arguments = ["--input", ",".join(map(str, folders)), "--output", str(output.parent), "--output_dirname", output.name]
+    arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size)
+    timing = read_summary(find_summary(output, newer_than=started))
+    return collect_outputs(output, stems, output_shape), timing
+
+
+def measure(tool: AisBench, om: Path, *, batch_size: int, loop: int = 100, warmup: int = 5) -> Timing:
+    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures."""
+    arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
+    with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:  # without --output the tool writes no summary
+        output = Path(folder) / "pure"
+        started = time.time()
+        _run(tool, command(tool, check_path(om, ends=".om"), *arguments, "--output", folder, "--output_dirname", output.name), batch_size)
+        timing = read_summary(find_summary(output, newer_than=started))
+    if len(timing.compute_ms) != loop:
+        raise AisBenchError(f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for")
+    return timing
+
+
+def generation(tool: AisBench) -> str:
+    """``newer`` or ``older``, by the flags in its help: the version number is the same in both."""
+    done = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
+    return "newer" if NEWER_FLAG in done.stdout else "older"
+
+
+# --- before the run -------------------------------------------------------------------------------------------------
+
+
+def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
+    """Stems of the samples, sorted; ValueError unless every folder holds the same names, each of the right size."""
+    names = []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder}: no such folder of input files")
+        files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".bin", ".npy"))
+        if not files:
+            raise ValueError(f"{folder} holds no .bin file")
+        for file in files:
+            if file.suffix != ".bin" or "." in file.stem:
+                raise ValueError(
+                    f"{file}: expected <name>.bin with one dot; the tool cuts names at the first dot, so results would overwrite each other"
+                )
+            if file.is_symlink():
+                raise ValueError(f"{file} is a link, which the newer tool refuses: copy the file")
+            if file.stat().st_size != input_bytes:
+                raise ValueError(f"{file} has {file.stat().st_size} bytes where one sample has {input_bytes}; was it cut short?")
+        names.append({file.name for file in files})
+    for folder, other in zip(folders[1:], names[1:], strict=True):
+        differing = sorted(names[0] ^ other)
+        if differing:
+            raise ValueError(
+                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by position, so every later pair would be wrong"
+            )
+    return sorted(name.removesuffix(".bin") for name in names[0])
+
+
+def check_path(path: Path, *, ends: str) -> Path:
+    """The absolute path, or ValueError for one that a generation of the tool rejects."""
+    absolute = Path(path).absolute()
+    if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
+        raise ValueError(
+            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; move the project or the file"
+        )
+    return absolute
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def _started(tool: AisBench, arguments: list[str]) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=tool.timeout_s,
+            env=tool.environment,
+        )
+    except FileNotFoundError:
+        raise AisBenchError(f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)") from None
+    except subprocess.TimeoutExpired:
+        raise AisBenchError(f"ais_bench did not end within {tool.timeout_s:.0f} s and was stopped") from None
+
+
+def _run(tool: AisBench, arguments: list[str], batch_size: int) -> None:
+    done = _started(tool, arguments)
+    if OUT_OF_MEMORY.search(done.stdout) and done.returncode != 0:
+        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(done.stdout, OUT_OF_MEMORY)})")
+    if done.returncode != 0:
+        raise AisBenchError(f"ais_bench failed (exit code {done.returncode}): {explain(done.stdout)}")
+
+
+def explain(text: str) -> str:
+    """What a failed run said, as a sentence."""
+    for pattern, meaning in CAUSES:
+        if pattern.search(text):
+            return f"{meaning} ({_telling_line(text, pattern)})"
+    if "No module named" in text:
+        return f"{_last_line(text)}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
+    return _last_line(text)
+
+
+def _telling_line(text: str, pattern: re.Pattern) -> str:
+    return next((line.strip()[:300] for line in text.splitlines() if pattern.search(line)), "")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it printed nothing"
+
+
+# --- after the run --------------------------------------------------------------------------------------------------
+
+
+def find_summary(output: Path, *, newer_than: float) -> Path:
+    """The summary of this run: beside the output folder, or within it where several devices ran; an older one does not count."""
+    found = [output.parent / f"{output.name}_summary.json", *sorted(output.glob("*summary.json"))]
+    fresh = [path for path in found if path.is_file() and path.stat().st_mtime >= newer_than - 1]
+    if not fresh:
+        there = [path for path in found if path.is_file()]
+        raise AisBenchError(
+            f"ais_bench ended without a summary{': ' + str(there[0]) + ' is of an earlier run' if there else ''}; its outputs are not used"
+        )
+    return fresh[0]
+
+
+def read_summary(path: Path) -> Timing:
+    """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        times = [float(item[1] - item[0]) if isinstance(item, list) else float(item) for item in content["npu_compute_time_list"]]
+        transfer = {name: float(content.get(f"{name}_latency", {}).get("mean", 0.0)) for name in ("H2D", "D2H")}
+        return Timing(times, transfer["H2D"], transfer["D2H"], float(content["throughput"]), "simulated" in content)
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        raise AisBenchError(f"{path} is no summary of ais_bench ({type(error).__name__}: {error})") from error
+
+
+def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int]) -> dict[str, Path]:
+    """Stem -> file, by name, from a flat folder, ``deviceN/`` or ``deviceN_M/``; every file checked."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(output.rglob("*_0.bin")):
+        found.setdefault(file.name.removesuffix("_0.bin"), []).append(file)
+    missing, extra = sorted(set(stems) - set(found)), sorted(set(found) - set(stems))
+    if missing or extra:
+        raise AisBenchError(
+            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: {', '.join(extra[:3]) or 'none'}"
+        )
+    for stem, files in found.items():
+        arrays = []
+        for file in files:
+            try:
+                arrays.append(read_tensor(file, shape))
+            except ValueError as error:
+                raise AisBenchError(str(error)) from error
+            if not np.isfinite(arrays[-1]).all():
+                raise AisBenchError(f"{file} holds values that are not finite")
+        if any(not np.array_equal(arrays[0], other) for other in arrays[1:]):
+            raise AisBenchError(f"sample {stem} came from {len(files)} devices, which disagree: {', '.join(map(str, files))}")
+    return {stem: found[stem][0] for stem in stems}

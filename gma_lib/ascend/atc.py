@@ -1,0 +1,328 @@
+"""``atc``: from ONNX to the ``.om`` that one kind of chip loads."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+
+from gma_lib.ascend.chip import soc_version
+from gma_lib.flow_io import written_whole
+from gma_lib.runs import DoesNotFit, digest, sha256
+
+SUCCESS = "ATC run success"
+# ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
+IR_TYPES = {
+    "InstanceNormalization": ("InstanceNorm",),
+    "GridSample": ("GridSampler2D",),
+    "Conv": ("Conv2D",),
+    "MatMul": ("MatMul", "MatMulV2", "BatchMatMul", "BatchMatMulV2"),
+}
+SIMULATED = b"SIMULATED"  # the first bytes of what a stand-in for atc writes; no real .om begins so
+
+# Code -> (what it means, what to do); prefixes of a code stand for all that begin so.
+ERRORS = {
+    "E10001": ("a parameter has a value that atc does not take", "read the line that follows the code: it names the parameter"),
+    "E10003": ("a parameter is not valid", "read the line that follows the code: it names the parameter and the values it takes"),
+    "E10007": ("--framework is missing", "5 stands for ONNX; this package always passes it"),
+    "E10016": ("--input_shape names an input that the model does not have", "compare its names with those of the graph (image1, image2)"),
+    "E10054": ("a required parameter is empty", "often a shell that cut the command at an unquoted ';': this package uses no shell"),
+    "E10410": ("the file given to --keep_dtype was not found", "check its path"),
+    "E10501": ("an operator is not registered in this CANN", "a newer CANN, or another form of the operator"),
+    "E11010": ("the parameters could not be parsed", "read the line that follows the code"),
+    "E13": ("a file or folder cannot be read or written", "check path, rights (0644, 0755) and free space"),
+    "E16001": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "E16002": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "E19010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "EZ9010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "EZ3002": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
+    "EZ3003": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
+    "E19999": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
+    "E40000": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
+    "EC0010": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
+    "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
+    "EL0004": ("memory ran out", "a smaller batch size"),
+    "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
+}  # fmt: skip
+
+
+class AtcError(RuntimeError):
+    """atc did not make a model; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class AtcOptions:
+    """Every flag of ``atc`` that this package passes, with the guide's value as default.
+
+    Attributes
+    ----------
+    soc
+        The chip; the prefix ``Ascend`` may be there or not.
+    framework
+        5: ONNX.
+    input_format
+        None: not passed, as in the guide (NCHW is atc's default for ONNX).
+    precision_mode
+        None: not passed, as in the guide; atc then takes ``force_fp16``. Also ``allow_mix_precision``, ``must_keep_origin_dtype``, ...
+    precision_mode_v2
+        From CANN 7.0 on, instead of ``precision_mode``: ``mixed_float16``, ``cube_fp16in_fp32out``, ...
+    keep_dtype
+        Lines of keep.cfg: what stays float32. ``OpType::`` and Ascend's name of an operator, or the name of a node.
+    op_precision_mode, fusion_switch_file, insert_op_conf
+        Files; None: not passed.
+    output_type
+        ``FP32``, ``FP16``; None: not passed.
+    log
+        ``debug``, ``info``, ``warning``, ``error``; None: not passed.
+    timeout_s
+        A compilation that takes longer is stopped.
+    """
+
+    soc: str
+    framework: int = 5
+    input_format: str | None = None
+    precision_mode: str | None = None
+    precision_mode_v2: str | None = None
+    keep_dtype: tuple[str, ...] = ("OpType::InstanceNorm",)
+    op_precision_mode: str | None = None
+    fusion_switch_file: str | None = None
+    insert_op_conf: str | None = None
+    output_type: str | None = None
+    log: str | None = None
+    timeout_s: float = 7200
+
+    def __post_init__(self):
+        if self.precision_mode and self.precision_mode_v2:
+            raise ValueError("precision_mode and precision_mode_v2 exclude each other: give one")
+        keeps_all = {self.precision_mode, self.precision_mode_v2} & {"must_keep_origin_dtype", "origin"}
+        if keeps_all and self.keep_dtype:
+            raise ValueError(f"keep_dtype has no effect with {keeps_all.pop()}: give keep_dtype=()")
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; None: not said."""
+
+    memory_bytes: int | None
+    weight_bytes: int | None
+    soc: str | None
+    atc_version: str | None
+
+    @property
+    def total_bytes(self) -> int | None:
+        return None if self.memory_bytes is None else self.memory_bytes + (self.weight_bytes or 0)
+
+
+def command(model: str, output: str, shapes: Mapping[str, tuple[int, ...]], options: AtcOptions, keep_file: str = "keep.cfg") -> list[str]:
+    """The command line, argument by argument, in the guide's order. It is run without a shell, so ';' needs no quotes."""
+    shape = ";".join(f"{name}:{','.join(map(str, sides))}" for name, sides in shapes.items())
+    arguments = [
+        "atc",
+        f"--framework={options.framework}",
+        f"--input_shape={shape}",
+        f"--output={output}",
+        f"--soc_version={soc_version(options.soc)}",
+        f"--model={model}",
+    ]
+    if options.keep_dtype:
+        arguments.insert(-1, f"--keep_dtype={keep_file}")
+    names = ("input_format", "precision_mode", "precision_mode_v2", "op_precision_mode", "fusion_switch_file", "insert_op_conf")
+    given = {name: getattr(options, name) for name in (*names, "output_type", "log")}
+    return arguments + [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+
+def lint_keep(lines: tuple[str, ...], path: Path) -> None:
+    """Raise ValueError for a line that names nothing in the graph: atc would succeed, and silently compute it in float16."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    names = {node.name for node in nodes}
+    types = {name for node in nodes for name in IR_TYPES.get(node.op_type, (node.op_type,))}
+    for line in lines:
+        kind, separator, name = line.partition("::")
+        if separator and kind == "OpType" and name in types:
+            continue
+        if not separator and line in names:
+            continue
+        if name in IR_TYPES and IR_TYPES[name][0] in types:
+            hint = f"Ascend calls it {IR_TYPES[name][0]}"
+        else:
+            hint = f"the graph has {', '.join(sorted(types))}" if separator else "no node has this name"
+        raise ValueError(f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it without a word")
+
+
+def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Input -> its fixed shape."""
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.input if value.name not in constants
+    }
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise ValueError(f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given static shapes here")
+    return shapes
+
+
+def convert_to_om(
+    source: Path, target: Path, options: AtcOptions, *, cann: str | None = None, environment: Mapping[str, str] | None = None
+) -> dict:
+    """Make ``target`` from ``source``, or find that it is there already, made from the same file by the same command for the same chip and CANN.
+
+    A manifest (``<target>.json``) is written beside it, last.
+
+    Returns
+    -------
+    dict
+        The manifest: ``soc``, ``cann``, ``onnx_sha256``, ``om_sha256``, ``command``, ``options``, ``memory`` and ``simulated``.
+
+    Raises
+    ------
+    AtcError
+        When exit code, text and file do not all say that it worked. ``target`` is then not there.
+    """
+    source, target = Path(source), Path(target)
+    lint_keep(options.keep_dtype, source)
+    arguments = command(source.name, target.stem, input_shapes(source), options)
+    wanted = {
+        "soc": soc_version(options.soc),
+        "cann": cann,
+        "onnx_sha256": sha256(source),
+        "command": arguments,
+        "options": _lists(asdict(options)),
+    }
+    manifest_file = manifest_path(target)
+    known = read_manifest(target)
+    if known and {name: known.get(name) for name in wanted} == wanted and target.is_file() and known["om_sha256"] == sha256(target):
+        return known | {"reused": True}
+    for stale in (manifest_file, target):
+        stale.unlink(missing_ok=True)
+    # atc leaves kernel_meta/ and other files in its working directory, and refuses paths with unusual letters
+    with tempfile.TemporaryDirectory(prefix="gma_atc_") as place:
+        folder = Path(place)
+        shutil.copyfile(source, folder / source.name)
+        if options.keep_dtype:
+            (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
+        text = run_atc(arguments, folder, options.timeout_s, environment)
+        made = sorted(folder.glob(f"{target.stem}*.om"))  # some versions append the system and the processor to the name
+        if len(made) != 1 or made[0].stat().st_size == 0:
+            raise AtcError(f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected")
+        memory = read_memory(made[0], environment)
+        with written_whole(target) as partial:
+            shutil.copyfile(made[0], partial)
+            os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
+    manifest = wanted | {
+        "om_sha256": sha256(target),
+        "memory": asdict(memory),
+        "simulated": is_simulated(target),
+        "warnings": _warnings(text),
+    }
+    with written_whole(manifest_file) as partial:
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest | {"reused": False}
+
+
+def manifest_path(om: Path) -> Path:
+    return Path(om).with_suffix(".om.json")
+
+
+def read_manifest(om: Path) -> dict | None:
+    """What was recorded beside an ``.om``; None if nothing readable was."""
+    try:
+        return json.loads(manifest_path(om).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def is_simulated(om: Path) -> bool:
+    """Whether a stand-in for atc made the file."""
+    with open(om, "rb") as file:
+        return file.read(len(SIMULATED)) == SIMULATED
+
+
+def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
+    """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text agree on success."""
+    try:
+        done = subprocess.run(
+            arguments,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment,
+        )
+    except FileNotFoundError:
+        raise AtcError(
+            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the command for another machine"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise AtcError(f"atc did not end within {timeout_s:.0f} s and was stopped") from None
+    if done.returncode == 0 and SUCCESS in done.stdout:
+        return done.stdout
+    raise AtcError(f"atc failed (exit code {done.returncode}): {explain(done.stdout)}")
+
+
+def explain(text: str) -> str:
+    """What a failed run of atc said, as a sentence and a remedy."""
+    if "libascend_hal.so" in text:
+        return "the driver's libascend_hal.so is missing, as in a container without a driver: add $ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
+    if "Failed to import Python module" in text:
+        meaning, remedy = ERRORS["EC0010"]
+        return f"{meaning}: {remedy}"
+    for code in re.findall(r"\b(E[A-Z]?\d{4,5})\b", text):
+        for known in (code, code[:3]):
+            if known in ERRORS:
+                meaning, remedy = ERRORS[known]
+                line = next(line.strip() for line in text.splitlines() if code in line)
+                return f"{meaning} ({line[:300]}); {remedy}"
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return f"no code that is known here; its last line: {lines[-1].strip()[:300]}" if lines else "it printed nothing"
+
+
+def _warnings(text: str) -> list[str]:
+    return sorted(set(re.findall(r"\bW\d{5}\b[^\n]*", text)))[:20]
+
+
+def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> ModelMemory:
+    """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not say is None."""
+    om = Path(om)
+    try:
+        text = subprocess.run(
+            ["atc", "--mode=6", f"--om={om.name}"], cwd=om.parent, capture_output=True, text=True, timeout=600, env=environment
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        text = ""
+    return parse_memory(text)
+
+
+def parse_memory(text: str) -> ModelMemory:
+    found = {name: re.search(rf"\b{name}\[([^\]]*)\]", text) for name in ("memory_size", "weight_size", "soc_version", "atc_version")}
+    numbers = {name: int(re.sub(r"\D", "", match[1])) if match and re.search(r"\d", match[1]) else None for name, match in found.items()}
+    words = {name: match[1].strip() or None if match else None for name, match in found.items()}
+    return ModelMemory(numbers["memory_size"], numbers["weight_size"], words["soc_version"], words["atc_version"])
+
+
+def require_device_memory(manifest: dict, available_bytes: int | None, batch_size: int) -> int | None:
+    """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where the card has less."""
+    needed = ModelMemory(**manifest["memory"]).total_bytes
+    if needed is not None and available_bytes is not None and needed > available_bytes:
+        raise DoesNotFit(
+            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
+        )
+    return needed
+
+
+def om_digest(om: Path) -> str:
+    """Identity of a converted model: its bytes."""
+    return digest([sha256(Path(om))])
+
+
+def _lists(options: dict) -> dict:
+    """Tuples as lists, as JSON will give them back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

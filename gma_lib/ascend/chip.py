@@ -1,0 +1,174 @@
+"""Which Ascend chip this is, as the tools name it."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
+HEALTH = "OK|Warning|Alarm|Critical|UNKNOWN"
+BUSY = "-8020"
+
+
+class NoChipFound(RuntimeError):
+    """No card was found, and why."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip that can be asked to compute.
+
+    Attributes
+    ----------
+    soc
+        As ``atc --soc_version`` wants it: ``Ascend310P3``.
+    device
+        As ``ais_bench --device`` wants it: the logic ID, never the NPU ID, which can be 32768. None: not known from this source.
+    memory_bytes
+        The chip's own; None where the source does not say.
+    source
+        What said so.
+    """
+
+    soc: str
+    device: int | None
+    memory_bytes: int | None
+    source: str
+
+
+def soc_version(name: str) -> str:
+    """``310P3``, ``Ascend310P3``, ``Ascend 310P3`` -> ``Ascend310P3``: the prefix exactly once, whoever wrote it before.
+
+    Raises
+    ------
+    ValueError
+        For a name that no chip has.
+    """
+    bare = re.sub(r"\s+", "", name)
+    bare = re.sub(r"^(Ascend)+", "", bare, flags=re.IGNORECASE)
+    if not re.fullmatch(r"(310|910|950)[A-Za-z0-9_-]*", bare):
+        raise ValueError(f"{name!r} names no Ascend chip; expected is something like 310P3, Ascend310P3 or 910B3 (npu-smi info shows it)")
+    return f"Ascend{bare}"
+
+
+def find_chips(*, word: str | None = None, python: str = "python3", environment: Mapping[str, str] | None = None) -> list[Chip]:
+    """Ask, in this order, the runtime (``acl.get_soc_name``), ``npu-smi info -m``, and its table; the user's word goes before all.
+
+    Parameters
+    ----------
+    word
+        The chip as the user names it: for a machine without a card, which can convert all the same.
+    python
+        An interpreter that may have CANN's ``acl``.
+    environment
+        Of the tools; this process's when None.
+
+    Raises
+    ------
+    NoChipFound
+        With what each source answered.
+    """
+    answers = []
+    table, complaint = _npu_smi(["info"], environment)
+    in_table = parse_table(table)
+    if word:
+        same = [chip for chip in in_table if chip.soc == soc_version(word)]
+        return [Chip(soc_version(word), chip.device, chip.memory_bytes, "named by the user") for chip in same] or [
+            Chip(soc_version(word), None, None, "named by the user")
+        ]
+    mapping, _ = _npu_smi(["info", "-m"], environment)
+    in_mapping = [_with_memory(_exact(chip, table, environment), in_table) for chip in parse_mapping(mapping)]
+    soc = _soc_of_runtime(python, environment)
+    if soc:
+        known = in_mapping or in_table
+        return [Chip(soc, chip.device, chip.memory_bytes, "acl.get_soc_name") for chip in known] or [
+            Chip(soc, None, None, "acl.get_soc_name")
+        ]
+    answers.append("acl.get_soc_name: not available")
+    if in_mapping:
+        return in_mapping
+    answers.append(f"npu-smi: {complaint or 'its table lists no chip'}")
+    if in_table:
+        return [_exact(chip, table, environment) for chip in in_table]
+    raise NoChipFound(f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, name it: SOC=310P3")
+
+
+def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:
+    """The mapping knows no memory, the table does; both list chips in the order of their logic IDs."""
+    same = [other for other in in_table if other.device == chip.device]
+    return Chip(chip.soc, chip.device, same[0].memory_bytes if same else None, chip.source)
+
+
+def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str | None:
+    code = "import acl; print('soc:', acl.get_soc_name())"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    named = re.search(r"^soc: *(\S.*)$", done.stdout, re.M) if done.returncode == 0 else None
+    try:
+        return soc_version(named[1]) if named else None
+    except ValueError:  # acl answers None where no device is
+        return None
+
+
+def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tuple[str, str]:
+    """(what it printed, what is wrong); one of them is empty."""
+    try:
+        done = subprocess.run(["npu-smi", *arguments], capture_output=True, text=True, timeout=60, env=environment or os.environ)
+    except FileNotFoundError:
+        return "", "not installed (it comes with the driver)"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"no answer ({type(error).__name__})"
+    text = done.stdout + done.stderr
+    if BUSY in text:
+        return "", "another container or virtual machine holds the card (-8020): stop that one, or hand the card to this one"
+    if "dcmi" in text and "failed" in text:
+        return (
+            "",
+            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use /dev/davinci*",
+        )
+    if "libdrvdsmi" in text:
+        return "", "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH"
+    return (done.stdout, "") if done.returncode == 0 else ("", f"exit code {done.returncode}: {text.strip()[:200]}")
+
+
+def parse_mapping(text: str) -> list[Chip]:
+    """Chips of ``npu-smi info -m``: NPU ID, Chip ID, Chip Logic ID, Chip Name; rows of the management controller (Mcu) are none."""
+    chips = []
+    for line in text.splitlines():
+        row = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?\s+(\S.*?)\s*", line)
+        if row and NAME.fullmatch(row[4]):
+            chips.append(Chip(soc_version(row[4]), int(row[3]), None, "npu-smi info -m"))
+    return chips
+
+
+def parse_table(text: str) -> list[Chip]:
+    """Chips of the table of ``npu-smi info``, in any of its shapes; the processes below it look like cards and are none.
+
+    The table shows no logic ID: chips are counted from 0 in the order of the table, as the driver numbers them where none is missing.
+    """
+    chips = []
+    lines = text.split("Process id")[0].splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=False):
+        row = re.match(rf"\|\s*(\d+)\s+({NAME.pattern})\s*\|\s*({HEALTH})\s*\|", line)
+        if row:
+            pairs = [int(total) for total in re.findall(r"\d+\s*/\s*(\d+)", below)]
+            memory = max(pairs, default=0) * 2**20 or None
+            chips.append(Chip(soc_version(row[2]), len(chips), memory, "npu-smi info"))
+    return chips
+
+
+def _exact(chip: Chip, table: str, environment: Mapping[str, str] | None) -> Chip:
+    """A3 and 950 call themselves ``Ascend910`` in tables; their board says which one: ``Ascend910_9391``."""
+    if chip.soc not in ("Ascend910", "Ascend950"):
+        return chip
+    text = ""
+    for npu in dict.fromkeys(re.findall(r"^\|\s*(\d+)\s+(?:Ascend ?)?(?:910|950)\s*\|", table, re.M)):
+        text, _ = _npu_smi(["info", "-t", "board", "-i", npu, "-c", "0"], environment)
+        break
+    found = {key: re.search(rf"{key}\s*:\s*(\S+)", text) for key in ("Chip Name", "NPU Name")}
+    if None in found.values():
+        return chip
+    return Chip(soc_version(f"{found['Chip Name'][1]}_{found['NPU Name'][1]}"), chip.device, chip.memory_bytes, "npu-smi info -t board")

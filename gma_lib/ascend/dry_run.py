@@ -1,0 +1,83 @@
+"""Write what a machine with CANN has to be told: files and commands, with nothing of CANN installed here."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from gma_lib.ascend import atc
+from gma_lib.ascend.ais_bench import AisBench, command
+from gma_lib.ascend.chip import soc_version
+from gma_lib.ascend.operators import check_operators
+from gma_lib.flow_io import written_whole
+from gma_lib.rewrite import rewrite_file
+from gma_lib.runs import PROJECT, shown
+
+PASSES = ("clean", "final")
+
+
+def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) -> list[list[str]]:
+    """Put the model, keep.cfg and ``commands.sh`` into ``target``; returns the commands.
+
+    Parameters
+    ----------
+    model_folder
+        Where 02_export left ``gma.onnx``.
+    """
+    source = Path(model_folder) / "gma.onnx"
+    if not source.is_file():
+        raise FileNotFoundError(f"{shown(source)} is missing: run 02_export first")
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    shapes = atc.input_shapes(source)
+    batch_size = shapes["image1"][0]
+    model = target / f"GMA_m_{batch_size}.onnx"
+    report = rewrite_file(source, model)
+    atc.lint_keep(options.keep_dtype, model)
+    name = f"GMA_bs{batch_size}"
+    compile_command = atc.command(model.name, name, shapes, options)
+    tool, om = AisBench(), Path(f"{name}.om")
+    infer = [
+        command(
+            tool, om, "--input", f"tensors/{pass_name}/image1,tensors/{pass_name}/image2", "--output", f"output_{pass_name}",
+            "--output_dirname", f"bs{batch_size}", "--outfmt", "BIN", "--batchsize", str(batch_size),
+        )
+        for pass_name in PASSES
+    ]  # fmt: skip
+    measure = command(tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size))
+    commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
+    with written_whole(target / "keep.cfg") as partial:
+        partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
+    unknown = {version: [v.what for v in check_operators(model, version) if v.word != "fine"] for version in ("6.0", "7.0", "8.0")}
+    notes = [report.sentence()] + [f"CANN {version}: not fine or not known: {', '.join(names)}" for version, names in unknown.items()]
+    lines = ["#!/bin/bash", "# Needs CANN's environment: source .../set_env.sh", *(f"# {note}" for note in notes), "set -e"]
+    with written_whole(target / f"commands_bs{batch_size}.sh") as partial:
+        partial.write_text("\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n")
+    return commands
+
+
+@click.command()
+@click.option("--profile", default="demo", show_default=True)
+@click.option("--run", required=True, help="Folder of the run.")
+@click.option("--precision", default="float16", show_default=True)
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, required=True)
+@click.option("--soc", default="310P3", show_default=True, help="The chip that the other machine has.")
+@click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
+def main(profile: str, run: str, precision: str, batch_sizes: tuple[int, ...], soc: str, outputs: str) -> None:
+    """Write ascend/ beside a profile's runs, and print where it lies."""
+    modes = {"float16": None, "float32": "must_keep_origin_dtype"}
+    try:
+        if precision not in modes:
+            raise ValueError(f"atc is told float16 or float32 here, not {precision}")
+        keep = {} if modes[precision] is None else {"keep_dtype": ()}
+        options = atc.AtcOptions(soc_version(soc), precision_mode=modes[precision], **keep)
+        for batch_size in batch_sizes:
+            target = PROJECT / outputs / profile / run / "ascend"
+            write_commands(PROJECT / outputs / profile / run / f"bs{batch_size}" / "model", target, options)
+            print(f"{shown(target)}/commands_bs{batch_size}.sh")
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"ascend-dry-run: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What a version of CANN can read: opsets and operators, as its documents and sources say. What they do not say is unknown, not fine."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
+
+# CANN -> opsets that it documents: 6.0 (v9 to v13) and 7.0 (v9 to v18) as a range of the whole parser, 8 operator by operator from v11 to v18.
+OPSETS = {"5": range(9, 14), "6": range(9, 14), "7": range(9, 19), "8": range(11, 19), "9": range(11, 19)}
+# Operators whose registration in CANN's ONNX plugins was read: operator -> opsets.
+REGISTERED = {
+    "GridSample": {11, 16, 17, 18},
+    "ScatterND": set(range(8, 19)),
+    "GatherND": set(range(8, 19)),
+    "GatherElements": set(range(8, 19)),
+    "Gather": set(range(8, 19)),
+    "InstanceNormalization": set(range(8, 19)),
+    "LayerNormalization": {17, 18},
+    "Einsum": set(range(12, 19)),
+    "Resize": set(range(10, 19)),
+    "If": set(range(8, 19)),
+    # These four are said to be fine, without opsets
+    "Where": set(range(8, 19)),
+    "Clip": set(range(8, 19)),
+    "Pad": set(range(8, 19)),
+    "Softmax": set(range(8, 19)),
+}
+NEVER = {"Loop", "Scan"}
+# Absent from the operator list of 5.0.4, which is the list for 6.0 as far as it was read
+ABSENT_BEFORE_7 = {"GridSample", "Einsum"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of one operator (or of the opset) on one version: the word, and why."""
+
+    what: str
+    word: str
+    why: str
+
+
+def check_operators(path: Path, cann: str | None) -> list[Verdict]:
+    """Judge a graph for a version of CANN: the opset first, then every operator once.
+
+    Parameters
+    ----------
+    cann
+        ``6.0.1``, ``7.0.0``, ``8.0.RC1``, ...; None: not known, and then nothing is.
+    """
+    model = onnx.load(path, load_external_data=False)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    major = (re.match(r"\d+", cann or "") or [""])[0]
+    verdicts = [_opset(opset, major, cann)]
+    verdicts += [
+        _operator(node_type, domain, opset, major) for node_type, domain in sorted({(n.op_type, n.domain) for n in model.graph.node})
+    ]
+    return verdicts
+
+
+def _opset(opset: int, major: str, cann: str | None) -> Verdict:
+    what = f"opset {opset}"
+    if opset >= 19:
+        return Verdict(
+            what, REFUSED, "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18"
+        )
+    if major not in OPSETS:
+        return Verdict(what, UNKNOWN, f"nothing is known of CANN {cann}" if cann else "the version of CANN is not known")
+    allowed = OPSETS[major]
+    if opset in allowed:
+        return Verdict(what, FINE, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}")
+    return Verdict(what, REFUSED, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}: export with one of those")
+
+
+def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
+    if domain not in ("", "ai.onnx"):
+        return Verdict(f"{domain}::{name}", UNKNOWN, "an operator of somebody's own domain")
+    if name in NEVER:
+        return Verdict(name, REFUSED, "no version has it: unroll the loop when exporting")
+    if name in ABSENT_BEFORE_7 and major in ("5", "6"):
+        return Verdict(name, REFUSED, "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either")
+    if name in REGISTERED and opset not in REGISTERED[name]:
+        return Verdict(name, REFUSED, f"registered for opset {', '.join(map(str, sorted(REGISTERED[name])))} only, not {opset}")
+    if name in REGISTERED and major in ("8", "9"):
+        return Verdict(name, FINE, f"registered for opset {opset}")
+    if name in REGISTERED:
+        return Verdict(name, UNKNOWN, "registered in today's plugins; the operator list of this version was not read")
+    return Verdict(name, UNKNOWN, "the pages that were read do not name it")
+
+
+def refuse_impossible(verdicts: list[Verdict]) -> None:
+    """Raise ValueError with every refusal; atc would take minutes to say less."""
+    refused = [f"{verdict.what}: {verdict.why}" for verdict in verdicts if verdict.word == REFUSED]
+    if refused:
+        raise ValueError("this graph cannot be converted: " + "; ".join(refused))

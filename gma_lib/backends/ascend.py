@@ -1,0 +1,179 @@
+"""Ascend: an ``.om`` through ``ais_bench``, in another process and, where needed, another interpreter."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gma_lib.ascend import ais_bench, atc
+from gma_lib.ascend.ais_bench import AisBench
+from gma_lib.ascend.chip import NoChipFound, find_chips
+from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
+from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
+from gma_lib.flow_io import read_tensor, write_tensor
+from gma_lib.runs import DoesNotFit
+
+# Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
+PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}
+
+
+@dataclass(frozen=True)
+class AscendOptions:
+    """How to run.
+
+    Attributes
+    ----------
+    precision
+        What the ``.om`` was made with; read back from its manifest.
+    python
+        The interpreter that has ais_bench; None looks for it (GMA_AIS_PYTHON first).
+    device
+        Logic ID of the chip; None takes GMA_DEVICE, else 0.
+    timeout_s
+        For one run over a folder.
+    """
+
+    precision: str = "float16"
+    python: str | None = None
+    device: int | None = None
+    timeout_s: float = 36000
+
+
+class AscendBackend(FolderBackend):
+    """Runs ``gma.om``; 03_convert made it and left a manifest beside it."""
+
+    def __init__(self, path: Path, options: AscendOptions | None = None):
+        self.options = options or AscendOptions()
+        self.path = Path(path)
+        refuse_precision("ascend", self.options.precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
+        self.manifest = atc.read_manifest(self.path)
+        if self.manifest is None or self.manifest["om_sha256"] != atc.sha256(self.path):
+            raise ValueError(f"{self.path} and its manifest do not belong together: run 03_convert again")
+        mode = self.manifest["options"]["precision_mode"]
+        self.precision = next((name for name, known in PRECISION_MODES.items() if known == mode), mode)
+        if self.precision != self.options.precision:
+            raise ValueError(f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again")
+        shapes = [argument for argument in self.manifest["command"] if argument.startswith("--input_shape=")][0]
+        self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
+        environment = tool_environment(find_toolkit())
+        device = int(os.environ.get("GMA_DEVICE") or 0) if self.options.device is None else self.options.device
+        require_chip(self.manifest, environment)
+        self.tool = AisBench(self.options.python or ais_python(environment), device, self.options.timeout_s, environment)
+        self.simulated = bool(self.manifest["simulated"])
+        self.device = f"{self.manifest['soc']}{' (SIMULATED)' if self.simulated else ''}"
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        frames = checked_frames(image1, image2, self.shape)
+        with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:
+            folders = [Path(folder) / "image1", Path(folder) / "image2"]
+            for place, images in zip(folders, frames, strict=True):
+                for number, image in enumerate(images):
+                    write_tensor(place / f"{number:06d}.bin", image)
+            return np.stack([flow for _, flow in self.predict_folders(*folders)])
+
+    def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
+        batch_size, channels, height, width = self.shape
+        with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
+            files, timing = ais_bench.infer_folders(
+                self.tool,
+                self.path,
+                [image1, image2],
+                Path(place) / f"bs{batch_size}",
+                batch_size=batch_size,
+                output_shape=(2, height, width),
+                input_bytes=4 * channels * height * width,
+            )
+            self.simulated = self.simulated or timing.simulated
+            for stem, file in files.items():
+                yield stem, read_tensor(file, (2, height, width))
+
+
+def require_chip(manifest: dict, environment: dict) -> None:
+    """Raise ValueError where the card is another than the model was made for; a machine that does not tell is left to ais_bench."""
+    try:
+        found = {chip.soc for chip in find_chips(environment=environment)}
+    except NoChipFound:
+        return
+    if manifest["soc"] not in found:
+        raise ValueError(
+            f"the model was made for {manifest['soc']}, this machine has {', '.join(sorted(found))}: run 03_convert again, or with SOC="
+        )
+
+
+def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
+    """Make ``gma.om`` from ``gma.onnx`` for the card that is found, or named by GMA_SOC; the manifest of ``gma_lib.ascend.atc``.
+
+    Raises
+    ------
+    DoesNotFit
+        When ``atc --mode=6`` says that the model needs more memory than the card has.
+    """
+    from gma_lib.ascend.operators import check_operators, refuse_impossible
+
+    refuse_precision("ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
+    toolkit = find_toolkit()
+    environment = tool_environment(toolkit)
+    chip = find_chips(
+        word=os.environ.get("GMA_SOC") or None, python=os.environ.get("GMA_AIS_PYTHON") or "python3", environment=environment
+    )[0]
+    source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
+    cann = toolkit.version if toolkit else None
+    verdicts = check_operators(source, cann)
+    refuse_impossible(verdicts)
+    manifest = atc.convert_to_om(source, target, options_for(chip.soc, precision), cann=cann, environment=environment)
+    atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
+    return manifest | {"unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"], "chip_source": chip.source}
+
+
+def options_for(soc: str, precision: str) -> atc.AtcOptions:
+    """What atc is told for a precision: the guide's flags for float16."""
+    mode = PRECISION_MODES[precision]
+    return atc.AtcOptions(soc, precision_mode=mode, **({} if mode is None else {"keep_dtype": ()}))
+
+
+def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop: int = 100) -> dict[str, Any]:
+    """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers add; memory that runs out is a status."""
+    from gma_lib.benchmark import summary
+
+    om = Path(model_folder) / "gma.om"
+    manifest = atc.read_manifest(om)
+    nothing = {"simulated": bool(manifest and manifest["simulated"])}
+    if manifest is None:
+        return nothing | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
+    nothing["predicted_bytes"] = atc.ModelMemory(**manifest["memory"]).total_bytes
+    try:
+        chips = find_chips(environment=tool_environment(find_toolkit()))
+        atc.require_device_memory(manifest, chips[0].memory_bytes, batch_size)
+    except NoChipFound:
+        pass  # ais_bench will say
+    except DoesNotFit as error:
+        return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
+    try:
+        with AscendBackend(om, AscendOptions(precision=precision)) as backend:
+            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop)
+    except DoesNotFit as error:
+        return nothing | {"status": "out_of_memory", "reason": str(error)}
+    seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
+    with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
+    return (
+        nothing
+        | summary(seconds, batch_size)
+        | {
+            "status": "ok",
+            "reason": "",
+            "simulated": nothing["simulated"] or timing.simulated,
+            "pairs_per_second": timing.throughput,
+            "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
+            "h2d_ms": timing.h2d_ms,
+            "d2h_ms": timing.d2h_ms,
+            "precision_read_back": f"{precision}, float32 kept for {', '.join(manifest['options']['keep_dtype']) or 'everything'}",
+            "device": backend.device,
+            "share_of_peak": None,
+        }
+    )

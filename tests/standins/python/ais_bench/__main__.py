@@ -1,0 +1,304 @@
+"""A stand-in for ``python -m ais_bench``: arguments, batches, names, summary, texts and exit codes of ascend.md 1.1 to 1.7.
+
+Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--loop`` above 1 it replays declared times.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import stat
+import sys
+import time
+
+import numpy as np
+
+GENERATION = os.environ.get("STANDIN_GENERATION", "T")
+FAULT = os.environ.get("STANDIN_FAULT", "")
+SOC = os.environ.get("STANDIN_SOC", "310P3")
+MEMORY = int(os.environ.get("STANDIN_MEMORY_MB", "21534")) * 2**20
+# Per call at batch size 1, 4, 8: what the published throughput of 0.766, 0.772 and 0.678 comes to
+TIMES_MS = dict(zip((1, 4, 8, 16), map(float, os.environ.get("STANDIN_TIMES_MS", "1305,5181,11799,0").split(",")), strict=True))
+MARK = b"SIMULATED OM\n"
+PADDING = "padding_infer_fake_file"
+
+
+def positive(text):
+    if not text.isdigit() or int(text) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def not_negative(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
+
+
+def devices(text):
+    numbers = [int(part) for part in text.split(",")]
+    if any(not 0 <= number <= 255 for number in numbers):
+        raise argparse.ArgumentTypeError("device id must be in 0..255")
+    return numbers if "," in text else numbers[0]
+
+
+def get_args():
+    parser = argparse.ArgumentParser(prog="ais_bench")
+    parser.add_argument("--model", "-m", required=True)
+    parser.add_argument("--input", "-i")
+    parser.add_argument("--output", "-o")
+    parser.add_argument("--output_dirname")
+    parser.add_argument("--outfmt", default="BIN", choices=["NPY", "BIN", "TXT"])
+    parser.add_argument("--loop", "-l", type=positive, default=1)
+    parser.add_argument("--device", "-d", type=devices, default=0)
+    parser.add_argument("--batchsize", type=positive)
+    parser.add_argument("--warmup_count", type=not_negative, default=1)
+    parser.add_argument("--display_all_summary", default="0")
+    if GENERATION == "N":
+        parser.add_argument("--divide_input", default="0")
+    return parser.parse_args()
+
+
+def log(level, text):
+    print(f"[{level}] {text}", flush=True)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """Loads an .om, or says what the C++ part would say."""
+
+    def __init__(self, path, device):
+        if device > 1:
+            log("ERROR", f"acl open device {device} failed")
+            raise RuntimeError("[507033][ACL: device open failed]")
+        if not os.path.isfile(path):
+            self.refuse(path, "")
+        content = open(path, "rb").read()
+        if not content.startswith(MARK):
+            self.refuse(path, "EE1001: The argument is invalid. the model file is damaged")
+        about, self.onnx = content.removeprefix(MARK).split(b"\n", 1)
+        about = json.loads(about)
+        if about["soc"] != f"Ascend{SOC}":
+            self.refuse(path, f"EE1001: supported socVersion=Ascend{SOC}, but the model socVersion={about['soc']}")
+        if about["memory"] > MEMORY:
+            self.refuse(
+                path,
+                f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, out of memory, size={about['memory']}",
+            )
+        import onnx
+
+        model = onnx.load_from_string(self.onnx)
+        self.inputs = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+        for value in [*model.graph.input, *model.graph.output]:
+            value.type.tensor_type.shape.dim[0].dim_value = 1  # sample by sample: a batch of a card's size would need its memory
+        del model.graph.value_info[:]
+        self.model, self.runner = model, None
+        log("INFO", f"load model {path} success")
+        log("INFO", "create model description success")
+
+    @staticmethod
+    def refuse(path, message):
+        if message:
+            print(message)
+        log("ERROR", f"load model from file failed, model file is {path}")
+        raise RuntimeError("[1][ACL: invalid parameter]")
+
+    def run(self, arrays):
+        """One batch; every sample of it alone."""
+        if self.runner is None:
+            import onnxruntime
+
+            settings = onnxruntime.SessionOptions()
+            settings.log_severity_level = 4
+            self.runner = onnxruntime.InferenceSession(self.model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+            self.names = [value.name for value in self.runner.get_inputs()]
+        for sample in range(len(arrays[0])):
+            yield self.runner.run(None, dict(zip(self.names, (array[sample : sample + 1] for array in arrays), strict=True)))
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def natural(name):
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def list_files(folder):
+    if not os.path.exists(folder):
+        log("ERROR", f"Invalid args. {folder} of --input is invalid")
+        raise RuntimeError()
+    names = sorted(name for name in os.listdir(folder) if name.endswith((".bin", ".BIN", ".npy", ".NPY")))
+    if not names:
+        log("ERROR", f"{folder} is empty dir")
+        raise RuntimeError()
+    if os.environ.get("STANDIN_SORT", "natural") == "natural":
+        names.sort(key=natural)
+    return [os.path.join(folder, name) for name in names]
+
+
+def check_paths(args, files):
+    """The newer tool's rules: no links, rights, letters."""
+    for path in [args.model, *(args.input or "").split(","), args.output or "", *files]:
+        if not path:
+            continue
+        if not re.fullmatch(r"[_A-Za-z0-9/.\-]+", path):
+            log("ERROR", f"Illegal path: {path} contains invalid char")
+            raise argparse.ArgumentTypeError(f"Illegal path: {path}")
+        if os.path.islink(path):
+            log("ERROR", f"path {path} is link, soft link is not supported")
+            raise argparse.ArgumentTypeError(path)
+        if os.path.exists(path) and os.stat(path).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            log("ERROR", f"{path}: permission should not be over 0o755")
+            raise argparse.ArgumentTypeError(path)
+    if not args.model.endswith(".om"):
+        raise argparse.ArgumentTypeError("model must end with .om")
+
+
+def batches(files, session):
+    """Tuples of file names per input for each call, the last one filled up with the marker of padding."""
+    size = 4 * int(np.prod(session.inputs[0]))
+    first = os.path.getsize(files[0][0])
+    if first == 0 or size % first != 0:
+        log("ERROR", f"arg0 tensorsize: {size} filesize: {first} not match")
+        raise RuntimeError()
+    per_batch = size // first
+    count = -(-len(files[0]) // per_batch)
+    log("INFO", f"get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{per_batch} runcount:{count}")
+    for number in range(count):
+        chunk = []
+        for names in files:
+            mine = names[number * per_batch : (number + 1) * per_batch]
+            mine[0]  # fewer files in a later folder: IndexError, as in the tool
+            chunk.append(mine + [PADDING] * (per_batch - len(mine)))
+        yield chunk
+
+
+def read_batch(names, shape):
+    data = b"".join(open(names[0] if name == PADDING else name, "rb").read() for name in names)
+    wanted = 4 * int(np.prod(shape))
+    if len(names) == 1 and len(data) != wanted:
+        log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
+        raise RuntimeError("[-1][ACL: general failure]")
+    if len(data) != wanted:
+        log("ERROR", f"ndata size:{len(data)} tensor size:{wanted} not match")
+        raise RuntimeError()
+    return np.frombuffer(data, np.float32).reshape(shape)
+
+
+def save(folder, name, index, array, outfmt):
+    stem = os.path.basename(name).split(".")[0]
+    path = os.path.join(folder, f"{stem}_{index}.{outfmt.lower()}")
+    if FAULT == "ais-nan":
+        array = np.full_like(array, np.nan)
+    if FAULT == "ais-short" and stem.strip("0") == "":
+        array = array.reshape(-1)[:-1]
+    if outfmt == "BIN":
+        array.tofile(path)
+    elif outfmt == "NPY":
+        np.save(path, array)
+    else:
+        np.savetxt(path, array.reshape(-1, array.shape[-1]), fmt="%f")
+    return path
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def statistics(values):
+    values = values or [0.0]
+    return {
+        "min": float(np.min(values)), "max": float(np.max(values)), "mean": float(np.mean(values)), "median": float(np.median(values)),
+        "percentile(99%)": float(np.percentile(values, 99)), "count": len(values),
+    }  # fmt: skip
+
+
+def infer(args, device, files, folder, summary_prefix):
+    session = Session(args.model, device)
+    batch = session.inputs[0][0]
+    times, info = [], {}
+    if FAULT == "ais-hangs":
+        time.sleep(3600)
+    if files is None:
+        log("INFO", f"warm up {args.warmup_count} done")
+        times = [TIMES_MS[batch] * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
+        if folder:
+            save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
+    else:
+        log("INFO", f"warm up {args.warmup_count} done")
+        sample = 0
+        for names in batches(files, session):
+            start = time.perf_counter()
+            arrays = [read_batch(mine, shape) for mine, shape in zip(names, session.inputs, strict=True)]
+            real = [name for name in names[0] if name != PADDING]
+            for place, outputs in zip(range(len(real)), session.run([array[: len(real)] for array in arrays]), strict=True):
+                if FAULT == "ais-half" and sample >= 1:
+                    log("ERROR", "aclmdlExecute failed, error 507011")
+                    raise RuntimeError("[507011][ACL: model execute failed]")
+                if FAULT == "ais-killed" and sample >= 1:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                if FAULT == "ais-one-missing" and sample == 0:
+                    sample += 1
+                    continue
+                written = [save(folder, names[0][place], index, array, args.outfmt) for index, array in enumerate(outputs) if folder]
+                info[str(sample)] = {"infiles": [mine[place] for mine in names], "outfiles": written}
+                sample += 1
+            times.append(1000 * (time.perf_counter() - start))
+    size = args.batchsize or batch
+    throughput = 1000 * size / float(np.mean(times))
+    log("INFO", "-----------------Performance Summary------------------")
+    s = statistics(times)
+    log(
+        "INFO",
+        f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, median = {s['median']}, percentile(99%) = {s['percentile(99%)']}",
+    )
+    log("INFO", f"throughput 1000*batchsize.mean({size})/NPU_compute_time.mean({s['mean']}): {throughput}")
+    log("INFO", "------------------------------------------------------")
+    if folder and FAULT != "ais-no-summary":
+        listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
+        content = {
+            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([2.0 * batch] * len(times)),
+            "D2H_latency": statistics([1.0 * batch] * len(times)), "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
+            "simulated": "written by a stand-in for ais_bench",
+        }  # fmt: skip
+        with open(summary_prefix + "_summary.json", "w") as file:
+            json.dump(content, file, indent=1)
+
+
+def main():
+    args = get_args()
+    print("[SIMULATED] a stand-in for ais_bench")
+    if args.output_dirname and not args.output:
+        raise RuntimeError("output_dirname need output")
+    files = None
+    if args.input:
+        folders = args.input.split(",")
+        probe = Session(args.model, 0)
+        if len(folders) != len(probe.inputs):
+            log("ERROR", f"args input dirs count:{len(folders)} not match model inputs:{len(probe.inputs)}")
+            raise RuntimeError()
+        files = [list_files(folder) for folder in folders]
+    if GENERATION == "N":
+        check_paths(args, [name for names in files or [] for name in names])
+    if FAULT == "ais-success-nothing":
+        log("INFO", "throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(1.0): 1000.0")
+        return
+    base = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")) if args.output else None
+    if base:
+        os.makedirs(base, 0o755, exist_ok=True)
+    if not isinstance(args.device, list):
+        infer(args, args.device, files, base, base)
+        return
+    divided = GENERATION == "T" or args.divide_input == "1"
+    for index, device in enumerate(args.device):
+        name = f"device{device}" if GENERATION == "T" else f"device{device}_{index}"
+        folder = os.path.join(base, name)
+        os.makedirs(folder, exist_ok=True)
+        share = -(-len(files[0]) // len(args.device))
+        mine = [names[index * share : (index + 1) * share] for names in files] if divided else files
+        infer(args, device, mine, folder, folder)
+
+
+main()
