@@ -16,7 +16,7 @@ Modules stand in the order in which data flows through them; a module imports on
 ``progress``, ``flow_io``, ``rewrite``,
 ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
 ``lean``, ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
-``evaluation``, ``insight``, ``benchmark``, ``comparison``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
+``evaluation``, ``insight``, ``benchmark``, ``comparison``, ``precision``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
 ``doctor``, ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.estimator``)::

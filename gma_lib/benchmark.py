@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -237,13 +238,30 @@ def _measure_here(task: Task) -> dict[str, Any]:
             before = time.perf_counter()
             backend.predict(image1, image2)
             samples.append(time.perf_counter() - before)
+        peak = peak_rss_bytes()  # before the profile, which loads the model once more
         return summary(samples, task.batch_size) | {
+            "parts_s": _time_by_part(task, backend, image1, image2),
             "load_s": loaded - start,
             "first_call_s": first - loaded,
             "device": backend.device,
             "precision_read_back": backend.precision,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": peak,
         }
+
+
+def _time_by_part(task: Task, backend, image1: np.ndarray, image2: np.ndarray) -> dict[str, float] | None:
+    """Seconds per pair that each part of the network takes, where the runtime tells; None where it does not."""
+    if not hasattr(backend, "profile"):
+        return None
+    from gma_lib.export import REST, parts_of_nodes
+
+    parts = parts_of_nodes(Path(task.model_folder) / "gma.onnx")
+    at_once = backend.at_once or task.batch_size
+    times: Counter[str] = Counter()
+    for name, seconds in backend.profile(image1[:at_once], image2[:at_once]).items():
+        # OpenVINO keeps the names of the file, with an addition where it has split an operation.
+        times[parts.get(name.removesuffix("/WithoutBiases"), REST)] += seconds / at_once
+    return dict(times)
 
 
 def peak_rss_bytes() -> int:

@@ -37,6 +37,8 @@ def findings() -> Iterator[Finding]:
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
     yield Finding("OK", "processor", f"{processor()}, {cores()} cores")
     yield _optional(has_bf16(), "AVX-512 BF16 or AMX", "bfloat16 at full speed", "bfloat16 would be emulated or refused")
+    if has_bf16():
+        yield Finding("OK", "bfloat16", _advice())
     yield _gpu()
     cann = _cann()
     yield _optional(cann is not None, "CANN", str(cann), "the Ascend toolkit; only for an Ascend card")
@@ -90,6 +92,12 @@ def has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _advice() -> str:
+    from gma_lib.precision import advice
+
+    return advice()
 
 
 def _gpu() -> Finding:

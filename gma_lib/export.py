@@ -9,6 +9,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -233,27 +234,41 @@ PARTS = {
 }
 
 
+REST = "everything else"  # coordinates, upsampling, what lies between the parts
+
+
 def count_work(path: Path) -> dict[str, float]:
     """Multiply-accumulates of one call, in units of 1e9, by part of the network, counted from the file's shapes.
 
     Convolutions and matrix products only; the rest is below one percent.
     """
+    work: Counter[str] = Counter()
+    for _, part, gmac in _nodes_with_work(path):
+        if gmac:
+            work[part] += gmac
+    return dict(work)
+
+
+def parts_of_nodes(path: Path) -> dict[str, str]:
+    """Name of every node of an exported file -> the part of the network that it belongs to."""
+    return {name: part for name, part, _ in _nodes_with_work(path)}
+
+
+def _nodes_with_work(path: Path) -> Iterator[tuple[str, str, float]]:
+    """Name, part, and multiply-accumulates in units of 1e9 of every node."""
     graph = onnx.load(path).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in itertools.chain(graph.input, graph.value_info, graph.output)
     }
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    work: Counter[str] = Counter()
     for node in graph.node:
+        contracted = 0
         if node.op_type == "Conv":
             contracted = int(np.prod(shapes[node.input[1]][1:]))
         elif node.op_type == "MatMul":
             contracted = shapes[node.input[0]][-1]
-        else:
-            continue
-        work[_part(node, contracted)] += int(np.prod(shapes[node.output[0]])) * contracted / 1e9
-    return dict(work)
+        yield node.name, _part(node, contracted), int(np.prod(shapes[node.output[0]])) * contracted / 1e9
 
 
 def _part(node: onnx.NodeProto, contracted: int) -> str:
@@ -262,7 +277,7 @@ def _part(node: onnx.NodeProto, contracted: int) -> str:
         if scope.startswith((f"{prefix}/", f"{prefix}_")):  # later calls of a module get a number: aggregator_3
             return name
     # Products outside any module: all pairs contract over 256 channels, the lookup over a side of the volume.
-    return "correlation" if contracted == 256 else "lookup"
+    return REST if not contracted else "correlation" if contracted == 256 else "lookup"
 
 
 # --- does it compute the same flow? ---------------------------------------------------------------------------------

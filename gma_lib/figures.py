@@ -390,6 +390,36 @@ def work_figure(work: Mapping[str, float]) -> tuple[Figure, str]:
     return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {parts[-1]} ({work[parts[-1]]:.0f} GMAC)."
 
 
+def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], peak: float) -> tuple[Figure, str]:
+    """Where the time goes, against what the arithmetic says it should take.
+
+    Parameters
+    ----------
+    measured_s
+        Seconds per pair by part (``perf.json``, ``parts_s``).
+    work
+        Multiply-accumulates per pair, 1e9, by part.
+    peak
+        Operations a second of the machine's matrix product in this precision.
+    """
+    parts = sorted(measured_s, key=measured_s.get)
+    expected = [2e9 * work.get(part, 0) / peak for part in parts]
+    figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(parts))
+    bars = axes.barh(places + 0.2, [1000 * measured_s[part] for part in parts], 0.4, color=BLUE, label="measured")
+    axes.barh(places - 0.2, [1000 * seconds for seconds in expected], 0.4, color=ORANGE, label="at the matrix product's rate")
+    axes.bar_label(bars, [f"{1000 * measured_s[part]:.0f}" for part in parts], padding=3, fontsize=9)
+    axes.set(xlabel="milliseconds per pair", yticks=places, yticklabels=parts, xlim=(0, 1150 * max(measured_s.values())))
+    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    total, least = sum(measured_s.values()), sum(expected)
+    return figure, (
+        f"Time per pair by part, {1000 * total:.0f} ms in all where the arithmetic alone takes {1000 * least:.0f} ms; "
+        f"most in {parts[-1]} ({1000 * measured_s[parts[-1]]:.0f} ms)."
+    )
+
+
 def rounds_figure(samples_s: Sequence[float], batch_size: int) -> tuple[Figure, str]:
     """Time of every counted call, with the median, so that drift and outliers can be seen."""
     figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")

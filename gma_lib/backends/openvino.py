@@ -61,17 +61,20 @@ class OpenVinoBackend(SplitBackend):
         if path not in self._compiled:
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
-            settings = {
-                "INFERENCE_PRECISION_HINT": _TO_RUNTIME[self.options.precision],
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": self.options.threads or cores(),
-            }
+            settings = self._settings()
             if self.options.cache:
                 # OpenVINO looks at the model's content and the settings; the folder adds the version and the processor.
                 key = digest([self._version, processor(), self.options.device])[:16]
                 settings["CACHE_DIR"] = str(path.parent / "compiled" / key)
             self._compiled[path] = self._core.compile_model(str(path), self.options.device, settings)
         return self._compiled[path]
+
+    def _settings(self) -> dict:
+        return {
+            "INFERENCE_PRECISION_HINT": _TO_RUNTIME[self.options.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.options.threads or cores(),
+        }
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         whole = self._model(self.path)
@@ -91,6 +94,18 @@ class OpenVinoBackend(SplitBackend):
         part = self._model(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
         arrays = tuple(np.ascontiguousarray(array, np.float32) for array in arrays)
         return in_parts(lambda *some: self._run(part, *some), arrays, self.at_once)
+
+    def profile(self, image1: np.ndarray, image2: np.ndarray, *, rounds: int = 3) -> dict[str, float]:
+        """Seconds of every operation that ran, by its name, median of some calls; pairs as many as are computed at once."""
+        settings = self._settings() | {"PERF_COUNT": True}
+        request = self._core.compile_model(str(self.path), self.options.device, settings).create_infer_request()
+        request.infer([image1, image2])
+        times: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            request.infer([image1, image2])
+            for operation in request.profiling_info:
+                times.setdefault(operation.node_name, []).append(operation.real_time.total_seconds())
+        return {name: float(np.median(values)) for name, values in times.items()}
 
     @staticmethod
     def _run(compiled, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
