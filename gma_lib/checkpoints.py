@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gma_lib.model import GMA, GMAConfig
-from gma_lib.runs import PROJECT, digest, sha256
+from gma_lib.runs import PROJECT, digest, sha256, written_whole
 
 WEIGHTS_FOLDER = PROJECT / "weights"
 SEEDED = "seeded"
@@ -151,21 +151,16 @@ def _twin(name: str) -> str | None:
 def save_checkpoint(path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> Path:
     """Write a state dict as safetensors, each shared norm once."""
     kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    safetensors.torch.save_file(kept, partial, metadata=metadata)
-    partial.replace(path)
-    return path
+    with written_whole(path) as partial:
+        safetensors.torch.save_file(kept, partial, metadata=metadata)
+    return Path(path)
 
 
 def save_official(path: Path, state: dict[str, Tensor]) -> Path:
     """Write a state dict as the authors save theirs: a ``.pth`` with ``module.`` before every name."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}")
-    torch.save({f"module.{name}": value for name, value in state.items()}, partial)
-    partial.replace(path)
-    return path
+    with written_whole(path) as partial:
+        torch.save({f"module.{name}": value for name, value in state.items()}, partial)
+    return Path(path)
 
 
 def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:

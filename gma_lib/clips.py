@@ -7,7 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gma_lib.flow_io import read_photo, written_whole
+from gma_lib.flow_io import read_photo
+from gma_lib.runs import written_whole
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 

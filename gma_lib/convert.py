@@ -9,9 +9,8 @@ import onnx
 
 from gma_lib.backends import backend_kind
 from gma_lib.export import with_batch_size
-from gma_lib.flow_io import written_whole
 from gma_lib.model import STRIDE
-from gma_lib.runs import digest, sha256
+from gma_lib.runs import digest, sha256, written_whole
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import gma_lib
 from gma_lib.checkpoints import Checkpoint
-from gma_lib.flow_io import written_whole
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMA, STRIDE, check_sides
+from gma_lib.runs import written_whole
 
 DEFAULT_OPSET = 13
 # The first opset in which every operator of the form exists; grid_sample's name for bilinear changed at 20.

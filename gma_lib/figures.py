@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.flow_io import UNKNOWN_FLOW, read_flow, read_frame, read_mask, written_whole
+from gma_lib.flow_io import UNKNOWN_FLOW, read_flow, read_frame, read_mask
 from gma_lib.inference import flow_path
 from gma_lib.insight import LIKE, Examined, attention_on_like_motion, errors_by_update, hidden_point
 from gma_lib.metrics import endpoint_error
 from gma_lib.published import GUIDE_PAIRS_PER_SECOND
+from gma_lib.runs import written_whole
 from gma_lib.sintel import FramePair
 
 ERROR_RANGE = 5.0  # px; the same in every error map, so that pictures can be compared

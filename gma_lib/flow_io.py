@@ -4,36 +4,18 @@ Every writer writes beside its target and renames, so that a file is either whol
 checks what it read and names the file in its error.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from gma_lib.runs import written_whole
 
 # Middlebury's sanity check, "PIEH" when read as text: https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
 UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middlebury's format says
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` when the block ends without an error.
-
-    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so no reader of
-    this package takes it for a result.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:

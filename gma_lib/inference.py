@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.backends.base import Backend, FolderBackend, SplitBackend
-from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor, written_whole
+from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
 from gma_lib.padding import Padding
-from gma_lib.runs import digest, sha256
+from gma_lib.runs import digest, sha256, written_whole
 from gma_lib.sintel import FramePair, check_free_space
 
 LEDGER = "ledger.jsonl"

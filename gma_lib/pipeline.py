@@ -29,7 +29,7 @@ import click
 import yaml
 
 from gma_lib.pages import with_header_scopes
-from gma_lib.runs import PROJECT, Run, digest, open_run, provenance, provenance_line, sha256, shown
+from gma_lib.runs import PROJECT, Run, digest, open_run, provenance, provenance_line, sha256, shown, written_whole
 
 NOTEBOOKS = PROJECT / "notebooks"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -318,10 +318,8 @@ def _skip(stage: str, run: Run, label: str, before: str) -> str:
 def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
     """Last of all: a stamp says that everything before it is in place. A failed stage leaves one too, for the report."""
     path = stamp_path(stage, run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1), encoding="utf-8")
 
 
 def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, limit_s: float, cell_limit_s: float) -> tuple[str, str]:
@@ -486,9 +484,8 @@ def notebook_to_html(notebook: Path, *, index: Path, neighbours: tuple[Path | No
     }
     body, _ = exporter.from_notebook_node(content, resources=resources)
     page = notebook.with_suffix(".html")
-    partial = page.with_suffix(".partial")
-    partial.write_text(with_header_scopes(body), encoding="utf-8")
-    os.replace(partial, page)
+    with written_whole(page) as partial:
+        partial.write_text(with_header_scopes(body), encoding="utf-8")
     return page
 
 

@@ -10,7 +10,7 @@ import jinja2
 
 from gma_lib import pipeline, published
 from gma_lib.pages import with_header_scopes
-from gma_lib.runs import PROJECT, Run, provenance_line, shown
+from gma_lib.runs import PROJECT, Run, provenance_line, shown, written_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORDS = {
@@ -47,10 +47,8 @@ def write_index(outputs: Path, profile: str) -> Path:
         tables=_tables(metrics),
         footer=_footer(),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".index.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, folder / "index.html")
+    with written_whole(folder / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
     return folder / "index.html"
 
 

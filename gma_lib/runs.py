@@ -11,6 +11,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -102,17 +104,28 @@ def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
 # --- JSON files -----------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity become null."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` when the block ends without an error.
+
+    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so no reader of
+    this package takes it for a result.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}.{path.name}")
-    text = json.dumps({"schema": SCHEMA, "provenance": provenance(), **_plain(content)}, indent=1, allow_nan=False)
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity become null."""
+    text = json.dumps({"schema": SCHEMA, "provenance": provenance(), **_plain(content)}, indent=1, allow_nan=False)
+    with written_whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, *, made_by: str) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from gma_lib.checkpoints import load_checkpoint, load_model, save_checkpoint
 from gma_lib.classical import dis
-from gma_lib.flow_io import written_whole
 from gma_lib.metrics import ErrorSums, error_sums
 from gma_lib.model import GMA, STRIDE, GMAConfig, check_sides, correlation_pyramid, upsample_flow
+from gma_lib.runs import written_whole
 from gma_lib.synthetic import Motion
 
 TEXTURE_SIDE = 512  # samples

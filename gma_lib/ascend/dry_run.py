@@ -9,9 +9,8 @@ from gma_lib.ascend import atc
 from gma_lib.ascend.ais_bench import AisBench, command
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.operators import check_operators
-from gma_lib.flow_io import written_whole
 from gma_lib.rewrite import rewrite_file
-from gma_lib.runs import PROJECT, shown
+from gma_lib.runs import PROJECT, shown, written_whole
 
 PASSES = ("clean", "final")
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
-from gma_lib.flow_io import written_whole
-from gma_lib.runs import cores, digest, processor, sha256
+from gma_lib.runs import cores, digest, processor, sha256, written_whole
 
 CPU = "CPUExecutionProvider"
 
