@@ -220,7 +220,7 @@ def infer(args, device, files, folder, summary_prefix):
         time.sleep(3600)
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
-        times = [TIMES_MS[batch] * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
+        times = [TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
         if folder:
             save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
     else:
