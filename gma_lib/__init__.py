@@ -14,8 +14,8 @@ Masks
 
 Modules stand in the order in which data flows through them; a module imports only from above it:
 ``runs``, ``published``, ``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``model``,
-``checkpoints``, ``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``half_precision``, ``benchmark``, ``figures``, ``pipeline``,
-``report``, ``doctor``.
+``checkpoints``, ``training``, ``backends``, ``export``, ``convert``, ``inference``, ``evaluation``, ``half_precision``,
+``benchmark``, ``figures``, ``pipeline``, ``report``, ``doctor``.
 """
 
 __version__ = "0.1.0"

@@ -1,8 +1,9 @@
 """What float16 does to flow, emulated on a CPU: which parts of the network have to stay float32.
 
-Ascend's compiler computes in float16 unless told otherwise. Here every value that it would hold in float16 is rounded to float16 and back: weights, and
-the output of every node that is not kept. Sums within a node stay float32, as in the card's matrix unit; what its vector unit rounds *within* a
-normalisation or a softmax is not emulated, so those can only look better here than on the card. No card has confirmed any of this.
+Ascend's compiler computes in float16 unless told otherwise. Here every value that it would hold in float16 is rounded to float16 and
+back: weights, and the output of every node that is not kept. Sums within a node stay float32, as in the card's matrix unit; what its
+vector unit rounds *within* a normalisation or a softmax is not emulated, so those can only look better here than on the card. No card
+has confirmed any of this.
 """
 
 import tempfile

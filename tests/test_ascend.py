@@ -1,4 +1,4 @@
-"""The Ascend path against stand-ins that hold to the letter of the tools' contract; each test names the section of ascend.md that it is about."""
+"""The Ascend path against stand-ins that hold to the tools' contract; tests name the section of ascend.md that they are about."""
 
 import json
 import os
@@ -40,7 +40,9 @@ def models(tmp_path_factory):
 
     for batch in (1, 2, 4, 16):
         sides = [batch, *SHAPE]
-        constants = [numpy_helper.from_array(np.array(value, np.int32), name) for name, value in (("start", [0]), ("end", [2]), ("axis", [1]))]
+        constants = [
+            numpy_helper.from_array(np.array(value, np.int32), name) for name, value in (("start", [0]), ("end", [2]), ("axis", [1]))
+        ]
         ones = [numpy_helper.from_array(np.full(3, value, np.float32), name) for name, value in (("scale", 1.0), ("bias", 0.0))]
         nodes = [
             helper.make_node("Sub", ["image2", "image1"], ["d"], name="difference"),
@@ -85,7 +87,17 @@ def infer(om, folders, output, python=sys.executable, **more):
 
 def raw(om, folders, output, *more):
     """The stand-in without the wrapper: what the contract says of the tool itself."""
-    command = [sys.executable, "-m", "ais_bench", "--model", str(om), "--input", ",".join(map(str, folders)), "--output", str(output.parent)]
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--input",
+        ",".join(map(str, folders)),
+        "--output",
+        str(output.parent),
+    ]
     return subprocess.run([*command, "--output_dirname", output.name, *more], capture_output=True, text=True)
 
 
@@ -107,14 +119,20 @@ def test_what_is_no_chip_is_refused(word):
 def test_the_runtime_is_asked_first(standins):
     standins.setenv("STANDIN_SOC", "310P1")
     found = chip.find_chips(python=sys.executable)
-    assert [(one.soc, one.device, one.source) for one in found] == [("Ascend310P1", 0, "acl.get_soc_name"), ("Ascend310P1", 1, "acl.get_soc_name")]
+    assert [(one.soc, one.device, one.source) for one in found] == [
+        ("Ascend310P1", 0, "acl.get_soc_name"),
+        ("Ascend310P1", 1, "acl.get_soc_name"),
+    ]
 
 
 def test_then_the_mapping_with_logic_ids(standins):
     """NPU ids 32768 and 33024 are no device ids; the Mcu is no chip."""
     standins.setenv("STANDIN_NO_ACL", "1")
     found = chip.find_chips(python=sys.executable)
-    assert [(one.soc, one.device, one.memory_bytes) for one in found] == [("Ascend310P3", 0, 21534 * 2**20), ("Ascend310P3", 1, 21534 * 2**20)]
+    assert [(one.soc, one.device, one.memory_bytes) for one in found] == [
+        ("Ascend310P3", 0, 21534 * 2**20),
+        ("Ascend310P3", 1, 21534 * 2**20),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +261,12 @@ def test_the_guide_s_command_argument_by_argument():
 
 def test_every_other_flag_on_request():
     options = AtcOptions("310P3", input_format="NCHW", precision_mode_v2="mixed_float16", output_type="FP32", log="error")
-    assert atc.command("m.onnx", "o", {}, options)[-4:] == ["--input_format=NCHW", "--precision_mode_v2=mixed_float16", "--output_type=FP32", "--log=error"]
+    assert atc.command("m.onnx", "o", {}, options)[-4:] == [
+        "--input_format=NCHW",
+        "--precision_mode_v2=mixed_float16",
+        "--output_type=FP32",
+        "--log=error",
+    ]
     with pytest.raises(ValueError, match="exclude each other"):
         AtcOptions("310P3", precision_mode="force_fp16", precision_mode_v2="fp16")
     with pytest.raises(ValueError, match="no effect"):
@@ -333,7 +356,11 @@ def test_atc_is_not_installed(models, tmp_path, monkeypatch):
 
 def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
     """ascend.md 7.8: the stand-in refuses AscendAscend310P3, with exit code 255 on stdout."""
-    done = subprocess.run(["atc", "--framework=5", "--model=a", "--output=b", "--input_shape=x:1", "--soc_version=AscendAscend310P3"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["atc", "--framework=5", "--model=a", "--output=b", "--input_shape=x:1", "--soc_version=AscendAscend310P3"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 255
     assert "ATC run failed" in done.stdout
     assert "E10001" in atc.explain(done.stdout)
@@ -341,7 +368,7 @@ def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
 
 def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
     manifest = atc.convert_to_om(models / "GMA_m_16.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
-    with pytest.raises(DoesNotFit, match="batch size 16 needs 23.5 GB on the card"):
+    with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)
     assert atc.require_device_memory(manifest, None, 16) > 0
     assert atc.require_device_memory(manifest | {"memory": vars(atc.parse_memory("nothing of use"))}, 1, 16) is None
@@ -364,7 +391,9 @@ def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path)
     """ascend.md 1.2."""
     raw(om, folders, tmp_path / "out" / "bs2")
     content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
-    assert {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid"} <= set(content)
+    assert {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid"} <= set(
+        content
+    )
     assert set(content["NPU_compute_time"]) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
     assert list(content["filesinfo"]) == ["0", "1", "2", "3", "4"]
 
@@ -480,7 +509,7 @@ def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path
         infer(om, folders, output)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match="holds no .bin"):
+    with pytest.raises(ValueError, match=r"holds no \.bin"):
         infer(om, [empty, empty], output)
     assert not output.exists()
 
@@ -495,13 +524,13 @@ def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
 def test_another_chip_s_model(om, folders, tmp_path, standins):
     """ascend.md 1.5: the text is that of every failed load; only EE1001 tells."""
     standins.setenv("STANDIN_SOC", "310P1")
-    with pytest.raises(AisBenchError, match="made for another chip.*EE1001"):
+    with pytest.raises(AisBenchError, match=r"made for another chip.*EE1001"):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 
 def test_memory_that_runs_out_is_a_status(om, folders, tmp_path, standins):
     standins.setenv("STANDIN_MEMORY_MB", "1000")
-    with pytest.raises(DoesNotFit, match="batch size 2: out of memory on the card .*EL0004"):
+    with pytest.raises(DoesNotFit, match=r"batch size 2: out of memory on the card .*EL0004"):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 

@@ -1,4 +1,4 @@
-"""The notebooks with the Ascend backend and stand-ins for its tools, at a small size: same flow as elsewhere, and everything says SIMULATED."""
+"""The notebooks with the Ascend backend and stand-ins for its tools: same flow as elsewhere, and everything says SIMULATED."""
 
 import json
 import os

@@ -18,15 +18,20 @@ import numpy as np
 from gma_lib.flow_io import read_tensor
 from gma_lib.runs import DoesNotFit
 
-OUT_OF_MEMORY = re.compile(r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
+)
 CAUSES = (
     (re.compile(r"EE1001|model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
-    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi info -m lists them (DEVICE=)"),
+    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi "
+    "info -m lists them (DEVICE=)"),
     (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
     (re.compile(r"not match"), "the files do not have the size that the model's input has"),
-    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than this CANN: look into ~/ascend/log/debug/plog"),
+    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than "
+    "this CANN: look into ~/ascend/log/debug/plog"),
     (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|owner", re.IGNORECASE),
-     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, '_', '.', '-' and '/'"),
+     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, "
+     "'_', '.', '-' and '/'"),
 )  # fmt: skip
 NEWER_FLAG = "--divide_input"  # in the help of the newer generation only
 
@@ -156,7 +161,9 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
             raise ValueError(f"{folder} holds no .bin file")
         for file in files:
             if file.suffix != ".bin" or "." in file.stem:
-                raise ValueError(f"{file}: expected <name>.bin with one dot; the tool cuts names at the first dot, so results would overwrite each other")
+                raise ValueError(
+                    f"{file}: expected <name>.bin with one dot; the tool cuts names at the first dot, so results would overwrite each other"
+                )
             if file.is_symlink():
                 raise ValueError(f"{file} is a link, which the newer tool refuses: copy the file")
             if file.stat().st_size != input_bytes:
@@ -166,7 +173,8 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
         differing = sorted(names[0] ^ other)
         if differing:
             raise ValueError(
-                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by position, so every later pair would be wrong"
+                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by "
+                f"position, so every later pair would be wrong"
             )
     return sorted(name.removesuffix(".bin") for name in names[0])
 
@@ -175,7 +183,10 @@ def check_path(path: Path, *, ends: str) -> Path:
     """The absolute path, or ValueError for one that a generation of the tool rejects."""
     absolute = Path(path).absolute()
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
-        raise ValueError(f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; move the project or the file")
+        raise ValueError(
+            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
+            "move the project or the file"
+        )
     return absolute
 
 
@@ -185,7 +196,13 @@ def check_path(path: Path, *, ends: str) -> Path:
 def _started(tool: AisBench, arguments: list[str]) -> subprocess.CompletedProcess:
     try:
         return subprocess.run(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=tool.timeout_s, env=tool.environment
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=tool.timeout_s,
+            env=tool.environment,
         )
     except FileNotFoundError:
         raise AisBenchError(f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)") from None
@@ -229,7 +246,9 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
     fresh = [path for path in found if path.is_file() and path.stat().st_mtime >= newer_than - 1]
     if not fresh:
         there = [path for path in found if path.is_file()]
-        raise AisBenchError(f"ais_bench ended without a summary{': ' + str(there[0]) + ' is of an earlier run' if there else ''}; its outputs are not used")
+        raise AisBenchError(
+            f"ais_bench ended without a summary{': ' + str(there[0]) + ' is of an earlier run' if there else ''}; its outputs are not used"
+        )
     return fresh[0]
 
 
@@ -252,7 +271,8 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
     missing, extra = sorted(set(stems) - set(found)), sorted(set(found) - set(stems))
     if missing or extra:
         raise AisBenchError(
-            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: {', '.join(extra[:3]) or 'none'}"
+            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: "
+            f"{', '.join(extra[:3]) or 'none'}"
         )
     for stem, files in found.items():
         arrays = []

@@ -26,6 +26,14 @@ IR_TYPES = {
 }
 SIMULATED = b"SIMULATED"  # the first bytes of what a stand-in for atc writes; no real .om begins so
 
+_NO_PARSER = (
+    "this opset or operator has no parser in this CANN",
+    'export with an opset from 11 to 17 (PARAMS="opset=13"), or use a newer CANN',
+)
+_PYTHON = (
+    "CANN's own Python failed",
+    "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2",
+)
 # Code -> (what it means, what to do); prefixes of a code stand for all that begin so.
 ERRORS = {
     "E10001": ("a parameter has a value that atc does not take", "read the line that follows the code: it names the parameter"),
@@ -37,15 +45,15 @@ ERRORS = {
     "E10501": ("an operator is not registered in this CANN", "a newer CANN, or another form of the operator"),
     "E11010": ("the parameters could not be parsed", "read the line that follows the code"),
     "E13": ("a file or folder cannot be read or written", "check path, rights (0644, 0755) and free space"),
-    "E16001": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "E16002": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "E19010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "EZ9010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "E16001": _NO_PARSER,
+    "E16002": _NO_PARSER,
+    "E19010": _NO_PARSER,
+    "EZ9010": _NO_PARSER,
     "EZ3002": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
     "EZ3003": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
-    "E19999": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
-    "E40000": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
-    "EC0010": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
+    "E19999": _PYTHON,
+    "E40000": _PYTHON,
+    "EC0010": _PYTHON,
     "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
     "EL0004": ("memory ran out", "a smaller batch size"),
     "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
@@ -107,7 +115,8 @@ class AtcOptions:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; None: not said."""
+    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; "
+    "None: not said."""
 
     memory_bytes: int | None
     weight_bytes: int | None
@@ -159,7 +168,9 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Input -> its fixed shape."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
-    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.input if value.name not in constants}
+    shapes = {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.input if value.name not in constants
+    }
     for name, shape in shapes.items():
         if 0 in shape:
             raise ValueError(f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given static shapes here")
@@ -169,8 +180,9 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def convert_to_om(
     source: Path, target: Path, options: AtcOptions, *, cann: str | None = None, environment: Mapping[str, str] | None = None
 ) -> dict:
-    """Make ``target`` from ``source``, or find that it is there already, made from the same file by the same command for the same chip and CANN.
+    """Make ``target`` from ``source``, or find that it is there already.
 
+    One that is there counts if it was made from the same file by the same command for the same chip and CANN.
     A manifest (``<target>.json``) is written beside it, last.
 
     Returns
@@ -186,7 +198,13 @@ def convert_to_om(
     source, target = Path(source), Path(target)
     lint_keep(options.keep_dtype, source)
     arguments = command(source.name, target.stem, input_shapes(source), options)
-    wanted = {"soc": soc_version(options.soc), "cann": cann, "onnx_sha256": sha256(source), "command": arguments, "options": _lists(asdict(options))}
+    wanted = {
+        "soc": soc_version(options.soc),
+        "cann": cann,
+        "onnx_sha256": sha256(source),
+        "command": arguments,
+        "options": _lists(asdict(options)),
+    }
     manifest_file = manifest_path(target)
     known = read_manifest(target)
     if known and {name: known.get(name) for name in wanted} == wanted and target.is_file() and known["om_sha256"] == sha256(target):
@@ -207,7 +225,12 @@ def convert_to_om(
         with written_whole(target) as partial:
             shutil.copyfile(made[0], partial)
             os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
-    manifest = wanted | {"om_sha256": sha256(target), "memory": asdict(memory), "simulated": is_simulated(target), "warnings": _warnings(text)}
+    manifest = wanted | {
+        "om_sha256": sha256(target),
+        "memory": asdict(memory),
+        "simulated": is_simulated(target),
+        "warnings": _warnings(text),
+    }
     with written_whole(manifest_file) as partial:
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest | {"reused": False}
@@ -235,10 +258,20 @@ def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: M
     """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text agree on success."""
     try:
         done = subprocess.run(
-            arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=timeout_s, env=environment
+            arguments,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment,
         )
     except FileNotFoundError:
-        raise AtcError("atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the command for another machine") from None
+        raise AtcError(
+            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the "
+            "command for another machine"
+        ) from None
     except subprocess.TimeoutExpired:
         raise AtcError(f"atc did not end within {timeout_s:.0f} s and was stopped") from None
     if done.returncode == 0 and SUCCESS in done.stdout:
@@ -249,7 +282,8 @@ def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: M
 def explain(text: str) -> str:
     """What a failed run of atc said, as a sentence and a remedy."""
     if "libascend_hal.so" in text:
-        return "the driver's libascend_hal.so is missing, as in a container without a driver: add $ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
+        return "the driver's libascend_hal.so is missing, as in a container without a driver: add "
+        "$ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
     if "Failed to import Python module" in text:
         meaning, remedy = ERRORS["EC0010"]
         return f"{meaning}: {remedy}"
@@ -291,7 +325,8 @@ def require_device_memory(manifest: dict, available_bytes: int | None, batch_siz
     needed = ModelMemory(**manifest["memory"]).total_bytes
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
-            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
+            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has "
+            f"{available_bytes / 1e9:.1f} GB"
         )
     return needed
 

@@ -125,7 +125,11 @@ def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tup
     if BUSY in text:
         return "", "another container or virtual machine holds the card (-8020): stop that one, or hand the card to this one"
     if "dcmi" in text and "failed" in text:
-        return "", f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use /dev/davinci*"
+        return (
+            "",
+            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use "
+            f"/dev/davinci*",
+        )
     if "libdrvdsmi" in text:
         return "", "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH"
     return (done.stdout, "") if done.returncode == 0 else ("", f"exit code {done.returncode}: {text.strip()[:200]}")

@@ -8,7 +8,7 @@ import onnx
 
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
-# CANN -> opsets that it documents: 6.0 (v9 to v13) and 7.0 (v9 to v18) as a range of the whole parser, 8 operator by operator from v11 to v18.
+# CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by operator.
 OPSETS = {"5": range(9, 14), "6": range(9, 14), "7": range(9, 19), "8": range(11, 19), "9": range(11, 19)}
 # Operators whose registration in CANN's ONNX plugins was read: operator -> opsets.
 REGISTERED = {
@@ -54,14 +54,18 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     major = (re.match(r"\d+", cann or "") or [""])[0]
     verdicts = [_opset(opset, major, cann)]
-    verdicts += [_operator(node_type, domain, opset, major) for node_type, domain in sorted({(n.op_type, n.domain) for n in model.graph.node})]
+    verdicts += [
+        _operator(node_type, domain, opset, major) for node_type, domain in sorted({(n.op_type, n.domain) for n in model.graph.node})
+    ]
     return verdicts
 
 
 def _opset(opset: int, major: str, cann: str | None) -> Verdict:
     what = f"opset {opset}"
     if opset >= 19:
-        return Verdict(what, REFUSED, "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18")
+        return Verdict(
+            what, REFUSED, "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18"
+        )
     if major not in OPSETS:
         return Verdict(what, UNKNOWN, f"nothing is known of CANN {cann}" if cann else "the version of CANN is not known")
     allowed = OPSETS[major]

@@ -12,7 +12,14 @@ from pathlib import Path
 ROOT = Path("/usr/local/Ascend")
 # From 8.5 on, up to 8.3, and the two packages that hold the runtime only
 PLACES = ("cann", "ascend-toolkit", "nnrt", "nnae")
-VERSION_FILES = ("version.info", "version.cfg", "latest/version.cfg", "latest/version.info", "latest/*-linux/ascend_*_install.info", "*-linux/ascend_*_install.info")
+VERSION_FILES = (
+    "version.info",
+    "version.cfg",
+    "latest/version.cfg",
+    "latest/version.info",
+    "latest/*-linux/ascend_*_install.info",
+    "*-linux/ascend_*_install.info",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ def read_version(folder: Path) -> str | None:
     """The version that an installation's own files give."""
     for pattern in VERSION_FILES:
         for file in sorted(Path(folder).glob(pattern)):
-            found = re.search(r"version\s*=\s*\[?(?:[A-Za-z-]+:)?\s*v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)", file.read_text(errors="replace"), re.I)
+            found = re.search(
+                r"version\s*=\s*\[?(?:[A-Za-z-]+:)?\s*v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)", file.read_text(errors="replace"), re.I
+            )
             if found:
                 return found[1]
     return None
@@ -78,7 +87,8 @@ def ais_python(environment: Mapping[str, str] | None = None) -> str:
             return python
     tried = named or f"{sys.executable}, python3"
     raise FileNotFoundError(
-        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md says where from; there is none for a Python newer than 3.11) "
+        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md says where from; there is none "
+        f"for a Python newer than 3.11) "
         "and name that interpreter with AIS_PYTHON=/path/to/python"
     )
 

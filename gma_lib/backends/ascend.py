@@ -59,7 +59,7 @@ class AscendBackend(FolderBackend):
         self.precision = next((name for name, known in PRECISION_MODES.items() if known == mode), mode)
         if self.precision != self.options.precision:
             raise ValueError(f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again")
-        shapes = [argument for argument in self.manifest["command"] if argument.startswith("--input_shape=")][0]
+        shapes = next(argument for argument in self.manifest["command"] if argument.startswith("--input_shape="))
         self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
         environment = tool_environment(find_toolkit())
         device = int(os.environ.get("GMA_DEVICE") or 0) if self.options.device is None else self.options.device
@@ -79,6 +79,9 @@ class AscendBackend(FolderBackend):
 
     def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
+        for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
+            # the newer tool refuses what a group may write, which is what some systems make every file
+            path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
             files, timing = ais_bench.infer_folders(
                 self.tool,
@@ -101,7 +104,9 @@ def require_chip(manifest: dict, environment: dict) -> None:
     except NoChipFound:
         return
     if manifest["soc"] not in found:
-        raise ValueError(f"the model was made for {manifest['soc']}, this machine has {', '.join(sorted(found))}: run 03_convert again, or with SOC=")
+        raise ValueError(
+            f"the model was made for {manifest['soc']}, this machine has {', '.join(sorted(found))}: run 03_convert again, or with SOC="
+        )
 
 
 def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
@@ -117,7 +122,9 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     refuse_precision("ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
     toolkit = find_toolkit()
     environment = tool_environment(toolkit)
-    chip = find_chips(word=os.environ.get("GMA_SOC") or None, python=os.environ.get("GMA_AIS_PYTHON") or "python3", environment=environment)[0]
+    chip = find_chips(
+        word=os.environ.get("GMA_SOC") or None, python=os.environ.get("GMA_AIS_PYTHON") or "python3", environment=environment
+    )[0]
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)

@@ -56,7 +56,12 @@ class OnnxRuntimeBackend(SplitBackend):
             settings = self._runtime.SessionOptions()
             settings.intra_op_num_threads = self.options.threads or cores()
             settings.log_severity_level = 3
-            session = self._runtime.InferenceSession(str(path), settings, providers=[self.options.provider])
+            provider = self.options.provider
+            if provider != CPU:  # an operator that the device lacks would otherwise run on the CPU without a word
+                settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            # Left alone, CANN computes in float16.
+            precise = {"precision_mode": "must_keep_origin_dtype"} if provider == "CANNExecutionProvider" else {}
+            session = self._runtime.InferenceSession(str(path), settings, providers=[(provider, precise)])
             if session.get_providers()[0] != self.options.provider:
                 raise RuntimeError(f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run")
             self._sessions[path] = session
