@@ -40,8 +40,7 @@ def findings() -> Iterator[Finding]:
     if has_bf16():
         yield Finding("OK", "bfloat16", _advice())
     yield _gpu()
-    cann = _cann()
-    yield _optional(cann is not None, "CANN", str(cann), "the Ascend toolkit; only for an Ascend card")
+    yield from _ascend()
 
 
 def _needed(good: bool, what: str, detail: str, remedy: str) -> Finding:
@@ -109,10 +108,30 @@ def _gpu() -> Finding:
     return _optional(there, "GPU", torch.cuda.get_device_name() if there else "", "none that PyTorch can use; everything runs on the CPU")
 
 
-def _cann() -> Path | None:
-    """CANN's environment script, in its newer and older places."""
-    places = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
-    return next((Path(place) for place in places if Path(place).is_file()), None)
+def _ascend() -> Iterator[Finding]:
+    """CANN, the card and the Python that has ais_bench; only for BACKEND=ascend."""
+    from gma_lib.ascend import chip, operators, toolkit
+
+    cann = toolkit.find_toolkit()
+    detail = ""
+    if cann:
+        opsets = operators.OPSETS.get((cann.version or "").split(".")[0])
+        reads = f"opset {opsets[0]} to {opsets[-1]}" if opsets else "opsets not known"
+        detail = f"{cann.script}, version {cann.version or 'not found'}, {reads}"
+    yield _optional(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
+    environment = toolkit.tool_environment(cann)
+    try:
+        python = toolkit.ais_python(environment)
+        yield Finding("OK", "ais_bench", python)
+    except FileNotFoundError:
+        python = sys.executable
+        yield Finding("absent", "ais_bench", "optional: runs .om models; AIS_PYTHON= names the interpreter that has it")
+    try:
+        for one in chip.find_chips(python=python, environment=environment):
+            memory = f", {one.memory_bytes / 1e9:.1f} GB" if one.memory_bytes else ""
+            yield Finding("OK", "Ascend chip", f"{one.soc}, device {one.device}{memory} ({one.source})")
+    except chip.NoChipFound as error:
+        yield Finding("absent", "Ascend chip", f"optional: {error}")
 
 
 def main() -> None:

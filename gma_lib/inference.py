@@ -225,19 +225,21 @@ def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
     }
 
 
-def write_guide_tensors(pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None) -> Path:
+def write_guide_tensors(
+    pairs: list[FramePair], folder: Path, *, plain_names: bool = False, track: Callable[..., Iterable] | None = None
+) -> Path:
     """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools that read files.
 
     Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded; ``gt/<i>.bin`` is float32
-    (H, W, 2), not padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree;
-    ``pairs.json`` says which pair a number is.
+    (H, W, 2), not padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree,
+    or with ``plain_names`` as in the guide (0, 1, ..., 10); ``pairs.json`` says which pair a number is.
     """
     folder = Path(folder)
     height, width = read_frame(pairs[0].image1).shape[1:]
     padding = Padding.for_size(height, width)
     rows, columns = padding.padded_size(height, width)
     check_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
-    stems = _guide_stems(pairs)
+    stems = _guide_stems(pairs, plain=plain_names)
     for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
         place, stem = folder / pair.pass_name, stems[pair.name]
         for kind in ("image1", "image2"):
@@ -249,10 +251,10 @@ def write_guide_tensors(pairs: list[FramePair], folder: Path, *, track: Callable
     return folder
 
 
-def _guide_stems(pairs: list[FramePair]) -> dict[str, str]:
-    """Pair name -> its number within its pass, as many digits for all."""
+def _guide_stems(pairs: list[FramePair], *, plain: bool = False) -> dict[str, str]:
+    """Pair name -> its number within its pass, as many digits for all unless plain."""
     stems = {}
     for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
         names = [pair.name for pair in pairs if pair.pass_name == pass_name]
-        stems |= {name: str(index).zfill(len(str(len(names) - 1))) for index, name in enumerate(names)}
+        stems |= {name: str(index).zfill(1 if plain else len(str(len(names) - 1))) for index, name in enumerate(names)}
     return stems

@@ -1,4 +1,4 @@
-"""The Ascend path against stand-ins that hold to the letter of the tools' contract; each test names the section of ascend.md that it is about."""
+"""The Ascend path against stand-ins that hold to the tools' contract; tests name the section of ascend.md that they are about."""
 
 import json
 import os
@@ -368,7 +368,7 @@ def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
 
 def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
     manifest = atc.convert_to_om(models / "GMA_m_16.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
-    with pytest.raises(DoesNotFit, match="batch size 16 needs 23.5 GB on the card"):
+    with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)
     assert atc.require_device_memory(manifest, None, 16) > 0
     assert atc.require_device_memory(manifest | {"memory": vars(atc.parse_memory("nothing of use"))}, 1, 16) is None
@@ -509,7 +509,7 @@ def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path
         infer(om, folders, output)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match="holds no .bin"):
+    with pytest.raises(ValueError, match=r"holds no \.bin"):
         infer(om, [empty, empty], output)
     assert not output.exists()
 
@@ -524,13 +524,13 @@ def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
 def test_another_chip_s_model(om, folders, tmp_path, standins):
     """ascend.md 1.5: the text is that of every failed load; only EE1001 tells."""
     standins.setenv("STANDIN_SOC", "310P1")
-    with pytest.raises(AisBenchError, match="made for another chip.*EE1001"):
+    with pytest.raises(AisBenchError, match=r"made for another chip.*EE1001"):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 
 def test_memory_that_runs_out_is_a_status(om, folders, tmp_path, standins):
     standins.setenv("STANDIN_MEMORY_MB", "1000")
-    with pytest.raises(DoesNotFit, match="batch size 2: out of memory on the card .*EL0004"):
+    with pytest.raises(DoesNotFit, match=r"batch size 2: out of memory on the card .*EL0004"):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 

@@ -23,12 +23,15 @@ OUT_OF_MEMORY = re.compile(
 )
 CAUSES = (
     (re.compile(r"EE1001|model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
-    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi info -m lists them (DEVICE=)"),
+    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi "
+    "info -m lists them (DEVICE=)"),
     (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
     (re.compile(r"not match"), "the files do not have the size that the model's input has"),
-    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than this CANN: look into ~/ascend/log/debug/plog"),
+    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than "
+    "this CANN: look into ~/ascend/log/debug/plog"),
     (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|owner", re.IGNORECASE),
-     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, '_', '.', '-' and '/'"),
+     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, "
+     "'_', '.', '-' and '/'"),
 )  # fmt: skip
 NEWER_FLAG = "--divide_input"  # in the help of the newer generation only
 
@@ -170,7 +173,8 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
         differing = sorted(names[0] ^ other)
         if differing:
             raise ValueError(
-                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by position, so every later pair would be wrong"
+                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by "
+                f"position, so every later pair would be wrong"
             )
     return sorted(name.removesuffix(".bin") for name in names[0])
 
@@ -180,7 +184,8 @@ def check_path(path: Path, *, ends: str) -> Path:
     absolute = Path(path).absolute()
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
         raise ValueError(
-            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; move the project or the file"
+            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
+            "move the project or the file"
         )
     return absolute
 
@@ -266,7 +271,8 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
     missing, extra = sorted(set(stems) - set(found)), sorted(set(found) - set(stems))
     if missing or extra:
         raise AisBenchError(
-            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: {', '.join(extra[:3]) or 'none'}"
+            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: "
+            f"{', '.join(extra[:3]) or 'none'}"
         )
     for stem, files in found.items():
         arrays = []

@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx
 
 from gma_lib.ascend.chip import soc_version
-from gma_lib.runs import DoesNotFit, digest, sha256, written_whole
+from gma_lib.flow_io import written_whole
+from gma_lib.runs import DoesNotFit, digest, sha256
 
 SUCCESS = "ATC run success"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
@@ -25,6 +26,14 @@ IR_TYPES = {
 }
 SIMULATED = b"SIMULATED"  # the first bytes of what a stand-in for atc writes; no real .om begins so
 
+_NO_PARSER = (
+    "this opset or operator has no parser in this CANN",
+    'export with an opset from 11 to 17 (PARAMS="opset=13"), or use a newer CANN',
+)
+_PYTHON = (
+    "CANN's own Python failed",
+    "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2",
+)
 # Code -> (what it means, what to do); prefixes of a code stand for all that begin so.
 ERRORS = {
     "E10001": ("a parameter has a value that atc does not take", "read the line that follows the code: it names the parameter"),
@@ -36,15 +45,15 @@ ERRORS = {
     "E10501": ("an operator is not registered in this CANN", "a newer CANN, or another form of the operator"),
     "E11010": ("the parameters could not be parsed", "read the line that follows the code"),
     "E13": ("a file or folder cannot be read or written", "check path, rights (0644, 0755) and free space"),
-    "E16001": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "E16002": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "E19010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
-    "EZ9010": ("this opset or operator has no parser in this CANN", "export with an opset from 11 to 17 (OPSET=13), or use a newer CANN"),
+    "E16001": _NO_PARSER,
+    "E16002": _NO_PARSER,
+    "E19010": _NO_PARSER,
+    "EZ9010": _NO_PARSER,
     "EZ3002": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
     "EZ3003": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
-    "E19999": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
-    "E40000": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
-    "EC0010": ("CANN's own Python failed", "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2"),
+    "E19999": _PYTHON,
+    "E40000": _PYTHON,
+    "EC0010": _PYTHON,
     "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
     "EL0004": ("memory ran out", "a smaller batch size"),
     "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
@@ -106,7 +115,8 @@ class AtcOptions:
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; None: not said."""
+    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; "
+    "None: not said."""
 
     memory_bytes: int | None
     weight_bytes: int | None
@@ -170,8 +180,9 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def convert_to_om(
     source: Path, target: Path, options: AtcOptions, *, cann: str | None = None, environment: Mapping[str, str] | None = None
 ) -> dict:
-    """Make ``target`` from ``source``, or find that it is there already, made from the same file by the same command for the same chip and CANN.
+    """Make ``target`` from ``source``, or find that it is there already.
 
+    One that is there counts if it was made from the same file by the same command for the same chip and CANN.
     A manifest (``<target>.json``) is written beside it, last.
 
     Returns
@@ -258,7 +269,8 @@ def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: M
         )
     except FileNotFoundError:
         raise AtcError(
-            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the command for another machine"
+            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the "
+            "command for another machine"
         ) from None
     except subprocess.TimeoutExpired:
         raise AtcError(f"atc did not end within {timeout_s:.0f} s and was stopped") from None
@@ -270,7 +282,8 @@ def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: M
 def explain(text: str) -> str:
     """What a failed run of atc said, as a sentence and a remedy."""
     if "libascend_hal.so" in text:
-        return "the driver's libascend_hal.so is missing, as in a container without a driver: add $ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
+        return "the driver's libascend_hal.so is missing, as in a container without a driver: add "
+        "$ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
     if "Failed to import Python module" in text:
         meaning, remedy = ERRORS["EC0010"]
         return f"{meaning}: {remedy}"
@@ -312,7 +325,8 @@ def require_device_memory(manifest: dict, available_bytes: int | None, batch_siz
     needed = ModelMemory(**manifest["memory"]).total_bytes
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
-            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
+            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has "
+            f"{available_bytes / 1e9:.1f} GB"
         )
     return needed
 

@@ -127,7 +127,8 @@ def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tup
     if "dcmi" in text and "failed" in text:
         return (
             "",
-            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use /dev/davinci*",
+            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use "
+            f"/dev/davinci*",
         )
     if "libdrvdsmi" in text:
         return "", "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH"

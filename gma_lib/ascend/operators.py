@@ -8,7 +8,7 @@ import onnx
 
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
-# CANN -> opsets that it documents: 6.0 (v9 to v13) and 7.0 (v9 to v18) as a range of the whole parser, 8 operator by operator from v11 to v18.
+# CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by operator.
 OPSETS = {"5": range(9, 14), "6": range(9, 14), "7": range(9, 19), "8": range(11, 19), "9": range(11, 19)}
 # Operators whose registration in CANN's ONNX plugins was read: operator -> opsets.
 REGISTERED = {

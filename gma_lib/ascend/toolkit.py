@@ -87,7 +87,8 @@ def ais_python(environment: Mapping[str, str] | None = None) -> str:
             return python
     tried = named or f"{sys.executable}, python3"
     raise FileNotFoundError(
-        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md says where from; there is none for a Python newer than 3.11) "
+        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md says where from; there is none "
+        f"for a Python newer than 3.11) "
         "and name that interpreter with AIS_PYTHON=/path/to/python"
     )
 

@@ -59,7 +59,7 @@ class AscendBackend(FolderBackend):
         self.precision = next((name for name, known in PRECISION_MODES.items() if known == mode), mode)
         if self.precision != self.options.precision:
             raise ValueError(f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again")
-        shapes = [argument for argument in self.manifest["command"] if argument.startswith("--input_shape=")][0]
+        shapes = next(argument for argument in self.manifest["command"] if argument.startswith("--input_shape="))
         self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
         environment = tool_environment(find_toolkit())
         device = int(os.environ.get("GMA_DEVICE") or 0) if self.options.device is None else self.options.device
@@ -79,6 +79,9 @@ class AscendBackend(FolderBackend):
 
     def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
+        for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
+            # the newer tool refuses what a group may write, which is what some systems make every file
+            path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
             files, timing = ais_bench.infer_folders(
                 self.tool,

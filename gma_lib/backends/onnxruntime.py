@@ -69,7 +69,12 @@ class OnnxRuntimeBackend(SplitBackend):
         settings.log_severity_level = 3
         for name, value in changes.items():
             setattr(settings, name, value)
-        return self._runtime.InferenceSession(str(path), settings, providers=[self.options.provider])
+        provider = self.options.provider
+        if provider != CPU:  # an operator that the device lacks would otherwise run on the CPU without a word
+            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # Left alone, CANN computes in float16.
+        precise = {"precision_mode": "must_keep_origin_dtype"} if provider == "CANNExecutionProvider" else {}
+        return self._runtime.InferenceSession(str(path), settings, providers=[(provider, precise)])
 
     def _optimised(self, path: Path):
         """The model as this version optimised it for this processor, from an earlier start if there was one."""

@@ -6,6 +6,7 @@ Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--l
 import argparse
 import json
 import os
+import pathlib
 import re
 import signal
 import stat
@@ -76,7 +77,8 @@ class Session:
             raise RuntimeError("[507033][ACL: device open failed]")
         if not os.path.isfile(path):
             self.refuse(path, "")
-        content = open(path, "rb").read()
+        with open(path, "rb") as file:
+            content = file.read()
         if not content.startswith(MARK):
             self.refuse(path, "EE1001: The argument is invalid. the model file is damaged")
         about, self.onnx = content.removeprefix(MARK).split(b"\n", 1)
@@ -86,7 +88,8 @@ class Session:
         if about["memory"] > MEMORY:
             self.refuse(
                 path,
-                f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, out of memory, size={about['memory']}",
+                f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, out of memory, "
+                f"size={about['memory']}",
             )
         import onnx
 
@@ -177,7 +180,7 @@ def batches(files, session):
 
 
 def read_batch(names, shape):
-    data = b"".join(open(names[0] if name == PADDING else name, "rb").read() for name in names)
+    data = b"".join(pathlib.Path(names[0] if name == PADDING else name).read_bytes() for name in names)
     wanted = 4 * int(np.prod(shape))
     if len(names) == 1 and len(data) != wanted:
         log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
@@ -223,7 +226,7 @@ def infer(args, device, files, folder, summary_prefix):
         time.sleep(3600)
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
-        times = [TIMES_MS[batch] * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
+        times = [TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
         if folder:
             save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
     else:
@@ -252,7 +255,8 @@ def infer(args, device, files, folder, summary_prefix):
     s = statistics(times)
     log(
         "INFO",
-        f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, median = {s['median']}, percentile(99%) = {s['percentile(99%)']}",
+        f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, median = {s['median']}, percentile(99%) "
+        f"= {s['percentile(99%)']}",
     )
     log("INFO", f"throughput 1000*batchsize.mean({size})/NPU_compute_time.mean({s['mean']}): {throughput}")
     log("INFO", "------------------------------------------------------")
@@ -260,7 +264,8 @@ def infer(args, device, files, folder, summary_prefix):
         listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
         content = {
             "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([2.0 * batch] * len(times)),
-            "D2H_latency": statistics([1.0 * batch] * len(times)), "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
+            "D2H_latency": statistics([1.0 * batch] * len(times)),
+            "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
             "simulated": "written by a stand-in for ais_bench",
         }  # fmt: skip
         with open(summary_prefix + "_summary.json", "w") as file:
