@@ -13,8 +13,7 @@ from pathlib import Path
 import onnx
 
 from gma_lib.ascend.chip import soc_version
-from gma_lib.flow_io import written_whole
-from gma_lib.runs import DoesNotFit, digest, sha256
+from gma_lib.runs import DoesNotFit, digest, sha256, written_whole
 
 SUCCESS = "ATC run success"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
