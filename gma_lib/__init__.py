@@ -13,11 +13,10 @@ Masks
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
-``progress``, ``flow_io``, ``rewrite``,
-``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``, ``checkpoints``,
-``lean``, ``training``, ``backends``, ``export``, ``convert``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``,
-``evaluation``, ``insight``, ``benchmark``, ``comparison``, ``precision``, ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``,
-``doctor``, ``cli``.
+``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``,
+``checkpoints``, ``lean``, ``training``, ``backends``, ``export``, ``convert``, ``benchmark``, ``warm_start``, ``estimator``,
+``clips``, ``inference``, ``scoring``, ``evaluation``, ``insight``, ``comparison``, ``precision``, ``figures``, ``explore``,
+``submission``, ``pages``, ``pipeline``, ``report``, ``doctor``, ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.estimator``)::
 

@@ -33,15 +33,20 @@ def _network_options(updates: int) -> Callable:
         click.option("--updates", default=updates, show_default=True, type=click.IntRange(1), help="Refinements; more is slower."),
         click.option("--backend", default="openvino", show_default=True, help="openvino, onnxruntime or torch."),
         click.option("--precision", default="float32", show_default=True, help="bfloat16 where the processor has it."),
-        click.option("--max-pixels", default=None, type=click.IntRange(128 * 128), help="Larger frames are computed smaller [1280x720]."),
+        click.option(
+            "--max-pixels",
+            default=None,
+            type=click.IntRange(128 * 128),
+            help="Larger frames are computed smaller.  [default: what needs 4 GB, 1280x720]",
+        ),
     ]
     return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
 def _estimator(checkpoint: str, updates: int, backend: str, precision: str, max_pixels: int | None):
-    from gma_lib.estimator import MAX_PIXELS, load
+    from gma_lib.estimator import load
 
-    return load(checkpoint, num_updates=updates, backend=backend, precision=precision, max_pixels=max_pixels or MAX_PIXELS, say=_say)
+    return load(checkpoint, num_updates=updates, backend=backend, precision=precision, max_pixels=max_pixels, say=_say)
 
 
 def _say(sentence: str) -> None:

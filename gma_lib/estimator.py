@@ -23,12 +23,14 @@ import numpy as np
 
 import gma_lib
 from gma_lib.backends import Backend, load_backend
+from gma_lib.benchmark import needed_bytes, require_memory
 from gma_lib.padding import MULTIPLE, Padding
 from gma_lib.runs import PROJECT, digest, sha256, versions
 from gma_lib.warm_start import carried_on
 
-# Peak memory grows with the square of the area: 1280x720 stays below 4 GB (float32, OpenVINO), a first call included.
+# Peak memory grows with the square of the area. At 1280x720, a first call, which exports with PyTorch, was measured to stay below 4 GB.
 MAX_PIXELS = 1280 * 720
+MEMORY_BYTES = 4e9
 SMALLEST_SIDE = MULTIPLE  # below, a frame is not even one of the network's cells
 # What of this package decides a prepared model's content
 _DECISIVE = ("model.py", "checkpoints.py", "lean.py", "export.py", "convert.py")
@@ -44,6 +46,14 @@ def cache_folder() -> Path:
     if "GMA_CACHE" in os.environ:
         return Path(os.environ["GMA_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gma"
+
+
+def affordable_pixels(backend: str, precision: str) -> int:
+    """The largest frame, in pixels, that is predicted to need less than 4 GB, and no more than ``MAX_PIXELS``."""
+    side = math.isqrt(MAX_PIXELS)
+    while (needed_bytes(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
+        side -= MULTIPLE
+    return MAX_PIXELS if side == math.isqrt(MAX_PIXELS) else side**2
 
 
 def to_stderr(sentence: str) -> None:
@@ -63,7 +73,8 @@ class Estimator:
     num_updates
         Refinement iterations: 12 as the authors evaluate, 6 as the deployment guide.
     max_pixels
-        Frames with more are computed smaller; it is said, with the factor, and the flow is scaled back.
+        Frames with more are computed smaller; it is said, with the factor, and the flow is scaled back. None: what stays below 4 GB of
+        memory (``affordable_pixels``).
     say
         Takes sentences about what was done that somebody should know: scaling, a model being made.
     """
@@ -75,9 +86,10 @@ class Estimator:
         backend: str = "openvino",
         precision: str = "float32",
         num_updates: int = 12,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         say: Callable[[str], None] = to_stderr,
     ):
+        max_pixels = affordable_pixels(backend, precision) if max_pixels is None else max_pixels
         if max_pixels < 128 * 128:
             raise ValueError(f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}")
         file = Path(checkpoint).expanduser()
@@ -182,6 +194,10 @@ class Estimator:
         wanted = (rows, columns, split)
         if self._loaded is None or self._loaded[0] != wanted:
             self.close()
+            try:
+                require_memory(self.backend, self.precision, 1, rows, columns)
+            except MemoryError as error:
+                raise MemoryError(f"{columns}x{rows} px: {error}; lower --max-pixels (max_pixels)") from error
             folder = self._prepared(rows, columns, split)
             self._loaded = wanted, load_backend(self.backend, folder, precision=self.precision)
         return self._loaded[1]

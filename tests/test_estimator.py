@@ -10,6 +10,7 @@ import torch
 import gma_lib
 from gma_lib import estimator
 from gma_lib.backends import FakeBackend
+from gma_lib.benchmark import needed_bytes
 from gma_lib.estimator import Estimator, as_frames
 from gma_lib.model import GMAConfig
 from gma_lib.padding import Padding
@@ -137,6 +138,16 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
     assert "0.250 of the size" in said[0]
     np.testing.assert_allclose(flow[0], 4, atol=1e-5)  # pixels of the full frame
     np.testing.assert_allclose(flow[1], 8, atol=1e-5)
+
+
+def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
+    assert estimator.affordable_pixels("openvino", "float32") == 1280 * 720
+    side = int(estimator.affordable_pixels("onnxruntime", "float32") ** 0.5)
+    assert needed_bytes("onnxruntime", "float32", 1, side, side) <= 4e9 < needed_bytes("onnxruntime", "float32", 1, side + 8, side + 8)
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "100000000")
+    frame = np.zeros((128, 160, 3), np.uint8)
+    with pytest.raises(MemoryError, match=r"160x128 px.*lower --max-pixels"):
+        Estimator("seeded", num_updates=7, say=lambda sentence: None)(frame, frame)
 
 
 def test_frames_that_fit_are_not_scaled(monkeypatch):
