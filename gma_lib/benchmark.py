@@ -119,7 +119,9 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         from gma_lib.backends.ascend import measure_on_card
 
         with alone(lock_file):
-            return result | measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
+            measured = measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
+        seconds = measured.pop("seconds", [])
+        return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
         peak_before = matrix_product_peak(task.precision)
         answer = Path(folder) / "answer.json"
