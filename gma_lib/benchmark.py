@@ -129,8 +129,12 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
     if task.backend == "ascend":  # its own tool measures it, on the card and in a process of its own already
+        from gma_lib.backends.ascend import measure_on_card
+
         with alone(lock_file):
-            return result | measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
+            measured = measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
+        seconds = measured.pop("seconds", [])
+        return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
         peak_before = matrix_product_peak(task.precision)
         answer = Path(folder) / "answer.json"
@@ -216,51 +220,6 @@ def _caution(rounds: int, spread: float) -> str:
     if spread > UNSTABLE_SPREAD:
         parts.append(f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median")
     return "; ".join(parts)
-
-
-def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop: int = 100) -> dict[str, Any]:
-    """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers add; memory that runs out is a status."""
-    from gma_lib.ascend import ais_bench, atc
-    from gma_lib.ascend.chip import NoChipFound, find_chips
-    from gma_lib.ascend.toolkit import find_toolkit, tool_environment
-    from gma_lib.backends.ascend import AscendBackend, AscendOptions
-
-    om = Path(model_folder) / "gma.om"
-    manifest = atc.read_manifest(om)
-    nothing = {"simulated": bool(manifest and manifest["simulated"])}
-    if manifest is None:
-        return nothing | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
-    nothing["predicted_bytes"] = atc.ModelMemory(**manifest["memory"]).total_bytes
-    try:
-        chips = find_chips(environment=tool_environment(find_toolkit()))
-        atc.require_device_memory(manifest, chips[0].memory_bytes, batch_size)
-    except NoChipFound:
-        pass  # ais_bench will say
-    except DoesNotFit as error:
-        return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
-    try:
-        with AscendBackend(om, AscendOptions(precision=precision)) as backend:
-            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop)
-    except DoesNotFit as error:
-        return nothing | {"status": "out_of_memory", "reason": str(error)}
-    seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
-    with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
-    return (
-        nothing
-        | summary(seconds, batch_size)
-        | {
-            "status": "ok",
-            "reason": "",
-            "simulated": nothing["simulated"] or timing.simulated,
-            "pairs_per_second": timing.throughput,
-            "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
-            "h2d_ms": timing.h2d_ms,
-            "d2h_ms": timing.d2h_ms,
-            "precision_read_back": f"{precision}, float32 kept for {', '.join(manifest['options']['keep_dtype']) or 'everything'}",
-            "device": backend.device,
-            "share_of_peak": None,
-        }
-    )
 
 
 def _measure_here(task: Task) -> dict[str, Any]:

@@ -40,14 +40,13 @@ def is_outside_modules(node: NodeProto) -> bool:
 
 
 def is_correlation(node: NodeProto) -> bool:
-    """The products outside the modules: all pairs, and the lookup's."""
+    """The products outside the modules: all pairs, and the lookup's. Kept alone they change nothing: the next node rounds their result."""
     return is_outside_modules(node) and node.op_type == "MatMul"
 
 
 VARIANTS: dict[str, Callable[[NodeProto], bool]] = {
     "everything float16": lambda node: False,
     "InstanceNorm float32 (the guide)": is_instance_norm,
-    "+ correlation products float32": lambda node: is_instance_norm(node) or is_correlation(node),
     "+ coordinates float32": lambda node: is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node)),
     "+ coordinates and correlation float32": lambda node: is_instance_norm(node) or is_outside_modules(node),
     "only coordinates and correlation float32": is_outside_modules,

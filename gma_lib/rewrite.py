@@ -188,6 +188,13 @@ def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray
             raise RewriteError(f"output {value.name} of the rewritten graph has other values than before")
 
 
+def computes_wide(path: Path) -> bool:
+    """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to rewrite."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    computed = {name for part in _graphs(graph) for node in part.node for name in node.output}
+    return bool(computed & set(_wide_values(graph)))
+
+
 def random_feeds(model: ModelProto) -> dict[str, np.ndarray]:
     """Reproducible inputs of the declared shapes: 0..255 for numbers with a fraction, 0 and 1 for whole ones."""
     rng = np.random.default_rng(0)

@@ -302,7 +302,9 @@ def guide_style(tmp_path_factory):
 
 def test_the_guide_s_graph(guide_style, tmp_path):
     """ascend.md 9: the vendor's tool leaves 155 int64 values in it and adds 151 casts."""
+    assert rewrite.computes_wide(guide_style)
     report = rewrite_file(guide_style, tmp_path / "out.onnx")
+    assert not rewrite.computes_wide(tmp_path / "out.onnx")
     assert report.wide_before > 500
     assert (report.casts_added, report.casts_removed) == (0, 0)
     assert report.refused == {}
@@ -317,6 +319,7 @@ def test_the_default_graph_needs_none(tmp_path, seeded):
 
     model, checkpoint = seeded
     path = export.export_whole(model, tmp_path / "gma.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint)
+    assert not rewrite.computes_wide(path)
     after, report = narrowed(onnx.load(path))
     assert report.casts_added == report.casts_removed == 0
     assert all("reads int64 at opset 13" in reason for reason in report.left.values())

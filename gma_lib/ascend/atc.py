@@ -282,8 +282,8 @@ def explain(text: str) -> str:
     """What a failed run of atc said, as a sentence and a remedy."""
     if "libascend_hal.so" in text:
         return (
-            "the driver's libascend_hal.so is missing, as in a container without a driver: add "
-            "$ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
+            "the driver's libascend_hal.so is missing, as in a container without a driver: "
+            "add $ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
         )
     if "Failed to import Python module" in text:
         meaning, remedy = ERRORS["EC0010"]
