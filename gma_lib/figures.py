@@ -228,7 +228,7 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         if not sizes:
             continue
         speed.plot(sizes, [rows[size]["pairs_per_second"] for size in sizes], marker=marker, color=colour, label=run)
-        memory.plot(sizes, [rows[size]["peak_rss_bytes"] / 1e9 for size in sizes], marker=marker, color=colour, label=run)
+        memory.plot(sizes, [rows[size].get("peak_rss_bytes", float("nan")) / 1e9 for size in sizes], marker=marker, color=colour, label=run)
         texts.append(run + " " + ", ".join(f"bs{size}: {rows[size]['pairs_per_second']:.2f}" for size in sizes))
     guide = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
     speed.plot(list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16")
