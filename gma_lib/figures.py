@@ -451,7 +451,8 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         if not sizes:
             continue
         speed.plot(sizes, [rows[size]["pairs_per_second"] for size in sizes], marker=marker, color=colour, label=run)
-        memory.plot(sizes, [rows[size]["peak_rss_bytes"] / 1e9 for size in sizes], marker=marker, color=colour, label=run)
+        inside = [size for size in sizes if "peak_rss_bytes" in rows[size]]  # a card's memory is not this machine's
+        memory.plot(inside, [rows[size]["peak_rss_bytes"] / 1e9 for size in inside], marker=marker, color=colour, label=run)
         texts.append(run + " " + ", ".join(f"bs{size}: {rows[size]['pairs_per_second']:.2f}" for size in sizes))
     guide = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
     speed.plot(list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16")
@@ -462,7 +463,8 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, labels=[str(size) for size in sizes])
         axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-        axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
+        if np.isfinite(axes.dataLim.y1):
+            axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper left")
     return figure, f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {guide}."
