@@ -47,8 +47,15 @@ SHARED_STAGES = {"01_data"}  # once per profile, whatever the batch size and the
 # What a stage leaves beside its notebook: patterns relative to its folder, each of which matches a file at least
 PRODUCTS = {
     "01_data": ("index.json",),
-    "02_export": ("export.json", "model/gma*.onnx", "model/reference.flo"),
-    "03_convert": ("convert.json", "model/*"),
+    "02_export": (
+        "export.json",
+        "model/gma.onnx",
+        "model/gma_features.onnx",
+        "model/gma_context.onnx",
+        "model/gma_refine.onnx",
+        "model/reference.flo",
+    ),
+    "03_convert": ("convert.json", "model/*"),  # not what lies in folders there: compiled models, which any stage may add
     "04_infer": ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo"),
     "05_evaluate": ("metrics.json",),
     "06_perf": ("perf.json",),
@@ -235,7 +242,7 @@ def is_up_to_date(stage: str, run: Run, key: str) -> bool:
 def fingerprints(stage: str, folder: Path) -> dict[str, str]:
     """Every file that a stage left -> SHA-256; flow files by size, because the ledger beside them holds their hashes."""
     patterns = (f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage])
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     return {str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files}
 
 
