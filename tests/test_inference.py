@@ -16,6 +16,9 @@ from gma_lib.convert import convert
 from gma_lib.flow_io import read_flow, read_frame, read_tensor, write_frame
 from gma_lib.metrics import Deviation
 
+# What computes on this machine; the card, by its stand-ins, has tests of its own.
+RUNTIMES = tuple(name for name in BACKENDS if name != "ascend")
+
 
 def first_value(image1, image2):
     """Flow that tells whose it is: the first pixel of either frame, everywhere."""
@@ -86,7 +89,7 @@ def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
         assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, seeded):
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": seeded[1]}
     export.export_whole(seeded[0], tmp_path / "gma.onnx", **size)

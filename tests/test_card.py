@@ -1,0 +1,45 @@
+"""The card says what the numbers say, and its numbers are those of the file beside it."""
+
+import hashlib
+import json
+
+from gma_lib import card
+from gma_lib.checkpoints import WEIGHTS_FOLDER
+
+NUMBERS = json.loads((WEIGHTS_FOLDER / "gma-procedural.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_the_numbers():
+    assert (WEIGHTS_FOLDER / "gma-procedural.md").read_text(encoding="utf-8") == card.page(NUMBERS)
+
+
+def test_the_numbers_belong_to_the_weights():
+    file = WEIGHTS_FOLDER / "gma-procedural.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == NUMBERS["sha256"]
+    assert file.stat().st_size == NUMBERS["bytes"]
+
+
+def test_another_number_is_another_page():
+    changed = json.loads(json.dumps(NUMBERS))
+    changed["scores"]["held_out_families"]["layers"]["6"]["all"]["epe"] = 98.765
+    assert "98.77" in card.page(changed)
+    assert card.page(changed) != card.page(NUMBERS)
+
+
+def test_beating_dis_means_both_numbers_on_every_family():
+    def family(epe, px1):
+        return {"12": {"all": {"epe": epe, "px1": px1}}, "dis": {"all": {"epe": 1.0, "px1": 0.8}}}
+
+    assert card.beats_dis({"a": family(0.9, 0.9), "b": family(0.5, 0.81)})
+    assert not card.beats_dis({"a": family(0.9, 0.9), "b": family(0.9, 0.7)})
+    assert not card.beats_dis({"a": family(1.1, 0.9)})
+
+
+def test_the_note_says_who_is_ahead():
+    def scores(epe):
+        return {"clean": {"6": {"all": {"epe": epe}}, "dis": {"all": {"epe": 1.0}}}}
+
+    assert "1.8 px" in card.note(27, scores(1.8))
+    assert "behind classical DIS (1.0 px)" in card.note(27, scores(1.8))
+    assert "ahead of classical DIS" in card.note(27, scores(0.8))
+    assert "Sintel" not in card.note(27, {})
