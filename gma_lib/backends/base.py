@@ -20,11 +20,14 @@ class Backend:
         The number format the runtime says it computes in, read back, not merely asked for.
     at_once
         Pairs that are computed together; a larger batch is computed in parts of so many. None: the whole batch.
+    simulated
+        Whether a stand-in takes the place of the device; whatever it produced says so.
     """
 
     device: str
     precision: str
     at_once: int | None = None
+    simulated: bool = False
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """Estimate the motion from ``image1`` to ``image2``.
@@ -77,15 +80,7 @@ class SplitBackend(Backend):
 
 
 class FolderBackend(Backend):
-    """A backend whose runtime reads files: it is given a whole pass at once, because starting it costs more than a pair does.
-
-    Attributes
-    ----------
-    simulated
-        Whether a stand-in takes the place of the device; whatever it produced says so.
-    """
-
-    simulated: bool = False
+    """A backend whose runtime reads files: it is given a whole pass at once, because starting it costs more than a pair does."""
 
     def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every sample."""
