@@ -502,9 +502,9 @@ class GMA(nn.Module):
         return self.cnet(_scaled(image))
 
     def updates(
-        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor | None, num_updates: int
+        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor | None, num_updates: int, *, lead: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (hidden state, flow in cells (N, 2, h, w)) after each refinement."""
+        """Yield (hidden state, flow in cells (N, 2, h, w)) after each refinement; the first ``lead`` of them leave no gradient."""
         pyramid = correlation_pyramid(features1, features2)
         hidden, context = context.split([HIDDEN, CONTEXT], dim=1)
         hidden, context = torch.tanh(hidden), F.relu(context)
@@ -515,11 +515,12 @@ class GMA(nn.Module):
         start = _constant(start, features1)
         # Zero times data instead of zeros: the traced graph then needs no operator that knows the batch size.
         flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
-        for _ in range(num_updates):
-            flow = flow.detach()  # no gradient through the previous refinement (RAFT, section 3.4)
-            correlation = look_up(pyramid, start + flow, LOOKUPS[self.config.lookup])
-            hidden, change = self.update_block(hidden, prepared, correlation, flow, attention)
-            flow = flow + _float32(change)
+        for number in range(num_updates):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= lead):
+                flow = flow.detach()  # no gradient through the previous refinement (RAFT, section 3.4)
+                correlation = look_up(pyramid, start + flow, LOOKUPS[self.config.lookup])
+                hidden, change = self.update_block(hidden, prepared, correlation, flow, attention)
+                flow = flow + _float32(change)
             yield hidden, flow
 
     def refine(

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -57,6 +58,9 @@ class Phase:
         Of what the network sees.
     num_updates
         Refinements; with 0 only the features learn, from the matching loss.
+    lead_updates
+        At every other step a random number of refinements, at most this many, run ahead without gradient: what is learnt then starts where
+        many updates have led, so that still more of them do not lead away.
     learning_rate
         At its highest; it rises over the first twentieth of the phase and falls linearly to ``final_learning_rate``.
     layers
@@ -81,6 +85,7 @@ class Phase:
     width: int
     batch_size: int
     num_updates: int
+    lead_updates: int
     learning_rate: float
     final_learning_rate: float
     layers: tuple[int, int]
@@ -99,6 +104,7 @@ class Phase:
         _check(self, "final_learning_rate", 0 <= self.final_learning_rate <= self.learning_rate, "between 0 and learning_rate")
         _check(self, "batch_size", self.batch_size <= LARGEST_BATCH, f"at most {LARGEST_BATCH}")
         _check(self, "num_updates", self.num_updates >= 0, "at least 0")
+        _check(self, "lead_updates", self.lead_updates >= 0, "at least 0")
         _check(self, "matching", self.matching >= (0 if self.num_updates else 1e-6), "at least 0, and above it where num_updates is 0")
         _check(self, "layers", 0 <= self.layers[0] <= self.layers[1], "two rising numbers from 0 up")
         _check(self, "photometric", 0 <= self.photometric <= 1, "between 0 and 1")
@@ -811,6 +817,7 @@ VALIDATION = Phase(
     width=448,
     batch_size=1,
     num_updates=12,
+    lead_updates=0,
     learning_rate=1.0,
     final_learning_rate=0.0,
     layers=(4, 11),
@@ -1005,8 +1012,9 @@ class Trainer:
             features1, features2 = model.features(batch.image1), model.features(batch.image2)
             flows = []
             if phase.num_updates:
-                updates = model.updates(features1, features2, model.context(batch.image1), None, phase.num_updates)
-                flows = [upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in updates]
+                lead = self._lead(phase)
+                updates = model.updates(features1, features2, model.context(batch.image1), None, lead + phase.num_updates, lead=lead)
+                flows = [upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in islice(updates, lead, None)]
         loss, about = torch.zeros((), device=self.device), {}
         if phase.matching:
             matching = matching_loss(features1, features2, truth, learnt & ~batch.occluded)
@@ -1016,6 +1024,11 @@ class Trainer:
             about["epe"] = (flows[-1].detach() - truth).square().sum(dim=1).sqrt().mean().item()
         # what a network that knows nothing would score on these scenes
         return loss, about | {"zero_epe": speed.mean().item()}
+
+    def _lead(self, phase: Phase) -> int:
+        if self.step % 2 == 0:
+            return 0
+        return int(np.random.default_rng([self.config.seed, self.step, 1]).integers(phase.lead_updates + 1))
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -50,6 +50,7 @@ TINY = {
             "width": 128,
             "batch_size": 1,
             "num_updates": updates,
+            "lead_updates": 0,
             "learning_rate": 1.0e-4,
             "final_learning_rate": 1.0e-5,
             "layers": [2, 4],
@@ -198,6 +199,19 @@ def test_without_updates_only_the_features_learn(config):
     assert entry["matching"] > 0
     changed = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"fnet"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_updates_that_run_ahead_leave_no_gradient_and_those_after_them_do(config, precision):
+    phase = dataclasses.replace(config.phases[1], num_updates=1, lead_updates=3, matching=0.0)
+    trainer = Trainer(dataclasses.replace(config, precision=precision, phases=(dataclasses.replace(phase, steps=8),)))
+    assert trainer._lead(phase) == 0  # every other step starts at the start
+    trainer.step = 1
+    assert trainer._lead(phase) > 0
+    trainer._loss(trainer.source.batch(trainer.step, phase), phase)[0].backward()
+    # weights that autocast converted while no gradient was kept must not serve after it
+    without = [name for name, value in trainer.model.named_parameters() if value.grad is None and "pos_emb" not in name]
+    assert not without
 
 
 # --- runs that survive ----------------------------------------------------------------------------------------------
