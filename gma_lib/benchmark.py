@@ -27,6 +27,7 @@ from gma_lib.runs import DoesNotFit, cores, memory_bytes, shown
 MEMORY = {
     ("openvino", "float32"): (1.2, 0.25e9),
     ("openvino", "bfloat16"): (0.65, 0.25e9),
+    ("openvino", "int8"): (0.65, 0.25e9),
     ("onnxruntime", "float32"): (3.6, 0.25e9),
     ("torch", "float32"): (1.5, 0.5e9),
     ("torch", "bfloat16"): (1.5, 0.5e9),

@@ -110,7 +110,7 @@ def prepare(variant: Variant, folder: Path, comparison: Comparison) -> dict[str,
     whole = export_whole(model, folder / "gma.onnx", **size, checkpoint=checkpoint)
     if variant.sequence:
         export_split(model, folder, **size, checkpoint=checkpoint)
-    about = {"num_updates": variant.num_updates, "attention": config.attention, "at_once": variant.at_once}
+    about = {"num_updates": variant.num_updates, "attention": config.attention, "at_once": variant.at_once, "precision": variant.precision}
     convert(variant.backend, folder, checkpoint=comparison.checkpoint, **about)
     return {part: work / variant.batch_size for part, work in count_work(whole).items()}
 
@@ -221,7 +221,8 @@ def compare(comparison: Comparison, *, lock_file: Path) -> dict[str, Any]:
     -------
     dict
         ``variants``: for each what ``statistics`` says, ``deviation`` in pixels from PyTorch's float32 flow, ``peak_rss_bytes``,
-        ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak``; or ``error``, a sentence, where it could not run.
+        ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak is not measured); or
+        ``error``, a sentence, where it could not run.
     """
     names = list(comparison.variants)
     baseline, others = names[0], names[1:]
@@ -265,7 +266,7 @@ def _compare_group(
         baseline = next(iter(variants))
         if baseline not in workers:
             raise RuntimeError(f"the baseline cannot run: {results[baseline]['error']}")
-        peaks = {variants[name].precision: 0.0 for name in workers}
+        peaks: dict[str, float | None] = {variants[name].precision: None for name in workers}
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         _raise_peaks(peaks)
         for number in track(range(comparison.rounds + 1), label="measure", unit="round"):
@@ -280,14 +281,16 @@ def _compare_group(
             process.close()
     for name, samples in seconds.items():
         results[name] |= statistics(samples, seconds[baseline])
-        results[name]["share_of_peak"] = 2e9 * results[name]["gmac"] / results[name]["median_s"] / peaks[variants[name].precision]
+        peak = peaks[variants[name].precision]
+        results[name]["share_of_peak"] = None if peak is None else 2e9 * results[name]["gmac"] / results[name]["median_s"] / peak
     return results
 
 
-def _raise_peaks(peaks: dict[str, float]) -> None:
-    """Measure the matrix product of each precision once more; the best counts."""
-    for precision in peaks:
-        peaks[precision] = max(peaks[precision], matrix_product_peak(precision))
+def _raise_peaks(peaks: dict[str, float | None]) -> None:
+    """Measure the matrix product of each precision once more; the best counts, and None stays where nothing has the precision."""
+    for precision, known in peaks.items():
+        measured = matrix_product_peak(precision)
+        peaks[precision] = measured if known is None else max(known, measured)
 
 
 def _in_turn(names: list[str], number: int) -> list[str]:
@@ -334,9 +337,10 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"| {name} | {one['error']} | | | | | | | |")
             continue
         low, high = one["ratio_middle_half"]
+        share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
         lines.append(
             f"| {name} | **{one['ratio']:.2f}**{' (unstable)' if one['caution'] else ''} | {low:.2f} to {high:.2f} | {one['median_s']:.3f} "
-            f"| {one['share_of_peak']:.0%} | {one['peak_rss_bytes'] / 1e9:.2f} | {one['load_s']:.1f} "
+            f"| {share} | {one['peak_rss_bytes'] / 1e9:.2f} | {one['load_s']:.1f} "
             f"| {one['deviation']['mean']:.1e} | {one['deviation']['p99']:.1e} |"
         )
     return "\n".join(lines)

@@ -4,13 +4,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
 from gma_lib.backends import backend_kind
+from gma_lib.backends.base import refuse_precision
+from gma_lib.backends.openvino import WHAT_INT8_NEEDS, possible_precisions
 from gma_lib.export import with_batch_size
 from gma_lib.model import STRIDE
+from gma_lib.quantization import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.runs import digest, sha256, written_whole
 
 
@@ -59,7 +63,7 @@ def convert(
     Parameters
     ----------
     precision
-        Where it is decided now and not when the model is loaded, as for Ascend.
+        Where it is decided now and not when the model is loaded: for Ascend, and int8 for OpenVINO, which takes minutes to calibrate.
     at_once
         Pairs that are computed together inside a batch; None: all of them. An Ascend model always takes the whole batch.
     """
@@ -76,7 +80,7 @@ def convert(
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
     if backend == "ascend":
         return _for_ascend(folder, precision)
-    return CONVERTERS[backend](folder, at_once)
+    return CONVERTERS[backend](folder, at_once, precision)
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -90,7 +94,8 @@ def _in_parts(at_once: int) -> str:
     )
 
 
-def _for_onnxruntime(folder: Path, at_once: int) -> Conversion:
+def _for_onnxruntime(folder: Path, at_once: int, precision: str) -> Conversion:
+    refuse_precision("onnxruntime", precision, ("float32",), "the exported file is float32")
     files = []
     for source in _sources(folder):
         files.append(source.with_name(source.name.replace("gma", "gma_onnxruntime", 1)))
@@ -103,13 +108,19 @@ def _for_onnxruntime(folder: Path, at_once: int) -> Conversion:
     )
 
 
-def _for_openvino(folder: Path, at_once: int) -> Conversion:
+def _for_openvino(folder: Path, at_once: int, precision: str) -> Conversion:
     import openvino
 
+    core, rounded = openvino.Core(), ""
+    if precision == "int8":
+        refuse_precision("openvino", "int8", possible_precisions(core, "CPU"), WHAT_INT8_NEEDS)
+    models = {source: openvino.convert_model(source) for source in _sources(folder)}
+    if precision == "int8":
+        models = _in_int8(models, core)
+        rounded = f" Convolutions compute in 8-bit integers, their ranges taken from {CALIBRATION_PAIRS} rendered pairs."
     files = []
-    for source in _sources(folder):
-        converted = openvino.convert_model(source)
-        converted.reshape({port: [at_once, *list(port.shape)[1:]] for port in converted.inputs})
+    for source, converted in models.items():
+        _set_batch_size(converted, at_once)
         keep_coordinates_in_float32(converted)
         files.append(source.with_suffix(".xml"))
         with written_whole(files[-1].with_suffix(".bin")) as weights, written_whole(files[-1]) as structure:
@@ -120,8 +131,32 @@ def _for_openvino(folder: Path, at_once: int) -> Conversion:
         tuple(files),
         "openvino.save_model(openvino.convert_model('gma.onnx'), 'gma.xml', compress_to_fp16=False)",
         "operators become OpenVINO's; weights stay float32 (the tool's own default would round them to float16), and so do coordinates and "
-        f"flow, whatever the precision around them. {_in_parts(at_once)}",
+        f"flow, whatever the precision around them.{rounded} {_in_parts(at_once)}",
     )
+
+
+def _set_batch_size(model, size: int) -> None:
+    model.reshape({port: [size, *list(port.shape)[1:]] for port in model.inputs})
+
+
+def _in_int8(models: dict[Path, Any], core) -> dict[Path, Any]:
+    """The same OpenVINO models, the whole network and its parts, calibrated together."""
+    for model in models.values():
+        _set_batch_size(model, 1)
+    parts = {source.stem.removeprefix("gma").removeprefix("_"): model for source, model in models.items()}
+    height, width = list(parts[""].input("image1").shape)[2:]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    run = {name: _caller(core.compile_model(model, "CPU", settings)) for name, model in parts.items() if name}
+    samples = samples_of_parts(calibration_frames(height, width), run)
+    found = {}
+    for (source, model), name in zip(models.items(), parts, strict=True):
+        print(f"8-bit integers for {source.name}: {len(samples[name])} samples", flush=True)
+        found[source] = quantized(model, samples[name])
+    return found
+
+
+def _caller(compiled) -> Callable[..., tuple[np.ndarray, ...]]:
+    return lambda *inputs: tuple(np.array(value) for value in compiled(list(inputs)).values())
 
 
 # Sums of products may be rounded; the numbers that say where to look may not.
@@ -183,4 +218,4 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
     return Conversion((folder / "gma.om",), " ".join(made["command"]), changes)
 
 
-CONVERTERS: dict[str, Callable[[Path, int], Conversion]] = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
+CONVERTERS: dict[str, Callable[[Path, int, str], Conversion]] = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}

@@ -205,15 +205,16 @@ class Estimator:
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:
         """Folder with the model for frames of this padded size; made once, whole or not at all."""
         sources = [sha256(Path(__file__).with_name(name)) for name in _DECISIVE]
-        what = [gma_lib.__version__, sources, versions(), self._weights_sha256, self.backend, self.num_updates, rows, columns, split]
-        folder = cache_folder() / digest(what)[:32]
+        made_in = self.precision if self.precision == "int8" else "floating point"  # which one is chosen when the model is loaded
+        decisive = [gma_lib.__version__, sources, versions(), self._weights_sha256, self.backend, made_in, self.num_updates]
+        folder = cache_folder() / digest([*decisive, rows, columns, split])[:32]
         if folder.is_dir():
             return folder
         self.say(f"first call at {columns}x{rows} px: making the model for {self.backend}, kept in {folder.parent}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            _make_model(making, self.backend, self.checkpoint, self.num_updates, rows, columns, split)
+            _make_model(making, self.backend, self.precision, self.checkpoint, self.num_updates, rows, columns, split)
             try:
                 making.rename(folder)
             except OSError:  # another process was faster
@@ -314,7 +315,9 @@ def _weights_sha256(checkpoint: str) -> str:
     return load_checkpoint(checkpoint).sha256
 
 
-def _make_model(folder: Path, backend: str, checkpoint: str, num_updates: int, rows: int, columns: int, split: bool) -> None:
+def _make_model(
+    folder: Path, backend: str, precision: str, checkpoint: str, num_updates: int, rows: int, columns: int, split: bool
+) -> None:
     """Export the network for one frame size and convert it for the backend."""
     from gma_lib.checkpoints import load_model
     from gma_lib.convert import convert
@@ -328,6 +331,7 @@ def _make_model(folder: Path, backend: str, checkpoint: str, num_updates: int, r
     export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)
     if split:
         export_split(exported, folder, **size, checkpoint=weights)
-    conversion = convert(backend, folder, checkpoint=checkpoint, num_updates=num_updates, attention=model.config.attention)
+    about = {"num_updates": num_updates, "attention": model.config.attention, "precision": precision}
+    conversion = convert(backend, folder, checkpoint=checkpoint, **about)
     for file in set(folder.glob("*.onnx")) - set(conversion.files):
         file.unlink()

@@ -35,14 +35,16 @@ SCENES = dataclasses.replace(VALIDATION, height=440, width=1024, max_displacemen
 
 
 def cost(
-    flow_of: Callable[[np.ndarray, np.ndarray], np.ndarray], reference_of: Callable, pairs: Iterable[TrainingPair]
+    flow_of: Callable[[np.ndarray, np.ndarray], np.ndarray], pairs: Iterable[TrainingPair], references: Iterable[np.ndarray]
 ) -> dict[str, float]:
     """Errors of a reduced precision beside those of float32, over all pixels of all pairs.
 
     Parameters
     ----------
-    flow_of, reference_of
-        Two frames (1, 3, H, W) -> flow (1, 2, H, W), in the reduced precision and in float32.
+    flow_of
+        Two frames (1, 3, H, W) -> flow (1, 2, H, W), in the reduced precision.
+    references
+        Float32 flow (1, 2, H, W) of each pair.
 
     Returns
     -------
@@ -52,11 +54,10 @@ def cost(
     """
     sums = {"": ErrorSums(), "_float32": ErrorSums()}
     distances = []
-    for pair in pairs:
-        image1, image2, truth = pair.image1.numpy()[None], pair.image2.numpy()[None], pair.flow.numpy()
-        flows = {"": flow_of(image1, image2)[0], "_float32": reference_of(image1, image2)[0]}
+    for pair, reference in zip(pairs, references, strict=True):
+        flows = {"": flow_of(*_frames(pair))[0], "_float32": reference[0]}
         for name, flow in flows.items():
-            sums[name] += error_sums(flow, truth)["all"]
+            sums[name] += error_sums(flow, pair.flow.numpy())["all"]
         distances.append(np.linalg.norm(flows[""] - flows["_float32"], axis=0))
     found = {f"{what}{name}": total.described()[what] for name, total in sums.items() for what in ("epe", "px1")}
     return found | {
@@ -68,64 +69,72 @@ def cost(
     }
 
 
+def _frames(pair: TrainingPair) -> tuple[np.ndarray, np.ndarray]:
+    return pair.image1.numpy()[None], pair.image2.numpy()[None]
+
+
 def is_recommended(families: dict[str, dict[str, float]]) -> bool:
     """Whether a precision costs little enough on every family."""
     return all(one["px1_loss"] <= LARGEST_PX1_LOSS and one["epe_loss"] <= LARGEST_EPE_LOSS for one in families.values())
 
 
-def measure(weights: str, backend: str, precision: str, *, num_updates: int = 6) -> dict[str, Any]:
-    """Cost of one precision on both held-out families."""
+def measure(weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6) -> dict[str, Any]:
+    """Cost of each precision on both held-out families."""
     model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates))
     config = load_config(PROJECT / "params" / "train.yaml")
     families = validation_families(config, PairSource(config), SCENES)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        size = {"height": SCENES.height, "width": SCENES.width, "batch_size": 1}
-        export_whole(lean(model), place / "gma.onnx", **size, checkpoint=checkpoint)
-        about = {"num_updates": num_updates, "attention": model.config.attention}
-        convert(backend, place, checkpoint=weights, **about)
-        with load_backend(backend, place, precision=precision) as network:
-
-            def reference_of(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-                return reference_flow(model, image1, image2)
-
-            costs = {
-                family: cost(network.predict, reference_of, track(pairs, label=f"{precision} on {family}", unit="pair"))
-                for family, pairs in families.items()
-            }
+    exact = {
+        family: [reference_flow(model, *_frames(pair)) for pair in track(pairs, label=f"float32 on {family}", unit="pair")]
+        for family, pairs in families.items()
+    }
+    found = {}
+    for precision in precisions:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            size = {"height": SCENES.height, "width": SCENES.width, "batch_size": 1}
+            export_whole(lean(model), place / "gma.onnx", **size, checkpoint=checkpoint)
+            about = {"num_updates": num_updates, "attention": model.config.attention, "precision": precision}
+            convert(backend, place, checkpoint=weights, **about)
+            with load_backend(backend, place, precision=precision) as network:
+                costs = {
+                    family: cost(network.predict, track(pairs, label=f"{precision} on {family}", unit="pair"), exact[family])
+                    for family, pairs in families.items()
+                }
+        found[precision] = {"families": costs, "recommended": is_recommended(costs)}
     return {
         "backend": backend,
-        "precision": precision,
         "weights": checkpoint.name,
         "weights_sha256": checkpoint.sha256,
         "num_updates": num_updates,
         "height": SCENES.height,
         "width": SCENES.width,
-        "families": costs,
-        "recommended": is_recommended(costs),
+        "precisions": found,
     }
 
 
 def advice(results: Path = RESULTS) -> str:
-    """A sentence on whether to use the reduced precision that was measured, for the weights that come with the package."""
+    """A sentence for each reduced precision that was measured: whether to use it, with the weights that come with the package."""
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
     except OSError:
         return "not measured: make bench"
     if found["weights_sha256"] != load_checkpoint(found["weights"]).sha256:
         return f"measured with other weights than {found['weights']} now has: make bench"
+    return ". ".join(_advice(precision, one, found["weights"]) for precision, one in found["precisions"].items())
+
+
+def _advice(precision: str, found: dict[str, Any], weights: str) -> str:
     costs = "; ".join(
         f"{name}: {one['px1_loss']:+.2f} points of 1px, {one['epe_loss']:+.1%} EPE" for name, one in found["families"].items()
     )
-    word = "recommended" if found["recommended"] else "not recommended"
-    return f"{found['precision']} is {word} with {found['weights']}: lost on held-out scenes, {costs}"
+    return f"{precision} is {'recommended' if found['recommended'] else 'not recommended'} with {weights}: lost on held-out scenes, {costs}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a reduced precision costs in accuracy.")
     parser.add_argument("--weights", default="gma-procedural")
     parser.add_argument("--backend", default="openvino")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", nargs="+", default=["bfloat16", "int8"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     write_json(arguments.out, measure(arguments.weights, arguments.backend, arguments.precision))

@@ -25,7 +25,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 SCHEMA = 1
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SIMULATED = "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
-VERSIONED = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "opencv-python-headless", "papermill")
+VERSIONED = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "opencv-python-headless", "papermill")
 
 
 class DoesNotFit(MemoryError):

@@ -163,9 +163,7 @@ def test_what_is_no_frame_is_refused(name, models, small_frames):
                 backend.predict(image1, wrong)
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [("onnxruntime", "bfloat16"), ("onnxruntime", "int8"), ("openvino", "int8"), ("torch", "float16")]
-)
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("onnxruntime", "int8"), ("torch", "float16")])
 def test_precisions_that_would_run_as_another(name, precision, models):
     with pytest.raises(ValueError, match=f"{name} here computes in .*, not {precision}"):
         load_backend(name, models, precision=precision)

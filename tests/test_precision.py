@@ -23,10 +23,8 @@ def test_cost_of_known_errors():
         flow[:, 0, :4] += 2
         return flow
 
-    def exact(image1, image2):
-        return np.full((1, 2, 8, 8), 3.0, np.float32) + np.float32(0.5) * (np.arange(2)[None, :, None, None] == 0)
-
-    found = precision.cost(reduced, exact, [pair(3), pair(3)])
+    exact = np.full((1, 2, 8, 8), 3.0, np.float32) + np.float32(0.5) * (np.arange(2)[None, :, None, None] == 0)
+    found = precision.cost(reduced, [pair(3), pair(3)], [exact, exact])
     assert found["pairs"] == 2
     assert (found["epe"], found["px1"]) == (1, 0.5)
     assert (found["epe_float32"], found["px1_float32"]) == (0.5, 1)
@@ -45,8 +43,9 @@ def test_recommended_only_where_it_costs_little_everywhere(px1_loss, epe_loss, g
 
 def test_advice_belongs_to_the_weights(tmp_path):
     assert "make bench" in precision.advice(tmp_path / "nothing.json")
-    families = {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}
-    about = {"precision": "bfloat16", "weights": "seeded", "families": families, "recommended": False}
+    dear = {"families": {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}, "recommended": False}
+    cheap = {"families": {"layers": {"px1_loss": 0.0, "epe_loss": 0.001}}, "recommended": True}
+    about = {"weights": "seeded", "precisions": {"bfloat16": cheap, "int8": dear}}
     path = tmp_path / "precision.json"
     path.write_text(json.dumps(about | {"weights_sha256": "of others"}), encoding="utf-8")
     assert "measured with other weights" in precision.advice(path)
@@ -54,5 +53,6 @@ def test_advice_belongs_to_the_weights(tmp_path):
 
     path.write_text(json.dumps(about | {"weights_sha256": load_checkpoint("seeded").sha256}), encoding="utf-8")
     assert precision.advice(path) == (
-        "bfloat16 is not recommended with seeded: lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
+        "bfloat16 is recommended with seeded: lost on held-out scenes, layers: +0.00 points of 1px, +0.1% EPE. "
+        "int8 is not recommended with seeded: lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
     )

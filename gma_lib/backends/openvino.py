@@ -6,9 +6,20 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
+from gma_lib.quantization import is_quantized
 from gma_lib.runs import cores, digest, processor
 
-_TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# int8: convolutions as the model was calibrated, everything between them in bfloat16
+_TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"}
+
+WHAT_INT8_NEEDS = "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 would run there"
+
+
+def possible_precisions(core, device: str) -> tuple[str, ...]:
+    """The precisions that this device computes in itself."""
+    found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    able = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
+    return tuple(name for key, name in able.items() if key in found) + (("int8",) if {"BF16", "INT8"} <= set(found) else ())
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,12 @@ class OpenVinoBackend(SplitBackend):
 
         self.options = options or OpenVinoOptions()
         self._core = openvino.Core()
-        able = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
-        found = self._core.get_property(self.options.device, "OPTIMIZATION_CAPABILITIES")
-        possible = tuple(name for key, name in able.items() if key in found)
-        refuse_precision("openvino", self.options.precision, possible, f"the {self.options.device} has no other")
+        why = WHAT_INT8_NEEDS if self.options.precision == "int8" else f"the {self.options.device} has no other"
+        refuse_precision("openvino", self.options.precision, possible_precisions(self._core, self.options.device), why)
         self.path = Path(path)
+        if self.path.is_file() and is_quantized(self.path) != (self.options.precision == "int8"):
+            made = "8-bit integers" if is_quantized(self.path) else "floating point"
+            raise ValueError(f"{self.path} computes in {made}, not in {self.options.precision}: run 03_convert again with that precision")
         self._version = openvino.get_version()
         self._compiled = {}
         whole = self._model(self.path)
@@ -53,6 +65,8 @@ class OpenVinoBackend(SplitBackend):
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
         running = whole.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = next((name for name, short in _TO_RUNTIME.items() if short == running), running)
+        if self.options.precision == "int8" and self.precision == "bfloat16":
+            self.precision = "int8"
         if self.precision != self.options.precision:
             raise RuntimeError(f"{self.options.precision} was asked for, and openvino compiled for {self.precision}")
 
