@@ -25,7 +25,8 @@ from gma_lib.metrics import ErrorSums, error_sums
 from gma_lib.model import GMAConfig
 from gma_lib.progress import track
 from gma_lib.runs import PROJECT, write_json
-from gma_lib.training import VALIDATION, PairSource, TrainingPair, load_config, validation_families
+from gma_lib.scenes import TrainingPair
+from gma_lib.training import VALIDATION, PairSource, load_config, validation_families
 
 RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
 LARGEST_PX1_LOSS = 0.1  # percentage points

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gma_lib import precision
-from gma_lib.training import TrainingPair
+from gma_lib.scenes import TrainingPair
 
 
 def pair(value):
