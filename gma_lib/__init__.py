@@ -15,7 +15,7 @@ Masks
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
 ``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``, ``model``,
 ``checkpoints``, ``lean``, ``training``, ``backends``, ``export``, ``convert``, ``benchmark``, ``warm_start``, ``estimator``,
-``clips``, ``inference``, ``scoring``, ``evaluation``, ``insight``, ``comparison``, ``precision``, ``card``, ``half_precision``,
+``clips``, ``inference``, ``scoring``, ``evaluation``, ``guide``, ``insight``, ``comparison``, ``precision``, ``card``, ``half_precision``,
 ``figures``, ``explore``, ``submission``, ``pages``, ``pipeline``, ``report``, ``doctor``, ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.estimator``)::

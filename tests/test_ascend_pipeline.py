@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gma_lib import report, runs
@@ -57,7 +59,24 @@ def test_what_a_stand_in_made_says_so_everywhere(finished):
     assert content(finished, "metrics.json")["verdict"].startswith("SIMULATED")
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
         assert "SIMULATED" in (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), stage
-    assert "ascend-float16 (SIMULATED)" in report.write_index(finished, "tiny").read_text()
+    page = report.write_index(finished, "tiny").read_text()
+    assert "ascend-float16 (SIMULATED)" in page
+    assert "reproduced" not in page
+
+
+def test_the_guide_s_table_has_the_run_s_rows(finished):
+    """On the index page with all batch sizes, in 05 and 06 for their own; with what differs."""
+    page = report.write_index(finished, "tiny").read_text()
+    table = pd.read_html(StringIO(page), match="the guide, Ascend 310P3")[0]
+    rows = {(int(row.iloc[0]), row.iloc[1]): row for _, row in table.iterrows() if str(row.iloc[0]).isdigit()}
+    assert float(rows[4, "ascend-float16 (SIMULATED)"]["pairs/s"]) == pytest.approx(200, rel=1e-3)
+    assert rows[16, "the guide, Ascend 310P3"]["pairs/s"] == "out of memory"
+    assert "Ascend310P3 (SIMULATED)" in page
+    assert "What differs" in page
+    for stage in ("05_evaluate", "06_perf"):
+        notebook = (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text()
+        assert "the guide, Ascend 310P3" in notebook
+        assert "gather lookup, opset 12" in notebook
 
 
 def test_throughput_as_the_tool_defines_it_and_with_transfers(finished):

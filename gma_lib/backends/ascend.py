@@ -147,7 +147,7 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
     """
     om = Path(model_folder) / "gma.om"
     manifest = atc.read_manifest(om)
-    nothing = {"simulated": bool(manifest and manifest["simulated"])}
+    nothing = {"simulated": bool(manifest and manifest["simulated"]), "at_once": None}
     if manifest is None:
         return nothing | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     nothing["predicted_bytes"] = atc.ModelMemory(**manifest["memory"]).total_bytes
