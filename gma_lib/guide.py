@@ -41,6 +41,10 @@ class Records:
         return any(record.get("simulated") for record in (self.convert, self.metrics, self.perf))
 
     @property
+    def has_numbers(self) -> bool:
+        return bool(self.metrics or self.perf)
+
+    @property
     def label(self) -> str:
         return self.run.name + (" (SIMULATED)" if self.simulated else "")
 
@@ -58,15 +62,16 @@ def table(found: Iterable[Records], *, only: Iterable[int] | None = None) -> pd.
     only
         Batch sizes to show; the guide's and those of the runs when None.
     """
-    found = list(found)
+    found = [records for records in found if records.has_numbers]
     sizes = set(published.GUIDE_PAIRS_PER_SECOND) | {records.run.batch_size for records in found} if only is None else set(only)
     rows = {}
     for size in sorted(sizes):
-        rows[size, GUIDE] = _published_row(size)
-        rows |= {(size, records.label): _row(records) for records in found if records.run.batch_size == size}
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame.index = pd.MultiIndex.from_tuples(rows, names=["batch size", ""])
-    return frame.fillna("")
+        rows[f"batch size {size}", GUIDE] = _published_row(size)
+        rows |= {(f"batch size {size}", records.label): _row(records) for records in found if records.run.batch_size == size}
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    frame.index = pd.MultiIndex.from_tuples(rows)
+    measured = any("pairs_per_second_with_transfers" in records.perf for records in found)
+    return frame if measured else frame.drop(columns="pairs/s with transfers")
 
 
 def _published_row(size: int) -> dict[str, str]:
@@ -99,7 +104,7 @@ def differences(found: Iterable[Records]) -> pd.DataFrame:
     """What the numbers of each run were made with, beside the guide's; "the same" where it is. One column a run: its first batch size."""
     first = {}
     for records in found:
-        if records.export:
+        if records.export and records.has_numbers:
             first.setdefault(records.label, records)
     columns = {GUIDE: published.GUIDE_MADE_WITH}
     for label, records in first.items():

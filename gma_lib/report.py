@@ -159,7 +159,7 @@ def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -
         guide.Records(run, index, _result(run, "02_export"), _result(run, "03_convert"), metrics[run], _result(run, "06_perf"))
         for run in runs
     ]
-    verdicts = [f"{records.label}: {records.metrics['verdict']}" for records in found if records.metrics.get("verdict")]
+    verdicts = [f"{records.run.name}: {records.metrics['verdict']}" for records in found if records.metrics.get("verdict")]
     return {
         "guide_table": _words_table(guide.table(found)),
         "differences": _words_table(guide.differences(found)),
@@ -173,6 +173,7 @@ def _words_table(table: pd.DataFrame) -> str:
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
     rows = {name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))} for name, group in runs.items()}
+    rows = {name + (" (SIMULATED)" if any(row["simulated"] for row in sizes.values()) else ""): sizes for name, sizes in rows.items()}
     if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
         return None
     from gma_lib.figures import encoded, throughput_figure
