@@ -169,7 +169,7 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
     source, target = folder / "gma.onnx", folder / "gma_atc.onnx"
     rewritten = "no rewrite needed: the graph computes no int64 and no float64 value."
     if computes_wide(source):
-        rewritten = rewrite_file(source, target).sentence()
+        rewritten = rewrite_file(source, target, largest_batch=2).sentence()  # a batch of a card's size would need its memory
     else:
         with written_whole(target) as partial:
             shutil.copyfile(source, partial)

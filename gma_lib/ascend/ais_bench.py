@@ -6,15 +6,15 @@ files of its two input folders by position alone and never cleans its output fol
 
 import json
 import re
-import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gma_lib.ascend.tool import run_tool
 from gma_lib.flow_io import read_tensor
 from gma_lib.runs import DoesNotFit
 
@@ -91,7 +91,15 @@ def command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
 
 
 def infer_folders(
-    tool: AisBench, om: Path, folders: list[Path], output: Path, *, batch_size: int, output_shape: tuple[int, int, int], input_bytes: int
+    tool: AisBench,
+    om: Path,
+    folders: list[Path],
+    output: Path,
+    *,
+    batch_size: int,
+    output_shape: tuple[int, int, int],
+    input_bytes: int,
+    track: Callable[..., Iterable] | None = None,
 ) -> tuple[dict[str, Path], Timing]:
     """Run the model over folders of files, one folder per input, and return stem -> output file of every sample.
 
@@ -105,6 +113,8 @@ def infer_folders(
         (2, H, W), float32, of one sample.
     input_bytes
         Of the file of one sample.
+    track
+        ``gma_lib.progress.track``, which then counts the outputs as they appear; None for silence.
 
     Raises
     ------
@@ -122,19 +132,32 @@ def infer_folders(
     arguments = ["--input", ",".join(map(str, folders)), "--output", str(output.parent), "--output_dirname", output.name]
     arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size)]
     output.parent.mkdir(parents=True, exist_ok=True)
+    watch = None if track is None else lambda moments: track(_appearing(output, moments), label="ais_bench", unit="pair", total=len(stems))
     started = time.time()
-    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size)
+    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
     timing = read_summary(find_summary(output, newer_than=started))
     return collect_outputs(output, stems, output_shape), timing
 
 
-def measure(tool: AisBench, om: Path, *, batch_size: int, loop: int = 100, warmup: int = 5) -> Timing:
-    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures."""
+def measure(
+    tool: AisBench,
+    om: Path,
+    *,
+    batch_size: int,
+    loop: int = 100,
+    warmup: int = 5,
+    watch: Callable[[Iterator[float]], Iterable] | None = None,
+) -> Timing:
+    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures.
+
+    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends (``gma_lib.progress.elapsed``).
+    """
     arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
     with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:  # without --output the tool writes no summary
         output = Path(folder) / "pure"
         started = time.time()
-        _run(tool, command(tool, check_path(om, ends=".om"), *arguments, "--output", folder, "--output_dirname", output.name), batch_size)
+        arguments += ["--output", folder, "--output_dirname", output.name]
+        _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
         timing = read_summary(find_summary(output, newer_than=started))
     if len(timing.compute_ms) != loop:
         raise AisBenchError(f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for")
@@ -143,8 +166,8 @@ def measure(tool: AisBench, om: Path, *, batch_size: int, loop: int = 100, warmu
 
 def generation(tool: AisBench) -> str:
     """``newer`` or ``older``, by the flags in its help: the version number is the same in both."""
-    done = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
-    return "newer" if NEWER_FLAG in done.stdout else "older"
+    _, text = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
+    return "newer" if NEWER_FLAG in text else "older"
 
 
 # --- before the run -------------------------------------------------------------------------------------------------
@@ -193,29 +216,30 @@ def check_path(path: Path, *, ends: str) -> Path:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def _started(tool: AisBench, arguments: list[str]) -> subprocess.CompletedProcess:
+def _started(tool: AisBench, arguments: list[str], watch: Callable[[Iterator[float]], Iterable] | None = None) -> tuple[int, str]:
     try:
-        return subprocess.run(
-            arguments,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=tool.timeout_s,
-            env=tool.environment,
-        )
-    except FileNotFoundError:
+        return run_tool(arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise AisBenchError(f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)") from None
-    except subprocess.TimeoutExpired:
-        raise AisBenchError(f"ais_bench did not end within {tool.timeout_s:.0f} s and was stopped") from None
+    except TimeoutError as error:
+        raise AisBenchError(f"ais_bench {error}") from None
 
 
-def _run(tool: AisBench, arguments: list[str], batch_size: int) -> None:
-    done = _started(tool, arguments)
-    if OUT_OF_MEMORY.search(done.stdout) and done.returncode != 0:
-        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(done.stdout, OUT_OF_MEMORY)})")
-    if done.returncode != 0:
-        raise AisBenchError(f"ais_bench failed (exit code {done.returncode}): {explain(done.stdout)}")
+def _run(tool: AisBench, arguments: list[str], batch_size: int, watch: Callable[[Iterator[float]], Iterable] | None) -> None:
+    code, text = _started(tool, arguments, watch)
+    if OUT_OF_MEMORY.search(text) and code != 0:
+        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(text, OUT_OF_MEMORY)})")
+    if code != 0:
+        raise AisBenchError(f"ais_bench failed (exit code {code}): {explain(text)}")
+
+
+def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
+    """The number of every output file, as they appear."""
+    seen = 0
+    for _ in moments:
+        there = sum(1 for _ in output.rglob("*_0.bin"))
+        yield from range(seen, there)
+        seen = max(seen, there)
 
 
 def explain(text: str) -> str:

@@ -31,7 +31,7 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) ->
     shapes = atc.input_shapes(source)
     batch_size = shapes["image1"][0]
     model = target / f"GMA_m_{batch_size}.onnx"
-    report = rewrite_file(source, model)
+    report = rewrite_file(source, model, largest_batch=2)
     atc.lint_keep(options.keep_dtype, model)
     name = f"GMA_bs{batch_size}"
     compile_command = atc.command(model.name, name, shapes, options)

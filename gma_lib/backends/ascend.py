@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
 from gma_lib.flow_io import read_tensor, write_tensor
+from gma_lib.progress import elapsed
 from gma_lib.runs import DoesNotFit
+from gma_lib.sintel import check_free_space
 
 # Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
 PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}
@@ -77,12 +80,15 @@ class AscendBackend(FolderBackend):
                     write_tensor(place / f"{number:06d}.bin", image)
             return np.stack([flow for _, flow in self.predict_folders(*folders)])
 
-    def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
+    def predict_folders(
+        self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
             # the newer tool refuses what a group may write, which is what some systems make every file
             path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
+            check_free_space(Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width)
             files, timing = ais_bench.infer_folders(
                 self.tool,
                 self.path,
@@ -91,6 +97,7 @@ class AscendBackend(FolderBackend):
                 batch_size=batch_size,
                 output_shape=(2, height, width),
                 input_bytes=4 * channels * height * width,
+                track=track,
             )
             self.simulated = self.simulated or timing.simulated
             for stem, file in files.items():
@@ -129,7 +136,9 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)
     refuse_impossible(verdicts)
-    manifest = atc.convert_to_om(source, target, options_for(chip.soc, precision), cann=cann, environment=environment)
+    manifest = atc.convert_to_om(
+        source, target, options_for(chip.soc, precision), cann=cann, environment=environment, watch=partial(elapsed, label="atc")
+    )
     atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
     return manifest | {"unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"], "chip_source": chip.source}
 
@@ -160,7 +169,8 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
         return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
     try:
         with AscendBackend(om, AscendOptions(precision=precision)) as backend:
-            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop)
+            watch = partial(elapsed, label=f"ais_bench, {loop} calls")
+            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop, watch=watch)
     except DoesNotFit as error:
         return nothing | {"status": "out_of_memory", "reason": str(error)}
     seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
