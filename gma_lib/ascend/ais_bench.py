@@ -5,6 +5,7 @@ files of its two input folders by position alone and never cleans its output fol
 """
 
 import json
+import os
 import re
 import tempfile
 import time
@@ -21,8 +22,9 @@ from gma_lib.runs import DoesNotFit
 OUT_OF_MEMORY = re.compile(
     r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
 )
+CODE = re.compile(r"\bE[A-Z]?\d{4,5}\b|\b[15]0\d{4}\b")
 CAUSES = (
-    (re.compile(r"EE1001|model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
+    (re.compile(r"model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
     (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi "
     "info -m lists them (DEVICE=)"),
     (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
@@ -159,6 +161,11 @@ def measure(
         arguments += ["--output", folder, "--output_dirname", output.name]
         _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
         timing = read_summary(find_summary(output, newer_than=started))
+    mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
+    if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
+        raise AisBenchError(
+            f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its throughput says {mean:.4g} ms: not used"
+        )
     if len(timing.compute_ms) != loop:
         raise AisBenchError(f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for")
     return timing
@@ -205,6 +212,8 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
 def check_path(path: Path, *, ends: str) -> Path:
     """The absolute path, or ValueError for one that a generation of the tool rejects."""
     absolute = Path(path).absolute()
+    if absolute.is_symlink():
+        raise ValueError(f"{absolute} is a link, which the newer tool refuses: give what it points to")
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
         raise ValueError(
             f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
@@ -226,11 +235,25 @@ def _started(tool: AisBench, arguments: list[str], watch: Callable[[Iterator[flo
 
 
 def _run(tool: AisBench, arguments: list[str], batch_size: int, watch: Callable[[Iterator[float]], Iterable] | None) -> None:
+    started = time.time()
     code, text = _started(tool, arguments, watch)
-    if OUT_OF_MEMORY.search(text) and code != 0:
-        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(text, OUT_OF_MEMORY)})")
-    if code != 0:
-        raise AisBenchError(f"ais_bench failed (exit code {code}): {explain(text)}")
+    if code == 0:
+        return
+    said = text + _recent_log(tool.environment, since=started)  # every failure to load prints the same; the log has the cause
+    if OUT_OF_MEMORY.search(said):
+        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(said, OUT_OF_MEMORY)})")
+    raise AisBenchError(f"ais_bench failed (exit code {code}): {explain(said, last=_last_line(text))}")
+
+
+def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:
+    """Lines with an error's code that CANN has logged since then; empty where it keeps no log."""
+    environment = os.environ if environment is None else environment
+    place = environment.get("ASCEND_PROCESS_LOG_PATH") or f"{environment.get('HOME', '')}/ascend/log"
+    lines = []
+    for file in Path(place).rglob("*.log") if Path(place).is_dir() else ():
+        if file.stat().st_mtime >= since - 1:
+            lines += [line for line in file.read_text(errors="replace").splitlines() if CODE.search(line)]
+    return "\n".join(["", *lines])
 
 
 def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
@@ -242,14 +265,14 @@ def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
         seen = max(seen, there)
 
 
-def explain(text: str) -> str:
-    """What a failed run said, as a sentence."""
+def explain(text: str, *, last: str) -> str:
+    """What a failed run said, as a sentence; ``last`` is its last line, for what is not known here."""
     for pattern, meaning in CAUSES:
         if pattern.search(text):
             return f"{meaning} ({_telling_line(text, pattern)})"
     if "No module named" in text:
-        return f"{_last_line(text)}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
-    return _last_line(text)
+        return f"{last}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
+    return _telling_line(text, CODE) or last
 
 
 def _telling_line(text: str, pattern: re.Pattern) -> str:

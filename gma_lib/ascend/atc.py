@@ -16,6 +16,7 @@ from gma_lib.ascend.tool import run_tool
 from gma_lib.runs import DoesNotFit, digest, sha256, written_whole
 
 SUCCESS = "ATC run success"
+CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
 IR_TYPES = {
     "InstanceNormalization": ("InstanceNorm",),
@@ -55,6 +56,7 @@ ERRORS = {
     "EC0010": _PYTHON,
     "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
     "EL0004": ("memory ran out", "a smaller batch size"),
+    "507011": ("the model failed while it ran", "look into ~/ascend/log"),
     "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
 }  # fmt: skip
 
@@ -292,14 +294,17 @@ def explain(text: str) -> str:
     if "Failed to import Python module" in text:
         meaning, remedy = ERRORS["EC0010"]
         return f"{meaning}: {remedy}"
-    for code in re.findall(r"\b(E[A-Z]?\d{4,5})\b", text):
+    for code in re.findall(CODE, text):
         for known in (code, code[:3]):
             if known in ERRORS:
                 meaning, remedy = ERRORS[known]
                 line = next(line.strip() for line in text.splitlines() if code in line)
                 return f"{meaning} ({line[:300]}); {remedy}"
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return f"no code that is known here; its last line: {lines[-1].strip()[:300]}" if lines else "it printed nothing"
+    lines = [line.strip()[:300] for line in text.splitlines() if line.strip()]
+    coded = [line for line in lines if re.search(CODE, line)]
+    if coded:
+        return f"an error that is not known here ({coded[0]}); look into ~/ascend/log"
+    return f"no code that is known here; its last line: {lines[-1]}" if lines else "it printed nothing"
 
 
 def _warnings(text: str) -> list[str]:

@@ -65,7 +65,7 @@ class AscendBackend(FolderBackend):
         shapes = next(argument for argument in self.manifest["command"] if argument.startswith("--input_shape="))
         self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
         environment = tool_environment(find_toolkit())
-        device = int(os.environ.get("GMA_DEVICE") or 0) if self.options.device is None else self.options.device
+        device = chosen_device() if self.options.device is None else self.options.device
         require_chip(self.manifest, environment)
         self.tool = AisBench(self.options.python or ais_python(environment), device, self.options.timeout_s, environment)
         self.simulated = bool(self.manifest["simulated"])
@@ -102,6 +102,14 @@ class AscendBackend(FolderBackend):
             self.simulated = self.simulated or timing.simulated
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
+
+
+def chosen_device() -> int:
+    """The chip of GMA_DEVICE, else 0; ValueError for anything but one number that the tool takes."""
+    named = os.environ.get("GMA_DEVICE") or "0"
+    if not named.isdigit() or int(named) > 255:
+        raise ValueError(f"DEVICE is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), not {named!r}")
+    return int(named)
 
 
 def require_chip(manifest: dict, environment: dict) -> None:
