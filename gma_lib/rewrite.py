@@ -216,7 +216,7 @@ def _with_batch_at_most(model: ModelProto, largest: int) -> ModelProto:
 def computes_wide(path: Path) -> bool:
     """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to rewrite."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
-    computed = {name for part in _graphs(graph) for node in part.node for name in node.output}
+    computed = {name for part in all_graphs(graph) for node in part.node for name in node.output}
     return bool(computed & set(_wide_values(graph)))
 
 
@@ -456,12 +456,12 @@ def _value_types(graph: GraphProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _graphs(graph: GraphProto):
+def all_graphs(graph: GraphProto):
     """The graph and every body within."""
     yield graph
     for node in graph.node:
         for body in _bodies(node):
-            yield from _graphs(body)
+            yield from all_graphs(body)
 
 
 def _bodies(node: NodeProto) -> list[GraphProto]:
@@ -475,34 +475,34 @@ def _captured(node: NodeProto) -> set[str]:
     """Names that the bodies of a node may read from outside."""
     read = set()
     for body in _bodies(node):
-        for graph in _graphs(body):
+        for graph in all_graphs(body):
             read |= {name for inner in graph.node for name in inner.input if name} | {value.name for value in graph.output}
     return read
 
 
 def _all_names(graph: GraphProto) -> set[str]:
     names = set()
-    for part in _graphs(graph):
+    for part in all_graphs(graph):
         names |= {name for node in part.node for name in [node.name, *node.input, *node.output]}
         names |= set(_value_types(part))
     return names
 
 
 def _count_nodes(graph: GraphProto) -> int:
-    return sum(1 for part in _graphs(graph) for node in part.node if node.op_type != "Constant")
+    return sum(1 for part in all_graphs(graph) for node in part.node if node.op_type != "Constant")
 
 
 def _wide_values(graph: GraphProto) -> dict[str, int]:
     """Value -> its 64-bit type; computed values, constants and Constant nodes."""
-    wide = {name: kind for part in _graphs(graph) for name, kind in _value_types(part).items() if kind in NARROW}
-    used = {name for part in _graphs(graph) for node in part.node for name in [*node.input, *node.output]}
+    wide = {name: kind for part in all_graphs(graph) for name, kind in _value_types(part).items() if kind in NARROW}
+    used = {name for part in all_graphs(graph) for node in part.node for name in [*node.input, *node.output]}
     return {name: kind for name, kind in wide.items() if name in used}
 
 
 def _reasons(graph: GraphProto, opsets: dict[str, int], wide: dict[str, int]) -> dict[str, str]:
     """Why each 64-bit value is still there."""
     reasons = {value.name: "input or output of the graph" for value in [*graph.input, *graph.output] if value.name in wide}
-    for part in _graphs(graph):
+    for part in all_graphs(graph):
         for node in part.node:
             shared = {*node.input, *node.output} | {value.name for body in _bodies(node) for value in [*body.input, *body.output]}
             for name in shared & set(wide) if _bodies(node) else ():

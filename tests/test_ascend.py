@@ -280,6 +280,16 @@ def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
         operators.refuse_impossible(verdicts)
 
 
+def test_a_loop_within_a_body_is_found(tmp_path):
+    """ascend.md 2.6: Loop and Scan, never."""
+    inner = onnx.helper.make_graph([onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], [])
+    node = onnx.helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "g.onnx")
+    words = {verdict.what: verdict.word for verdict in operators.check_operators(tmp_path / "g.onnx", "8.5")}
+    assert words == {"opset 13": "fine", "If": "fine", "Loop": "refused"}
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The network in each of its forms, one update."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnx
 
+from gma_lib.rewrite import all_graphs
+
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
 # CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by operator.
@@ -50,7 +52,7 @@ class Verdict:
 
 
 def check_operators(path: Path, cann: str | None) -> list[Verdict]:
-    """Judge a graph for a version of CANN: the opset first, then every operator once.
+    """Judge a graph for a version of CANN: the opset first, then every operator once, those of the bodies of If and the like too.
 
     Parameters
     ----------
@@ -60,11 +62,8 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     model = onnx.load(path, load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     major = (re.match(r"\d+", cann or "") or [""])[0]
-    verdicts = [_opset(opset, major, cann)]
-    verdicts += [
-        _operator(node_type, domain, opset, major) for node_type, domain in sorted({(n.op_type, n.domain) for n in model.graph.node})
-    ]
-    return verdicts
+    used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
+    return [_opset(opset, major, cann), *(_operator(name, domain, opset, major) for name, domain in sorted(used))]
 
 
 def _opset(opset: int, major: str, cann: str | None) -> Verdict:
