@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
@@ -522,3 +523,28 @@ def _cast_target(node: NodeProto) -> int:
 
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--leave", multiple=True, help="An operator to leave as it is.")
+@click.option("--vendor-python", help="Ask auto_optimizer instead, which this interpreter has; its result is verified.")
+def main(source: Path, target: Path, leave: tuple[str, ...], vendor_python: str | None) -> None:
+    """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
+    try:
+        if vendor_python:
+            rewrite_with_vendor_tool(source, target, python=vendor_python)
+            left = len(_wide_values(onnx.shape_inference.infer_shapes(onnx.load(target)).graph))
+            print(f"auto_optimizer's result computes the same; it leaves {left} values of 64 bits.")
+        else:
+            report = rewrite_file(source, target, leave=frozenset(leave))
+            print(report.sentence())
+            for node, reason in report.refused.items():
+                print(f"left as it is: {node}: {reason}")
+    except (RewriteError, ValueError) as error:
+        raise SystemExit(f"rewrite: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gma_lib import progress
+from gma_lib import doctor, progress
 from gma_lib.ascend import ais_bench, atc, chip, dry_run, operators, toolkit
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
@@ -238,6 +238,18 @@ def test_ais_bench_lives_in_another_python(standins):
     standins.setenv("PYTHONPATH", "")
     with pytest.raises(FileNotFoundError, match="AIS_PYTHON="):
         toolkit.ais_python()
+
+
+def test_the_doctor_finds_them(standins, tmp_path):
+    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and memory."""
+    (tmp_path / "set_env.sh").write_text("")
+    (tmp_path / "version.cfg").write_text("toolkit_running_version=[7.0.0:7.0.0]\n")
+    standins.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    found = {(finding.what, finding.detail): finding.word for finding in doctor.findings()}
+    assert found["CANN", f"{tmp_path / 'set_env.sh'}, version 7.0.0, opset 9 to 18"] == "OK"
+    assert found["ais_bench", sys.executable] == "OK"
+    chips = [detail for what, detail in found if what == "Ascend chip"]
+    assert chips == [f"Ascend310P3, device {device}, 22.6 GB (acl.get_soc_name)" for device in (0, 1)]
 
 
 # --- operators: ascend.md 2.5, 2.6 ----------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
 """64 bits become 32 where ONNX allows it, nothing else changes, and what cannot be done has a reason."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from gma_lib import rewrite
@@ -496,3 +500,71 @@ def _noting(seen):
         return original(model)
 
     return noting
+
+
+# --- the vendor's tool, by its stand-in, and the command line --------------------------------------------------------
+
+
+@pytest.fixture
+def vendor(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "standins" / "python"))
+    monkeypatch.delenv("STANDIN_FAULT", raising=False)
+    return monkeypatch
+
+
+@pytest.fixture
+def gather(tmp_path):
+    model = make(
+        [helper.make_node("Gather", ["x", "n"], ["y"])],
+        [("x", FLOAT, [4])],
+        [("y", FLOAT, [2])],
+        [("n", np.array([2, 1]))],
+        domains=["people"],
+    )
+    onnx.save(model, tmp_path / "in.onnx")
+    return tmp_path / "in.onnx"
+
+
+def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path):
+    """ascend.md 4.2."""
+    rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)
+    assert onnx.load(tmp_path / "out.onnx").graph.initializer[0].data_type == INT32
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("opt-mapping", r"wrote nothing \(exit code 1\).*No module named 'onnx.mapping'"),
+        ("opt-nothing", r"wrote nothing \(exit code 0\).*no knowledges matched"),
+        ("opt-payload", "not valid|does not load|other values"),
+        ("opt-clip", "has other values"),
+    ],
+)
+def test_the_vendor_s_tool_says_success_and_is_not_believed(vendor, gather, tmp_path, fault, message):
+    """ascend.md 4.2: exit code 0 whatever happened; 4.3: results that are not valid."""
+    vendor.setenv("STANDIN_FAULT", fault)
+    with pytest.raises(RewriteError, match=message):
+        rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_the_vendor_s_tool_is_not_there(gather, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(RewriteError, match="No module named auto_optimizer"):
+        rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)
+    with pytest.raises(RewriteError, match="did not run"):
+        rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python="/no/python")
+
+
+def test_the_command_line(vendor, gather, tmp_path):
+    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx")])
+    assert done.exit_code == 0
+    assert "1 values of 64 bits before, 0 after" in done.output
+    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--leave", "Gather"])
+    assert "Gather was to be left as it is" in done.output
+    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--vendor-python", sys.executable])
+    assert "it leaves 0 values" in done.output
+    vendor.setenv("STANDIN_FAULT", "opt-nothing")
+    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "other.onnx"), "--vendor-python", sys.executable])
+    assert done.exit_code == 1
+    assert "wrote nothing" in done.output
