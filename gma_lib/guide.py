@@ -124,13 +124,11 @@ def _made_with(records: Records) -> dict[str, str]:
         "updates": str(export["num_updates"]),
         "graph": f"{export['lookup']} lookup, opset {export['opset']}, "
         + ("nothing computed twice in the updates" if export["save_work"] else "every layer as published"),
-        "precision": _precision(convert.get("precision", records.run.precision), manifest),
+        "precision": _precision(records, manifest),
         "tools": _tools(records, manifest),
-        "hardware": _hardware(records),
+        "hardware": _hardware(records, manifest),
         "computed at once": f"{at_once} pair{'s' if at_once > 1 else ''}" if at_once else "the whole batch",
-        "throughput": published.GUIDE_MADE_WITH["throughput"]
-        if records.run.backend == "ascend"
-        else f"batch size / median time of {perf.get('rounds', 'all')} calls; frames in, flow out, in this machine's memory",
+        "throughput": _throughput(records),
     }
 
 
@@ -142,15 +140,27 @@ def _frames(records: Records) -> str:
     return f"{records.index.get('description', 'not said')}; {f'scored: {counts}' if counts else 'not scored'}"
 
 
-def _hardware(records: Records) -> str:
-    device = records.convert.get("device") or records.perf.get("device") or "not converted"
+def _hardware(records: Records, manifest: dict | None) -> str:
+    device = records.convert.get("device") or records.perf.get("device")
+    if device is None:  # memory ran out before anything was loaded
+        return f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}" if manifest else "not converted"
     processor = records.export["provenance"]["machine"]["processor"]
     return f"{processor} ({device})" if "CPU" in device.upper() else device
 
 
-def _precision(precision: str, manifest: dict | None) -> str:
+def _precision(records: Records, manifest: dict | None) -> str:
+    precision = records.convert.get("precision", records.run.precision)
     kept = [line.removeprefix("OpType::") for line in manifest["options"]["keep_dtype"]] if manifest else []
-    return f"{precision}, {', '.join(kept)} in float32" if kept else precision
+    words = f"{precision}, {', '.join(kept)} in float32" if kept else precision
+    return f"{words} was asked for; how a stand-in computes is its own affair" if records.simulated else words
+
+
+def _throughput(records: Records) -> str:
+    if records.simulated:
+        return "not measured: what a stand-in says"
+    if records.run.backend == "ascend":
+        return published.GUIDE_MADE_WITH["throughput"]
+    return f"batch size / median time of {records.perf.get('rounds', 'all')} calls; frames in, flow out, in this machine's memory"
 
 
 def _tools(records: Records, manifest: dict | None) -> str:

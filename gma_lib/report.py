@@ -108,7 +108,7 @@ def _notes(run: Run) -> list[str]:
     if infer.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
     if any(result.get("simulated") for result in (convert, infer, perf)):
-        notes.append(f"SIMULATED: {run.name}, batch size {run.batch_size}, was produced by a stand-in for the device.")
+        notes.append(f"SIMULATED: what {run.name} shows was produced by a stand-in for the device.")
     return notes
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from gma_lib import doctor, progress
-from gma_lib.ascend import ais_bench, atc, chip, dry_run, operators, toolkit
+from gma_lib.ascend import ais_bench, atc, chip, dry_run, operators, tool, toolkit
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
 from gma_lib.backends import ascend as backend
@@ -84,8 +84,9 @@ def folders(tmp_path):
 
 
 def infer(om, folders, output, python=sys.executable, **more):
-    tool = AisBench(python, **more)
-    return ais_bench.infer_folders(tool, om, folders, output, batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES)
+    return ais_bench.infer_folders(
+        AisBench(python, **more), om, folders, output, batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES
+    )
 
 
 def raw(om, folders, output, *more):
@@ -695,6 +696,24 @@ def test_a_tool_that_hangs_is_ended_with_all_that_it_started(om, folders, tmp_pa
         assert not status.exists() or "State:\tZ" in status.read_text()
 
 
+def test_ctrl_c_ends_the_tool(tmp_path):
+    """An interrupted notebook leaves no process behind that still holds the card."""
+
+    def interrupted(moments):
+        next(iter(moments))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tool.run_tool(["sh", "-c", f"echo $$ > {tmp_path / 'pid'}; exec sleep 100"], timeout_s=50, watch=interrupted)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_both_channels_of_a_tool_in_one_text():
+    assert tool.run_tool(["sh", "-c", "echo a; echo b >&2; exit 3"], timeout_s=5) == (3, "a\nb\n")
+    much = "i=0; while [ $i -lt 20000 ]; do echo 0123456789; i=$((i+1)); done"  # more than a pipe holds
+    assert len(tool.run_tool(["sh", "-c", much], timeout_s=20)[1]) == 220_000
+
+
 def test_the_cause_that_only_the_log_has(om, folders, tmp_path, standins):
     """ascend.md 1.5: all failures to load share one text; the cause can stand in ~/ascend/log/debug/plog alone."""
     standins.setenv("HOME", str(tmp_path))
@@ -723,9 +742,9 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
             seen.append((label, unit, number, total))
             yield number
 
-    tool = AisBench(sys.executable)
+    bench = AisBench(sys.executable)
     ais_bench.infer_folders(
-        tool, om, folders, tmp_path / "out" / "bs2", batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES, track=track
+        bench, om, folders, tmp_path / "out" / "bs2", batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES, track=track
     )
     assert seen == [("ais_bench", "pair", number, 5) for number in range(5)]
 
