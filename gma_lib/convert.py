@@ -163,6 +163,7 @@ def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, 
 
 def _for_ascend(folder: Path, precision: str) -> Conversion:
     """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is loaded."""
+    from gma_lib.ascend.keep import described
     from gma_lib.backends.ascend import convert_for_card
     from gma_lib.rewrite import computes_wide, rewrite_file
 
@@ -174,7 +175,7 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
         with written_whole(target) as partial:
             shutil.copyfile(source, partial)
     made = convert_for_card(folder, precision)
-    kept = ", ".join(made["options"]["keep_dtype"]) or "everything"
+    kept = described(made["options"]["keep_dtype"]) or "everything"
     changes = f"{rewritten} Computed in {precision}, float32 kept for {kept}, for {made['soc']} ({made['chip_source']})."
     if made["unknown_operators"]:
         changes += f" Not known whether CANN {made['cann'] or '(version unknown)'} has: {', '.join(made['unknown_operators'])}."

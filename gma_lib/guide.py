@@ -12,6 +12,7 @@ import pandas as pd
 
 from gma_lib import published
 from gma_lib.ascend.atc import read_manifest
+from gma_lib.ascend.keep import described
 from gma_lib.runs import Run, read_json
 
 GUIDE = "the guide, Ascend 310P3"
@@ -150,8 +151,8 @@ def _hardware(records: Records, manifest: dict | None) -> str:
 
 def _precision(records: Records, manifest: dict | None) -> str:
     precision = records.convert.get("precision", records.run.precision)
-    kept = [line.removeprefix("OpType::") for line in manifest["options"]["keep_dtype"]] if manifest else []
-    words = f"{precision}, {', '.join(kept)} in float32" if kept else precision
+    kept = described(manifest["options"]["keep_dtype"]) if manifest else ""
+    words = f"{precision}, {kept} in float32" if kept else precision
     return f"{words} was asked for; how a stand-in computes is its own affair" if records.simulated else words
 
 

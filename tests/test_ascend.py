@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from gma_lib import doctor, progress
-from gma_lib.ascend import ais_bench, atc, chip, dry_run, operators, tool, toolkit
+from gma_lib import doctor, pipeline, progress, runs
+from gma_lib.ascend import ais_bench, atc, chip, dry_run, keep, operators, tool, toolkit
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
 from gma_lib.backends import ascend as backend
@@ -387,6 +387,40 @@ def test_keep_cfg_is_linted(models, line, message):
     atc.lint_keep(("OpType::InstanceNorm", "difference"), models / "GMA_m_1.onnx")
     with pytest.raises(ValueError, match=message):
         atc.lint_keep((line,), models / "GMA_m_1.onnx")
+
+
+def test_what_stays_float32(exported, standins, tmp_path):
+    """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report says it in a few words."""
+    source = exported / "matmul.onnx"
+    assert backend.options_for("310P3", "float16", source).keep_dtype == ("OpType::InstanceNorm",)
+    assert backend.options_for("310P3", "float32", source).keep_dtype == ()
+    standins.setenv("GMA_KEEP", "coordinates")
+    options = backend.options_for("310P3", "float16", source)
+    products = {node.name for node in onnx.load(source).graph.node if node.op_type == "MatMul"}
+    assert options.keep_dtype[0] == "OpType::InstanceNorm"
+    assert len(options.keep_dtype) > 50
+    assert not products & set(options.keep_dtype)
+    manifest = atc.convert_to_om(source, tmp_path / "gma.om", options)  # every line names a node of the graph
+    assert keep.described(manifest["options"]["keep_dtype"]) == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
+    standins.setenv("GMA_KEEP", "everything")
+    with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
+        backend.options_for("310P3", "float16", source)
+
+
+def test_another_chip_named_means_converting_again(standins, tmp_path):
+    """03 is up to date for one chip and one keep list only; other backends do not care."""
+
+    def keys():
+        run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
+        return [pipeline.stage_key("03_convert", run, {"backend": name}) for name in ("ascend", "openvino")]
+
+    before = keys()
+    assert keys() == before
+    for name, value in (("GMA_SOC", "310P1"), ("GMA_KEEP", "coordinates")):
+        standins.setenv(name, value)
+        changed = keys()
+        assert (changed[0] != before[0], changed[1] == before[1]) == (True, True)
+        standins.delenv(name)
 
 
 def test_a_model_with_its_manifest(om):

@@ -13,6 +13,7 @@ import numpy as np
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import NoChipFound, find_chips
+from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
 from gma_lib.flow_io import read_tensor, write_tensor
@@ -145,16 +146,17 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     verdicts = check_operators(source, cann)
     refuse_impossible(verdicts)
     manifest = atc.convert_to_om(
-        source, target, options_for(chip.soc, precision), cann=cann, environment=environment, watch=partial(elapsed, label="atc")
+        source, target, options_for(chip.soc, precision, source), cann=cann, environment=environment, watch=partial(elapsed, label="atc")
     )
     atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
     return manifest | {"unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"], "chip_source": chip.source}
 
 
-def options_for(soc: str, precision: str) -> atc.AtcOptions:
-    """What atc is told for a precision: the guide's flags for float16."""
+def options_for(soc: str, precision: str, source: Path) -> atc.AtcOptions:
+    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what GMA_KEEP says (``gma_lib.ascend.keep``)."""
     mode = PRECISION_MODES[precision]
-    return atc.AtcOptions(soc, precision_mode=mode, **({} if mode is None else {"keep_dtype": ()}))
+    choice = os.environ.get("GMA_KEEP") or "guide"
+    return atc.AtcOptions(soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ())
 
 
 def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop: int = 100) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
         "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
         "h2d_ms": timing.h2d_ms,
         "d2h_ms": timing.d2h_ms,
-        "precision_read_back": f"{precision}, float32 kept for {', '.join(manifest['options']['keep_dtype']) or 'everything'}",
+        "precision_read_back": f"{precision}, float32 kept for {described(manifest['options']['keep_dtype']) or 'everything'}",
         "device": backend.device,
         "share_of_peak": None,
     }
