@@ -122,6 +122,15 @@ def rewrite_file(
     return report
 
 
+def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
+    """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a sentence."""
+    if computes_wide(source):
+        return rewrite_file(source, target, largest_batch=largest_batch).sentence()
+    with written_whole(target) as partial:
+        shutil.copyfile(source, partial)
+    return "no rewrite needed: the graph computes no int64 and no float64 value."
+
+
 def rewrite_with_vendor_tool(
     source: Path, target: Path, *, python: str = "python3", feeds: dict[str, np.ndarray] | None = None, timeout_s: float = 3600
 ) -> None:

@@ -568,3 +568,16 @@ def test_the_command_line(vendor, gather, tmp_path):
     done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "other.onnx"), "--vendor-python", sys.executable])
     assert done.exit_code == 1
     assert "wrote nothing" in done.output
+
+
+def test_what_computes_nothing_wide_is_copied(gather, tmp_path):
+    """A constant of 64 bits is no reason; a node that computes one is."""
+    assert rewrite.rewrite_where_needed(gather, tmp_path / "same.onnx").startswith("no rewrite needed")
+    assert (tmp_path / "same.onnx").read_bytes() == gather.read_bytes()
+    model = make(
+        [helper.make_node("Cast", ["x"], ["i"], to=INT64), helper.make_node("Cast", ["i"], ["y"], to=FLOAT)],
+        [("x", FLOAT, [4])],
+        [("y", FLOAT, [4])],
+    )
+    onnx.save(model, tmp_path / "wide.onnx")
+    assert "64 bits before" in rewrite.rewrite_where_needed(tmp_path / "wide.onnx", tmp_path / "out.onnx")

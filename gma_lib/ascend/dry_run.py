@@ -10,8 +10,8 @@ from gma_lib.ascend import atc
 from gma_lib.ascend.ais_bench import AisBench, command
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.keep import keep_lines
-from gma_lib.ascend.operators import check_operators
-from gma_lib.rewrite import rewrite_file
+from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
+from gma_lib.rewrite import rewrite_where_needed
 from gma_lib.runs import PROJECT, shown, written_whole
 
 PASSES = ("clean", "final")
@@ -35,7 +35,7 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *,
     shapes = atc.input_shapes(source)
     batch_size = shapes["image1"][0]
     model = target / f"GMA_m_{batch_size}.onnx"
-    report = rewrite_file(source, model, largest_batch=2)
+    rewritten = rewrite_where_needed(source, model, largest_batch=2)
     if options.keep_dtype and keep != "guide":
         options = replace(options, keep_dtype=keep_lines(model, keep))
     atc.lint_keep(options.keep_dtype, model)
@@ -53,12 +53,16 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *,
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
     with written_whole(target / "keep.cfg") as partial:
         partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
-    unknown = {version: [v.what for v in check_operators(model, version) if v.word != "fine"] for version in ("6.0", "7.0", "8.0")}
-    notes = [report.sentence()] + [f"CANN {version}: not fine or not known: {', '.join(names)}" for version, names in unknown.items()]
+    notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
     lines = ["#!/bin/bash", "# Needs CANN's environment: source .../set_env.sh", *(f"# {note}" for note in notes), "set -e"]
     with written_whole(target / f"commands_bs{batch_size}.sh") as partial:
         partial.write_text("\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n")
     return commands
+
+
+def _verdicts(model: Path, cann: str) -> str:
+    words = {word: [verdict.what for verdict in check_operators(model, cann) if verdict.word == word] for word in (REFUSED, UNKNOWN)}
+    return f"CANN {cann}: " + "; ".join(f"{word}: {', '.join(names) or 'nothing'}" for word, names in words.items())
 
 
 @click.command()
