@@ -614,7 +614,7 @@ def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
     """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare RuntimeError; 1.3.1 for the text."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    for inputs, said in (([folders[0], tmp_path / "none"], "is invalid"), ([empty, empty], "empty dir")):
+    for inputs, said in (([folders[0], tmp_path / "none"], "is not a real dir path"), ([empty, empty], "not find valid file")):
         done = raw(om, inputs, tmp_path / "out" / "bs2")
         assert done.returncode == 1
         assert said in done.stdout
@@ -933,7 +933,17 @@ def test_the_loop_as_the_guide_measures(om, standins, generation):
     timing = ais_bench.measure(AisBench(sys.executable), four, batch_size=4, loop=100)
     assert len(timing.compute_ms) == 100
     assert timing.throughput == pytest.approx(0.772, abs=1e-3)
-    assert (timing.h2d_ms, timing.d2h_ms) == (8.0, 4.0)
+    assert (timing.h2d_ms, timing.d2h_ms) == (8.0, 4.0)  # two inputs of 4 ms each, one output
+
+
+@pytest.mark.parametrize(("loop", "batches"), [(1, 3), (100, 1), (100, 3)])
+def test_copies_are_those_of_one_call(tmp_path, loop, batches):
+    """ascend.md 1.2: the latencies are of single copies, one per input and batch, however often the batch is repeated."""
+    copies = {"H2D_latency": {"mean": 5.0, "count": 2 * batches}, "D2H_latency": {"mean": 3.0, "count": batches}}
+    content = {"npu_compute_time_list": [10.0] * loop * batches, "throughput": 100.0, **copies}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    timing = ais_bench.read_summary(tmp_path / "s.json", loop=loop)
+    assert (timing.h2d_ms, timing.d2h_ms) == (10.0, 3.0)
 
 
 def onnx_of(om, batch):
@@ -950,7 +960,7 @@ def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
     content = ais_bench.Timing([10.0] * 100, 1.0, 1.0, 5.0, True)
     monkeypatch.setattr(ais_bench, "_run", lambda *arguments: None)
     monkeypatch.setattr(ais_bench, "find_summary", lambda *arguments, **more: None)
-    monkeypatch.setattr(ais_bench, "read_summary", lambda path: content)
+    monkeypatch.setattr(ais_bench, "read_summary", lambda path, loop: content)
     with pytest.raises(AisBenchError, match="mean of 10 ms, and its throughput says 400 ms"):
         ais_bench.measure(AisBench(sys.executable), om, batch_size=2)
 

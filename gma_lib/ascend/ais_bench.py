@@ -73,7 +73,7 @@ class Timing:
     compute_ms
         Of every call, the warm-up left out.
     h2d_ms, d2h_ms
-        Mean time to the card and back, per call; not part of the tool's throughput.
+        Time to the card and back that one call takes, all of its inputs and outputs; not part of the tool's throughput.
     throughput
         As the tool defines it: 1000 x batch size / mean compute time. Transfers and files are not in it.
     simulated
@@ -160,7 +160,7 @@ def measure(
         started = time.time()
         arguments += ["--output", folder, "--output_dirname", output.name]
         _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
-        timing = read_summary(find_summary(output, newer_than=started))
+        timing = read_summary(find_summary(output, newer_than=started), loop=loop)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
         raise AisBenchError(
@@ -299,14 +299,20 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
     return fresh[0]
 
 
-def read_summary(path: Path) -> Timing:
-    """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs."""
+def read_summary(path: Path, *, loop: int = 1) -> Timing:
+    """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs.
+
+    The tool lists every copy to the card and back, so that a call with two inputs counts twice, and copies once for all ``loop``
+    repetitions of a batch. Here the copies are those of one call.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         times = [float(item[1] - item[0]) if isinstance(item, list) else float(item) for item in content["npu_compute_time_list"]]
-        transfer = {name: float(content.get(f"{name}_latency", {}).get("mean", 0.0)) for name in ("H2D", "D2H")}
-        return Timing(times, transfer["H2D"], transfer["D2H"], float(content["throughput"]), "simulated" in content)
-    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        copies = {name: content.get(f"{name}_latency", {}) for name in ("H2D", "D2H")}
+        batches = len(times) / loop
+        h2d, d2h = (float(said.get("mean", 0.0)) * said.get("count", batches) / batches for said in copies.values())
+        return Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
+    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError, json.JSONDecodeError) as error:
         raise AisBenchError(f"{path} is no summary of ais_bench ({type(error).__name__}: {error})") from error
 
 

@@ -137,11 +137,11 @@ def natural(name):
 
 def list_files(folder):
     if not os.path.exists(folder):
-        log("ERROR", f"Invalid args. {folder} of --input is invalid")
+        log("ERROR", f"Invalid args. {folder} of input args is not a real dir path")
         raise RuntimeError()
     names = sorted(name for name in os.listdir(folder) if name.endswith((".bin", ".BIN", ".npy", ".NPY")))
     if not names:
-        log("ERROR", f"{folder} is empty dir")
+        log("ERROR", f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]")
         raise RuntimeError()
     if os.environ.get("STANDIN_SORT", "natural") == "natural":
         names.sort(key=natural)
@@ -195,7 +195,7 @@ def read_batch(names, shape):
         log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
         raise RuntimeError("[-1][ACL: general failure]")
     if len(data) != wanted:
-        log("ERROR", f"ndata size:{len(data)} tensor size:{wanted} not match")
+        log("ERROR", f"ndata size:{len(data)} not match {wanted}")
         raise RuntimeError()
     return np.frombuffer(data, np.float32).reshape(shape)
 
@@ -238,6 +238,7 @@ def infer(args, device, files, folder, summary_prefix):
         time.sleep(3600)
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
+        calls = 1  # the copies to and from the card are made once for all repetitions, one per input and output
         times = [TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
         if folder:
             save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
@@ -264,6 +265,7 @@ def infer(args, device, files, folder, summary_prefix):
                 info[str(sample)] = {"infiles": [mine[place] for mine in names], "outfiles": written}
                 sample += 1
             times.append(1000 * (time.perf_counter() - start))
+        calls = len(times)
     size = args.batchsize or batch
     throughput = 1000 * size / float(np.mean(times))
     log("INFO", "-----------------Performance Summary------------------")
@@ -278,8 +280,8 @@ def infer(args, device, files, folder, summary_prefix):
     if folder and FAULT != "ais-no-summary":
         listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
         content = {
-            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([2.0 * batch] * len(times)),
-            "D2H_latency": statistics([1.0 * batch] * len(times)),
+            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([1.0 * batch] * len(session.inputs) * calls),
+            "D2H_latency": statistics([1.0 * batch] * calls),
             "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
             "simulated": "written by a stand-in for ais_bench",
         }  # fmt: skip
@@ -291,13 +293,14 @@ def main():
     args = get_args()
     print("[SIMULATED] a stand-in for ais_bench")
     if args.output_dirname and not args.output:
-        raise RuntimeError("output_dirname need output")
+        log("ERROR", "parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!")
+        raise RuntimeError("error bad parameters --output_dirname")
     files = None
     if args.input:
         folders = args.input.split(",")
         probe = Session(args.model, 0)
         if len(folders) != len(probe.inputs):
-            log("ERROR", f"args input dirs count:{len(folders)} not match model inputs:{len(probe.inputs)}")
+            log("ERROR", f"Invalid args. args input dir num:{len(folders)} not equal to model inputs num:{len(probe.inputs)}")
             raise RuntimeError()
         files = [list_files(folder) for folder in folders]
     if GENERATION == "N":
