@@ -280,7 +280,8 @@ def infer(args, device, files, folder, summary_prefix):
     if folder and FAULT != "ais-no-summary":
         listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
         content = {
-            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([1.0 * batch] * len(session.inputs) * calls),
+            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s,
+            "H2D_latency": statistics([1.0 * batch] * len(session.inputs) * calls),
             "D2H_latency": statistics([1.0 * batch] * calls),
             "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
             "simulated": "written by a stand-in for ais_bench",
