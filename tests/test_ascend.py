@@ -814,6 +814,28 @@ def test_a_backend_where_the_group_may_write(om, standins, generation):
     assert network.simulated
 
 
+def test_models_that_the_backend_refuses(om, standins):
+    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of another precision, is none."""
+    options = backend.AscendOptions(python=sys.executable)
+    with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
+        backend.AscendBackend(om, replace(options, precision="float32"))
+    with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):
+        backend.AscendBackend(om, replace(options, precision="bfloat16"))
+    standins.setenv("STANDIN_SOC", "310P1")
+    with pytest.raises(ValueError, match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again"):
+        backend.AscendBackend(om, options)
+    standins.setenv("STANDIN_SOC", "310P3")
+    om.write_bytes(om.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    atc.manifest_path(om).write_text("{")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    om.unlink()
+    with pytest.raises(FileNotFoundError, match="run 03_convert first"):
+        backend.AscendBackend(om, options)
+
+
 def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
     """ascend.md 1.7: its text becomes a sentence; the older tool does not mind."""
     folders[0].chmod(0o775)
