@@ -14,8 +14,10 @@ PYTHON    ?= .venv/bin/python
 BASE_PYTHON ?= python3
 # For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# For BACKEND=ascend: the chip where none can be asked (SOC=310P3), the card's logic ID, the interpreter that has ais_bench.
+# For BACKEND=ascend: the chip where none can be asked (SOC=310P3), what stays float32 (KEEP=coordinates), the card's logic ID, the
+# interpreter that has ais_bench.
 export GMA_SOC := $(SOC)
+export GMA_KEEP := $(KEEP)
 export GMA_DEVICE := $(DEVICE)
 export GMA_AIS_PYTHON ?= $(AIS_PYTHON)
 
@@ -78,7 +80,7 @@ test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest
 
 ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
-	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(foreach b,$(BS),--batch-size $(b))
+	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(if $(KEEP),--keep $(KEEP)) $(foreach b,$(BS),--batch-size $(b))
 
 lint: $(ENV) ## check style, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .

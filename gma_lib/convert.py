@@ -1,6 +1,5 @@
 """From the exported file to what a runtime loads."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,18 +197,14 @@ def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, 
 
 def _for_ascend(folder: Path, precision: str) -> Conversion:
     """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is loaded."""
+    from gma_lib.ascend.keep import described
     from gma_lib.backends.ascend import convert_for_card
-    from gma_lib.rewrite import computes_wide, rewrite_file
+    from gma_lib.rewrite import rewrite_where_needed
 
-    source, target = folder / "gma.onnx", folder / "gma_atc.onnx"
-    rewritten = "no rewrite needed: the graph computes no int64 and no float64 value."
-    if computes_wide(source):
-        rewritten = rewrite_file(source, target).sentence()
-    else:
-        with written_whole(target) as partial:
-            shutil.copyfile(source, partial)
+    # a batch of a card's size would need a card's memory to be compared in
+    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
     made = convert_for_card(folder, precision)
-    kept = ", ".join(made["options"]["keep_dtype"]) or "everything"
+    kept = described(made["options"]["keep_dtype"]) or "everything"
     changes = f"{rewritten} Computed in {precision}, float32 kept for {kept}, for {made['soc']} ({made['chip_source']})."
     if made["unknown_operators"]:
         changes += f" Not known whether CANN {made['cann'] or '(version unknown)'} has: {', '.join(made['unknown_operators'])}."

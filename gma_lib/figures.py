@@ -463,9 +463,11 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, labels=[str(size) for size in sizes])
         axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
-        if np.isfinite(axes.dataLim.y1):
-            axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
         axes.grid(alpha=0.3)
+        if not np.isfinite(axes.dataLim.y1):
+            axes.set(yticks=[], title="not measured")
+            continue
+        axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
         axes.legend(fontsize=8, loc="upper left")
     return figure, f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {guide}."
 

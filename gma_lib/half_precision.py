@@ -17,6 +17,7 @@ import onnxruntime
 import pandas as pd
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outside_modules
 from gma_lib.checkpoints import load_model
 from gma_lib.export import export_whole
 from gma_lib.flow_io import read_flow, read_frame
@@ -29,25 +30,10 @@ from gma_lib.sintel import FramePair, find_pairs, find_root
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def is_instance_norm(node: NodeProto) -> bool:
-    """What the guide's keep.cfg keeps."""
-    return node.op_type == "InstanceNormalization"
-
-
-def is_outside_modules(node: NodeProto) -> bool:
-    """Nodes of no module: the flow and its coordinates, the correlation and its lookup, upsampling."""
-    return "/" not in node.name.strip("/")
-
-
-def is_correlation(node: NodeProto) -> bool:
-    """The products outside the modules: all pairs, and the lookup's. Kept alone they change nothing: the next node rounds their result."""
-    return is_outside_modules(node) and node.op_type == "MatMul"
-
-
 VARIANTS: dict[str, Callable[[NodeProto], bool]] = {
     "everything float16": lambda node: False,
     "InstanceNorm float32 (the guide)": is_instance_norm,
-    "+ coordinates float32": lambda node: is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node)),
+    "+ coordinates float32": is_norm_or_coordinate,
     "+ coordinates and correlation float32": lambda node: is_instance_norm(node) or is_outside_modules(node),
     "only coordinates and correlation float32": is_outside_modules,
 }
@@ -87,12 +73,6 @@ def _copy(node: NodeProto) -> NodeProto:
     copied = NodeProto()
     copied.CopyFrom(node)
     return copied
-
-
-def kept_nodes(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[str, ...]:
-    """Lines of keep.cfg for a choice: the type for InstanceNorm, the name for every other node."""
-    names = [node.name for node in model.graph.node if keep(node) and not is_instance_norm(node)]
-    return (("OpType::InstanceNorm",) if any(keep(node) and is_instance_norm(node) for node in model.graph.node) else ()) + tuple(names)
 
 
 def study(pairs: list[FramePair], checkpoint: str, *, progress: Callable[..., Iterable] | None = None) -> pd.DataFrame:

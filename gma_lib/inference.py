@@ -83,7 +83,7 @@ def infer(
         height, width = read_frame(todo[0].image1).shape[1:]
         check_free_space(folder, len(todo) * flow_file_bytes(height, width))
     if isinstance(backend, FolderBackend):
-        computing, filled = _infer_folders(todo, backend, folder, keys, batch_size)
+        computing, filled = _infer_folders(todo, backend, folder, keys, batch_size, track)
         batches = []
     else:
         computing, filled = 0.0, len(batches) * batch_size - len(todo)
@@ -133,7 +133,12 @@ def along_sequence(
 
 
 def _infer_folders(
-    pairs: list[FramePair], backend: FolderBackend, folder: Path, keys: dict[str, str], batch_size: int
+    pairs: list[FramePair],
+    backend: FolderBackend,
+    folder: Path,
+    keys: dict[str, str],
+    batch_size: int,
+    track: Callable[..., Iterable] | None,
 ) -> tuple[float, int]:
     """The guide's way: a folder of tensors per frame, one call a pass. Returns seconds in the backend, and places that were filled up.
 
@@ -144,10 +149,10 @@ def _infer_folders(
         mine = {pair.name: replace(pair, flow=None) for pair in pairs if pair.pass_name == pass_name}
         filled += -len(mine) % batch_size
         with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
-            tensors = write_guide_tensors(list(mine.values()), Path(place)) / pass_name
+            tensors = write_guide_tensors(list(mine.values()), Path(place), track=track) / pass_name
             named = {stem: name for name, stem in _guide_stems(list(mine.values())).items()}
             before = time.monotonic()
-            for stem, flow in backend.predict_folders(tensors / "image1", tensors / "image2"):
+            for stem, flow in backend.predict_folders(tensors / "image1", tensors / "image2", track=track):
                 pair = mine[named[stem]]
                 padding = Padding.for_size(*read_frame(pair.image1).shape[1:])
                 _store(folder, pair, padding.unpad(flow), keys[pair.name])

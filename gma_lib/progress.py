@@ -26,6 +26,16 @@ def track(items: Iterable[Item], *, label: str, unit: str = "item", total: int |
         yield from _plain_lines(items, label=label, unit=unit, total=total)
 
 
+def elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
+    """Pass moments, in seconds since a start, through, and print one every few seconds: for a tool that says nothing while it works."""
+    last = 0.0
+    for moment in moments:
+        if moment - last >= SECONDS_BETWEEN_LINES:
+            print(f"{label}: {moment:.0f} s so far", flush=True)
+            last = moment
+        yield moment
+
+
 def _somebody_watches() -> bool:
     if os.environ.get("GMA_HEADLESS"):
         return False

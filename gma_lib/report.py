@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 import jinja2
+import pandas as pd
 
-from gma_lib import pipeline, published
+from gma_lib import guide, pipeline
 from gma_lib.pages import with_header_scopes
 from gma_lib.runs import PROJECT, Run, provenance_line, shown, written_whole
 
@@ -39,8 +40,7 @@ def write_index(outputs: Path, profile: str) -> Path:
         notes=list(dict.fromkeys(note for run in found for note in _notes(run))),
         passes=passes,
         headline=[_headline(run, metrics[run], passes) for run in found],
-        published=_published_rows(passes),
-        comparison=_comparison(found),
+        **_beside_the_guide(folder, found, metrics),
         throughput=_throughput(runs),
         stages=list(pipeline.STAGES),
         runs=[{"name": name, "rows": [_stage_row(folder, run) for run in group]} for name, group in runs.items()],
@@ -108,7 +108,7 @@ def _notes(run: Run) -> list[str]:
     if infer.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
     if any(result.get("simulated") for result in (convert, infer, perf)):
-        notes.append(f"SIMULATED: {run.name}, batch size {run.batch_size}, was produced by a stand-in for the device.")
+        notes.append(f"SIMULATED: what {run.name} shows was produced by a stand-in for the device.")
     return notes
 
 
@@ -152,32 +152,28 @@ def _overall(run: Run) -> tuple[str, str]:
     return ("✓ all stages", "ok") if done == len(found) else (f"· {done} of {len(found)} stages", "none")
 
 
-def _published_rows(passes: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for size, rate in published.GUIDE_PAIRS_PER_SECOND.items():
-        accuracy = []
-        for pass_name in passes:
-            px1 = published.GUIDE_PX1.get(pass_name) if size == 1 else None
-            accuracy += ["", _number(None if px1 is None else 100 * px1, 2)]
-        rows.append(
-            {
-                "source": "published: Ascend 310P3, float16",
-                "scored": "1041 of 1041, the authors' weights" if size == 1 else "",
-                "batch_size": size,
-                "accuracy": accuracy,
-                "pairs_per_second": _number(rate, 3) if rate else "out of memory",
-            }
-        )
-    return rows
+def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -> dict[str, Any]:
+    """The guide's table with the runs' rows among its own, what differs, and the verdicts, each said once."""
+    index = _json(folder / "data" / "index.json")
+    found = [
+        guide.Records(run, index, _result(run, "02_export"), _result(run, "03_convert"), metrics[run], _result(run, "06_perf"))
+        for run in runs
+    ]
+    verdicts = [f"{records.run.name}: {records.metrics['verdict']}" for records in found if records.metrics.get("verdict")]
+    return {
+        "guide_table": _words_table(guide.table(found)),
+        "differences": _words_table(guide.differences(found)),
+        "verdicts": list(dict.fromkeys(verdicts)),
+    }
 
 
-def _comparison(runs: list[Run]) -> str:
-    verdicts = [content["verdict"] for run in runs if (content := _result(run, "05_evaluate")).get("verdict")]
-    return verdicts[0] if verdicts else ""
+def _words_table(table: pd.DataFrame) -> str:
+    return with_header_scopes(table.to_html(border=0, classes="words"))
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
     rows = {name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))} for name, group in runs.items()}
+    rows = {name + (" (SIMULATED)" if any(row["simulated"] for row in sizes.values()) else ""): sizes for name, sizes in rows.items()}
     if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
         return None
     from gma_lib.figures import encoded, throughput_figure

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
@@ -88,7 +89,12 @@ class RewriteReport:
 
 
 def rewrite_file(
-    source: Path, target: Path, *, feeds: dict[str, np.ndarray] | None = None, leave: frozenset[str] = frozenset()
+    source: Path,
+    target: Path,
+    *,
+    feeds: dict[str, np.ndarray] | None = None,
+    leave: frozenset[str] = frozenset(),
+    largest_batch: int | None = None,
 ) -> RewriteReport:
     """Rewrite a file and verify the result before it gets its name.
 
@@ -98,6 +104,9 @@ def rewrite_file(
         Inputs to compare both graphs with; random ones when None, which needs fixed input shapes.
     leave
         Operators to leave as they are, for runtimes that lack a kernel that the schema promises.
+    largest_batch
+        Run both graphs with this batch size at most, because that of a card may not fit in this machine's memory. Only for graphs whose
+        first dimension is the batch and is mentioned by inputs and outputs alone, as those of ``gma_lib.export``.
 
     Raises
     ------
@@ -107,10 +116,19 @@ def rewrite_file(
     before = onnx.load(source)
     after, report = narrowed(before, leave=leave)
     if report.changed:
-        verify(before, after, feeds=feeds)
+        verify(before, after, feeds=feeds, largest_batch=largest_batch)
     with written_whole(target) as partial:
         onnx.save(after, partial)
     return report
+
+
+def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
+    """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a sentence."""
+    if computes_wide(source):
+        return rewrite_file(source, target, largest_batch=largest_batch).sentence()
+    with written_whole(target) as partial:
+        shutil.copyfile(source, partial)
+    return "no rewrite needed: the graph computes no int64 and no float64 value."
 
 
 def rewrite_with_vendor_tool(
@@ -152,14 +170,19 @@ def narrowed(model: ModelProto, *, leave: frozenset[str] = frozenset()) -> tuple
     _Narrowing(result.graph, opsets, {}, names, leave, report).run()
     result = onnx.shape_inference.infer_shapes(result, strict_mode=False)
     wide = _wide_values(result.graph)
+    for kept, declared in ((result.graph.input, model.graph.input), (result.graph.output, model.graph.output)):
+        del kept[:]  # inference fills in shapes that were left open
+        kept.extend(declared)
     report.nodes_after, report.wide_after = _count_nodes(result.graph), len(wide)
     report.left = {name: report.left.get(name, reason) for name, reason in _reasons(result.graph, opsets, wide).items()}
     return result, report
 
 
-def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray] | None = None) -> None:
-    """Raise ``RewriteError`` unless ``after`` is valid, loads in ONNX Runtime, keeps its inputs and outputs, and computes the "
-    "same numbers."""
+def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray] | None = None, largest_batch: int | None = None) -> None:
+    """Raise ``RewriteError`` unless ``after`` is valid, loads in ONNX Runtime, keeps its inputs and outputs, and computes the same numbers.
+
+    ``largest_batch`` as for ``rewrite_file``.
+    """
     import onnxruntime
 
     try:
@@ -171,6 +194,8 @@ def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray
         kept, wanted = ([(value.name, value.type) for value in getattr(model.graph, label)] for model in (after, before))
         if kept != wanted:
             raise RewriteError(f"the rewritten graph has other {label}s than the original")
+    if largest_batch is not None:
+        before, after = (_with_batch_at_most(model, largest_batch) for model in (before, after))
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     sessions = []
@@ -188,10 +213,20 @@ def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray
             raise RewriteError(f"output {value.name} of the rewritten graph has other values than before")
 
 
+def _with_batch_at_most(model: ModelProto, largest: int) -> ModelProto:
+    result = ModelProto()
+    result.CopyFrom(model)
+    for value in [*result.graph.input, *result.graph.output]:
+        batch = value.type.tensor_type.shape.dim[0]
+        batch.dim_value = min(batch.dim_value, largest)
+    del result.graph.value_info[:]
+    return result
+
+
 def computes_wide(path: Path) -> bool:
     """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to rewrite."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
-    computed = {name for part in _graphs(graph) for node in part.node for name in node.output}
+    computed = {name for part in all_graphs(graph) for node in part.node for name in node.output}
     return bool(computed & set(_wide_values(graph)))
 
 
@@ -229,9 +264,8 @@ class _Narrowing:
 
     def run(self) -> None:
         for node in self.graph.node:
-            for attribute in node.attribute:
-                for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                    _Narrowing(body, self.opsets, self.types, self.names, self.leave, self.report).run()
+            for body in _bodies(node):
+                _Narrowing(body, self.opsets, self.types, self.names, self.leave, self.report).run()
         for number, node in enumerate(self.graph.node):
             self._decide(number, node)
         self._decide_casts()
@@ -257,7 +291,8 @@ class _Narrowing:
         if node.op_type in self.leave:
             self.report.refused[label] = f"{node.op_type} was to be left as it is"
             return False
-        if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
+        if _bodies(node):
+            self.report.refused[label] = f"what {node.op_type} shares with its body keeps its type"
             return False
         for kind, index, name in slots:
             if kind == "in" and name in self.constants and not (node.op_type == "Slice" and index in SLICE_BOUNDS):
@@ -431,52 +466,57 @@ def _value_types(graph: GraphProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _graphs(graph: GraphProto):
+def all_graphs(graph: GraphProto):
     """The graph and every body within."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                yield from _graphs(body)
+        for body in _bodies(node):
+            yield from all_graphs(body)
+
+
+def _bodies(node: NodeProto) -> list[GraphProto]:
+    """The graphs that a node of control flow runs."""
+    return [
+        body for attribute in node.attribute for body in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+    ]
 
 
 def _captured(node: NodeProto) -> set[str]:
     """Names that the bodies of a node may read from outside."""
-    bodies = [
-        body for attribute in node.attribute for body in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
-    ]
     read = set()
-    for body in bodies:
-        for graph in _graphs(body):
+    for body in _bodies(node):
+        for graph in all_graphs(body):
             read |= {name for inner in graph.node for name in inner.input if name} | {value.name for value in graph.output}
     return read
 
 
 def _all_names(graph: GraphProto) -> set[str]:
     names = set()
-    for part in _graphs(graph):
+    for part in all_graphs(graph):
         names |= {name for node in part.node for name in [node.name, *node.input, *node.output]}
         names |= set(_value_types(part))
     return names
 
 
 def _count_nodes(graph: GraphProto) -> int:
-    return sum(1 for part in _graphs(graph) for node in part.node if node.op_type != "Constant")
+    return sum(1 for part in all_graphs(graph) for node in part.node if node.op_type != "Constant")
 
 
 def _wide_values(graph: GraphProto) -> dict[str, int]:
     """Value -> its 64-bit type; computed values, constants and Constant nodes."""
-    wide = {name: kind for part in _graphs(graph) for name, kind in _value_types(part).items() if kind in NARROW}
-    used = {name for part in _graphs(graph) for node in part.node for name in [*node.input, *node.output]}
+    wide = {name: kind for part in all_graphs(graph) for name, kind in _value_types(part).items() if kind in NARROW}
+    used = {name for part in all_graphs(graph) for node in part.node for name in [*node.input, *node.output]}
     return {name: kind for name, kind in wide.items() if name in used}
 
 
 def _reasons(graph: GraphProto, opsets: dict[str, int], wide: dict[str, int]) -> dict[str, str]:
     """Why each 64-bit value is still there."""
-    borders = {value.name for part in _graphs(graph) for value in [*part.input, *part.output]}
-    reasons = {name: "input or output of the graph" for name in wide if name in borders}
-    for part in _graphs(graph):
+    reasons = {value.name: "input or output of the graph" for value in [*graph.input, *graph.output] if value.name in wide}
+    for part in all_graphs(graph):
         for node in part.node:
+            shared = {*node.input, *node.output} | {value.name for body in _bodies(node) for value in [*body.input, *body.output]}
+            for name in shared & set(wide) if _bodies(node) else ():
+                reasons.setdefault(name, f"what {node.op_type} shares with its body keeps its type")
             for kind, _, name, variable, allowed in _slots(node, opsets):
                 if name not in wide or name in reasons or node.op_type == "Cast":
                     continue
@@ -492,3 +532,28 @@ def _cast_target(node: NodeProto) -> int:
 
 def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--leave", multiple=True, help="An operator to leave as it is.")
+@click.option("--vendor-python", help="Ask auto_optimizer instead, which this interpreter has; its result is verified.")
+def main(source: Path, target: Path, leave: tuple[str, ...], vendor_python: str | None) -> None:
+    """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
+    try:
+        if vendor_python:
+            rewrite_with_vendor_tool(source, target, python=vendor_python)
+            left = len(_wide_values(onnx.shape_inference.infer_shapes(onnx.load(target)).graph))
+            print(f"auto_optimizer's result computes the same; it leaves {left} values of 64 bits.")
+        else:
+            report = rewrite_file(source, target, leave=frozenset(leave))
+            print(report.sentence())
+            for node, reason in report.refused.items():
+                print(f"left as it is: {node}: {reason}")
+    except (RewriteError, ValueError) as error:
+        raise SystemExit(f"rewrite: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

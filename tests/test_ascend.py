@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from gma_lib.ascend import ais_bench, atc, chip, dry_run, operators, toolkit
+from gma_lib import doctor, pipeline, progress, runs
+from gma_lib.ascend import ais_bench, atc, chip, dry_run, keep, operators, tool, toolkit
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
+from gma_lib.backends import ascend as backend
 from gma_lib.runs import DoesNotFit
 
 STANDINS = Path(__file__).parent / "standins"
@@ -81,8 +84,9 @@ def folders(tmp_path):
 
 
 def infer(om, folders, output, python=sys.executable, **more):
-    tool = AisBench(python, **more)
-    return ais_bench.infer_folders(tool, om, folders, output, batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES)
+    return ais_bench.infer_folders(
+        AisBench(python, **more), om, folders, output, batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES
+    )
 
 
 def raw(om, folders, output, *more):
@@ -110,6 +114,23 @@ def test_the_prefix_stands_exactly_once(word):
     assert chip.soc_version(word) == "Ascend310P3"
 
 
+NAMES = [
+    "310", "310P1", "310P3", "310P5", "310P7", "310P3vir01", "310P3vir02", "310P3vir04", "310P3vir08", "310B1", "310B2", "310B3",
+    "310B4", "910A", "910ProA", "910B", "910ProB", "910PremiumA", "910B1", "910B2", "910B3", "910B4", "910B2C", "910B4-1", "910_9391",
+    "910_9392", "910_9381", "910_9382", "910_9372", "910_9362", "950PR", "950DT",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_chip_s_name(name):
+    """ascend.md 3 'Names': as atc wants it, in the table, and in the mapping with its space."""
+    assert chip.soc_version(name) == f"Ascend{name}"
+    row = f"| 0       {name}     | Critical        | 0.0          47                15   / 15             |"
+    assert [found.soc for found in chip.parse_table(f"{row}\n| 0       0            | NA   | 0     1 / 8192    |")] == [f"Ascend{name}"]
+    mapping = f"        0      0      3      Ascend {name}\n        0      1      -      Mcu"
+    assert [(found.soc, found.device) for found in chip.parse_mapping(mapping)] == [(f"Ascend{name}", 3)]
+
+
 @pytest.mark.parametrize("word", ["", "Ascend", "A100", "31", "python3"])
 def test_what_is_no_chip_is_refused(word):
     with pytest.raises(ValueError, match="names no Ascend chip"):
@@ -117,6 +138,7 @@ def test_what_is_no_chip_is_refused(word):
 
 
 def test_the_runtime_is_asked_first(standins):
+    """ascend.md 3 'Best when CANN is installed', 8.5."""
     standins.setenv("STANDIN_SOC", "310P1")
     found = chip.find_chips(python=sys.executable)
     assert [(one.soc, one.device, one.source) for one in found] == [
@@ -126,7 +148,7 @@ def test_the_runtime_is_asked_first(standins):
 
 
 def test_then_the_mapping_with_logic_ids(standins):
-    """NPU ids 32768 and 33024 are no device ids; the Mcu is no chip."""
+    """ascend.md 3 'Rules': NPU ids 32768 and 33024 are no device ids; the Mcu is no chip."""
     standins.setenv("STANDIN_NO_ACL", "1")
     found = chip.find_chips(python=sys.executable)
     assert [(one.soc, one.device, one.memory_bytes) for one in found] == [
@@ -139,13 +161,14 @@ def test_then_the_mapping_with_logic_ids(standins):
     ("kind", "expected"),
     [
         ("310P", [("Ascend310P3", 21534 * 2**20), ("Ascend310P3", 21534 * 2**20)]),
+        ("310B", [("Ascend310B4", 15609 * 2**20)]),
         ("21", [("Ascend310", 8192 * 2**20)]),
         ("A2", [("Ascend910B3", 65536 * 2**20)]),
         ("A3", [("Ascend910_9391", 65536 * 2**20), ("Ascend910_9391", 65536 * 2**20)]),
     ],
 )
 def test_then_the_table_in_every_shape(standins, kind, expected):
-    """Rows of the process table are no cards, although one here looks like it."""
+    """ascend.md 3 'Variants': rows of the process table are no cards, although one here looks like it; Bus-Id NA, Health Alarm."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NO_MAPPING", "1")
     standins.setenv("STANDIN_NPU_SMI", kind)
@@ -154,17 +177,29 @@ def test_then_the_table_in_every_shape(standins, kind, expected):
 
 
 def test_the_a3_is_told_by_its_board(standins):
+    """ascend.md 3 'Rules': ChipName_NPUName."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", "A3")
     assert [(one.soc, one.device) for one in chip.find_chips(python=sys.executable)] == [("Ascend910_9391", 0), ("Ascend910_9391", 1)]
+
+
+@pytest.mark.parametrize("named", ["0,1", "32768", "-1", "npu"])
+def test_a_device_is_one_logic_id(standins, named):
+    """ascend.md 3 'Rules': the NPU id of the table is no device; 1.1: a list would start several processes."""
+    standins.setenv("GMA_DEVICE", named)
+    with pytest.raises(ValueError, match="logic ID of one chip"):
+        backend.chosen_device()
+    standins.setenv("GMA_DEVICE", "1")
+    assert backend.chosen_device() == 1
 
 
 def test_the_user_s_word_goes_before_all(standins):
     assert chip.find_chips(word="910B3", python=sys.executable)[0].soc == "Ascend910B3"
 
 
-@pytest.mark.parametrize(("kind", "message"), [("busy", "-8020"), ("nodriver", "driver does not answer")])
+@pytest.mark.parametrize(("kind", "message"), [("busy", "-8020"), ("nodriver", "driver does not answer"), ("nolib", "libdrvdsmi")])
 def test_no_chip_says_why_and_what_to_do(standins, kind, message):
+    """ascend.md 3 'Errors instead of table'."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", kind)
     with pytest.raises(chip.NoChipFound, match=rf"{message}.*SOC=310P3"):
@@ -172,6 +207,7 @@ def test_no_chip_says_why_and_what_to_do(standins, kind, message):
 
 
 def test_no_driver_at_all(monkeypatch):
+    """ascend.md 3 'Errors instead of table': command not found."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(chip.NoChipFound, match="not installed"):
         chip.find_chips(python=sys.executable)
@@ -180,8 +216,9 @@ def test_no_driver_at_all(monkeypatch):
 # --- CANN: ascend.md 2.5 --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt"])
+@pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
 def test_cann_in_its_old_and_new_places(tmp_path, place):
+    """ascend.md 2.5: the paths of set_env.sh."""
     (tmp_path / place / "latest").mkdir(parents=True)
     (tmp_path / place / "set_env.sh").write_text("export FROM_CANN=1\n")
     (tmp_path / place / "latest" / "version.cfg").write_text("# version: 1.0\ntoolkit_running_version=[8.0.RC1:8.0.RC1]\n")
@@ -202,6 +239,18 @@ def test_ais_bench_lives_in_another_python(standins):
     standins.setenv("PYTHONPATH", "")
     with pytest.raises(FileNotFoundError, match="AIS_PYTHON="):
         toolkit.ais_python()
+
+
+def test_the_doctor_finds_them(standins, tmp_path):
+    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and memory."""
+    (tmp_path / "set_env.sh").write_text("")
+    (tmp_path / "version.cfg").write_text("toolkit_running_version=[7.0.0:7.0.0]\n")
+    standins.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    found = {(finding.what, finding.detail): finding.word for finding in doctor.findings()}
+    assert found["CANN", f"{tmp_path / 'set_env.sh'}, version 7.0.0, opset 9 to 18"] == "OK"
+    assert found["ais_bench", sys.executable] == "OK"
+    chips = [detail for what, detail in found if what == "Ascend chip"]
+    assert chips == [f"Ascend310P3, device {device}, 22.6 GB (acl.get_soc_name)" for device in (0, 1)]
 
 
 # --- operators: ascend.md 2.5, 2.6 ----------------------------------------------------------------------------------
@@ -233,13 +282,64 @@ def _graph(tmp_path, operator, opset):
     ],
 )
 def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
+    """ascend.md 2.5, 2.6."""
     verdicts = operators.check_operators(_graph(tmp_path, operator, opset), cann)
     assert tuple(verdict.word for verdict in verdicts) == words
+    assert ("[hyp]" in verdicts[1].why) == ((operator, words[1]) == ("GridSample", "fine"))
     if "refused" in words:
         with pytest.raises(ValueError, match="cannot be converted"):
             operators.refuse_impossible(verdicts)
     else:
         operators.refuse_impossible(verdicts)
+
+
+def test_a_loop_within_a_body_is_found(tmp_path):
+    """ascend.md 2.6: Loop and Scan, never."""
+    inner = onnx.helper.make_graph([onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], [])
+    node = onnx.helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", 13)])
+    onnx.save(model, tmp_path / "g.onnx")
+    words = {verdict.what: verdict.word for verdict in operators.check_operators(tmp_path / "g.onnx", "8.5")}
+    assert words == {"opset 13": "fine", "If": "fine", "Loop": "refused"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The network in each of its forms, one update."""
+    from gma_lib import export
+    from gma_lib.checkpoints import load_model
+    from gma_lib.model import GMAConfig
+
+    folder = tmp_path_factory.mktemp("exported")
+    for lookup, opset in (("matmul", 13), ("gather", 12), ("grid_sample", 16)):
+        model, checkpoint = load_model("seeded", GMAConfig(lookup=lookup, num_updates=1))
+        export.export_whole(model, folder / f"{lookup}.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint, opset=opset)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lookup", "cann", "opset", "refused"),
+    [
+        ("matmul", "6.0.1", "fine", set()),
+        ("matmul", "7.0.0", "fine", set()),
+        ("matmul", "8.0.RC1", "fine", set()),
+        ("gather", "6.0.1", "fine", set()),
+        ("gather", "7.0.0", "fine", set()),
+        ("gather", "8.0.RC1", "fine", set()),
+        ("grid_sample", "6.0.1", "refused", {"GridSample"}),
+        ("grid_sample", "7.0.0", "fine", set()),
+        ("grid_sample", "8.0.RC1", "fine", set()),
+    ],
+)
+def test_the_graph_that_goes_to_atc(exported, lookup, cann, opset, refused):
+    """ascend.md 2.5, 2.6: nothing of our graphs is refused but GridSample where it was absent; what nobody wrote down is unknown."""
+    first, *rest = operators.check_operators(exported / f"{lookup}.onnx", cann)
+    assert first.word == opset
+    words = {verdict.what: verdict.word for verdict in rest}
+    assert {name for name, word in words.items() if word == "refused"} == refused
+    assert words["Conv"] == "unknown"  # the page does not name it
+    assert words["Softmax"] == ("fine" if cann.startswith("8") else "unknown")
+    assert set(words) == {node.op_type for node in onnx.load(exported / f"{lookup}.onnx").graph.node}
 
 
 # --- atc: ascend.md 2.1 to 2.4 --------------------------------------------------------------------------------------
@@ -260,6 +360,7 @@ def test_the_guide_s_command_argument_by_argument():
 
 
 def test_every_other_flag_on_request():
+    """ascend.md 2.3."""
     options = AtcOptions("310P3", input_format="NCHW", precision_mode_v2="mixed_float16", output_type="FP32", log="error")
     assert atc.command("m.onnx", "o", {}, options)[-4:] == [
         "--input_format=NCHW",
@@ -288,6 +389,40 @@ def test_keep_cfg_is_linted(models, line, message):
         atc.lint_keep((line,), models / "GMA_m_1.onnx")
 
 
+def test_what_stays_float32(exported, standins, tmp_path):
+    """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report says it in a few words."""
+    source = exported / "matmul.onnx"
+    assert backend.options_for("310P3", "float16", source).keep_dtype == ("OpType::InstanceNorm",)
+    assert backend.options_for("310P3", "float32", source).keep_dtype == ()
+    standins.setenv("GMA_KEEP", "coordinates")
+    options = backend.options_for("310P3", "float16", source)
+    products = {node.name for node in onnx.load(source).graph.node if node.op_type == "MatMul"}
+    assert options.keep_dtype[0] == "OpType::InstanceNorm"
+    assert len(options.keep_dtype) > 50
+    assert not products & set(options.keep_dtype)
+    manifest = atc.convert_to_om(source, tmp_path / "gma.om", options)  # every line names a node of the graph
+    assert keep.described(manifest["options"]["keep_dtype"]) == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
+    standins.setenv("GMA_KEEP", "everything")
+    with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
+        backend.options_for("310P3", "float16", source)
+
+
+def test_another_chip_named_means_converting_again(standins, tmp_path):
+    """03 is up to date for one chip and one keep list only; other backends do not care."""
+
+    def keys():
+        run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
+        return [pipeline.stage_key("03_convert", run, {"backend": name}) for name in ("ascend", "openvino")]
+
+    before = keys()
+    assert keys() == before
+    for name, value in (("GMA_SOC", "310P1"), ("GMA_KEEP", "coordinates")):
+        standins.setenv(name, value)
+        changed = keys()
+        assert (changed[0] != before[0], changed[1] == before[1]) == (True, True)
+        standins.delenv(name)
+
+
 def test_a_model_with_its_manifest(om):
     """ascend.md 2.2: 0600 and kernel_meta/ stay behind; 2.3: --mode=6."""
     manifest = atc.read_manifest(om)
@@ -301,6 +436,7 @@ def test_a_model_with_its_manifest(om):
 
 
 def test_a_cached_model_only_when_all_of_it_matches(om, models):
+    """ascend.md 8.7: soc, CANN, ONNX and flags."""
     source, options = models / "GMA_m_2.onnx", AtcOptions("310P3")
     assert atc.convert_to_om(source, om, options)["reused"]
     assert not atc.convert_to_om(source, om, options, cann="7.0.0")["reused"]
@@ -323,6 +459,7 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
         ("atc-code:E16002: No ONNX parser is registered for optype ai.onnx::20::X", "export with an opset"),
         ("atc-code:[PID: 1] 2026-01-01 Failed_Import(EC0010): Failed to import Python module [decorator].", "decorator"),
         ("atc-code:E13004: File cannot be read", "rights"),
+        ("atc-code:E10019: something else", r"not known here \(E10019: something else"),
         ("atc-code:something new", "something new"),
     ],
 )
@@ -335,7 +472,36 @@ def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(standins, models,
     assert list(tmp_path.iterdir()) == []
 
 
+CODES = [
+    "E10001", "E10003", "E10007", "E10016", "E10054", "E10410", "E10501", "E11010", "E13000", "E13025", "E16001", "E16002", "E19010",
+    "EZ9010", "EZ3002", "EZ3003", "E19999", "E40000", "EC0010", "EZ9999", "EL0004", "EE1001", "507011",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["{}: Value is wrong", "[PID: 1234] 2026-01-01-00:00:00.000.000 Invalid_Argument({}): Value is wrong"])
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_a_meaning_and_a_remedy(code, form):
+    """ascend.md 2.4, both print formats."""
+    text = f"ATC run failed, Please check the detail log, Try 'atc --help' for more information\n{form.format(code)}\n  TraceBack: x.cc"
+    meaning, remedy = atc.ERRORS[code if code in atc.ERRORS else code[:3]]
+    assert atc.explain(text) == f"{meaning} ({form.format(code)}); {remedy}"
+
+
+@pytest.mark.parametrize("code", ["E10019", "E16004", "E16005"])
+def test_a_code_without_a_meaning_is_quoted(code):
+    """ascend.md 2.4 names these and does not say what they mean; so their line is shown, not the last one."""
+    assert f"({code}: Value is wrong)" in atc.explain(f"ATC run failed\n{code}: Value is wrong\n  TraceBack: x.cc")
+
+
+def test_help_is_no_success(standins):
+    """ascend.md 2.2: --help ends with 0 and without the line."""
+    done = subprocess.run(["atc", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert atc.SUCCESS not in done.stdout
+
+
 def test_a_failed_run_removes_the_older_model(om, models, standins):
+    """ascend.md 2.2: what failed leaves nothing that looks like a result."""
     standins.setenv("STANDIN_FAULT", "atc-code:EZ9999: Inner Error")
     with pytest.raises(AtcError, match="internal error"):
         atc.convert_to_om(models / "GMA_m_4.onnx", om, AtcOptions("310P3"))
@@ -343,6 +509,7 @@ def test_a_failed_run_removes_the_older_model(om, models, standins):
 
 
 def test_the_name_with_system_and_processor(standins, models, tmp_path):
+    """ascend.md 2.2: <name>_linux_x86_64.om."""
     standins.setenv("STANDIN_FAULT", "atc-suffix")
     atc.convert_to_om(models / "GMA_m_1.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     assert (tmp_path / "gma.om").is_file()
@@ -367,6 +534,7 @@ def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
 
 
 def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
+    """ascend.md 2.3 --mode=6."""
     manifest = atc.convert_to_om(models / "GMA_m_16.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)
@@ -442,11 +610,73 @@ def test_contract_exit_codes(om, folders, tmp_path):
     assert "[1][ACL: invalid parameter]" in gone.stderr
 
 
+def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
+    """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare RuntimeError; 1.3.1 for the text."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for inputs, said in (([folders[0], tmp_path / "none"], "is not a real dir path"), ([empty, empty], "not find valid file")):
+        done = raw(om, inputs, tmp_path / "out" / "bs2")
+        assert done.returncode == 1
+        assert said in done.stdout
+    (folders[0] / "000000.bin").write_bytes(b"cut off")
+    done = raw(om, folders, tmp_path / "out" / "bs2")
+    assert done.returncode == 1
+    assert "tensorsize: 491520 filesize: 7 not match" in done.stdout
+
+
+def test_contract_a_profiled_run_always_ends_with_zero(om, folders, tmp_path):
+    """ascend.md 1.5: exit(0) is hard coded; only the summary that is missing tells."""
+    done = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2", "--profiler", "1")
+    assert done.returncode == 0
+    with pytest.raises(AisBenchError, match="without a summary"):
+        ais_bench.find_summary(tmp_path / "out" / "bs2", newer_than=0)
+
+
+def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_path, standins):
+    """ascend.md 1.5, 1.6: exit code 1, and files that look like a result."""
+    standins.setenv("STANDIN_FAULT", "ais-worker-died")
+    done = raw(om, folders, tmp_path / "out" / "bs2", "--device", "0,1")
+    assert done.returncode == 1
+    assert "subprocess run failed error_callback" in done.stdout
+    with pytest.raises(AisBenchError, match="left 3 of 5 outputs; missing: 000003, 000004"):
+        ais_bench.collect_outputs(tmp_path / "out" / "bs2", [f"{number:06d}" for number in range(5)], (2, 128, 160))
+
+
+def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models, folders, tmp_path):
+    """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind; the wrapper never starts."""
+    one = tmp_path / "one.om"
+    atc.convert_to_om(models / "GMA_m_1.onnx", one, AtcOptions("310P3"))
+    (folders[1] / "000002.bin").write_bytes(b"cut")
+    done = raw(one, folders, tmp_path / "out" / "bs1")
+    assert done.returncode == 1
+    assert "needsize:245760 not match" in done.stdout
+    assert len(list((tmp_path / "out" / "bs1").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"000002.bin has 3 bytes"):
+        infer(one, folders, tmp_path / "other" / "bs1")
+
+
+def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
+    """ascend.md 1.2: pure_infer_data_0.bin."""
+    command = [sys.executable, "-m", "ais_bench", "--model", str(om), "--output", str(tmp_path), "--output_dirname", "pure", "--loop", "3"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert [path.name for path in (tmp_path / "pure").iterdir()] == ["pure_infer_data_0.bin"]
+    assert json.loads((tmp_path / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 3
+
+
+def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_path):
+    """ascend.md 1.1 --output, --output_dirname."""
+    command = [sys.executable, "-m", "ais_bench", "--model", str(om), "--input", ",".join(map(str, folders))]
+    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "in"}
+    assert subprocess.run([*command, "--output_dirname", "bs2"], capture_output=True, cwd=tmp_path).returncode == 1
+
+
 # --- the wrapper: ascend.md 1.5 to 1.7, 8.1 -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation):
+    """ascend.md 1.1: told apart by the help; 1.4: mapped by name."""
     standins.setenv("STANDIN_GENERATION", generation)
     files, timing = infer(om, folders, tmp_path / "out" / "bs2")
     flows = {stem: np.fromfile(file, np.float32).reshape(2, 128, 160) for stem, file in files.items()}
@@ -461,6 +691,7 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
     [
         ("ais-half", "507011"),
         ("ais-killed", "exit code -11"),
+        ("ais-other-flags", "exit code 2.*required: --om-model"),
         ("ais-no-summary", "without a summary"),
         ("ais-success-nothing", "without a summary"),
         ("ais-one-missing", "left 4 of 5 outputs; missing: 000000"),
@@ -470,6 +701,7 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
     ],
 )
 def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, fault, message):
+    """ascend.md 1.5: success is exit code 0, a fresh summary, and every output there, whole and finite."""
     standins.setenv("STANDIN_FAULT", fault)
     with pytest.raises(AisBenchError, match=message) as raised:
         infer(om, folders, tmp_path / "out" / "bs2", timeout_s=15 if fault != "ais-hangs" else 6)
@@ -487,7 +719,134 @@ def test_a_stale_summary_is_no_summary(om, folders, tmp_path, standins):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 
+def test_a_tool_that_hangs_is_ended_with_all_that_it_started(om, folders, tmp_path, standins):
+    """ascend.md 1.6: the tool runs processes of its own; none is left behind."""
+    standins.setenv("STANDIN_FAULT", "ais-hangs")
+    standins.setenv("STANDIN_PIDS", str(tmp_path / "pids"))
+    with pytest.raises(AisBenchError, match="did not end within 6 s"):
+        infer(om, folders, tmp_path / "out" / "bs2", timeout_s=6)
+    for process in (tmp_path / "pids").read_text().split():
+        status = Path(f"/proc/{process}/status")  # a dead child that nobody has waited for yet is a zombie
+        assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_ctrl_c_ends_the_tool(tmp_path):
+    """An interrupted notebook leaves no process behind that still holds the card."""
+
+    def interrupted(moments):
+        next(iter(moments))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tool.run_tool(["sh", "-c", f"echo $$ > {tmp_path / 'pid'}; exec sleep 100"], timeout_s=50, watch=interrupted)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_both_channels_of_a_tool_in_one_text():
+    assert tool.run_tool(["sh", "-c", "echo a; echo b >&2; exit 3"], timeout_s=5) == (3, "a\nb\n")
+    much = "i=0; while [ $i -lt 20000 ]; do echo 0123456789; i=$((i+1)); done"  # more than a pipe holds
+    assert len(tool.run_tool(["sh", "-c", much], timeout_s=20)[1]) == 220_000
+
+
+def test_the_cause_that_only_the_log_has(om, folders, tmp_path, standins):
+    """ascend.md 1.5: all failures to load share one text; the cause can stand in ~/ascend/log/debug/plog alone."""
+    standins.setenv("HOME", str(tmp_path))
+    standins.setenv("STANDIN_FAULT", "ais-cause-in-plog")
+    standins.setenv("STANDIN_SOC", "310P1")
+    with pytest.raises(AisBenchError, match=r"made for another chip.*model socVersion=Ascend310P3"):
+        infer(om, folders, tmp_path / "out" / "bs2")
+    for log in tmp_path.rglob("plog-*.log"):
+        os.utime(log, (1, 1))  # of an earlier run: it says nothing about this one
+    standins.setenv("STANDIN_SOC", "310P3")
+    standins.setenv("STANDIN_MEMORY_MB", "1000")
+    with pytest.raises(DoesNotFit, match="EL0004"):
+        infer(om, folders, tmp_path / "out" / "bs3")
+    (tmp_path / "ascend").rename(tmp_path / "away")
+    standins.setenv("HOME", "/nowhere")
+    om.write_bytes(b"damaged")
+    with pytest.raises(AisBenchError, match="the model was not loaded; it is damaged"):
+        infer(om, folders, tmp_path / "out" / "bs4")
+
+
+def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
+    seen = []
+
+    def track(items, *, label, unit, total):
+        for number in items:
+            seen.append((label, unit, number, total))
+            yield number
+
+    bench = AisBench(sys.executable)
+    ais_bench.infer_folders(
+        bench, om, folders, tmp_path / "out" / "bs2", batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES, track=track
+    )
+    assert seen == [("ais_bench", "pair", number, 5) for number in range(5)]
+
+
+def test_elapsed_seconds_are_said_now_and_then(capsys):
+    assert list(progress.elapsed(iter([1.0, 6.0, 7.0, 12.5]), label="atc")) == [1.0, 6.0, 7.0, 12.5]
+    assert capsys.readouterr().out.splitlines() == ["atc: 6 s so far", "atc: 12 s so far"]
+
+
+def test_no_room_for_outputs(om, standins, monkeypatch):
+    """ascend.md 7.30: said before anything is launched."""
+    with backend.AscendBackend(om, backend.AscendOptions(python=sys.executable)) as network:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        monkeypatch.setattr(ais_bench, "run_tool", lambda *arguments, **settings: pytest.fail("was launched"))
+        with pytest.raises(OSError, match=r"needs 0\.00 GB"):
+            network.predict(*np.zeros((2, 2, *SHAPE), np.float32))
+
+
+@pytest.mark.parametrize("generation", ["T", "N"])
+def test_a_backend_where_the_group_may_write(om, standins, generation):
+    """ascend.md 1.7: with umask 002 the newer tool would refuse every file; 7.40: names and shapes."""
+    standins.setenv("STANDIN_GENERATION", generation)
+    before = os.umask(0o002)
+    try:
+        with backend.AscendBackend(om, backend.AscendOptions(python=sys.executable)) as network:
+            image1 = np.zeros((2, *SHAPE), np.float32)
+            flow = network.predict(image1, image1 + np.array([3, 4, 5], np.float32)[:, None, None])
+    finally:
+        os.umask(before)
+    assert flow.shape == (2, 2, 128, 160)
+    assert np.unique(flow[:, 0]) == 3
+    assert np.unique(flow[:, 1]) == 4
+    assert network.simulated
+
+
+def test_models_that_the_backend_refuses(om, standins):
+    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of another precision, is none."""
+    options = backend.AscendOptions(python=sys.executable)
+    with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
+        backend.AscendBackend(om, replace(options, precision="float32"))
+    with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):
+        backend.AscendBackend(om, replace(options, precision="bfloat16"))
+    standins.setenv("STANDIN_SOC", "310P1")
+    with pytest.raises(ValueError, match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again"):
+        backend.AscendBackend(om, options)
+    standins.setenv("STANDIN_SOC", "310P3")
+    om.write_bytes(om.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    atc.manifest_path(om).write_text("{")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    om.unlink()
+    with pytest.raises(FileNotFoundError, match="run 03_convert first"):
+        backend.AscendBackend(om, options)
+
+
+def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
+    """ascend.md 1.7: its text becomes a sentence; the older tool does not mind."""
+    folders[0].chmod(0o775)
+    infer(om, folders, tmp_path / "out" / "bs2")
+    standins.setenv("STANDIN_GENERATION", "N")
+    with pytest.raises(AisBenchError, match=r"refuses the path.*permission should not be over 0o755"):
+        infer(om, folders, tmp_path / "out" / "bs3")
+
+
 def test_a_folder_with_old_results_is_refused(om, folders, tmp_path):
+    """ascend.md 1.2: the tool never cleans its folder; 7.47."""
     (tmp_path / "out" / "bs2").mkdir(parents=True)
     (tmp_path / "out" / "bs2" / "000000_0.bin").write_bytes(b"old")
     with pytest.raises(ValueError, match="not empty"):
@@ -495,6 +854,7 @@ def test_a_folder_with_old_results_is_refused(om, folders, tmp_path):
 
 
 def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path):
+    """ascend.md 1.3.7, 1.7, 8.1."""
     output = tmp_path / "out" / "bs2"
     with pytest.raises(ValueError, match="no such folder"):
         infer(om, [folders[0], tmp_path / "none"], output)
@@ -517,6 +877,11 @@ def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path
 @pytest.mark.parametrize("name", ["with space", "a=b", "ä"])
 def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
     """ascend.md 1.7."""
+    (tmp_path / "link").symlink_to(folders[0])
+    with pytest.raises(ValueError, match="is a link"):
+        infer(om, [tmp_path / "link", folders[1]], tmp_path / "out" / "bs2")
+    with pytest.raises(ValueError, match=r"ending in \.om"):
+        infer(om.with_suffix(".bin"), folders, tmp_path / "out" / "bs2")
     with pytest.raises(ValueError, match="letters, digits"):
         infer(om, folders, tmp_path / name / "bs2")
 
@@ -529,12 +894,19 @@ def test_another_chip_s_model(om, folders, tmp_path, standins):
 
 
 def test_memory_that_runs_out_is_a_status(om, folders, tmp_path, standins):
+    """ascend.md 1.5: when loading (EL0004) and when running (aclrtMalloc), which leaves outputs and no summary."""
+    standins.setenv("STANDIN_FAULT", "ais-oom-run")
+    with pytest.raises(DoesNotFit, match=r"batch size 2: out of memory on the card .*aclrtMalloc"):
+        infer(om, folders, tmp_path / "out" / "bs1")
+    assert len(list((tmp_path / "out" / "bs1").iterdir())) == 1
+    standins.setenv("STANDIN_FAULT", "")
     standins.setenv("STANDIN_MEMORY_MB", "1000")
     with pytest.raises(DoesNotFit, match=r"batch size 2: out of memory on the card .*EL0004"):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 
 def test_a_wrong_device_and_a_python_without_the_tool(om, folders, tmp_path, standins):
+    """ascend.md 1.5, 1.8."""
     with pytest.raises(AisBenchError, match=r"npu-smi info -m.*acl open device 9"):
         infer(om, folders, tmp_path / "out" / "bs2", device=9)
     with pytest.raises(AisBenchError, match="no such interpreter"):
@@ -566,6 +938,7 @@ def test_outputs_of_every_layout(tmp_path, om, folders, standins):
 
 
 def test_outputs_that_nobody_asked_for(tmp_path):
+    """ascend.md 7.47."""
     _outputs(tmp_path / "out", {"a": 1, "b": 2})
     with pytest.raises(AisBenchError, match="not asked for: b"):
         ais_bench.collect_outputs(tmp_path / "out", ["a"], (2, 4, 4))
@@ -573,6 +946,7 @@ def test_outputs_that_nobody_asked_for(tmp_path):
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_the_loop_as_the_guide_measures(om, standins, generation):
+    """ascend.md 1.2: throughput is 1000 x batch size / mean time, without transfers; 1.9: times of both generations."""
     standins.setenv("STANDIN_GENERATION", generation)
     standins.setenv("STANDIN_TIMES_MS", "1305,5181,11799,0")
     standins.setenv("STANDIN_MB_PER_SAMPLE", "1")
@@ -581,7 +955,17 @@ def test_the_loop_as_the_guide_measures(om, standins, generation):
     timing = ais_bench.measure(AisBench(sys.executable), four, batch_size=4, loop=100)
     assert len(timing.compute_ms) == 100
     assert timing.throughput == pytest.approx(0.772, abs=1e-3)
-    assert (timing.h2d_ms, timing.d2h_ms) == (8.0, 4.0)
+    assert (timing.h2d_ms, timing.d2h_ms) == (8.0, 4.0)  # two inputs of 4 ms each, one output
+
+
+@pytest.mark.parametrize(("loop", "batches"), [(1, 3), (100, 1), (100, 3)])
+def test_copies_are_those_of_one_call(tmp_path, loop, batches):
+    """ascend.md 1.2: the latencies are of single copies, one per input and batch, however often the batch is repeated."""
+    copies = {"H2D_latency": {"mean": 5.0, "count": 2 * batches}, "D2H_latency": {"mean": 3.0, "count": batches}}
+    content = {"npu_compute_time_list": [10.0] * loop * batches, "throughput": 100.0, **copies}
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    timing = ais_bench.read_summary(tmp_path / "s.json", loop=loop)
+    assert (timing.h2d_ms, timing.d2h_ms) == (10.0, 3.0)
 
 
 def onnx_of(om, batch):
@@ -593,7 +977,18 @@ def onnx_of(om, batch):
     return om.with_name(f"m{batch}.onnx")
 
 
+def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
+    """ascend.md 1.2: a wrong unit or batch size would silently scale the throughput."""
+    content = ais_bench.Timing([10.0] * 100, 1.0, 1.0, 5.0, True)
+    monkeypatch.setattr(ais_bench, "_run", lambda *arguments: None)
+    monkeypatch.setattr(ais_bench, "find_summary", lambda *arguments, **more: None)
+    monkeypatch.setattr(ais_bench, "read_summary", lambda path, loop: content)
+    with pytest.raises(AisBenchError, match="mean of 10 ms, and its throughput says 400 ms"):
+        ais_bench.measure(AisBench(sys.executable), om, batch_size=2)
+
+
 def test_a_damaged_summary(tmp_path):
+    """ascend.md 8.2."""
     (tmp_path / "s.json").write_text('{"throughput": 1')
     with pytest.raises(AisBenchError, match="is no summary"):
         ais_bench.read_summary(tmp_path / "s.json")
@@ -603,6 +998,7 @@ def test_a_damaged_summary(tmp_path):
 
 
 def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
+    """ascend.md 7.54; 2.4, E10054: what a shell would cut is quoted."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "gma.onnx").write_bytes((models / "GMA_m_4.onnx").read_bytes())
@@ -611,6 +1007,8 @@ def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
     script = (tmp_path / "ascend" / "commands_bs4.sh").read_text()
     assert "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script  # the ';' is quoted: 7.6, E10054
     assert (tmp_path / "ascend" / "keep.cfg").read_text() == "OpType::InstanceNorm\n"
+    assert "# no rewrite needed" in script
+    assert "# CANN 6.0: refused: nothing; unknown: Add" in script
     assert subprocess.run(["bash", "-n", str(tmp_path / "ascend" / "commands_bs4.sh")]).returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,25 @@ def test_what_a_stand_in_made_says_so_everywhere(finished):
     assert content(finished, "metrics.json")["verdict"].startswith("SIMULATED")
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
         assert "SIMULATED" in (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), stage
-    assert "ascend-float16 (SIMULATED)" in report.write_index(finished, "tiny").read_text()
+    page = report.write_index(finished, "tiny").read_text()
+    assert "ascend-float16 (SIMULATED)" in page
+    assert "reproduced" not in page
+
+
+def test_the_guide_s_table_has_the_run_s_rows(finished):
+    """On the index page with all batch sizes, in 05 and 06 for their own; with what differs."""
+    page = report.write_index(finished, "tiny").read_text()
+    mine = page.split("Beside the published guide")[1].split("batch size 4")[1].split("batch size 8")[0]
+    assert re.findall(r"<th[^>]*>(.*?)</th>", mine) == ["the guide, Ascend 310P3", "ascend-float16 (SIMULATED)"]
+    rates = [float(cell) for cell in re.findall(r"<td>([\d.]+)</td>", mine)]
+    assert rates[0] == 0.772
+    assert rates[-2:] == pytest.approx([200, 125], rel=1e-3)  # as the tool defines it, and with transfers
+    assert "Ascend310P3 (SIMULATED)" in page
+    assert "What differs" in page
+    for stage in ("05_evaluate", "06_perf"):
+        notebook = (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text()
+        assert "the guide, Ascend 310P3" in notebook
+        assert "gather lookup, opset 12" in notebook
 
 
 def test_throughput_as_the_tool_defines_it_and_with_transfers(finished):
@@ -78,3 +97,5 @@ def test_memory_exhausted_is_a_row(finished):
     perf = content(finished, "perf.json", 16)
     assert perf["status"] == "out_of_memory"
     assert "batch size 16 needs" in perf["reason"]
+    page = report.write_index(finished, "tiny").read_text()
+    assert page.split("Beside the published guide")[1].split("batch size 16")[1].count("out of memory") == 2  # the guide's, and this one's

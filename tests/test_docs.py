@@ -52,6 +52,18 @@ def test_modules_are_listed_in_the_order_of_their_imports():
                 assert imported in listed[: number + 1], f"{file.name} imports {imported}, which stands below it"
 
 
+def test_every_test_that_the_docs_name_exists():
+    """And every defect of the original scripts has its line, with at least one of them."""
+    pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    named = {(page.name, *found) for page in pages for found in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", page.read_text())}
+    assert len(named) > 54
+    for page, file, test in named:
+        source = (PROJECT / "tests" / file).read_text()
+        assert not test or re.search(rf"^def {test}\(", source, re.M), f"{page} names {file}::{test}"
+    defects = re.findall(r"^\| (\d+) \|.*`test_\w+\.py::\w+`[^|]*\|$", (PROJECT / "docs" / "ascend.md").read_text(), re.M)
+    assert [int(number) for number in defects] == list(range(1, 55))
+
+
 def test_no_path_of_a_machine_and_nothing_large_is_committed():
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=PROJECT, check=True).stdout.split()
     for name in files:

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gma_lib import half_precision
-from gma_lib.half_precision import is_instance_norm, is_outside_modules, kept_nodes, markdown, rounded_to_half
+from gma_lib.ascend.keep import is_instance_norm, is_outside_modules, kept_nodes
+from gma_lib.half_precision import markdown, rounded_to_half
 
 
 @pytest.fixture

@@ -5,24 +5,26 @@ files of its two input folders by position alone and never cleans its output fol
 """
 
 import json
+import os
 import re
-import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from gma_lib.ascend.tool import run_tool
 from gma_lib.flow_io import read_tensor
 from gma_lib.runs import DoesNotFit
 
 OUT_OF_MEMORY = re.compile(
     r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
 )
+CODE = re.compile(r"\bE[A-Z]?\d{4,5}\b|\b[15]0\d{4}\b")
 CAUSES = (
-    (re.compile(r"EE1001|model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
+    (re.compile(r"model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
     (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi "
     "info -m lists them (DEVICE=)"),
     (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
@@ -71,7 +73,7 @@ class Timing:
     compute_ms
         Of every call, the warm-up left out.
     h2d_ms, d2h_ms
-        Mean time to the card and back, per call; not part of the tool's throughput.
+        Time to the card and back that one call takes, all of its inputs and outputs; not part of the tool's throughput.
     throughput
         As the tool defines it: 1000 x batch size / mean compute time. Transfers and files are not in it.
     simulated
@@ -91,7 +93,15 @@ def command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
 
 
 def infer_folders(
-    tool: AisBench, om: Path, folders: list[Path], output: Path, *, batch_size: int, output_shape: tuple[int, int, int], input_bytes: int
+    tool: AisBench,
+    om: Path,
+    folders: list[Path],
+    output: Path,
+    *,
+    batch_size: int,
+    output_shape: tuple[int, int, int],
+    input_bytes: int,
+    track: Callable[..., Iterable] | None = None,
 ) -> tuple[dict[str, Path], Timing]:
     """Run the model over folders of files, one folder per input, and return stem -> output file of every sample.
 
@@ -105,6 +115,8 @@ def infer_folders(
         (2, H, W), float32, of one sample.
     input_bytes
         Of the file of one sample.
+    track
+        ``gma_lib.progress.track``, which then counts the outputs as they appear; None for silence.
 
     Raises
     ------
@@ -122,20 +134,38 @@ def infer_folders(
     arguments = ["--input", ",".join(map(str, folders)), "--output", str(output.parent), "--output_dirname", output.name]
     arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size)]
     output.parent.mkdir(parents=True, exist_ok=True)
+    watch = None if track is None else lambda moments: track(_appearing(output, moments), label="ais_bench", unit="pair", total=len(stems))
     started = time.time()
-    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size)
+    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
     timing = read_summary(find_summary(output, newer_than=started))
     return collect_outputs(output, stems, output_shape), timing
 
 
-def measure(tool: AisBench, om: Path, *, batch_size: int, loop: int = 100, warmup: int = 5) -> Timing:
-    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures."""
+def measure(
+    tool: AisBench,
+    om: Path,
+    *,
+    batch_size: int,
+    loop: int = 100,
+    warmup: int = 5,
+    watch: Callable[[Iterator[float]], Iterable] | None = None,
+) -> Timing:
+    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures.
+
+    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends (``gma_lib.progress.elapsed``).
+    """
     arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
     with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:  # without --output the tool writes no summary
         output = Path(folder) / "pure"
         started = time.time()
-        _run(tool, command(tool, check_path(om, ends=".om"), *arguments, "--output", folder, "--output_dirname", output.name), batch_size)
-        timing = read_summary(find_summary(output, newer_than=started))
+        arguments += ["--output", folder, "--output_dirname", output.name]
+        _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
+        timing = read_summary(find_summary(output, newer_than=started), loop=loop)
+    mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
+    if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
+        raise AisBenchError(
+            f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its throughput says {mean:.4g} ms: not used"
+        )
     if len(timing.compute_ms) != loop:
         raise AisBenchError(f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for")
     return timing
@@ -143,8 +173,8 @@ def measure(tool: AisBench, om: Path, *, batch_size: int, loop: int = 100, warmu
 
 def generation(tool: AisBench) -> str:
     """``newer`` or ``older``, by the flags in its help: the version number is the same in both."""
-    done = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
-    return "newer" if NEWER_FLAG in done.stdout else "older"
+    _, text = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
+    return "newer" if NEWER_FLAG in text else "older"
 
 
 # --- before the run -------------------------------------------------------------------------------------------------
@@ -182,6 +212,8 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
 def check_path(path: Path, *, ends: str) -> Path:
     """The absolute path, or ValueError for one that a generation of the tool rejects."""
     absolute = Path(path).absolute()
+    if absolute.is_symlink():
+        raise ValueError(f"{absolute} is a link, which the newer tool refuses: give what it points to")
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
         raise ValueError(
             f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
@@ -193,39 +225,54 @@ def check_path(path: Path, *, ends: str) -> Path:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def _started(tool: AisBench, arguments: list[str]) -> subprocess.CompletedProcess:
+def _started(tool: AisBench, arguments: list[str], watch: Callable[[Iterator[float]], Iterable] | None = None) -> tuple[int, str]:
     try:
-        return subprocess.run(
-            arguments,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=tool.timeout_s,
-            env=tool.environment,
-        )
-    except FileNotFoundError:
+        return run_tool(arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise AisBenchError(f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)") from None
-    except subprocess.TimeoutExpired:
-        raise AisBenchError(f"ais_bench did not end within {tool.timeout_s:.0f} s and was stopped") from None
+    except TimeoutError as error:
+        raise AisBenchError(f"ais_bench {error}") from None
 
 
-def _run(tool: AisBench, arguments: list[str], batch_size: int) -> None:
-    done = _started(tool, arguments)
-    if OUT_OF_MEMORY.search(done.stdout) and done.returncode != 0:
-        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(done.stdout, OUT_OF_MEMORY)})")
-    if done.returncode != 0:
-        raise AisBenchError(f"ais_bench failed (exit code {done.returncode}): {explain(done.stdout)}")
+def _run(tool: AisBench, arguments: list[str], batch_size: int, watch: Callable[[Iterator[float]], Iterable] | None) -> None:
+    started = time.time()
+    code, text = _started(tool, arguments, watch)
+    if code == 0:
+        return
+    said = text + _recent_log(tool.environment, since=started)  # every failure to load prints the same; the log has the cause
+    if OUT_OF_MEMORY.search(said):
+        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(said, OUT_OF_MEMORY)})")
+    raise AisBenchError(f"ais_bench failed (exit code {code}): {explain(said, last=_last_line(text))}")
 
 
-def explain(text: str) -> str:
-    """What a failed run said, as a sentence."""
+def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:
+    """Lines with an error's code that CANN has logged since then; empty where it keeps no log."""
+    environment = os.environ if environment is None else environment
+    place = environment.get("ASCEND_PROCESS_LOG_PATH") or f"{environment.get('HOME', '')}/ascend/log"
+    lines = []
+    for file in Path(place).rglob("*.log") if Path(place).is_dir() else ():
+        if file.stat().st_mtime >= since - 1:
+            lines += [line for line in file.read_text(errors="replace").splitlines() if CODE.search(line)]
+    return "\n".join(["", *lines])
+
+
+def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
+    """The number of every output file, as they appear."""
+    seen = 0
+    for _ in moments:
+        there = sum(1 for _ in output.rglob("*_0.bin"))
+        yield from range(seen, there)
+        seen = max(seen, there)
+
+
+def explain(text: str, *, last: str) -> str:
+    """What a failed run said, as a sentence; ``last`` is its last line, for what is not known here."""
     for pattern, meaning in CAUSES:
         if pattern.search(text):
             return f"{meaning} ({_telling_line(text, pattern)})"
     if "No module named" in text:
-        return f"{_last_line(text)}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
-    return _last_line(text)
+        return f"{last}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
+    return _telling_line(text, CODE) or last
 
 
 def _telling_line(text: str, pattern: re.Pattern) -> str:
@@ -252,14 +299,20 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
     return fresh[0]
 
 
-def read_summary(path: Path) -> Timing:
-    """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs."""
+def read_summary(path: Path, *, loop: int = 1) -> Timing:
+    """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs.
+
+    The tool lists every copy to the card and back, so that a call with two inputs counts twice, and copies once for all ``loop``
+    repetitions of a batch. Here the copies are those of one call.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         times = [float(item[1] - item[0]) if isinstance(item, list) else float(item) for item in content["npu_compute_time_list"]]
-        transfer = {name: float(content.get(f"{name}_latency", {}).get("mean", 0.0)) for name in ("H2D", "D2H")}
-        return Timing(times, transfer["H2D"], transfer["D2H"], float(content["throughput"]), "simulated" in content)
-    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        copies = {name: content.get(f"{name}_latency", {}) for name in ("H2D", "D2H")}
+        batches = len(times) / loop
+        h2d, d2h = (float(said.get("mean", 0.0)) * said.get("count", batches) / batches for said in copies.values())
+        return Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
+    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError, json.JSONDecodeError) as error:
         raise AisBenchError(f"{path} is no summary of ais_bench ({type(error).__name__}: {error})") from error
 
 

@@ -4,18 +4,19 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
 
 from gma_lib.ascend.chip import soc_version
+from gma_lib.ascend.tool import run_tool
 from gma_lib.runs import DoesNotFit, digest, sha256, written_whole
 
 SUCCESS = "ATC run success"
+CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
 IR_TYPES = {
     "InstanceNormalization": ("InstanceNorm",),
@@ -55,6 +56,7 @@ ERRORS = {
     "EC0010": _PYTHON,
     "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
     "EL0004": ("memory ran out", "a smaller batch size"),
+    "507011": ("the model failed while it ran", "look into ~/ascend/log"),
     "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
 }  # fmt: skip
 
@@ -177,12 +179,19 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def convert_to_om(
-    source: Path, target: Path, options: AtcOptions, *, cann: str | None = None, environment: Mapping[str, str] | None = None
+    source: Path,
+    target: Path,
+    options: AtcOptions,
+    *,
+    cann: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[Iterator[float]], Iterable] | None = None,
 ) -> dict:
     """Make ``target`` from ``source``, or find that it is there already.
 
     One that is there counts if it was made from the same file by the same command for the same chip and CANN.
-    A manifest (``<target>.json``) is written beside it, last.
+    A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the seconds so far while ``atc`` works
+    (``gma_lib.progress.elapsed``).
 
     Returns
     -------
@@ -216,7 +225,7 @@ def convert_to_om(
         shutil.copyfile(source, folder / source.name)
         if options.keep_dtype:
             (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
-        text = run_atc(arguments, folder, options.timeout_s, environment)
+        text = run_atc(arguments, folder, options.timeout_s, environment, watch)
         made = sorted(folder.glob(f"{target.stem}*.om"))  # some versions append the system and the processor to the name
         if len(made) != 1 or made[0].stat().st_size == 0:
             raise AtcError(f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected")
@@ -253,29 +262,26 @@ def is_simulated(om: Path) -> bool:
         return file.read(len(SIMULATED)) == SIMULATED
 
 
-def run_atc(arguments: list[str], folder: Path, timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
+def run_atc(
+    arguments: list[str],
+    folder: Path,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[Iterator[float]], Iterable] | None = None,
+) -> str:
     """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text agree on success."""
     try:
-        done = subprocess.run(
-            arguments,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            env=environment,
-        )
+        code, text = run_tool(arguments, timeout_s=timeout_s, folder=folder, environment=environment, watch=watch)
     except FileNotFoundError:
         raise AtcError(
             "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the "
             "command for another machine"
         ) from None
-    except subprocess.TimeoutExpired:
-        raise AtcError(f"atc did not end within {timeout_s:.0f} s and was stopped") from None
-    if done.returncode == 0 and SUCCESS in done.stdout:
-        return done.stdout
-    raise AtcError(f"atc failed (exit code {done.returncode}): {explain(done.stdout)}")
+    except TimeoutError as error:
+        raise AtcError(f"atc {error}") from None
+    if code == 0 and SUCCESS in text:
+        return text
+    raise AtcError(f"atc failed (exit code {code}): {explain(text)}")
 
 
 def explain(text: str) -> str:
@@ -288,14 +294,17 @@ def explain(text: str) -> str:
     if "Failed to import Python module" in text:
         meaning, remedy = ERRORS["EC0010"]
         return f"{meaning}: {remedy}"
-    for code in re.findall(r"\b(E[A-Z]?\d{4,5})\b", text):
+    for code in re.findall(CODE, text):
         for known in (code, code[:3]):
             if known in ERRORS:
                 meaning, remedy = ERRORS[known]
                 line = next(line.strip() for line in text.splitlines() if code in line)
                 return f"{meaning} ({line[:300]}); {remedy}"
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return f"no code that is known here; its last line: {lines[-1].strip()[:300]}" if lines else "it printed nothing"
+    lines = [line.strip()[:300] for line in text.splitlines() if line.strip()]
+    coded = [line for line in lines if re.search(CODE, line)]
+    if coded:
+        return f"an error that is not known here ({coded[0]}); look into ~/ascend/log"
+    return f"no code that is known here; its last line: {lines[-1]}" if lines else "it printed nothing"
 
 
 def _warnings(text: str) -> list[str]:
@@ -306,10 +315,8 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
     """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not say is None."""
     om = Path(om)
     try:
-        text = subprocess.run(
-            ["atc", "--mode=6", f"--om={om.name}"], cwd=om.parent, capture_output=True, text=True, timeout=600, env=environment
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        _, text = run_tool(["atc", "--mode=6", f"--om={om.name}"], timeout_s=600, folder=om.parent, environment=environment)
+    except OSError:  # no such program, or no answer in time
         text = ""
     return parse_memory(text)
 

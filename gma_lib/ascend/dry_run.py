@@ -1,6 +1,7 @@
 """Write what a machine with CANN has to be told: files and commands, with nothing of CANN installed here."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -8,20 +9,23 @@ import click
 from gma_lib.ascend import atc
 from gma_lib.ascend.ais_bench import AisBench, command
 from gma_lib.ascend.chip import soc_version
-from gma_lib.ascend.operators import check_operators
-from gma_lib.rewrite import rewrite_file
+from gma_lib.ascend.keep import keep_lines
+from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
+from gma_lib.rewrite import rewrite_where_needed
 from gma_lib.runs import PROJECT, shown, written_whole
 
 PASSES = ("clean", "final")
 
 
-def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) -> list[list[str]]:
+def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *, keep: str = "guide") -> list[list[str]]:
     """Put the model, keep.cfg and ``commands.sh`` into ``target``; returns the commands.
 
     Parameters
     ----------
     model_folder
         Where 02_export left ``gma.onnx``.
+    keep
+        What stays float32 where the options keep anything: a key of ``gma_lib.ascend.keep.CHOICES``.
     """
     source = Path(model_folder) / "gma.onnx"
     if not source.is_file():
@@ -31,7 +35,9 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) ->
     shapes = atc.input_shapes(source)
     batch_size = shapes["image1"][0]
     model = target / f"GMA_m_{batch_size}.onnx"
-    report = rewrite_file(source, model)
+    rewritten = rewrite_where_needed(source, model, largest_batch=2)
+    if options.keep_dtype and keep != "guide":
+        options = replace(options, keep_dtype=keep_lines(model, keep))
     atc.lint_keep(options.keep_dtype, model)
     name = f"GMA_bs{batch_size}"
     compile_command = atc.command(model.name, name, shapes, options)
@@ -47,12 +53,16 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) ->
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
     with written_whole(target / "keep.cfg") as partial:
         partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
-    unknown = {version: [v.what for v in check_operators(model, version) if v.word != "fine"] for version in ("6.0", "7.0", "8.0")}
-    notes = [report.sentence()] + [f"CANN {version}: not fine or not known: {', '.join(names)}" for version, names in unknown.items()]
+    notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
     lines = ["#!/bin/bash", "# Needs CANN's environment: source .../set_env.sh", *(f"# {note}" for note in notes), "set -e"]
     with written_whole(target / f"commands_bs{batch_size}.sh") as partial:
         partial.write_text("\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n")
     return commands
+
+
+def _verdicts(model: Path, cann: str) -> str:
+    words = {word: [verdict.what for verdict in check_operators(model, cann) if verdict.word == word] for word in (REFUSED, UNKNOWN)}
+    return f"CANN {cann}: " + "; ".join(f"{word}: {', '.join(names) or 'nothing'}" for word, names in words.items())
 
 
 @click.command()
@@ -61,18 +71,19 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions) ->
 @click.option("--precision", default="float16", show_default=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, required=True)
 @click.option("--soc", default="310P3", show_default=True, help="The chip that the other machine has.")
+@click.option("--keep", default="guide", show_default=True, help="What stays float32: guide, or coordinates as well.")
 @click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-def main(profile: str, run: str, precision: str, batch_sizes: tuple[int, ...], soc: str, outputs: str) -> None:
+def main(profile: str, run: str, precision: str, batch_sizes: tuple[int, ...], soc: str, keep: str, outputs: str) -> None:
     """Write ascend/ beside a profile's runs, and print where it lies."""
     modes = {"float16": None, "float32": "must_keep_origin_dtype"}
     try:
         if precision not in modes:
             raise ValueError(f"atc is told float16 or float32 here, not {precision}")
-        keep = {} if modes[precision] is None else {"keep_dtype": ()}
-        options = atc.AtcOptions(soc_version(soc), precision_mode=modes[precision], **keep)
+        nothing = {} if modes[precision] is None else {"keep_dtype": ()}
+        options = atc.AtcOptions(soc_version(soc), precision_mode=modes[precision], **nothing)
         for batch_size in batch_sizes:
             target = PROJECT / outputs / profile / run / "ascend"
-            write_commands(PROJECT / outputs / profile / run / f"bs{batch_size}" / "model", target, options)
+            write_commands(PROJECT / outputs / profile / run / f"bs{batch_size}" / "model", target, options, keep=keep)
             print(f"{shown(target)}/commands_bs{batch_size}.sh")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error

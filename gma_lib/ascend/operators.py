@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnx
 
+from gma_lib.rewrite import all_graphs
+
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
 # CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by operator.
@@ -19,14 +21,21 @@ REGISTERED = {
     "Gather": set(range(8, 19)),
     "InstanceNormalization": set(range(8, 19)),
     "LayerNormalization": {17, 18},
+    "Col2Im": {18},
     "Einsum": set(range(12, 19)),
     "Resize": set(range(10, 19)),
     "If": set(range(8, 19)),
+    **{f"Sequence{what}": set(range(11, 19)) for what in ("At", "Construct", "Empty", "Erase", "Insert", "Length")},
     # These four are said to be fine, without opsets
     "Where": set(range(8, 19)),
     "Clip": set(range(8, 19)),
     "Pad": set(range(8, 19)),
     "Softmax": set(range(8, 19)),
+}
+NOTES = {
+    "GridSample": "a 310P likely runs it on its AI CPU, slowly [hyp]",
+    "Einsum": "in float16 it amplifies errors: name it in keep_dtype",
+    "ScatterND": "with a reduction it becomes a PartitionedCall",
 }
 NEVER = {"Loop", "Scan"}
 # Absent from the operator list of 5.0.4, which is the list for 6.0 as far as it was read
@@ -43,7 +52,7 @@ class Verdict:
 
 
 def check_operators(path: Path, cann: str | None) -> list[Verdict]:
-    """Judge a graph for a version of CANN: the opset first, then every operator once.
+    """Judge a graph for a version of CANN: the opset first, then every operator once, those of the bodies of If and the like too.
 
     Parameters
     ----------
@@ -53,11 +62,8 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     model = onnx.load(path, load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     major = (re.match(r"\d+", cann or "") or [""])[0]
-    verdicts = [_opset(opset, major, cann)]
-    verdicts += [
-        _operator(node_type, domain, opset, major) for node_type, domain in sorted({(n.op_type, n.domain) for n in model.graph.node})
-    ]
-    return verdicts
+    used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
+    return [_opset(opset, major, cann), *(_operator(name, domain, opset, major) for name, domain in sorted(used))]
 
 
 def _opset(opset: int, major: str, cann: str | None) -> Verdict:
@@ -84,7 +90,7 @@ def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
     if name in REGISTERED and opset not in REGISTERED[name]:
         return Verdict(name, REFUSED, f"registered for opset {', '.join(map(str, sorted(REGISTERED[name])))} only, not {opset}")
     if name in REGISTERED and major in ("8", "9"):
-        return Verdict(name, FINE, f"registered for opset {opset}")
+        return Verdict(name, FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)])))
     if name in REGISTERED:
         return Verdict(name, UNKNOWN, "registered in today's plugins; the operator list of this version was not read")
     return Verdict(name, UNKNOWN, "the pages that were read do not name it")

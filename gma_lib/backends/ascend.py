@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import numpy as np
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import NoChipFound, find_chips
+from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
 from gma_lib.flow_io import read_tensor, write_tensor
+from gma_lib.progress import elapsed
 from gma_lib.runs import DoesNotFit
+from gma_lib.sintel import check_free_space
 
 # Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
 PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}
@@ -62,7 +66,7 @@ class AscendBackend(FolderBackend):
         shapes = next(argument for argument in self.manifest["command"] if argument.startswith("--input_shape="))
         self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
         environment = tool_environment(find_toolkit())
-        device = int(os.environ.get("GMA_DEVICE") or 0) if self.options.device is None else self.options.device
+        device = chosen_device() if self.options.device is None else self.options.device
         require_chip(self.manifest, environment)
         self.tool = AisBench(self.options.python or ais_python(environment), device, self.options.timeout_s, environment)
         self.simulated = bool(self.manifest["simulated"])
@@ -77,12 +81,15 @@ class AscendBackend(FolderBackend):
                     write_tensor(place / f"{number:06d}.bin", image)
             return np.stack([flow for _, flow in self.predict_folders(*folders)])
 
-    def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
+    def predict_folders(
+        self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
             # the newer tool refuses what a group may write, which is what some systems make every file
             path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
+            check_free_space(Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width)
             files, timing = ais_bench.infer_folders(
                 self.tool,
                 self.path,
@@ -91,10 +98,19 @@ class AscendBackend(FolderBackend):
                 batch_size=batch_size,
                 output_shape=(2, height, width),
                 input_bytes=4 * channels * height * width,
+                track=track,
             )
             self.simulated = self.simulated or timing.simulated
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
+
+
+def chosen_device() -> int:
+    """The chip of GMA_DEVICE, else 0; ValueError for anything but one number that the tool takes."""
+    named = os.environ.get("GMA_DEVICE") or "0"
+    if not named.isdigit() or int(named) > 255:
+        raise ValueError(f"DEVICE is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), not {named!r}")
+    return int(named)
 
 
 def require_chip(manifest: dict, environment: dict) -> None:
@@ -129,15 +145,18 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)
     refuse_impossible(verdicts)
-    manifest = atc.convert_to_om(source, target, options_for(chip.soc, precision), cann=cann, environment=environment)
+    manifest = atc.convert_to_om(
+        source, target, options_for(chip.soc, precision, source), cann=cann, environment=environment, watch=partial(elapsed, label="atc")
+    )
     atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
     return manifest | {"unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"], "chip_source": chip.source}
 
 
-def options_for(soc: str, precision: str) -> atc.AtcOptions:
-    """What atc is told for a precision: the guide's flags for float16."""
+def options_for(soc: str, precision: str, source: Path) -> atc.AtcOptions:
+    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what GMA_KEEP says (``gma_lib.ascend.keep``)."""
     mode = PRECISION_MODES[precision]
-    return atc.AtcOptions(soc, precision_mode=mode, **({} if mode is None else {"keep_dtype": ()}))
+    choice = os.environ.get("GMA_KEEP") or "guide"
+    return atc.AtcOptions(soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ())
 
 
 def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop: int = 100) -> dict[str, Any]:
@@ -147,7 +166,7 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
     """
     om = Path(model_folder) / "gma.om"
     manifest = atc.read_manifest(om)
-    nothing = {"simulated": bool(manifest and manifest["simulated"])}
+    nothing = {"simulated": bool(manifest and manifest["simulated"]), "at_once": None}
     if manifest is None:
         return nothing | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     nothing["predicted_bytes"] = atc.ModelMemory(**manifest["memory"]).total_bytes
@@ -160,7 +179,8 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
         return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
     try:
         with AscendBackend(om, AscendOptions(precision=precision)) as backend:
-            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop)
+            watch = partial(elapsed, label=f"ais_bench, {loop} calls")
+            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop, watch=watch)
     except DoesNotFit as error:
         return nothing | {"status": "out_of_memory", "reason": str(error)}
     seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
@@ -174,7 +194,7 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
         "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
         "h2d_ms": timing.h2d_ms,
         "d2h_ms": timing.d2h_ms,
-        "precision_read_back": f"{precision}, float32 kept for {', '.join(manifest['options']['keep_dtype']) or 'everything'}",
+        "precision_read_back": f"{precision}, float32 kept for {described(manifest['options']['keep_dtype']) or 'everything'}",
         "device": backend.device,
         "share_of_peak": None,
     }

@@ -1,6 +1,6 @@
 """The contract of a backend: a converted network that can be run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,10 @@ class SplitBackend(Backend):
 class FolderBackend(Backend):
     """A backend whose runtime reads files: it is given a whole pass at once, because starting it costs more than a pair does."""
 
-    def predict_folders(self, image1: Path, image2: Path) -> Iterator[tuple[str, np.ndarray]]:
-        """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every sample."""
+    def predict_folders(
+        self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every sample; ``track`` shows progress."""
         raise NotImplementedError
 
 

@@ -8,7 +8,9 @@ import numpy as np
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
 from gma_lib.runs import cores, digest, processor, sha256, written_whole
 
-CPU = "CPUExecutionProvider"
+CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
+# What CANN is told for each precision; left alone, it computes in float16.
+CANN_MODES = {"float32": "must_keep_origin_dtype", "float16": "force_fp16"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class OnnxRuntimeOptions:
     Attributes
     ----------
     precision
-        float32 on the CPU; the file decides, and it is float32.
+        float32, as the file is; float16 too with CANN, which rounds the model when it is loaded.
     provider
         ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CANNExecutionProvider``, ...; never replaced by another one.
     threads
@@ -40,12 +42,13 @@ class OnnxRuntimeBackend(SplitBackend):
         import onnxruntime
 
         self.options = options or OnnxRuntimeOptions()
-        refuse_precision("onnxruntime", self.options.precision, ("float32",), "the exported file is float32")
+        possible = tuple(CANN_MODES) if self.options.provider == CANN else ("float32",)
+        refuse_precision("onnxruntime", self.options.precision, possible, "the exported file is float32")
         available = onnxruntime.get_available_providers()
         if self.options.provider not in available:
             raise ValueError(f"this onnxruntime has no {self.options.provider}; it has {', '.join(available)}")
         self.path = Path(path)
-        self.precision = "float32"
+        self.precision = self.options.precision
         self._runtime = onnxruntime
         self._sessions = {}
         self._whole = self._session(self.path)
@@ -60,6 +63,9 @@ class OnnxRuntimeBackend(SplitBackend):
             session = self._optimised(path) if self.options.cache and self.options.provider == CPU else self._load(path)
             if session.get_providers()[0] != self.options.provider:
                 raise RuntimeError(f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run")
+            asked, told = self._provider_options().get("precision_mode"), session.get_provider_options().get(self.options.provider, {})
+            if asked and told.get("precision_mode", asked) != asked:
+                raise RuntimeError(f"{self.options.provider} was told {asked}, and computes in {told['precision_mode']}")
             self._sessions[path] = session
         return self._sessions[path]
 
@@ -72,9 +78,10 @@ class OnnxRuntimeBackend(SplitBackend):
         provider = self.options.provider
         if provider != CPU:  # an operator that the device lacks would otherwise run on the CPU without a word
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        # Left alone, CANN computes in float16.
-        precise = {"precision_mode": "must_keep_origin_dtype"} if provider == "CANNExecutionProvider" else {}
-        return self._runtime.InferenceSession(str(path), settings, providers=[(provider, precise)])
+        return self._runtime.InferenceSession(str(path), settings, providers=[(provider, self._provider_options())])
+
+    def _provider_options(self) -> dict[str, str]:
+        return {"precision_mode": CANN_MODES[self.options.precision]} if self.options.provider == CANN else {}
 
     def _optimised(self, path: Path):
         """The model as this version optimised it for this processor, from an earlier start if there was one."""

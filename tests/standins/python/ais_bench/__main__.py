@@ -56,8 +56,12 @@ def get_args():
     parser.add_argument("--batchsize", type=positive)
     parser.add_argument("--warmup_count", type=not_negative, default=1)
     parser.add_argument("--display_all_summary", default="0")
+    parser.add_argument("--profiler", default="0")
     if GENERATION == "N":
         parser.add_argument("--divide_input", default="0")
+    if FAULT == "ais-other-flags":
+        parser = argparse.ArgumentParser(prog="ais_bench")
+        parser.add_argument("--om-model", required=True)
     return parser.parse_args()
 
 
@@ -80,17 +84,15 @@ class Session:
         with open(path, "rb") as file:
             content = file.read()
         if not content.startswith(MARK):
-            self.refuse(path, "EE1001: The argument is invalid. the model file is damaged")
+            self.refuse(path, "")
         about, self.onnx = content.removeprefix(MARK).split(b"\n", 1)
         about = json.loads(about)
         if about["soc"] != f"Ascend{SOC}":
-            self.refuse(path, f"EE1001: supported socVersion=Ascend{SOC}, but the model socVersion={about['soc']}")
+            reason = f"EE1001: supported socVersion=Ascend{SOC}, but the model socVersion={about['soc']}"
+            self.refuse(path, reason)
         if about["memory"] > MEMORY:
-            self.refuse(
-                path,
-                f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, out of memory, "
-                f"size={about['memory']}",
-            )
+            reason = f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, size={about['memory']}"
+            self.refuse(path, reason)
         import onnx
 
         model = onnx.load_from_string(self.onnx)
@@ -104,7 +106,11 @@ class Session:
 
     @staticmethod
     def refuse(path, message):
-        if message:
+        if message and FAULT == "ais-cause-in-plog":  # the console then says no more than that the model was not loaded
+            place = pathlib.Path(os.environ["HOME"]) / "ascend" / "log" / "debug" / "plog"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"plog-{os.getpid()}_20260101.log").write_text(f"[ERROR] GE(1,ais_bench): {message}\n")
+        elif message:
             print(message)
         log("ERROR", f"load model from file failed, model file is {path}")
         raise RuntimeError("[1][ACL: invalid parameter]")
@@ -131,11 +137,11 @@ def natural(name):
 
 def list_files(folder):
     if not os.path.exists(folder):
-        log("ERROR", f"Invalid args. {folder} of --input is invalid")
+        log("ERROR", f"Invalid args. {folder} of input args is not a real dir path")
         raise RuntimeError()
     names = sorted(name for name in os.listdir(folder) if name.endswith((".bin", ".BIN", ".npy", ".NPY")))
     if not names:
-        log("ERROR", f"{folder} is empty dir")
+        log("ERROR", f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]")
         raise RuntimeError()
     if os.environ.get("STANDIN_SORT", "natural") == "natural":
         names.sort(key=natural)
@@ -155,6 +161,9 @@ def check_paths(args, files):
             raise argparse.ArgumentTypeError(path)
         if os.path.exists(path) and os.stat(path).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             log("ERROR", f"{path}: permission should not be over 0o755")
+            raise argparse.ArgumentTypeError(path)
+        if os.path.exists(path) and os.stat(path).st_uid != os.getuid():
+            log("ERROR", f"{path}: current user is not the owner")
             raise argparse.ArgumentTypeError(path)
     if not args.model.endswith(".om"):
         raise argparse.ArgumentTypeError("model must end with .om")
@@ -186,7 +195,7 @@ def read_batch(names, shape):
         log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
         raise RuntimeError("[-1][ACL: general failure]")
     if len(data) != wanted:
-        log("ERROR", f"ndata size:{len(data)} tensor size:{wanted} not match")
+        log("ERROR", f"ndata size:{len(data)} not match {wanted}")
         raise RuntimeError()
     return np.frombuffer(data, np.float32).reshape(shape)
 
@@ -223,9 +232,13 @@ def infer(args, device, files, folder, summary_prefix):
     batch = session.inputs[0][0]
     times, info = [], {}
     if FAULT == "ais-hangs":
+        helper = os.fork()  # a tool that hangs may have started others
+        if helper and "STANDIN_PIDS" in os.environ:
+            pathlib.Path(os.environ["STANDIN_PIDS"]).write_text(f"{os.getpid()} {helper}")
         time.sleep(3600)
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
+        calls = 1  # the copies to and from the card are made once for all repetitions, one per input and output
         times = [TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
         if folder:
             save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
@@ -240,6 +253,9 @@ def infer(args, device, files, folder, summary_prefix):
                 if FAULT == "ais-half" and sample >= 1:
                     log("ERROR", "aclmdlExecute failed, error 507011")
                     raise RuntimeError("[507011][ACL: model execute failed]")
+                if FAULT == "ais-oom-run" and sample >= 1:
+                    log("ERROR", "aclrtMalloc failed, ret: 207001")
+                    raise RuntimeError("[-1][ACL: APP_ERR_ACL_BAD_ALLOC]")
                 if FAULT == "ais-killed" and sample >= 1:
                     os.kill(os.getpid(), signal.SIGSEGV)
                 if FAULT == "ais-one-missing" and sample == 0:
@@ -249,6 +265,7 @@ def infer(args, device, files, folder, summary_prefix):
                 info[str(sample)] = {"infiles": [mine[place] for mine in names], "outfiles": written}
                 sample += 1
             times.append(1000 * (time.perf_counter() - start))
+        calls = len(times)
     size = args.batchsize or batch
     throughput = 1000 * size / float(np.mean(times))
     log("INFO", "-----------------Performance Summary------------------")
@@ -263,8 +280,9 @@ def infer(args, device, files, folder, summary_prefix):
     if folder and FAULT != "ais-no-summary":
         listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
         content = {
-            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s, "H2D_latency": statistics([2.0 * batch] * len(times)),
-            "D2H_latency": statistics([1.0 * batch] * len(times)),
+            "filesinfo": info, "args": sys.argv, "NPU_compute_time": s,
+            "H2D_latency": statistics([1.0 * batch] * len(session.inputs) * calls),
+            "D2H_latency": statistics([1.0 * batch] * calls),
             "throughput": throughput, "npu_compute_time_list": listed, "pid": os.getpid(),
             "simulated": "written by a stand-in for ais_bench",
         }  # fmt: skip
@@ -276,13 +294,14 @@ def main():
     args = get_args()
     print("[SIMULATED] a stand-in for ais_bench")
     if args.output_dirname and not args.output:
-        raise RuntimeError("output_dirname need output")
+        log("ERROR", "parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!")
+        raise RuntimeError("error bad parameters --output_dirname")
     files = None
     if args.input:
         folders = args.input.split(",")
         probe = Session(args.model, 0)
         if len(folders) != len(probe.inputs):
-            log("ERROR", f"args input dirs count:{len(folders)} not match model inputs:{len(probe.inputs)}")
+            log("ERROR", f"Invalid args. args input dir num:{len(folders)} not equal to model inputs num:{len(probe.inputs)}")
             raise RuntimeError()
         files = [list_files(folder) for folder in folders]
     if GENERATION == "N":
@@ -303,7 +322,16 @@ def main():
         os.makedirs(folder, exist_ok=True)
         share = -(-len(files[0]) // len(args.device))
         mine = [names[index * share : (index + 1) * share] for names in files] if divided else files
+        if FAULT == "ais-worker-died" and index == 1:
+            log("ERROR", "subprocess run failed error_callback:[507011][ACL: model execute failed]")
+            sys.exit(1)
         infer(args, device, mine, folder, folder)
 
 
+if "--profiler" in sys.argv and GENERATION == "T":  # runs itself again under msprof and ends with exit(0), whatever came of that
+    try:
+        main()
+    except RuntimeError as error:
+        print(error)
+    sys.exit(0)
 main()

@@ -1,0 +1,50 @@
+"""What stays float32 when ``atc`` computes in float16: choices of nodes, and the lines of keep.cfg that name them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto
+
+
+def is_instance_norm(node: NodeProto) -> bool:
+    """What the guide's keep.cfg keeps."""
+    return node.op_type == "InstanceNormalization"
+
+
+def is_outside_modules(node: NodeProto) -> bool:
+    """Nodes of no module: the flow and its coordinates, the correlation and its lookup, upsampling."""
+    return "/" not in node.name.strip("/")
+
+
+def is_correlation(node: NodeProto) -> bool:
+    """The products outside the modules: all pairs, and the lookup's. Kept alone they change nothing: the next node rounds their result."""
+    return is_outside_modules(node) and node.op_type == "MatMul"
+
+
+def is_norm_or_coordinate(node: NodeProto) -> bool:
+    """What ``gma_lib.half_precision`` finds worth keeping: the distance from float32 flow falls fourteenfold."""
+    return is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node))
+
+
+CHOICES: dict[str, Callable[[NodeProto], bool]] = {"guide": is_instance_norm, "coordinates": is_norm_or_coordinate}
+
+
+def kept_nodes(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[str, ...]:
+    """Lines of keep.cfg for a choice: the type for InstanceNorm, the name for every other node."""
+    names = [node.name for node in model.graph.node if keep(node) and not is_instance_norm(node)]
+    return (("OpType::InstanceNorm",) if any(keep(node) and is_instance_norm(node) for node in model.graph.node) else ()) + tuple(names)
+
+
+def keep_lines(path: Path, choice: str) -> tuple[str, ...]:
+    """The lines for a file; an unknown choice lists the known."""
+    if choice not in CHOICES:
+        raise ValueError(f"KEEP is one of {', '.join(CHOICES)}, not {choice!r}")
+    return kept_nodes(onnx.load(path, load_external_data=False), CHOICES[choice])
+
+
+def described(lines: list[str] | tuple[str, ...]) -> str:
+    """The lines in a few words: ``InstanceNorm and 700 nodes by name``."""
+    types = [line.removeprefix("OpType::") for line in lines if line.startswith("OpType::")]
+    nodes = len(lines) - len(types)
+    return " and ".join([*types, *([f"{nodes} nodes by name"] if nodes else [])])

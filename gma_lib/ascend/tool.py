@@ -1,0 +1,67 @@
+"""A vendor's tool run to its end in a process of its own: what it printed, how it ended, and never longer than allowed."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def run_tool(
+    arguments: list[str],
+    *,
+    timeout_s: float,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[Iterator[float]], Iterable] | None = None,
+) -> tuple[int, str]:
+    """Run without a shell; return the exit code and what both channels said, in its order.
+
+    However this ends, by Ctrl-C too, nothing of the tool is left running: some of them start helpers of their own.
+
+    Parameters
+    ----------
+    folder
+        Where it runs; here when None.
+    environment
+        Of the process; this one's when None.
+    watch
+        Is given the seconds since the start, again and again until the tool ends, and may show progress; it is iterated over.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such program.
+    TimeoutError
+        When it was stopped after ``timeout_s``.
+    """
+    with tempfile.TemporaryFile() as said:  # a file and not a pipe, which would fill up and hold the tool
+        process = subprocess.Popen(
+            arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            moments = _until_it_ends(process, timeout_s)
+            for _ in watch(moments) if watch else moments:
+                pass
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        said.seek(0)
+        return process.returncode, said.read().decode(errors="replace")
+
+
+def _until_it_ends(process: subprocess.Popen, timeout_s: float) -> Iterator[float]:
+    start = time.monotonic()
+    while process.poll() is None:
+        if time.monotonic() - start > timeout_s:
+            raise TimeoutError(f"did not end within {timeout_s:.0f} s and was stopped")
+        try:
+            process.wait(SECONDS_BETWEEN_LOOKS)
+        except subprocess.TimeoutExpired:
+            yield time.monotonic() - start
+    yield time.monotonic() - start

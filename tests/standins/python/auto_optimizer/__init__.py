@@ -1,0 +1,1 @@
+"""A stand-in for auto_optimizer; see ``__main__``."""

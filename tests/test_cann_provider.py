@@ -1,0 +1,108 @@
+"""ONNX Runtime's CANN provider, as far as it can be tested without one: what the runtime is told, and what is refused."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gma_lib.backends.onnxruntime import CANN, CPU, OnnxRuntimeBackend, OnnxRuntimeOptions
+
+
+class Settings:
+    """Stands for ``onnxruntime.SessionOptions``."""
+
+    def __init__(self):
+        self.entries = {}
+
+    def add_session_config_entry(self, name, value):
+        self.entries[name] = value
+
+
+def runtime(*, available=(CANN, CPU), runs=(CANN, CPU), computes=None, refuses=None):
+    """A module in place of onnxruntime whose sessions remember what they were told."""
+    sessions = []
+
+    class InferenceSession:
+        def __init__(self, path, settings, providers):
+            if refuses:
+                raise RuntimeError(refuses)
+            self.path, self.settings, self.told = path, settings, providers
+            sessions.append(self)
+
+        def get_providers(self):
+            return list(runs)
+
+        def get_provider_options(self):
+            return {provider: dict(options) if computes is None else {"precision_mode": computes} for provider, options in self.told}
+
+        def get_inputs(self):
+            return [SimpleNamespace(name="image1", shape=[1, 3, 128, 160])]
+
+    return SimpleNamespace(
+        InferenceSession=InferenceSession, SessionOptions=Settings, get_available_providers=lambda: list(available), sessions=sessions
+    )
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    (tmp_path / "gma.onnx").write_bytes(b"a model")
+
+    def load(fake, precision="float32"):
+        monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+        return OnnxRuntimeBackend(tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=CANN))
+
+    return load
+
+
+@pytest.mark.parametrize(("precision", "mode"), [("float32", "must_keep_origin_dtype"), ("float16", "force_fp16")])
+def test_what_the_runtime_is_told(load, precision, mode):
+    """ascend.md 5: the default is force_fp16, so the precision is always said; an operator may not go to the CPU."""
+    fake = runtime()
+    backend = load(fake, precision)
+    assert (backend.device, backend.precision) == (CANN, precision)
+    session = fake.sessions[0]
+    assert session.told == [(CANN, {"precision_mode": mode})]  # the CPU is not offered as a second one
+    assert session.settings.entries == {"session.disable_cpu_ep_fallback": "1"}
+
+
+def test_a_build_without_the_provider(load):
+    with pytest.raises(ValueError, match=rf"this onnxruntime has no {CANN}; it has {CPU}"):
+        load(runtime(available=(CPU,)))
+
+
+def test_a_silent_fall_back_is_an_error(load):
+    """ascend.md 5, 6.4: CANN is not sourced, and the session runs on the CPU without a word."""
+    with pytest.raises(RuntimeError, match=f"{CANN} was asked for, and {CPU} would run"):
+        load(runtime(runs=(CPU,)))
+
+
+def test_an_operator_that_the_card_lacks_is_an_error(load):
+    with pytest.raises(RuntimeError, match="fallback to CPU EP has been explicitly disabled"):
+        load(runtime(refuses="nodes are assigned to the default CPU EP, but fallback to CPU EP has been explicitly disabled"))
+
+
+def test_another_precision_than_asked_is_an_error(load):
+    with pytest.raises(RuntimeError, match="was told must_keep_origin_dtype, and computes in force_fp16"):
+        load(runtime(computes="force_fp16"))
+
+
+def test_a_precision_that_it_has_not(load):
+    with pytest.raises(ValueError, match="computes in float32 or float16, not bfloat16"):
+        load(runtime(), "bfloat16")
+
+
+def test_the_real_runtime_refuses_to_fall_back(tmp_path, monkeypatch):
+    """With a provider that every build has, and one that takes nothing: the setting is known to the installed version, too."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this build has no provider that takes nothing")
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with pytest.raises(Exception, match=r"[Ff]allback"):
+        onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), settings, providers=["AzureExecutionProvider"])
