@@ -80,9 +80,10 @@ test: $(ENV) ## run the tests
 ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(foreach b,$(BS),--batch-size $(b))
 
-lint: $(ENV) ## check style, and that notebooks carry no outputs
+lint: $(ENV) ## check style and types, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
 lab: $(ENV) ## open the notebooks in JupyterLab

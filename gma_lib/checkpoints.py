@@ -180,7 +180,7 @@ def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
         state[name] = torch.from_numpy(np.asarray(_scaled_noise(name, noise), dtype=np.float32))
     for name in state:
         if ".norm3." in name:
-            state[name] = state[_twin(name)]
+            state[name] = state[name.replace(".norm3.", ".downsample.1.")]
     return state
 
 

@@ -122,7 +122,7 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
     estimator = _estimator(**network)
     flows = estimator.along(read_clip(clip), warm=warm)
     first = next(flows)  # whatever is wrong with the clip's start or the options shows here, before a folder is made
-    files = []
+    files: list[Path] = []
     for field in track(_with_first(first, flows), label="flow", unit="pair", total=frames - 1 if frames else None):
         files.append(output / f"frame_{len(files) + 1:04d}.flo")
         write_flow(files[-1], field)

@@ -223,7 +223,7 @@ def looking_sentence(examined: Examined, point: tuple[int, int]) -> str:
         f"they are {found.point_chance:.1%} of the frame."
     )
     weight, chance = found.point, found.point_chance
-    if found.hidden is not None:
+    if found.hidden is not None and found.hidden_chance is not None:
         text += f" Over all occluded cells it is {found.hidden:.1%}, where an even spread would give {found.hidden_chance:.1%}."
         weight, chance = found.hidden, found.hidden_chance
     if weight > 1.2 * chance:
@@ -242,7 +242,7 @@ def updates_figure(examined: Examined, *, most: int = 4, palette: str = "middleb
     columns = len(chosen) + 1
     panel = WIDTH / columns
     figure = Figure(figsize=(WIDTH, panel * height / width + 3.6), dpi=DPI, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[panel * height / width + 0.5, 3.1])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[panel * height / width + 0.5, 3.1])[:, 0]
     axes = above.subplots(1, columns, squeeze=False)[0]
     for axis, number in zip(axes, chosen, strict=False):
         error = float(endpoint_error(flows[number - 1], truth).mean())
@@ -380,7 +380,7 @@ def error_curve(curves: Mapping[str, Sequence[float]], thresholds: Sequence[floa
 
 def work_figure(work: Mapping[str, float]) -> tuple[Figure, str]:
     """Multiply-accumulates by part of the network, in units of 1e9."""
-    parts = sorted(work, key=work.get)
+    parts = sorted(work, key=work.__getitem__)
     figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(parts, [work[part] for part in parts], color=BLUE)
@@ -403,7 +403,7 @@ def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], pea
     peak
         Operations a second of the machine's matrix product in this precision.
     """
-    parts = sorted(measured_s, key=measured_s.get)
+    parts = sorted(measured_s, key=measured_s.__getitem__)
     expected = [2e9 * work.get(part, 0) / peak for part in parts]
     figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -506,7 +506,7 @@ def show_errors(roles: Mapping[str, FramePair], folder: Path, *, palette: str = 
             read_frame(pair.image1),
             read_frame(pair.image2),
             read_flow(flow_path(folder, pair)),
-            read_flow(pair.flow),
+            pair.true_flow(),
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
             title=f"{role}: {pair.name}",

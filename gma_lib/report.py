@@ -61,10 +61,10 @@ def _columns(folder: Path) -> list[Run]:
     """Every run and batch size that has left a stamp, sorted by name, then by size."""
     found = []
     for path in sorted(folder.glob("*/bs*")):
-        stamps = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
+        stamps: list[dict[str, Any]] = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
         size = path.name.removeprefix("bs")
         if stamps and size.isdigit():
-            known = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
+            known: dict[str, Any] = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
             found.append(
                 Run(folder.parent, folder.name, known.get("backend", "?"), known.get("precision", "?"), int(size), path.parent.name)
             )
@@ -212,7 +212,7 @@ def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
 
 def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
     """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05 has checked."""
-    shown_runs = {}
+    shown_runs: dict[str, tuple[Run, dict]] = {}
     for run, content in metrics.items():
         if _passes(content):
             shown_runs.setdefault(run.name, (run, content))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class OpenVinoBackend(SplitBackend):
         refuse_precision("openvino", self.options.precision, possible, f"the {self.options.device} has no other")
         self.path = Path(path)
         self._version = openvino.get_version()
-        self._compiled = {}
+        self._compiled: dict[Path, Any] = {}
         whole = self._model(self.path)
         self.at_once = whole.input("image1").shape[0]
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
