@@ -202,8 +202,8 @@ def attention_figure(examined: Examined, point: tuple[int, int]) -> tuple[Figure
     mask = np.zeros((height, width), bool) if examined.occluded is None else examined.occluded
     _panel(axes[0, 0], _tinted(examined.frame1, mask), "frame t, occluded in orange; the point is the star")
     uniform = 1 / examined.inside.attention.shape[1]
-    title = "attention, times what an even spread would give"
-    shown = _panel(axes[0, 1], weights / uniform, title, cmap="cividis", vmin=0)
+    _panel(axes[0, 1], _tinted(examined.frame1, np.zeros((height, width), bool)), "attention, times what an even spread would give")
+    shown = axes[0, 1].imshow(weights / uniform, cmap="cividis", vmin=0, alpha=0.75, interpolation="antialiased")
     figure.colorbar(shown, ax=axes[0, 1], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
     for panel in axes[0]:
         panel.plot(*point, "*", color="#D55E00", markeredgecolor="white", markersize=16)
@@ -292,9 +292,9 @@ def updates_sentence(examined: Examined) -> str:
     """What the updates do to the error, in numbers."""
     parts = []
     for label, errors in _error_curves_by_update(examined).items():
-        best = int(np.argmin(errors)) + 1
-        course = f"{label}: {errors[0]:.2f} px after the first update, {errors[-1]:.2f} px after update {len(errors)}"
-        parts.append(course if best == len(errors) else f"{course}, lowest ({errors[best - 1]:.2f} px) after update {best}")
+        lowest, last = f"{min(errors):.2f}", f"{errors[-1]:.2f}"
+        course = f"{label}: {errors[0]:.2f} px after the first update, {last} px after update {len(errors)}"
+        parts.append(course if lowest == last else f"{course}, lowest ({lowest} px) after update {int(np.argmin(errors)) + 1}")
     return "; ".join(parts).capitalize() + "."
 
 
@@ -426,7 +426,7 @@ def rounds_figure(samples_s: Sequence[float], batch_size: int) -> tuple[Figure, 
     figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     median = float(np.median(samples_s))
-    axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call")
+    axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call", zorder=3)
     axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:.2f} s")
     axes.set(xlabel="round", ylabel=f"seconds per call of {batch_size}", ylim=(0, 1.25 * max(samples_s)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

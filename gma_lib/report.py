@@ -116,14 +116,14 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
     perf, converted = _result(run, "06_perf"), _result(run, "03_convert")
     scores = _passes(metrics)
-    accuracy = []
-    for pass_name in passes:
-        everything = scores.get(pass_name, {}).get("all", {})
-        px1 = everything.get("px1")
-        accuracy += [_number(everything.get("epe"), 3), _number(None if px1 is None else 100 * px1, 2)]
+    everything = [scores.get(pass_name, {}).get("all", {}) for pass_name in passes]
     deviation = converted.get("deviation") or {}
     status, kind = _overall(run)
     return {
@@ -131,8 +131,8 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         "batch_size": run.batch_size,
         "status": status,
         "kind": kind,
-        "accuracy": accuracy,
-        "scored": "; ".join(f"{name} {s['pairs_scored']} of {s['pairs_inferred']}" for name, s in scores.items()),
+        "accuracy": [_number(pixels.get("epe"), 3) for pixels in everything] + [_percent(pixels.get("px1")) for pixels in everything],
+        "scored": [f"{scores[name]['pairs_scored']}/{scores[name]['pairs_inferred']}" if name in scores else "" for name in passes],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
         "median": _number(perf.get("median_s"), 2),
         "memory": _number(perf["peak_rss_bytes"] / 1e9 if "peak_rss_bytes" in perf else None, 2),
@@ -155,16 +155,13 @@ def _overall(run: Run) -> tuple[str, str]:
 def _published_rows(passes: list[str]) -> list[dict[str, Any]]:
     rows = []
     for size, rate in published.GUIDE_PAIRS_PER_SECOND.items():
-        accuracy = []
-        for pass_name in passes:
-            px1 = published.GUIDE_PX1.get(pass_name) if size == 1 else None
-            accuracy += ["", _number(None if px1 is None else 100 * px1, 2)]
+        known = [name for name in passes if size == 1 and name in published.GUIDE_PX1]
         rows.append(
             {
-                "source": "published: Ascend 310P3, float16",
-                "scored": "1041 of 1041, the authors' weights" if size == 1 else "",
+                "source": "published: Ascend 310P3",
                 "batch_size": size,
-                "accuracy": accuracy,
+                "accuracy": ["" for _ in passes] + [_percent(published.GUIDE_PX1[name]) if name in known else "" for name in passes],
+                "scored": ["1041/1041" if name in known else "" for name in passes],
                 "pairs_per_second": _number(rate, 3) if rate else "out of memory",
             }
         )
@@ -226,7 +223,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
         counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
         html = group_table(scores).to_html(float_format="{:.2f}".format, formatters={"pixels": "{:,.0f}".format}, na_rep="", border=0)
         html = with_header_scopes(html)
-        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
+        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size}", "counts": counts, "html": html})
     return tables
 
 

@@ -167,7 +167,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, "nothing")
     before = report.write_index(outputs, "tiny").read_text()
-    assert before.count("EPE clean") == 1
+    assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
     run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
     (run.model_folder / "gma.xml").write_text("no model")
     done = run_stage("04_infer", outputs, "full_batch_size=2")
@@ -177,6 +177,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     assert report._result(run, "05_evaluate") == {}
     assert report._result(run, "06_perf")["status"] == "ok"
     page = report.write_index(outputs, "tiny").read_text()
+    assert page.count("<td>4/4</td>") == 2
     assert "stale" in page
     assert "✗ failed" in page
 
