@@ -21,6 +21,9 @@ def _plain_errors(command: Callable) -> Callable:
     def wrapped(*arguments, **options):
         try:
             return command(*arguments, **options)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
         except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
 
@@ -116,6 +119,7 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
 def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **network) -> None:
     """Flow along CLIP, a folder of images or a video; each frame is encoded once."""
     import os
+    from itertools import chain
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own complaints name no file; ours do
     from gma_lib.clips import clip_length, read_clip
@@ -128,9 +132,11 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
         _refuse_used_folder(folder)
     frames = clip_length(clip)
     estimator = _estimator(**network)
+    flows = estimator.along(read_clip(clip), warm=warm)
+    first = next(flows)  # makes the model where there is none yet, which is no part of the rate shown
     files: list[Path] = []
     try:
-        for field in track(estimator.along(read_clip(clip), warm=warm), label="flow", unit="pair", total=frames - 1 if frames else None):
+        for field in track(chain([first], flows), label="flow", unit="pair", total=frames - 1 if frames else None):
             files.append(making / f"frame_{len(files) + 1:04d}.flo")
             write_flow(files[-1], field)
     except BaseException:
