@@ -108,7 +108,7 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
         click.echo(f"{figure}: the figure")
 
 
-@main.command()
+@main.command(short_help="Flow along a folder of images or a video.")
 @click.argument("clip", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder for frame_NNNN.flo; new or empty.")
 @click.option("--movie", is_flag=True, help="Also write the flow's colours as flow.mp4, with one radius throughout.")
@@ -162,7 +162,7 @@ def _write_movie(path: Path, files: list[Path], frames_per_second: float) -> Non
     _say(f"{path}: colours up to {radius:.0f} px per frame")
 
 
-@main.command()
+@main.command(short_help="Score flow files against ground truth.")
 @click.argument("prediction", type=PATH)
 @click.argument("truth", type=PATH)
 @click.option("--occlusions", type=PATH, help="Mask, or folder of masks named like the truth; white is occluded.")
@@ -229,7 +229,7 @@ def export(
     click.echo(weights.note)
 
 
-@main.command()
+@main.command(short_help="Flow for Sintel's benchmark, every file checked.")
 @click.argument("sintel", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder that Sintel's bundler is given.")
 @click.option("--split", default="test", show_default=True, help="training, to try it out.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gma_lib.pages import with_header_scopes
 from gma_lib.runs import PROJECT, Run, provenance_line, shown, written_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
+SENT = (".html", ".ipynb", ".json")
 WORDS = {
     "ok": ("✓ done", "ok"),
     "failed": ("✗ failed", "bad"),
@@ -50,6 +52,19 @@ def write_index(outputs: Path, profile: str) -> Path:
     with written_whole(folder / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return folder / "index.html"
+
+
+def write_archive(outputs: Path, profile: str) -> Path:
+    """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed notebooks and numbers; no models, no flow.
+
+    Unpacked anywhere, ``<profile>/index.html`` opens without a network.
+    """
+    folder = Path(outputs) / profile
+    archive = folder.with_name(f"{profile}.zip")
+    with written_whole(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in SENT and not path.name.startswith(".")):
+            content.write(path, path.relative_to(folder.parent))
+    return archive
 
 
 def _template() -> jinja2.Template:
@@ -234,9 +249,13 @@ def _footer() -> str:
 @click.command()
 @click.option("--profile", default="demo", show_default=True)
 @click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-def main(profile: str, outputs: str) -> None:
+@click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
+def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
     print(f"report: {shown(write_index(PROJECT / outputs, profile))}")
+    if archive:
+        file = write_archive(PROJECT / outputs, profile)
+        print(f"to send: {shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

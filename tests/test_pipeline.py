@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,18 @@ def test_the_index_shows_all_of_it(finished):
     assert "out of memory" in page  # the guide's batch size 16
     assert "test/bs3/05_evaluate.html" in page
     assert 'scope="col"' in page
+
+
+def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
+    archive = report.write_archive(reported, "tiny")
+    with zipfile.ZipFile(archive) as content:
+        names = set(content.namelist())
+        page = content.read("tiny/index.html").decode()
+    archive.unlink()
+    linked = set(re.findall(r'href="([^"]+)"', page))
+    assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01
+    assert {f"tiny/{link}" for link in linked} <= names
+    assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
 
 
 def test_frames_on_disk(tiny_sintel, tmp_path):
