@@ -327,7 +327,10 @@ def aggregation_sentence(examined: Examined) -> str:
     if hidden is None or not hidden.any():
         return f"{text}. This pair has no occlusion mask to look closer."
     gain = float(without[hidden].mean() - with_it[hidden].mean())
-    verdict = "it helps there, as the paper says" if gain > 0 else "with these weights it does not help there"
+    if abs(gain) < 0.01 * float(without[hidden].mean()):
+        verdict = "with these weights it makes next to no difference there"
+    else:
+        verdict = "it helps there, as the paper says" if gain > 0 else "with these weights it does not help there"
     return (
         f"{text}. Occluded: {with_it[hidden].mean():.2f} px with, {without[hidden].mean():.2f} px without: {verdict} "
         f"({gain:+.2f} px). The learned gamma is {examined.inside.gamma:.3f}."
