@@ -32,7 +32,7 @@ STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce stages report 01_data $(PER_BATCH_SIZE) train bench test ascend-dry-run lint lab doctor lock clean distclean always
+.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench test ascend-dry-run lint lab doctor lock clean distclean always
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ stages: $(call stamps,05_evaluate) $(call stamps,06_perf)
 
 report: $(ENV) ## write the index page from what is there
 	@$(PYTHON) -m gma_lib.report --profile $(PROFILE)
+
+share: $(ENV) ## write the report as one zip file to send
+	@$(PYTHON) -m gma_lib.report --profile $(PROFILE) --archive
 
 01_data: $(OUT)/data/.01_data.json ## list and check the frames; render the demo set
 02_export: $(call stamps,02_export) ## weights to ONNX
@@ -82,9 +85,10 @@ test: $(ENV) ## run the tests
 ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(if $(KEEP),--keep $(KEEP)) $(foreach b,$(BS),--batch-size $(b))
 
-lint: $(ENV) ## check style, and that notebooks carry no outputs
+lint: $(ENV) ## check style and types, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
 lab: $(ENV) ## open the notebooks in JupyterLab
@@ -110,7 +114,7 @@ lock: ## write requirements.lock anew from pyproject.toml (with the oldest Pytho
 	@touch $@
 
 clean: ## delete what runs wrote for this profile
-	rm -rf $(OUT)
+	rm -rf $(OUT) $(OUT).zip
 
 distclean: ## delete all results and the environment
 	rm -rf outputs .venv

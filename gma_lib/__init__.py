@@ -26,10 +26,12 @@ For flow of your own frames, three lines (see ``gma_lib.estimator``)::
     flow = load("gma-procedural")(frame1, frame2)
 """
 
+from collections.abc import Callable
+
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Callable:
     """``load``, imported when it is asked for: importing the package stays cheap."""
     if name == "load":
         from gma_lib.estimator import load

@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path}: not a readable weights file: {first_line}") from error
+        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__}: {first_line})") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict (name -> tensor)")
     return content
@@ -180,7 +180,7 @@ def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
         state[name] = torch.from_numpy(np.asarray(_scaled_noise(name, noise), dtype=np.float32))
     for name in state:
         if ".norm3." in name:
-            state[name] = state[_twin(name)]
+            state[name] = state[name.replace(".norm3.", ".downsample.1.")]
     return state
 
 

@@ -1,7 +1,7 @@
 """``gma``: flow from the command line. Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -11,6 +11,7 @@ import gma_lib
 # Heavy imports stay in the commands: `gma --help` answers at once, and `gma flow` of a known size never loads PyTorch.
 
 PATH = click.Path(path_type=Path)
+FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 
 
 def _plain_errors(command: Callable) -> Callable:
@@ -20,7 +21,10 @@ def _plain_errors(command: Callable) -> Callable:
     def wrapped(*arguments, **options):
         try:
             return command(*arguments, **options)
-        except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+        except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
 
     return wrapped
@@ -84,6 +88,8 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
     from gma_lib.flow_io import check_flow_suffix, read_photo, write_flow_file
 
     check_flow_suffix(output)
+    if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:
+        raise ValueError(f"{figure}: a figure ends in {', '.join(FIGURE_SUFFIXES)}")
     if figure == output:
         raise ValueError(f"{figure}: the flow and its figure need two names")
     for path in (output, figure):
@@ -102,7 +108,7 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
         click.echo(f"{figure}: the figure")
 
 
-@main.command()
+@main.command(short_help="Flow along a folder of images or a video.")
 @click.argument("clip", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder for frame_NNNN.flo; new or empty.")
 @click.option("--movie", is_flag=True, help="Also write the flow's colours as flow.mp4, with one radius throughout.")
@@ -112,31 +118,38 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
 @_plain_errors
 def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **network) -> None:
     """Flow along CLIP, a folder of images or a video; each frame is encoded once."""
+    import os
+    from itertools import chain
+
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own complaints name no file; ours do
     from gma_lib.clips import clip_length, read_clip
     from gma_lib.flow_io import write_flow
     from gma_lib.progress import track
     from gma_lib.runs import write_json
 
-    _refuse_used_folder(output)
+    making = output.absolute().with_name(f"{output.absolute().name}.partial")  # renamed when it is whole
+    for folder in (output, making):
+        _refuse_used_folder(folder)
     frames = clip_length(clip)
     estimator = _estimator(**network)
     flows = estimator.along(read_clip(clip), warm=warm)
-    first = next(flows)  # whatever is wrong with the clip's start or the options shows here, before a folder is made
-    files = []
-    for field in track(_with_first(first, flows), label="flow", unit="pair", total=frames - 1 if frames else None):
-        files.append(output / f"frame_{len(files) + 1:04d}.flo")
-        write_flow(files[-1], field)
+    first = next(flows)  # makes the model where there is none yet, which is no part of the rate shown
+    files: list[Path] = []
+    try:
+        for field in track(chain([first], flows), label="flow", unit="pair", total=frames - 1 if frames else None):
+            files.append(making / f"frame_{len(files) + 1:04d}.flo")
+            write_flow(files[-1], field)
+    except BaseException:
+        if files:
+            _say(f"stopped: {making} holds the flow of the first {len(files)} pair{'s' * (len(files) > 1)}")
+        raise
     if frames and len(files) < frames - 1:
         _say(f"{clip} declares {frames} frames, of which {len(files) + 1} could be decoded")
     if movie:
-        _write_movie(output / "flow.mp4", files, fps)
-    write_json(output / "flow.json", {"clip": clip.name, "pairs": len(files), "warm": warm, **estimator.described()})
+        _write_movie(making / "flow.mp4", files, fps)
+    write_json(making / "flow.json", {"clip": clip.name, "pairs": len(files), "warm": warm, **estimator.described()})
+    making.rename(output)
     click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}")
-
-
-def _with_first(first, others: Iterator) -> Iterator:
-    yield first
-    yield from others
 
 
 def _write_movie(path: Path, files: list[Path], frames_per_second: float) -> None:
@@ -149,7 +162,7 @@ def _write_movie(path: Path, files: list[Path], frames_per_second: float) -> Non
     _say(f"{path}: colours up to {radius:.0f} px per frame")
 
 
-@main.command()
+@main.command(short_help="Score flow files against ground truth.")
 @click.argument("prediction", type=PATH)
 @click.argument("truth", type=PATH)
 @click.option("--occlusions", type=PATH, help="Mask, or folder of masks named like the truth; white is occluded.")
@@ -165,13 +178,16 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
     from gma_lib.scoring import matched_files, score_files
 
     files = matched_files(prediction, truth)
-    scores = {group: sums.described() for group, sums in score_files(files, occlusions=occlusions).items()}
+    sums, unknown = score_files(files, occlusions=occlusions)
+    scores = {group: errors.described() for group, errors in sums.items()}
     if as_json:
-        click.echo(json.dumps({"fields": len(files), **scores}, indent=1))
+        click.echo(json.dumps({"fields": len(files), "pixels_without_truth": unknown, **scores}, indent=1))
         return
     from gma_lib.evaluation import GROUP_LABELS
 
     click.echo(f"{len(files)} flow field{'s' * (len(files) > 1)}; EPE in pixels; shares below 1, 3 and 5 px in %")
+    if unknown:
+        click.echo(f"left out: {unknown:,} pixels whose truth is not known")
     click.echo(f"{'':26}{'pixels':>12}{'EPE':>9}{'1px':>8}{'3px':>8}{'5px':>8}{'Fl':>8}")
     for group, score in scores.items():
         if score["pixels"]:
@@ -213,7 +229,7 @@ def export(
     click.echo(weights.note)
 
 
-@main.command()
+@main.command(short_help="Flow for Sintel's benchmark, every file checked.")
 @click.argument("sintel", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="Folder that Sintel's bundler is given.")
 @click.option("--split", default="test", show_default=True, help="training, to try it out.")

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 import gma_lib
-from gma_lib.backends import Backend, load_backend
+from gma_lib.backends import Backend, SplitBackend, load_backend
 from gma_lib.benchmark import needed_bytes, require_memory
 from gma_lib.padding import MULTIPLE, Padding
 from gma_lib.runs import PROJECT, digest, sha256, versions
@@ -140,13 +140,14 @@ class Estimator:
         warm
             Start each pair from the flow before it, carried on along itself, as the authors do for the Sintel benchmark.
         """
-        before, flow_low = None, None
+        before: tuple[np.ndarray, np.ndarray] | None = None  # features and frame
+        flow_low: np.ndarray | None = None
         for number, frame in enumerate(frames, start=1):
             image = as_frames(frame, f"frame {number}")
             if before is None:
                 size = image.shape[-2:]
                 view = self._view(*size)
-                network = self._network(view, split=True)
+                network = self._split_network(view)
             elif image.shape[-2:] != size:
                 raise ValueError(f"frame {number} has {_described(image)} where the frames before have {size[1]}x{size[0]} px")
             shrunk = view.shrunk(image)
@@ -201,6 +202,12 @@ class Estimator:
             folder = self._prepared(rows, columns, split)
             self._loaded = wanted, load_backend(self.backend, folder, precision=self.precision)
         return self._loaded[1]
+
+    def _split_network(self, view: "_View") -> SplitBackend:
+        network = self._network(view, split=True)
+        if not isinstance(network, SplitBackend):
+            raise ValueError(f"backend {self.backend} does not run in parts, which a sequence needs; openvino, onnxruntime and torch do")
+        return network
 
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:
         """Folder with the model for frames of this padded size; made once, whole or not at all."""

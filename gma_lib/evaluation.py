@@ -84,7 +84,7 @@ def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
     try:
         return error_sums(
             read_flow(path),
-            read_flow(pair.flow),
+            pair.true_flow(),
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
         )
@@ -145,7 +145,7 @@ def beside_classical(
     chosen = [scored[place] for place in sorted({round(place) for place in np.linspace(0, len(scored) - 1, min(most, len(scored)))})]
     totals: dict[str, dict[str, ErrorSums]] = defaultdict(lambda: defaultdict(ErrorSums))
     for pair in track(chosen, label="classical methods", unit="pair") if track else chosen:
-        frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), read_flow(pair.flow)
+        frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), pair.true_flow()
         occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
         flows = {"network": read_flow(flow_path(folder, pair))} | {name: method(frame1, frame2) for name, method in CLASSICAL.items()}
         for name, flow in flows.items():
@@ -164,7 +164,7 @@ def classical_sentence(scores: dict[str, dict[str, ErrorSums]]) -> str:
         rivals = {name: value for name, value in epe.items() if name not in ("network", "no motion")}
         if "network" not in epe or not rivals:
             continue
-        best = min(rivals, key=rivals.get)
+        best = min(rivals, key=rivals.__getitem__)
         word = "ahead of" if epe["network"] < rivals[best] else "behind"
         sentences.append(f"{label} the network ({epe['network']:.2f} px) is {word} {best} ({rivals[best]:.2f} px).")
     return " ".join(sentences) or "No pair has ground truth."

@@ -45,6 +45,7 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
     names = [pair.name for pair in pairs if pair.flow is not None]
     wide = ipywidgets.Layout(width="420px")
     menu = ipywidgets.Dropdown(options=names, value=first.pair.name, description="pair")
+    status = ipywidgets.Label()
     update = ipywidgets.IntSlider(min=1, continuous_update=False, description="update", layout=wide)
     x = ipywidgets.IntSlider(min=0, continuous_update=False, description="x", layout=wide)
     y = ipywidgets.IntSlider(min=0, continuous_update=False, description="y", layout=wide)
@@ -57,7 +58,9 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
 
     def choose(change=None) -> None:
         if menu.value not in known:
+            status.value = f"looking inside {menu.value} ..."
             known[menu.value] = examine(next(pair for pair in pairs if pair.name == menu.value))
+            status.value = ""
         examined = known[menu.value]
         height, width = examined.truth.shape[1:]
         update.max, x.max, y.max = len(examined.inside.flows), width - 1, height - 1
@@ -69,7 +72,7 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
     choose()
     for slider in (update, x, y):
         slider.observe(draw, names="value")
-    return ipywidgets.VBox([menu, update, ipywidgets.HBox([x, y]), *pictures])
+    return ipywidgets.VBox([ipywidgets.HBox([menu, status]), update, ipywidgets.HBox([x, y]), *pictures])
 
 
 def _png(figure: Figure) -> bytes:

@@ -202,8 +202,8 @@ def attention_figure(examined: Examined, point: tuple[int, int]) -> tuple[Figure
     mask = np.zeros((height, width), bool) if examined.occluded is None else examined.occluded
     _panel(axes[0, 0], _tinted(examined.frame1, mask), "frame t, occluded in orange; the point is the star")
     uniform = 1 / examined.inside.attention.shape[1]
-    title = "attention, times what an even spread would give"
-    shown = _panel(axes[0, 1], weights / uniform, title, cmap="cividis", vmin=0)
+    _panel(axes[0, 1], _tinted(examined.frame1, np.zeros((height, width), bool)), "attention, times what an even spread would give")
+    shown = axes[0, 1].imshow(weights / uniform, cmap="cividis", vmin=0, alpha=0.75, interpolation="antialiased")
     figure.colorbar(shown, ax=axes[0, 1], fraction=0.021, pad=0.01).ax.tick_params(labelsize=8)
     for panel in axes[0]:
         panel.plot(*point, "*", color="#D55E00", markeredgecolor="white", markersize=16)
@@ -223,7 +223,7 @@ def looking_sentence(examined: Examined, point: tuple[int, int]) -> str:
         f"they are {found.point_chance:.1%} of the frame."
     )
     weight, chance = found.point, found.point_chance
-    if found.hidden is not None:
+    if found.hidden is not None and found.hidden_chance is not None:
         text += f" Over all occluded cells it is {found.hidden:.1%}, where an even spread would give {found.hidden_chance:.1%}."
         weight, chance = found.hidden, found.hidden_chance
     if weight > 1.2 * chance:
@@ -242,7 +242,7 @@ def updates_figure(examined: Examined, *, most: int = 4, palette: str = "middleb
     columns = len(chosen) + 1
     panel = WIDTH / columns
     figure = Figure(figsize=(WIDTH, panel * height / width + 3.6), dpi=DPI, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[panel * height / width + 0.5, 3.1])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[panel * height / width + 0.5, 3.1])[:, 0]
     axes = above.subplots(1, columns, squeeze=False)[0]
     for axis, number in zip(axes, chosen, strict=False):
         error = float(endpoint_error(flows[number - 1], truth).mean())
@@ -292,9 +292,9 @@ def updates_sentence(examined: Examined) -> str:
     """What the updates do to the error, in numbers."""
     parts = []
     for label, errors in _error_curves_by_update(examined).items():
-        best = int(np.argmin(errors)) + 1
-        course = f"{label}: {errors[0]:.2f} px after the first update, {errors[-1]:.2f} px after update {len(errors)}"
-        parts.append(course if best == len(errors) else f"{course}, lowest ({errors[best - 1]:.2f} px) after update {best}")
+        lowest, last = f"{min(errors):.2f}", f"{errors[-1]:.2f}"
+        course = f"{label}: {errors[0]:.2f} px after the first update, {last} px after update {len(errors)}"
+        parts.append(course if lowest == last else f"{course}, lowest ({lowest} px) after update {int(np.argmin(errors)) + 1}")
     return "; ".join(parts).capitalize() + "."
 
 
@@ -327,7 +327,10 @@ def aggregation_sentence(examined: Examined) -> str:
     if hidden is None or not hidden.any():
         return f"{text}. This pair has no occlusion mask to look closer."
     gain = float(without[hidden].mean() - with_it[hidden].mean())
-    verdict = "it helps there, as the paper says" if gain > 0 else "with these weights it does not help there"
+    if abs(gain) < 0.01 * float(without[hidden].mean()):
+        verdict = "with these weights it makes next to no difference there"
+    else:
+        verdict = "it helps there, as the paper says" if gain > 0 else "with these weights it does not help there"
     return (
         f"{text}. Occluded: {with_it[hidden].mean():.2f} px with, {without[hidden].mean():.2f} px without: {verdict} "
         f"({gain:+.2f} px). The learned gamma is {examined.inside.gamma:.3f}."
@@ -380,7 +383,7 @@ def error_curve(curves: Mapping[str, Sequence[float]], thresholds: Sequence[floa
 
 def work_figure(work: Mapping[str, float]) -> tuple[Figure, str]:
     """Multiply-accumulates by part of the network, in units of 1e9."""
-    parts = sorted(work, key=work.get)
+    parts = sorted(work, key=work.__getitem__)
     figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(parts, [work[part] for part in parts], color=BLUE)
@@ -403,7 +406,7 @@ def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], pea
     peak
         Operations a second of the machine's matrix product in this precision.
     """
-    parts = sorted(measured_s, key=measured_s.get)
+    parts = sorted(measured_s, key=measured_s.__getitem__)
     expected = [2e9 * work.get(part, 0) / peak for part in parts]
     figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -426,7 +429,7 @@ def rounds_figure(samples_s: Sequence[float], batch_size: int) -> tuple[Figure, 
     figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     median = float(np.median(samples_s))
-    axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call")
+    axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call", zorder=3)
     axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:.2f} s")
     axes.set(xlabel="round", ylabel=f"seconds per call of {batch_size}", ylim=(0, 1.25 * max(samples_s)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -508,7 +511,7 @@ def show_errors(roles: Mapping[str, FramePair], folder: Path, *, palette: str = 
             read_frame(pair.image1),
             read_frame(pair.image2),
             read_flow(flow_path(folder, pair)),
-            read_flow(pair.flow),
+            pair.true_flow(),
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
             title=f"{role}: {pair.name}",

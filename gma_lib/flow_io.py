@@ -14,6 +14,7 @@ from gma_lib.runs import written_whole
 # Middlebury's sanity check, "PIEH" when read as text: https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
 UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middlebury's format says
 
@@ -22,10 +23,10 @@ def _decode(path: Path, flags: int) -> np.ndarray:
     """Decode an image file; OpenCV answers None for whatever it cannot read, which becomes an error here."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image file")
+        raise FileNotFoundError(f"{path}: {'a folder where' if path.is_dir() else 'no such file;'} an image was expected")
     content = np.fromfile(path, dtype=np.uint8)
     # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an IEND chunk.
-    truncated = path.suffix.lower() == ".png" and b"IEND" not in content[-12:].tobytes()
+    truncated = content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes()
     try:
         image = None if truncated or content.size == 0 else cv2.imdecode(content, flags)
     except cv2.error as error:  # it decodes at most 2**30 pixels
@@ -45,7 +46,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from a PNG's header without decoding the image."""
     with open(path, "rb") as file:
         header = file.read(24)
-    if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n":
+    if len(header) < 24 or header[:8] != PNG_SIGNATURE:
         raise ValueError(f"{path}: not a PNG file")
     width, height = np.frombuffer(header[16:24], dtype=">u4").tolist()
     return height, width
@@ -58,7 +59,7 @@ def check_whole(path: Path) -> None:
         head = file.read(FLO_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - 12))
         end = file.read()
-    if path.suffix == ".png" and (head[:8] != b"\x89PNG\r\n\x1a\n" or b"IEND" not in end):
+    if path.suffix == ".png" and (head[:8] != PNG_SIGNATURE or b"IEND" not in end):
         raise ValueError(f"{path}: not a whole PNG file ({path.stat().st_size} bytes); truncated?")
     if path.suffix == ".flo" and np.frombuffer(head[:4].ljust(4), "<f4").item() != FLO_TAG:
         raise ValueError(f"{path}: not a .flo file: its first bytes are {head[:4]!r} where b'PIEH' was expected")

@@ -258,7 +258,7 @@ def write_guide_tensors(
 
 def _guide_stems(pairs: list[FramePair], *, plain: bool = False) -> dict[str, str]:
     """Pair name -> its number within its pass, as many digits for all unless plain."""
-    stems = {}
+    stems: dict[str, str] = {}
     for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
         names = [pair.name for pair in pairs if pair.pass_name == pass_name]
         stems |= {name: str(index).zfill(1 if plain else len(str(len(names) - 1))) for index, name in enumerate(names)}

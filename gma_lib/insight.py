@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
 
-from gma_lib.flow_io import read_flow, read_frame, read_mask
+from gma_lib.flow_io import read_frame, read_mask
 from gma_lib.metrics import endpoint_error, leaves_frame
 from gma_lib.padding import MULTIPLE, Padding
 from gma_lib.sintel import FramePair
@@ -92,7 +92,8 @@ def look_inside(model: "GMA", frame1: np.ndarray, frame2: np.ndarray) -> Inside:
 def _flow_by_update(model: "GMA", encoded: tuple, padding: Padding) -> list[np.ndarray]:
     from gma_lib.model import upsample_flow
 
-    steps = model.updates(*encoded, None, model.config.num_updates)
+    features1, features2, context = encoded
+    steps = model.updates(features1, features2, context, None, model.config.num_updates)
     flows = [upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in steps]
     return [padding.unpad(flow.numpy())[0] for flow in flows]
 
@@ -157,7 +158,7 @@ def attention_on_like_motion(inside: Inside, truth: np.ndarray, occluded: np.nda
     return Looking(weights[0], chances[0], *mean)
 
 
-def _cells(values: np.ndarray, inside: Inside, mode: str = "edge") -> np.ndarray:
+def _cells(values: np.ndarray, inside: Inside, mode: Literal["constant", "edge"] = "edge") -> np.ndarray:
     """A map (H, W) of the frame at the middle of every cell, (P,)."""
     around = ((inside.padding.top, inside.padding.bottom), (inside.padding.left, inside.padding.right))
     padded = np.pad(values, around, mode=mode)
@@ -188,10 +189,8 @@ class Examined:
 def most_hidden(pairs: list[FramePair]) -> FramePair | None:
     """The scored pair with the largest share of occluded pixels (the first of equals); without masks the first scored pair."""
     scored = [pair for pair in pairs if pair.flow is not None]
-    masked = [pair for pair in scored if pair.occlusion is not None]
-    if masked:
-        return max(masked, key=lambda pair: float(read_mask(pair.occlusion).mean()))
-    return scored[0] if scored else None
+    hidden = [-1.0 if pair.occlusion is None else float(read_mask(pair.occlusion).mean()) for pair in scored]
+    return scored[int(np.argmax(hidden))] if scored else None
 
 
 def examine_most_hidden(pairs: list[FramePair], examine: Callable[[FramePair], Examined]) -> tuple[Examined | None, str]:
@@ -212,4 +211,4 @@ def examine(pair: FramePair, checkpoint: str | Path, *, num_updates: int, attent
     model, _ = load_model(checkpoint, GMAConfig(num_updates=num_updates, attention=attention))
     frame1, frame2 = read_frame(pair.image1), read_frame(pair.image2)
     occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-    return Examined(pair, frame1, frame2, read_flow(pair.flow), occluded, look_inside(model, frame1, frame2))
+    return Examined(pair, frame1, frame2, pair.true_flow(), occluded, look_inside(model, frame1, frame2))

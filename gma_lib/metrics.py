@@ -4,6 +4,7 @@ Sums are float64 and counts are whole numbers, so pooling over a data set neithe
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class ErrorSums:
         """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty without pixels."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
-    def described(self) -> dict[str, float | int | None]:
+    def described(self) -> dict[str, Any]:
         """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from 0 to 100; null without pixels."""
         if not self.pixels:
             return {"pixels": 0, "epe": None, "px1": None, "px3": None, "px5": None, "fl": None, "wauc": None}

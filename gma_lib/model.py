@@ -286,6 +286,8 @@ class RelativePosition(nn.Module):
     Embeddings cover 160 cells a side, that is, frames up to 1280 px.
     """
 
+    rel_ind: Tensor
+
     def __init__(self, channels: int, *, max_cells: int = 160):
         super().__init__()
         self.max_cells = max_cells
@@ -389,6 +391,13 @@ class MotionEncoder(nn.Module):
 class SeparableGRU(nn.Module):
     """A convolutional GRU in two passes, along the rows, then along the columns (RAFT, section 3.3)."""
 
+    convz1: nn.Conv2d
+    convr1: nn.Conv2d
+    convq1: nn.Conv2d
+    convz2: nn.Conv2d
+    convr2: nn.Conv2d
+    convq2: nn.Conv2d
+
     def __init__(self, hidden: int, inputs: int):
         super().__init__()
         for number, kernel, padding in ((1, (1, 5), (0, 2)), (2, (5, 1), (2, 0))):
@@ -458,10 +467,10 @@ def upsample_flow(flow: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast(flow.device.type, enabled=False):
         shares = _float32(weights).reshape(-1, 9, STRIDE**2, height * width).softmax(dim=1)
         padded = F.pad(STRIDE * flow, (1, 1, 1, 1))
-        neighbours = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        neighbours = torch.cat([n.reshape(-1, 1, 2, height * width) for n in neighbours], dim=1)  # (N, 9, 2, P)
-        enlarged = [(shares * neighbours[:, :, c : c + 1]).sum(dim=1) for c in (0, 1)]  # (N, 64, P) each
-        enlarged = torch.cat(enlarged, dim=1).reshape(-1, 2 * STRIDE**2, height, width)
+        shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        neighbours = torch.cat([n.reshape(-1, 1, 2, height * width) for n in shifted], dim=1)  # (N, 9, 2, P)
+        components = [(shares * neighbours[:, :, c : c + 1]).sum(dim=1) for c in (0, 1)]  # (N, 64, P) each
+        enlarged = torch.cat(components, dim=1).reshape(-1, 2 * STRIDE**2, height, width)
         return F.pixel_shuffle(enlarged, STRIDE)
 
 
@@ -511,8 +520,8 @@ class GMA(nn.Module):
         attention = self.att(context)
         prepared = self.update_block.gru.prepare(context)
         height, width = _sides(context)
-        start = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None]  # (1, 2, h, w), x before y
-        start = _constant(start, features1)
+        grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None]  # (1, 2, h, w), x before y
+        start = _constant(grid, features1)
         # Zero times data instead of zeros: the traced graph then needs no operator that knows the batch size.
         flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
         for number in range(num_updates):

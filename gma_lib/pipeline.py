@@ -99,10 +99,13 @@ def declared_parameters(stage: str) -> dict[str, Parameter]:
     if len(tagged) != 1:
         raise ValueError(f"notebooks/{stage}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs one")
     lines = "".join(tagged[0]["source"]).splitlines()
-    found = [re.fullmatch(r"(\w+) = (.+?)  # type: (\S+)( - .*)?", line) for line in lines]
-    if None in found:
-        raise ValueError(f"notebooks/{stage}.ipynb: not 'name = value  # type: ...': {lines[found.index(None)]}")
-    return {match[1]: Parameter(match[1], match[3], ast.literal_eval(match[2])) for match in found}
+    parameters = {}
+    for line in lines:
+        match = re.fullmatch(r"(\w+) = (.+?)  # type: (\S+)( - .*)?", line)
+        if match is None:
+            raise ValueError(f"notebooks/{stage}.ipynb: not 'name = value  # type: ...': {line}")
+        parameters[match[1]] = Parameter(match[1], match[3], ast.literal_eval(match[2]))
+    return parameters
 
 
 def resolve_parameters(profile: str, batch_size: Any, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+_TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -463,7 +466,7 @@ def _neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
     stages = list(STAGES)
     place = stages.index(stage)
     before, after = (stages[place + step] if 0 <= place + step < len(stages) else None for step in (-1, 1))
-    pages = [name and stage_folder(name, run) / f"{name}.html" for name in (before, after)]
+    pages = [None if name is None else stage_folder(name, run) / f"{name}.html" for name in (before, after)]
     return pages[0], None if stage in SHARED_STAGES else pages[1]
 
 

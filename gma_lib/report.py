@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gma_lib.pages import with_header_scopes
 from gma_lib.runs import PROJECT, Run, provenance_line, shown, written_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
+SENT = (".html", ".ipynb", ".json")
 WORDS = {
     "ok": ("✓ done", "ok"),
     "failed": ("✗ failed", "bad"),
@@ -52,6 +54,19 @@ def write_index(outputs: Path, profile: str) -> Path:
     return folder / "index.html"
 
 
+def write_archive(outputs: Path, profile: str) -> Path:
+    """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed notebooks and numbers; no models, no flow.
+
+    Unpacked anywhere, ``<profile>/index.html`` opens without a network.
+    """
+    folder = Path(outputs) / profile
+    archive = folder.with_name(f"{profile}.zip")
+    with written_whole(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in SENT and not path.name.startswith(".")):
+            content.write(path, path.relative_to(folder.parent))
+    return archive
+
+
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("index.html.j2")
@@ -61,10 +76,10 @@ def _columns(folder: Path) -> list[Run]:
     """Every run and batch size that has left a stamp, sorted by name, then by size."""
     found = []
     for path in sorted(folder.glob("*/bs*")):
-        stamps = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
+        stamps: list[dict[str, Any]] = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
         size = path.name.removeprefix("bs")
         if stamps and size.isdigit():
-            known = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
+            known: dict[str, Any] = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
             found.append(
                 Run(folder.parent, folder.name, known.get("backend", "?"), known.get("precision", "?"), int(size), path.parent.name)
             )
@@ -116,14 +131,14 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
 def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
     perf, converted = _result(run, "06_perf"), _result(run, "03_convert")
     scores = _passes(metrics)
-    accuracy = []
-    for pass_name in passes:
-        everything = scores.get(pass_name, {}).get("all", {})
-        px1 = everything.get("px1")
-        accuracy += [_number(everything.get("epe"), 3), _number(None if px1 is None else 100 * px1, 2)]
+    everything = [scores.get(pass_name, {}).get("all", {}) for pass_name in passes]
     deviation = converted.get("deviation") or {}
     status, kind = _overall(run)
     return {
@@ -131,8 +146,8 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         "batch_size": run.batch_size,
         "status": status,
         "kind": kind,
-        "accuracy": accuracy,
-        "scored": "; ".join(f"{name} {s['pairs_scored']} of {s['pairs_inferred']}" for name, s in scores.items()),
+        "accuracy": [_number(pixels.get("epe"), 3) for pixels in everything] + [_percent(pixels.get("px1")) for pixels in everything],
+        "scored": [f"{scores[name]['pairs_scored']}/{scores[name]['pairs_inferred']}" if name in scores else "" for name in passes],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
         "median": _number(perf.get("median_s"), 2),
         "memory": _number(perf["peak_rss_bytes"] / 1e9 if "peak_rss_bytes" in perf else None, 2),
@@ -208,7 +223,7 @@ def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
 
 def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
     """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05 has checked."""
-    shown_runs = {}
+    shown_runs: dict[str, tuple[Run, dict]] = {}
     for run, content in metrics.items():
         if _passes(content):
             shown_runs.setdefault(run.name, (run, content))
@@ -222,7 +237,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
         counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
         html = group_table(scores).to_html(float_format="{:.2f}".format, formatters={"pixels": "{:,.0f}".format}, na_rep="", border=0)
         html = with_header_scopes(html)
-        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size} ({counts})", "html": html})
+        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size}", "counts": counts, "html": html})
     return tables
 
 
@@ -233,9 +248,13 @@ def _footer() -> str:
 @click.command()
 @click.option("--profile", default="demo", show_default=True)
 @click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-def main(profile: str, outputs: str) -> None:
+@click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
+def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
     print(f"report: {shown(write_index(PROJECT / outputs, profile))}")
+    if archive:
+        file = write_archive(PROJECT / outputs, profile)
+        print(f"to send: {shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

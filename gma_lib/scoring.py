@@ -46,8 +46,8 @@ def _flow_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def score_files(files: Mapping[str, tuple[Path, Path]], *, occlusions: Path | None = None) -> dict[str, ErrorSums]:
-    """Error sums per group of pixels, pooled over all fields.
+def score_files(files: Mapping[str, tuple[Path, Path]], *, occlusions: Path | None = None) -> tuple[dict[str, ErrorSums], int]:
+    """Error sums per group of pixels, pooled over all fields, and how many pixels were left out.
 
     Pixels that the ground truth leaves unknown are not scored; a prediction has to be finite wherever the truth is known.
 
@@ -57,12 +57,22 @@ def score_files(files: Mapping[str, tuple[Path, Path]], *, occlusions: Path | No
         From ``matched_files``.
     occlusions
         A mask, or a folder of masks named like the ground truth; white is occluded.
+
+    Raises
+    ------
+    ValueError
+        For sizes that differ, a prediction with gaps, and ground truth that is known nowhere.
     """
     totals: dict[str, ErrorSums] = {}
+    unknown = 0
     for name, (prediction, truth) in files.items():
-        for group, sums in _score(prediction, truth, _mask_file(occlusions, name, len(files))).items():
-            totals[group] = totals.get(group, ErrorSums()) + sums
-    return totals
+        sums, left_out = _score(prediction, truth, _mask_file(occlusions, name, len(files)))
+        unknown += left_out
+        for group, errors in sums.items():
+            totals[group] = totals.get(group, ErrorSums()) + errors
+    if not totals["all"].pixels:
+        raise ValueError(f"{', '.join(str(truth) for _, truth in list(files.values())[:3])}: the true flow is known in no pixel")
+    return totals, unknown
 
 
 def _mask_file(occlusions: Path | None, name: str, fields: int) -> Path | None:
@@ -76,7 +86,7 @@ def _mask_file(occlusions: Path | None, name: str, fields: int) -> Path | None:
     return occlusions
 
 
-def _score(prediction: Path, truth: Path, mask: Path | None) -> dict[str, ErrorSums]:
+def _score(prediction: Path, truth: Path, mask: Path | None) -> tuple[dict[str, ErrorSums], int]:
     flow, computed = read_flow_file(prediction)
     wanted, known = read_flow_file(truth)
     if flow.shape != wanted.shape:
@@ -93,4 +103,5 @@ def _score(prediction: Path, truth: Path, mask: Path | None) -> dict[str, ErrorS
     error, speed = endpoint_error(flow, wanted), np.hypot(*wanted)
     groups = pixel_groups(wanted, occluded)
     del groups["valid"]  # the same as all: unknown pixels are left out everywhere
-    return {name: ErrorSums.of(error[group & known], speed[group & known]) for name, group in groups.items()}
+    sums = {name: ErrorSums.of(error[group & known], speed[group & known]) for name, group in groups.items()}
+    return sums, int((~known).sum())

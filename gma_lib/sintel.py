@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gma_lib.flow_io import check_whole, flow_file_bytes, image_size
+import numpy as np
+
+from gma_lib.flow_io import check_whole, flow_file_bytes, image_size, read_flow
 from gma_lib.runs import PROJECT, sha256, shown
 
 PASSES = ("clean", "final")
@@ -60,6 +62,12 @@ class FramePair:
     def name(self) -> str:
         """``clean/alley_1/frame_0002``: unique, and the stem of every file that belongs to the pair."""
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
+
+    def true_flow(self) -> np.ndarray:
+        """Read the ground truth, float32 (2, H, W), in pixels; raises FileNotFoundError for a pair without."""
+        if self.flow is None:
+            raise FileNotFoundError(f"{self.name} has no ground truth")
+        return read_flow(self.flow)
 
 
 def find_root(root: Path, split: str) -> Path:

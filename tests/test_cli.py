@@ -119,13 +119,14 @@ def test_unusual_images_are_taken_and_it_is_said(tmp_path):
         ("plain", "wide", "160x128 px and 120x128 px"),
         ("narrow", "narrow", "1x128 px"),
         ("animated", "animated", "holds 2 images"),
-        ("plain", "text", "not a readable image"),
+        ("plain", "text", "not a readable image (12 bytes)"),
         ("plain", "cut", "truncated"),
-        ("plain", "absent", "no such image"),
+        ("plain", "absent", "no such file"),
+        ("plain", "folder", "a folder where an image was expected"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(first, second, complaint, tmp_path):
-    images = write_unusual(tmp_path / "images") | {"absent": tmp_path / "absent.png"}
+    images = write_unusual(tmp_path / "images") | {"absent": tmp_path / "absent.png", "folder": tmp_path}
     answer = gma("flow", images[first], images[second], "-o", tmp_path / "a.flo", *FAST, exit_code=1)
     assert complaint in answer
     assert len(answer.splitlines()) == 1
@@ -149,6 +150,20 @@ def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
     assert "gma-procedural" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--checkpoint", "nix", exit_code=1)
     assert "onnxruntime" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1)
     assert "a flow file ends in" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
+    assert "a figure ends in" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.txt", exit_code=1)
+    assert not (tmp_path / "a.flo").exists()
+
+
+def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
+    from gma_lib import estimator
+    from gma_lib.ascend.chip import NoChipFound
+
+    def no_chip(*arguments, **options):
+        raise NoChipFound("no Ascend chip was found")
+
+    monkeypatch.setattr(estimator, "_make_model", no_chip)
+    answer = gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.flo", *FAST, "--updates", "7", exit_code=1)
+    assert answer.splitlines()[-1] == "Error: no Ascend chip was found"
 
 
 # --- video ----------------------------------------------------------------------------------------------------------
@@ -185,6 +200,16 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("years")
     assert "not an empty folder" in gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tmp_path):
+    (photos / "shot 3.png").write_text("not an image")
+    answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
+    assert "shot 3.png: not a readable image" in answer
+    assert "out.partial holds the flow of the first 1 pair" in answer
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == ["frame_0001.flo"]
+    assert "out.partial exists" in gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
 
 
 def test_clips_that_are_none(photos, tmp_path):
@@ -257,9 +282,18 @@ def test_unknown_truth_is_left_out_and_unknown_predictions_are_refused(fields):
     known[:, 10:] = False
     write_kitti_flow(fields / "truth.png", flow, known)
     scores = json.loads(gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", "--json"))
-    assert scores["all"]["pixels"] == 100
+    assert scores["all"]["pixels"] == scores["pixels_without_truth"] == 100
     assert scores["all"]["epe"] == pytest.approx(0.5)
+    assert "left out: 100 pixels" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png")
     assert "100 pixels hold no flow" in gma("evaluate", fields / "truth.png", fields / "truth/scene/a.flo", exit_code=1)
+
+
+def test_truth_that_is_known_nowhere_gives_no_score(fields):
+    flow, known = read_flow_file(fields / "truth/scene/a.flo")
+    write_kitti_flow(fields / "truth.png", flow, ~known)
+    assert "known in no pixel" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", exit_code=1)
+    write_flow(fields / "nan.flo", np.full_like(flow, np.nan))
+    assert "known in no pixel" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "nan.flo", exit_code=1)
 
 
 def test_fields_of_two_sizes_are_refused(fields):

@@ -120,9 +120,11 @@ def test_attention_is_measured_against_the_true_motion(columns, share, verdict):
 
 def test_sentences_follow_the_numbers_both_ways():
     helps, harms = examined(attention_to(slice(0, 16))), examined(attention_to(slice(0, 16)), better_without=True)
+    idle = replace(helps, inside=replace(helps.inside, flows_without=helps.inside.flows))
     assert "0.50 px with, 4.00 px without: it helps there" in figures.aggregation_sentence(helps)
     assert "4.00 px with, 0.50 px without: with these weights it does not help" in figures.aggregation_sentence(harms)
     assert "(-3.50 px)" in figures.aggregation_sentence(harms)
+    assert "next to no difference" in figures.aggregation_sentence(idle)
     assert "occluded: 4.00 px after the first update, 0.50 px after update 2" in figures.updates_sentence(helps)
     rising = replace(helps, inside=replace(helps.inside, flows=helps.inside.flows[::-1]))
     assert "4.00 px after update 2, lowest (0.50 px) after update 1" in figures.updates_sentence(rising)
@@ -167,8 +169,14 @@ def test_sliders_move_the_pictures():
     first = replace(first, pair=replace(first.pair, flow="a.flo"))
     other = replace(first, pair=replace(first.pair, number=2), inside=replace(first.inside, flows=first.inside.flows[:1]))
     asked = []
-    panel = explore.panel([first.pair, other.pair], lambda pair: asked.append(pair.name) or other, first)
-    menu, update, places, flow_picture, attention_picture = panel.children
+
+    def examine(pair):
+        asked.append((pair.name, status.value))
+        return other
+
+    panel = explore.panel([first.pair, other.pair], examine, first)
+    choice, update, places, flow_picture, attention_picture = panel.children
+    menu, status = choice.children
     assert (update.value, update.max) == (2, 2)
     seen = flow_picture.value
     update.value = 1
@@ -177,7 +185,8 @@ def test_sliders_move_the_pictures():
     places.children[0].value = 100
     assert attention_picture.value != seen
     menu.value = other.pair.name
-    assert asked == [other.pair.name]
+    assert asked == [(other.pair.name, "looking inside clean/made/frame_0002 ...")]
+    assert status.value == ""
     assert update.max == 1
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,18 @@ def test_the_index_shows_all_of_it(finished):
     assert 'scope="col"' in page
 
 
+def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
+    archive = report.write_archive(reported, "tiny")
+    with zipfile.ZipFile(archive) as content:
+        names = set(content.namelist())
+        page = content.read("tiny/index.html").decode()
+    archive.unlink()
+    linked = set(re.findall(r'href="([^"]+)"', page))
+    assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01
+    assert {f"tiny/{link}" for link in linked} <= names
+    assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
+
+
 def test_frames_on_disk(tiny_sintel, tmp_path):
     """A data set in Sintel's layout, with the guide's tensors beside the index."""
     done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
@@ -167,7 +181,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, "nothing")
     before = report.write_index(outputs, "tiny").read_text()
-    assert before.count("EPE clean") == 1
+    assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
     run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
     (run.model_folder / "gma.xml").write_text("no model")
     done = run_stage("04_infer", outputs, "full_batch_size=2")
@@ -177,6 +191,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     assert report._result(run, "05_evaluate") == {}
     assert report._result(run, "06_perf")["status"] == "ok"
     page = report.write_index(outputs, "tiny").read_text()
+    assert page.count("<td>4/4</td>") == 2
     assert "stale" in page
     assert "✗ failed" in page
 

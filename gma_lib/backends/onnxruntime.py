@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class OnnxRuntimeBackend(SplitBackend):
         self.path = Path(path)
         self.precision = self.options.precision
         self._runtime = onnxruntime
-        self._sessions = {}
+        self._sessions: dict[Path, Any] = {}
         self._whole = self._session(self.path)
         self.at_once = self._whole.get_inputs()[0].shape[0]
         self.device = self._whole.get_providers()[0]

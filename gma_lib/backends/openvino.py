@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class OpenVinoBackend(SplitBackend):
             made = "8-bit integers" if is_quantized(self.path) else "floating point"
             raise ValueError(f"{self.path} computes in {made}, not in {self.options.precision}: run 03_convert again with that precision")
         self._version = openvino.get_version()
-        self._compiled = {}
+        self._compiled: dict[Path, Any] = {}
         whole = self._model(self.path)
         self.at_once = whole.input("image1").shape[0]
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")

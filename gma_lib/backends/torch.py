@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class TorchBackend(SplitBackend):
         torch.backends.cuda.matmul.allow_tf32 = False
         model, _ = load_model(path, config)
         self._torch = torch
-        self._model = lean(model).to(self.options.device)
+        self._model: Any = lean(model).to(self.options.device)
         self.at_once = int(about["at_once"]) if about.get("at_once") else None
         self.device = torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
         self.precision = self.options.precision
