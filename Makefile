@@ -92,7 +92,7 @@ lint: $(ENV) ## check style and types, and that notebooks carry no outputs
 	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
 lab: $(ENV) ## open the notebooks in JupyterLab
-	$(PYTHON) -m jupyterlab --notebook-dir=.
+	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
 
 doctor: $(ENV) ## say what this machine has and lacks
 	@$(PYTHON) -m gma_lib.doctor

@@ -166,6 +166,18 @@ def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
     assert answer.splitlines()[-1] == "Error: no Ascend chip was found"
 
 
+def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
+    from gma_lib import estimator
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator, "_make_model", interrupted)
+    gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.flo", *FAST, "--updates", "7", exit_code=130)
+    gma("video", photos, "-o", tmp_path / "out", *FAST, "--updates", "7", exit_code=130)
+    assert not [path for path in tmp_path.iterdir() if path != photos]
+
+
 # --- video ----------------------------------------------------------------------------------------------------------
 
 
