@@ -1,6 +1,7 @@
 """``gma``: flow from the command line. Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,13 +59,24 @@ def _say(sentence: str) -> None:
 
 
 def _refuse_existing(path: Path | None, overwrite: bool) -> None:
-    if path is not None and path.exists() and not overwrite:
+    if path is None:
+        return
+    if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; name another file or add --overwrite")
+    _refuse_unwritable(path)
 
 
 def _refuse_used_folder(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; name another one")
+    _refuse_unwritable(folder)
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raise before anything is computed that could not be written."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path}: {folder} is no folder that this user may write to")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -118,7 +130,6 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
 @_plain_errors
 def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **network) -> None:
     """Flow along CLIP, a folder of images or a video; each frame is encoded once."""
-    import os
     from itertools import chain
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own complaints name no file; ours do

@@ -1,6 +1,7 @@
 """The command line as somebody types it: results, refusals, exit codes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,14 @@ def test_a_result_is_not_overwritten_silently(photos, tmp_path):
     assert (tmp_path / "a.flo").read_text() == "precious"
     gma("flow", *frames, "-o", tmp_path / "a.flo", "--overwrite", *FAST)
     assert read_flow(tmp_path / "a.flo").shape == (2, 128, 160)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_computing(photos, tmp_path, monkeypatch):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    assert "is no folder" in gma("flow", *frames, "-o", photos / "shot 3.png" / "a.flo", *FAST, exit_code=1)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # who runs tests as root may write anywhere
+    assert f"{tmp_path} is no folder that this user may write to" in gma("flow", *frames, "-o", tmp_path / "a.flo", *FAST, exit_code=1)
+    assert "may write to" in gma("video", photos, "-o", tmp_path / "new" / "out", *FAST, exit_code=1)
 
 
 def write_unusual(folder: Path) -> dict[str, Path]:
