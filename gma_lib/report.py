@@ -57,9 +57,11 @@ def write_index(outputs: Path, profile: str) -> Path:
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed notebooks and numbers; no models, no flow.
 
-    Unpacked anywhere, ``<profile>/index.html`` opens without a network.
+    Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError where nothing has run.
     """
     folder = Path(outputs) / profile
+    if not _columns(folder):
+        raise FileNotFoundError(f"{shown(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first")
     archive = folder.with_name(f"{profile}.zip")
     with written_whole(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content:
         for path in sorted(path for path in folder.rglob("*") if path.suffix in SENT and not path.name.startswith(".")):
@@ -253,7 +255,10 @@ def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
     print(f"report: {shown(write_index(PROJECT / outputs, profile))}")
     if archive:
-        file = write_archive(PROJECT / outputs, profile)
+        try:
+            file = write_archive(PROJECT / outputs, profile)
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from error
         print(f"to send: {shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

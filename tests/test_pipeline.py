@@ -166,6 +166,12 @@ def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
     assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
 
 
+def test_nothing_is_sent_before_anything_has_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce first"):
+        report.write_archive(tmp_path, "tiny")
+    assert not (tmp_path / "tiny.zip").exists()
+
+
 def test_frames_on_disk(tiny_sintel, tmp_path):
     """A data set in Sintel's layout, with the guide's tensors beside the index."""
     done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
