@@ -338,7 +338,7 @@ def _make_model(
     export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)
     if split:
         export_split(exported, folder, **size, checkpoint=weights)
-    about = {"num_updates": num_updates, "attention": model.config.attention, "precision": precision}
-    conversion = convert(backend, folder, checkpoint=checkpoint, **about)
+    attention = model.config.attention
+    conversion = convert(backend, folder, checkpoint=checkpoint, num_updates=num_updates, attention=attention, precision=precision)
     for file in set(folder.glob("*.onnx")) - set(conversion.files):
         file.unlink()

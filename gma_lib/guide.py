@@ -103,7 +103,7 @@ def _row(records: Records) -> dict[str, str]:
 
 def differences(found: Iterable[Records]) -> pd.DataFrame:
     """What the numbers of each run were made with, beside the guide's; "the same" where it is. One column a run: its first batch size."""
-    first = {}
+    first: dict[str, Records] = {}
     for records in found:
         if records.export and records.has_numbers:
             first.setdefault(records.label, records)
