@@ -89,8 +89,15 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         sha256=sha256(path),
         trained=True,
         state=complete_state(_read(path), source=path),
-        card=json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {},
+        card=_read_card(card) if card.is_file() else {},
     )
+
+
+def _read_card(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: the card of these weights is not JSON ({error}); mend it, or move it elsewhere") from error
 
 
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:

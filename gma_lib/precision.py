@@ -126,7 +126,8 @@ def advice(results: Path = RESULTS) -> str:
 
 def _advice(precision: str, found: dict[str, Any], weights: str) -> str:
     costs = "; ".join(
-        f"{name}: {one['px1_loss']:+.2f} points of 1px, {one['epe_loss']:+.1%} EPE" for name, one in found["families"].items()
+        f"{name}: {one['px1_loss']:+.2f} points of 1px, {round(one['epe_loss'], 3) + 0.0:+.1%} EPE"
+        for name, one in found["families"].items()
     )
     return f"{precision} is {'recommended' if found['recommended'] else 'not recommended'} with {weights}: lost on held-out scenes, {costs}"
 

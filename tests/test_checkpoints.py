@@ -112,3 +112,10 @@ def test_shipped_weights_are_those_of_their_card(name):
     assert loaded.card["sha256"] == loaded.sha256
     assert "not the authors" in loaded.note
     assert loaded.sha256 in (checkpoints.WEIGHTS_FOLDER / f"{name}.md").read_text()
+
+
+def test_a_card_that_cannot_be_read_is_named(tmp_path, state):
+    path = checkpoints.save_checkpoint(tmp_path / "mine.safetensors", state)
+    path.with_suffix(".json").write_text("")
+    with pytest.raises(ValueError, match=r"mine\.json: the card of these weights is not JSON"):
+        checkpoints.load_checkpoint(path)
