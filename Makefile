@@ -77,6 +77,7 @@ train: $(ENV) ## train weights on scenes that the package draws (hours); goes on
 
 bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (half an hour)
 	$(PYTHON) -m gma_lib.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
+	$(PYTHON) -m gma_lib.comparison --config benchmarks/precisions.yaml --out benchmarks/results/precisions.json
 	$(PYTHON) -m gma_lib.precision
 
 test: $(ENV) ## run the tests
