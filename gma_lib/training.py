@@ -63,6 +63,9 @@ class Phase:
     lead_updates
         At every other step a random number of refinements, at most this many, run ahead without gradient: what is learnt then starts where
         many updates have led, so that still more of them do not lead away.
+    loss_power
+        1 for the absolute error; below 1 the error is raised to it, so that small errors gain and hopeless pixels lose weight (the loss that
+        PWC-Net is fine-tuned with, Sun et al., https://arxiv.org/abs/1709.02371, section 4).
     learning_rate
         At its highest; it rises over the first twentieth of the phase and falls linearly to ``final_learning_rate``.
     layers
@@ -88,6 +91,7 @@ class Phase:
     batch_size: int
     num_updates: int
     lead_updates: int
+    loss_power: float
     learning_rate: float
     final_learning_rate: float
     layers: tuple[int, int]
@@ -107,6 +111,7 @@ class Phase:
         _check(self, "batch_size", self.batch_size <= LARGEST_BATCH, f"at most {LARGEST_BATCH}")
         _check(self, "num_updates", self.num_updates >= 0, "at least 0")
         _check(self, "lead_updates", self.lead_updates >= 0, "at least 0")
+        _check(self, "loss_power", 0 < self.loss_power <= 1, "above 0 and at most 1")
         _check(self, "matching", self.matching >= (0 if self.num_updates else 1e-6), "at least 0, and above it where num_updates is 0")
         _check(self, "layers", 0 <= self.layers[0] <= self.layers[1], "two rising numbers from 0 up")
         _check(self, "photometric", 0 <= self.photometric <= 1, "between 0 and 1")
@@ -289,6 +294,7 @@ VALIDATION = Phase(
     batch_size=1,
     num_updates=12,
     lead_updates=0,
+    loss_power=1.0,
     learning_rate=1.0,
     final_learning_rate=0.0,
     layers=(4, 11),
@@ -372,11 +378,20 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-def sequence_loss(flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: float) -> Tensor:
-    """Mean absolute error over the learnt pixels (N, H, W), the last update counting most (RAFT, equation 7)."""
+def sequence_loss(flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: float, power: float) -> Tensor:
+    """Mean absolute error over the learnt pixels (N, H, W), the last update counting most (RAFT, equation 7).
+
+    Each pixel's error is raised to ``power`` (see ``Phase.loss_power``); a hundredth of a pixel is added first, where the slope below
+    1 would be infinite.
+    """
     weights = [gamma ** (len(flows) - 1 - number) for number in range(len(flows))]
     count = learnt.sum().clamp(min=1)
-    return sum(weight * ((flow - truth).abs().sum(dim=1) * learnt).sum() / count for weight, flow in zip(weights, flows, strict=True))
+
+    def mean_error(flow: Tensor) -> Tensor:
+        errors = (flow - truth).abs().sum(dim=1)
+        return ((errors if power == 1 else (errors + 0.01) ** power) * learnt).sum() / count
+
+    return sum(weight * mean_error(flow) for weight, flow in zip(weights, flows, strict=True))
 
 
 def matching_loss(features1: Tensor, features2: Tensor, truth: Tensor, learnt: Tensor) -> Tensor:
@@ -491,7 +506,7 @@ class Trainer:
             matching = matching_loss(features1, features2, truth, learnt & ~batch.occluded)
             loss, about = loss + phase.matching * matching, {"matching": matching.item()}
         if flows:
-            loss = loss + sequence_loss(flows, truth, learnt, self.config.sequence_gamma)
+            loss = loss + sequence_loss(flows, truth, learnt, self.config.sequence_gamma, phase.loss_power)
             about["epe"] = (flows[-1].detach() - truth).square().sum(dim=1).sqrt().mean().item()
         # what a network that knows nothing would score on these scenes
         return loss, about | {"zero_epe": speed.mean().item()}

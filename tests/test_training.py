@@ -50,6 +50,7 @@ TINY = {
             "batch_size": 1,
             "num_updates": updates,
             "lead_updates": 0,
+            "loss_power": 1.0,
             "learning_rate": 1.0e-4,
             "final_learning_rate": 1.0e-5,
             "layers": [2, 4],
@@ -113,8 +114,20 @@ def test_the_sequence_loss_weighs_the_last_update_most():
     learnt[:, :, 2:] = False
     off = torch.full_like(truth, 1.0)
     off[..., 2:] = 100  # not learnt, so it does not count
-    assert training.sequence_loss([off, truth], truth, learnt, 0.8) == pytest.approx(0.8 * 2)
-    assert training.sequence_loss([truth, off], truth, learnt, 0.8) == pytest.approx(2)
+    assert training.sequence_loss([off, truth], truth, learnt, 0.8, 1.0) == pytest.approx(0.8 * 2)
+    assert training.sequence_loss([truth, off], truth, learnt, 0.8, 1.0) == pytest.approx(2)
+
+
+def test_with_a_power_below_one_small_errors_gain_and_hopeless_ones_lose_weight():
+    truth, learnt = torch.zeros(1, 2, 1, 2), torch.ones(1, 1, 2, dtype=torch.bool)
+    flow = torch.tensor([[[[0.24, 8.99]], [[0.0, 0.0]]]], requires_grad=True)
+    loss = training.sequence_loss([flow], truth, learnt, 0.8, 0.5)
+    assert float(loss) == pytest.approx((0.5 + 3) / 2)  # square roots of 0.25 and 9
+    loss.backward()
+    assert flow.grad[0, 0, 0].tolist() == pytest.approx([0.5 / 0.5 / 2, 0.5 / 3 / 2])
+    exact = torch.zeros_like(truth, requires_grad=True)
+    training.sequence_loss([exact], truth, learnt, 0.8, 0.5).backward()
+    assert bool(exact.grad.isfinite().all())
 
 
 def test_without_updates_only_the_features_learn(config):
@@ -252,6 +265,7 @@ def test_impossible_values_are_refused_by_name(tmp_path, name, value, message):
         ("learn_occluded", "yes", "learn_occluded is of type bool"),
         ("max_displacement", 1.0, "above min_displacement"),
         ("matching", -1.0, "matching is at least 0"),
+        ("loss_power", 0.0, "loss_power is above 0 and at most 1, not 0"),
         ("layers", [5, 2], "layers is two rising numbers"),
         ("layers", 5, "phase 1: layers is two whole numbers"),
         ("lr", 1.0, "phase 1: unknown lr"),
