@@ -149,8 +149,7 @@ def _in_int8(models: dict[Path, Any], core) -> dict[Path, Any]:
     samples = samples_of_parts(calibration_frames(height, width), run)
     found = {}
     for (source, model), name in zip(models.items(), parts, strict=True):
-        print(f"8-bit integers for {source.name}: {len(samples[name])} samples", flush=True)
-        found[source] = quantized(model, samples[name])
+        found[source] = quantized(model, samples[name], label=f"8-bit integers for {source.name}")
     return found
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import flow_vis
@@ -394,8 +395,8 @@ def work_figure(work: Mapping[str, float]) -> tuple[Figure, str]:
     return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {parts[-1]} ({work[parts[-1]]:.0f} GMAC)."
 
 
-def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], peak: float) -> tuple[Figure, str]:
-    """Where the time goes, against what the arithmetic says it should take.
+def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], peak: float | None) -> tuple[Figure, str]:
+    """Where the time goes, against what the arithmetic says it should take, if that is known.
 
     Parameters
     ----------
@@ -404,24 +405,23 @@ def parts_figure(measured_s: Mapping[str, float], work: Mapping[str, float], pea
     work
         Multiply-accumulates per pair, 1e9, by part.
     peak
-        Operations a second of the machine's matrix product in this precision.
+        Operations a second of the machine's matrix product in this precision; None where no library at hand has one (8-bit integers).
     """
     parts = sorted(measured_s, key=measured_s.__getitem__)
-    expected = [2e9 * work.get(part, 0) / peak for part in parts]
     figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(parts))
     bars = axes.barh(places + 0.2, [1000 * measured_s[part] for part in parts], 0.4, color=BLUE, label="measured")
-    axes.barh(places - 0.2, [1000 * seconds for seconds in expected], 0.4, color=ORANGE, label="at the matrix product's rate")
+    total, least = f"{1000 * sum(measured_s.values()):.0f} ms in all", ""
+    if peak:
+        expected = [2e9 * work.get(part, 0) / peak for part in parts]
+        axes.barh(places - 0.2, [1000 * seconds for seconds in expected], 0.4, color=ORANGE, label="at the matrix product's rate")
+        least = f" where the arithmetic alone takes {1000 * sum(expected):.0f} ms"
     axes.bar_label(bars, [f"{1000 * measured_s[part]:.0f}" for part in parts], padding=3, fontsize=9)
     axes.set(xlabel="milliseconds per pair", yticks=places, yticklabels=parts, xlim=(0, 1150 * max(measured_s.values())))
     axes.legend(loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
-    total, least = sum(measured_s.values()), sum(expected)
-    return figure, (
-        f"Time per pair by part, {1000 * total:.0f} ms in all where the arithmetic alone takes {1000 * least:.0f} ms; "
-        f"most in {parts[-1]} ({1000 * measured_s[parts[-1]]:.0f} ms)."
-    )
+    return figure, f"Time per pair by part, {total}{least}; most in {parts[-1]} ({1000 * measured_s[parts[-1]]:.0f} ms)."
 
 
 def rounds_figure(samples_s: Sequence[float], batch_size: int) -> tuple[Figure, str]:
@@ -449,7 +449,7 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
     figure = Figure(figsize=(WIDTH * 0.8, 3.6), dpi=DPI, layout="constrained")
     speed, memory = figure.subplots(1, 2)
     texts = []
-    for (run, rows), colour, marker in zip(runs.items(), (BLUE, ORANGE, GREEN, "#CC79A7"), "osD^", strict=False):
+    for (run, rows), colour, marker in zip(runs.items(), cycle((BLUE, ORANGE, GREEN, "#CC79A7")), cycle("osD^v"), strict=False):
         sizes = sorted(size for size, row in rows.items() if row["status"] == "ok")
         if not sizes:
             continue
@@ -470,8 +470,8 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         if not np.isfinite(axes.dataLim.y1):
             axes.set(yticks=[], title="not measured")
             continue
-        axes.set_ylim(0, 1.35 * axes.dataLim.y1)  # room for the legend
-        axes.legend(fontsize=8, loc="upper left")
+        legend = axes.legend(fontsize=8, loc="upper left")
+        axes.set_ylim(0, axes.dataLim.y1 / max(0.3, 0.94 - 0.062 * len(legend.get_texts())))  # room for the legend
     return figure, f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {guide}."
 
 

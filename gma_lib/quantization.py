@@ -7,7 +7,8 @@ validation draws.
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,31 @@ _FLOAT_OPERATIONS = ("MatMul", "MVN", "Softmax", "Add", "Subtract", "Multiply", 
 _OUTLIERS = 1e-4
 
 Sample = dict[str, np.ndarray]
+
+
+class _Shown:
+    """Samples that show how far whoever goes through them is."""
+
+    def __init__(self, samples: list[Sample], label: str):
+        self._samples, self._label = samples, label
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return track(self._samples, label=self._label, unit="sample")
+
+
+@contextmanager
+def _quiet_rich() -> Iterator[None]:
+    """Keep NNCF's own bars, which rich draws, out of saved notebooks and logs, where they stay as ``Output()``."""
+    import rich
+
+    rich.reconfigure(quiet=True, force_jupyter=False)
+    try:
+        yield
+    finally:
+        rich.reconfigure()
 
 
 def calibration_frames(height: int, width: int, *, pairs: int = CALIBRATION_PAIRS) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -74,7 +100,7 @@ def samples_of_parts(frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str,
     return samples
 
 
-def quantized(model, samples: list[Sample]):
+def quantized(model, samples: list[Sample], *, label: str):
     """An OpenVINO model with its convolutions in 8-bit integers.
 
     Parameters
@@ -83,10 +109,8 @@ def quantized(model, samples: list[Sample]):
         ``openvino.Model`` in float32 for a batch of one.
     samples
         Inputs by name; their ranges become the model's.
-
-    Notes
-    -----
-    NNCF shows its own progress.
+    label
+        What the progress is called.
     """
     try:
         import nncf
@@ -101,14 +125,15 @@ def quantized(model, samples: list[Sample]):
         min=StatisticsCollectorParameters(aggregator_type=AggregatorType.MIN, **quantile),
         max=StatisticsCollectorParameters(aggregator_type=AggregatorType.MAX, **quantile),
     )
-    found = nncf.quantize(
-        model,
-        nncf.Dataset(samples),
-        subset_size=len(samples),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATIONS), patterns=list(_FLOAT_LAYERS), validate=False),
-        advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
-    )
+    with _quiet_rich():
+        found = nncf.quantize(
+            model,
+            nncf.Dataset(_Shown(samples, label)),
+            subset_size=len(samples),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATIONS), patterns=list(_FLOAT_LAYERS), validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+        )
     _round_after_reshaping(found)
     return found
 

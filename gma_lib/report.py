@@ -176,11 +176,14 @@ def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -
         guide.Records(run, index, _result(run, "02_export"), _result(run, "03_convert"), metrics[run], _result(run, "06_perf"))
         for run in runs
     ]
-    verdicts = [f"{records.run.name}: {records.metrics['verdict']}" for records in found if records.metrics.get("verdict")]
+    said: dict[str, dict[str, None]] = {}  # verdict -> the runs that it holds for, in order
+    for records in found:
+        if records.metrics.get("verdict"):
+            said.setdefault(records.metrics["verdict"], {})[records.run.name] = None
     return {
         "guide_table": _words_table(guide.table(found)),
         "differences": _words_table(guide.differences(found)),
-        "verdicts": list(dict.fromkeys(verdicts)),
+        "verdicts": [f"{', '.join(names)}: {verdict}" for verdict, names in said.items()],
     }
 
 
