@@ -149,7 +149,8 @@ def _in_int8(models: dict[Path, Any], core) -> dict[Path, Any]:
     samples = samples_of_parts(calibration_frames(height, width), run)
     found = {}
     for (source, model), name in zip(models.items(), parts, strict=True):
-        found[source] = quantized(model, samples[name], label=f"8-bit integers for {source.name}")
+        label = f"8-bit integers for {source.name}"
+        found[source] = quantized(model, samples[name], label=label) if name in samples else model
     return found
 
 
