@@ -213,7 +213,7 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--checkpoint", default="gma-procedural", show_default=True, help="Shipped weights, or a .pth or .safetensors file.")
 @click.option("--updates", default=6, show_default=True, type=click.IntRange(1), help="Refinements, unrolled into the file.")
-@click.option("--lookup", default="matmul", show_default=True, help="matmul, gather or grid_sample (opset 16 and above).")
+@click.option("--lookup", default="matmul", show_default=True, help="matmul, rows, gather or grid_sample (opset 16 and above).")
 @click.option("--opset", default=13, show_default=True, type=int)
 @click.option("--split", is_flag=True, help="Also its parts gma_features, gma_context and gma_refine, for sequences.")
 @_plain_errors

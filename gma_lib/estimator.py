@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 import gma_lib
-from gma_lib.backends import Backend, SplitBackend, load_backend
+from gma_lib.backends import Backend, SplitBackend, backend_kind, load_backend
 from gma_lib.benchmark import needed_bytes, require_memory
 from gma_lib.padding import MULTIPLE, Padding
 from gma_lib.runs import PROJECT, digest, sha256, versions
@@ -33,7 +33,7 @@ MAX_PIXELS = 1280 * 720
 MEMORY_BYTES = 4e9
 SMALLEST_SIDE = MULTIPLE  # below, a frame is not even one of the network's cells
 # What of this package decides a prepared model's content
-_DECISIVE = ("model.py", "checkpoints.py", "lean.py", "export.py", "convert.py")
+_DECISIVE = ("model.py", "checkpoints.py", "lean.py", "export.py", "convert.py", "quantization.py", "backends/__init__.py")
 
 
 def load(checkpoint: str | Path = "gma-procedural", **options: Any) -> "Estimator":
@@ -211,7 +211,7 @@ class Estimator:
 
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:
         """Folder with the model for frames of this padded size; made once, whole or not at all."""
-        sources = [sha256(Path(__file__).with_name(name)) for name in _DECISIVE]
+        sources = [sha256(Path(__file__).parent / name) for name in _DECISIVE]
         made_in = self.precision if self.precision == "int8" else "floating point"  # which one is chosen when the model is loaded
         decisive = [gma_lib.__version__, sources, versions(), self._weights_sha256, self.backend, made_in, self.num_updates]
         folder = cache_folder() / digest([*decisive, rows, columns, split])[:32]
@@ -332,7 +332,7 @@ def _make_model(
     from gma_lib.lean import lean
     from gma_lib.model import GMAConfig
 
-    model, weights = load_model(checkpoint, GMAConfig(num_updates=num_updates))
+    model, weights = load_model(checkpoint, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup))
     size = {"height": rows, "width": columns, "batch_size": 1}
     exported = lean(model)
     export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)

@@ -27,7 +27,7 @@ from gma_lib.runs import written_whole
 
 DEFAULT_OPSET = 13
 # The first opset in which every operator of the form exists; grid_sample's name for bilinear changed at 20.
-OPSETS = {"matmul": range(13, 20), "gather": range(12, 20), "grid_sample": range(16, 20)}
+OPSETS = {"matmul": range(13, 20), "rows": range(13, 20), "gather": range(12, 20), "grid_sample": range(16, 20)}
 
 
 class _Features(nn.Module):

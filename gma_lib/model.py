@@ -188,6 +188,25 @@ def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (volume @ columns.transpose(1, 2)).transpose(1, 2) @ rows.transpose(1, 2)  # (M, 9, height) x (M, height, 9)
 
 
+def lookup_by_rows(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Take the ten rows that a window can touch, then the products of ``lookup_by_matmul`` (its parameters) over these alone.
+
+    The products are cheap, reading the whole volume for them is not. Near an edge the ten rows are the nearest inside: what the window
+    has beyond is zero in both.
+    """
+    height, width = _sides(volume)
+    taken = WINDOW + 1
+    if height <= taken:
+        return lookup_by_matmul(volume, x, y)
+    first = (torch.floor(y) - RADIUS).clamp(0, height - taken)
+    maps = _sides(y)[0] * _sides(y)[1]  # of each pair
+    pair = torch.cumsum(y[:, 0, :1, :1].clamp(1, 1), dim=0).long() - 1  # (N, 1, 1), counted in the graph, which knows no batch size
+    row = torch.from_numpy(height * np.arange(maps)[:, None] + np.arange(taken)).to(volume.device)  # (P, 10)
+    row = (row + pair * (maps * height) + first.reshape(-1, maps, 1).long()).reshape(-1, taken)
+    touched = volume.reshape(-1, width)[row]  # (M, 10, width)
+    return lookup_by_matmul(touched, x, y - first)
+
+
 def _hats(center: Tensor, cells: int) -> Tensor:
     """Weights (M, 9, cells) of bilinear interpolation at nine positions around each center (N, 1, h, w).
 
@@ -247,6 +266,7 @@ def lookup_by_grid_sample(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 LOOKUPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "matmul": lookup_by_matmul,
+    "rows": lookup_by_rows,
     "gather": lookup_by_gather,
     "grid_sample": lookup_by_grid_sample,
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.backends import load_backend
+from gma_lib.backends import backend_kind, load_backend
 from gma_lib.checkpoints import load_checkpoint, load_model
 from gma_lib.convert import convert
 from gma_lib.export import export_whole, reference_flow
@@ -81,7 +81,7 @@ def is_recommended(families: dict[str, dict[str, float]]) -> bool:
 
 def measure(weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6) -> dict[str, Any]:
     """Cost of each precision on both held-out families."""
-    model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates))
+    model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup))
     config = load_config(PROJECT / "params" / "train.yaml")
     families = validation_families(config, PairSource(config), SCENES)
     exact = {

@@ -1,8 +1,8 @@
 """Convolutions in 8-bit integers, by calibration after training (NNCF), for OpenVINO.
 
 Only convolutions are quantised: weights per output channel, what flows into them per tensor. Matrix products, normalisation, attention,
-correlation and upsampling stay as they are, and so does the feature encoder; coordinates stay float32. Ranges come from rendered scenes that neither training nor
-validation draws.
+correlation and upsampling stay as they are, and so does the feature encoder; coordinates stay float32. Ranges come from rendered scenes
+that neither training nor validation draws.
 """
 
 import dataclasses

@@ -64,8 +64,8 @@ class Phase:
         At every other step a random number of refinements, at most this many, run ahead without gradient: what is learnt then starts where
         many updates have led, so that still more of them do not lead away.
     loss_power
-        1 for the absolute error; below 1 the error is raised to it, so that small errors gain and hopeless pixels lose weight (the loss that
-        PWC-Net is fine-tuned with, Sun et al., https://arxiv.org/abs/1709.02371, section 4).
+        1 for the absolute error; below 1 the error is raised to it, so that small errors gain and hopeless pixels lose weight (the loss
+        that PWC-Net is fine-tuned with, Sun et al., https://arxiv.org/abs/1709.02371).
     learning_rate
         At its highest; it rises over the first twentieth of the phase and falls linearly to ``final_learning_rate``.
     layers

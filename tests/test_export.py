@@ -14,7 +14,7 @@ from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMAConfig
 
-FORMS = {"matmul": 13, "gather": 12, "grid_sample": 16}
+FORMS = {"matmul": 13, "rows": 13, "gather": 12, "grid_sample": 16}
 SMALL = {"height": 128, "width": 160}
 UNWANTED = {"Gather", "GatherElements", "GatherND", "GridSample", "ScatterND", "Where", "Cast"}
 

@@ -84,6 +84,19 @@ def test_lookup_of_a_known_volume():
         np.testing.assert_allclose(window[0, 4, 3], 0.0, atol=1e-5)  # above the first row
 
 
+def test_ten_rows_are_all_that_a_window_touches():
+    """Two pairs of 3x5 cells, a volume of every height, centres inside, on cells, at the edges and far outside."""
+    generator = torch.Generator().manual_seed(0)
+    for height in (6, 10, 11, 23):
+        volume = torch.randn(2 * 15, height, 17, generator=generator)
+        x = torch.rand(2, 1, 3, 5, generator=generator) * 30 - 6
+        y = torch.rand(2, 1, 3, 5, generator=generator) * (height + 12) - 6
+        y[0, 0, 0] = torch.tensor([0.0, height - 1.0, height - 0.5, -1e4, 1e4])
+        all_rows = LOOKUPS["matmul"](volume, x, y)
+        assert float((LOOKUPS["rows"](volume, x, y) - all_rows).abs().max()) < 1e-5
+        assert float((LOOKUPS["rows"](volume, x, y + 0.01) - all_rows).abs().max()) > 1e-3
+
+
 def test_attention_rows(seeded, encoded, small_golden):
     model, _ = seeded
     attention = model.att(torch.relu(encoded[2][:, 128:]))[0]

@@ -31,16 +31,19 @@ class BackendKind:
         The file in the run's model folder that it loads.
     package
         What to install when its import fails.
+    lookup
+        The form of the correlation lookup that suits it, a key of ``gma_lib.model.LOOKUPS``.
     """
 
     make: Callable[..., Backend]
     options: Callable[..., Any]
     model_file: str
     package: str
+    lookup: str = "matmul"
 
 
 BACKENDS = {
-    "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino"),
+    "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino", lookup="rows"),
     "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"),
     "torch": BackendKind(TorchBackend, TorchOptions, "gma.safetensors", "torch"),
     "ascend": BackendKind(AscendBackend, AscendOptions, "gma.om", "ais_bench"),
