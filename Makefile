@@ -75,9 +75,10 @@ $(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
 	$(PYTHON) -m gma_lib.training --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
 
-bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (half an hour)
+bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (an hour)
 	$(PYTHON) -m gma_lib.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
-	$(PYTHON) -m gma_lib.comparison --config benchmarks/precisions.yaml --out benchmarks/results/precisions.json
+	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
+	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
 	$(PYTHON) -m gma_lib.precision
 
 test: $(ENV) ## run the tests
