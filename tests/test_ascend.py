@@ -845,6 +845,16 @@ def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
         infer(om, folders, tmp_path / "out" / "bs3")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
+    """ascend.md 1.7: owner must match; the older tool does not mind."""
+    os.chown(folders[0], 12345, -1)
+    infer(om, folders, tmp_path / "out" / "bs2")
+    standins.setenv("STANDIN_GENERATION", "N")
+    with pytest.raises(AisBenchError, match=r"refuses the path: it wants real files of this user.*is not the owner"):
+        infer(om, folders, tmp_path / "out" / "bs3")
+
+
 def test_a_folder_with_old_results_is_refused(om, folders, tmp_path):
     """ascend.md 1.2: the tool never cleans its folder; 7.47."""
     (tmp_path / "out" / "bs2").mkdir(parents=True)
