@@ -47,10 +47,13 @@ class _Shown:
 
 @contextmanager
 def _quiet_rich() -> Iterator[None]:
-    """Keep NNCF's own bars, which rich draws, out of saved notebooks and logs, where they stay as ``Output()``."""
+    """Keep NNCF's own bars, which rich draws, out of saved notebooks and logs, where they stay as ``Output()``.
+
+    Believing itself in a terminal or a notebook, rich would also catch what is printed meanwhile.
+    """
     import rich
 
-    rich.reconfigure(quiet=True, force_jupyter=False)
+    rich.reconfigure(quiet=True, force_jupyter=False, force_terminal=False)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import openvino
 import pytest
 import torch
 
-from gma_lib import export, quantization
+from gma_lib import export, progress, quantization
 from gma_lib.backends import load_backend
 from gma_lib.checkpoints import load_model
 from gma_lib.comparison import demo_frames
@@ -59,6 +59,19 @@ def test_int8_is_near_and_is_not_float32(folder, trained, frames):
     assert 1e-4 < Deviation.between(whole, reference).mean < 0.05
     assert 1e-4 < Deviation.between(parts, reference).mean < 0.05
     np.testing.assert_array_equal(whole[0], whole[1])  # the same pair twice in the batch
+
+
+def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, capsys):
+    """Jupyter's kernels set FORCE_COLOR; rich then catches what others print."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("GMA_HEADLESS", "1")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    model = openvino.convert_model(torch.nn.Conv2d(3, 8, 3), example_input=torch.zeros(1, 3, 16, 16), input=[1, 3, 16, 16])
+    samples = [{model.input(0).any_name: np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}] * 3
+    quantization.quantized(model, samples, label="8-bit integers for a layer")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(line.startswith("8-bit integers for a layer: ") for line in lines)
 
 
 def test_a_warm_start_is_not_cut_off(folder, trained, frames):
