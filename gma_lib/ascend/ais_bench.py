@@ -31,7 +31,8 @@ CAUSES = (
     (re.compile(r"not match"), "the files do not have the size that the model's input has"),
     (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than "
     "this CANN: look into ~/ascend/log/debug/plog"),
-    (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|owner", re.IGNORECASE),
+    # an owner that is a word of its own, and not part of some path that is printed
+    (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|(?<![\w/.-])owner(?![\w/-])", re.I),
      "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, "
      "'_', '.', '-' and '/'"),
 )  # fmt: skip
