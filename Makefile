@@ -32,7 +32,7 @@ STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench test ascend-dry-run lint lab doctor lock clean distclean always
+.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench bench-gpu test ascend-dry-run lint lab doctor lock clean distclean always
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench: $(ENV) ## compare variants of the network on this machine, against the gu
 	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
 	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
 	$(PYTHON) -m gma_lib.precision
+
+bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by operation (docs/gpu.md)
+	$(PYTHON) -m gma_lib.comparison --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
 
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gma_lib.backends import backend_kind
 from gma_lib.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.runs import DoesNotFit, cores, memory_bytes, shown
 
@@ -119,7 +120,8 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     dict
         ``status`` is ``ok``, ``out_of_memory`` (predicted, or the process was killed) or ``failed``, ``reason`` says why; then
         ``median_s``, ``p90_s``, ``spread`` (interquartile range by median) and ``samples_s`` of one call, ``rounds``,
-        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``predicted_bytes``; ``matrix_product_peak`` in operations
+        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``peak_device_bytes`` (null where the
+        model has no memory but this machine's), ``predicted_bytes``; ``matrix_product_peak`` in operations
         a second, and ``share_of_peak``, the model's share of it (null where this precision's peak was not measured).
     """
     shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
@@ -137,7 +139,8 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         seconds = measured.pop("seconds", [])
         return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
-        peak_before = matrix_product_peak(task.precision)
+        computes_on = backend_kind(task.backend).computes_on
+        peak_before = matrix_product_peak(task.precision, computes_on)
         answer = Path(folder) / "answer.json"
         limit = 600 + 30 * task.budget_s
         command = [sys.executable, "-m", "gma_lib.benchmark", json.dumps(asdict(task)), str(answer)]
@@ -147,7 +150,7 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
             return result | {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if answer.is_file():
             measured = json.loads(answer.read_text(encoding="utf-8"))
-            share = _share_of_peak(task, measured["pairs_per_second"], peak_before, matrix_product_peak(task.precision))
+            share = _share_of_peak(task, measured["pairs_per_second"], peak_before, matrix_product_peak(task.precision, computes_on))
             return result | {"status": "ok", "reason": ""} | measured | share
         if done.returncode == -9:
             return result | {"status": "out_of_memory", "reason": "the system killed the measurement, most likely for its memory"}
@@ -189,7 +192,9 @@ def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _memory_and_start(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows of a measurement in this machine's memory, or of one on a card, which counts the way there apart."""
     if "peak_rss_bytes" in perf:
+        on_device = perf.get("peak_device_bytes")
         return [
+            *([("peak memory of the GPU, GB", f"{on_device / 1e9:.2f}", "")] if on_device else []),
             ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
             ("loading the model, s", f"{perf['load_s']:.2f}", ""),
             ("first call, s", f"{perf['first_call_s']:.2f}", ""),
@@ -250,6 +255,7 @@ def _measure_here(task: Task) -> dict[str, Any]:
             "device": backend.device,
             "precision_read_back": backend.precision,
             "peak_rss_bytes": peak,
+            "peak_device_bytes": backend.device_bytes(),
         }
 
 
@@ -268,6 +274,11 @@ def _time_by_part(task: Task, backend, image1: np.ndarray, image2: np.ndarray) -
     return dict(times)
 
 
+def peak_memory_bytes(perf: Mapping[str, Any]) -> int | None:
+    """Peak of the memory that limits the batch size: the GPU's where one computes; None where no tool says it."""
+    return perf.get("peak_device_bytes") or perf.get("peak_rss_bytes")
+
+
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process.
 
@@ -284,15 +295,16 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def matrix_product_peak(precision: str, *, size: int = 2048, rounds: int = 10) -> float | None:
-    """Floating-point operations a second that this machine reaches in a large matrix product.
+def matrix_product_peak(precision: str, computes_on: str = "cpu", *, size: int | None = None, rounds: int = 10) -> float | None:
+    """Floating-point operations a second that this machine, or its GPU, reaches in a large matrix product.
 
     The best round of the best library at hand (NumPy, OpenVINO, PyTorch): none of them is best on every processor, and a
     weak one would make a model look better than the machine. None where no library has the precision.
     """
     rng = np.random.default_rng(0)
+    size = size or LARGE[computes_on]
     a, b = rng.standard_normal((2, size, size), dtype=np.float32)
-    products = [product for make in PRODUCTS if (product := make(a, b, precision)) is not None]
+    products = [product for make in PRODUCTS[computes_on] if (product := make(a, b, precision)) is not None]
     if not products:
         return None
     best = float("inf")
@@ -337,7 +349,23 @@ def _torch_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[],
     return lambda: left @ right
 
 
-PRODUCTS = (_numpy_product, _openvino_product, _torch_product)
+def _cuda_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:
+    import torch
+
+    if precision not in ("float32", "bfloat16", "float16") or not torch.cuda.is_available():
+        return None
+    left, right = (torch.from_numpy(matrix).to("cuda", getattr(torch, precision)) for matrix in (a, b))
+
+    def product() -> None:
+        left @ right
+        torch.cuda.synchronize()
+
+    product()  # the first chooses an algorithm
+    return product
+
+
+PRODUCTS = {"cpu": (_numpy_product, _openvino_product, _torch_product), "cuda": (_cuda_product,)}
+LARGE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that fills it
 
 
 # --- the machine, shared or alone -----------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gma_lib.benchmark import alone, matrix_product_peak, peak_rss_bytes
+from gma_lib.backends import backend_kind
+from gma_lib.benchmark import alone, matrix_product_peak, peak_memory_bytes, peak_rss_bytes
 from gma_lib.metrics import Deviation
 from gma_lib.progress import track
 from gma_lib.runs import write_json
@@ -153,7 +154,8 @@ def worker(variant: Variant, folder: Path, frames: list[np.ndarray]) -> None:
             before = time.perf_counter()
             call()
             seconds = (time.perf_counter() - before) / variant.batch_size
-            print(json.dumps({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}), flush=True)
+            memory = {"peak_rss_bytes": peak_rss_bytes(), "peak_device_bytes": backend.device_bytes()}
+            print(json.dumps({"seconds": seconds} | memory), flush=True)
 
 
 def _independent(backend, frames: list[np.ndarray], batch_size: int) -> Callable[[], np.ndarray]:
@@ -221,7 +223,8 @@ def compare(comparison: Comparison, *, lock_file: Path) -> dict[str, Any]:
     -------
     dict
         ``variants``: for each what ``statistics`` says, ``deviation`` in pixels from PyTorch's float32 flow, ``peak_rss_bytes``,
-        ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak is not measured); or
+        ``peak_device_bytes`` (null without a GPU), ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak
+        is not measured); or
         ``error``, a sentence, where it could not run.
     """
     names = list(comparison.variants)
@@ -266,13 +269,13 @@ def _compare_group(
         baseline = next(iter(variants))
         if baseline not in workers:
             raise RuntimeError(f"the baseline cannot run: {results[baseline]['error']}")
-        peaks: dict[str, float | None] = {variants[name].precision: None for name in workers}
+        peaks: dict[tuple[str, str], float | None] = {_arithmetic(variants[name]): None for name in workers}
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         _raise_peaks(peaks)
         for number in track(range(comparison.rounds + 1), label="measure", unit="round"):
             for name in _in_turn(list(workers), number):
                 answer = workers[name].call()
-                results[name]["peak_rss_bytes"] = answer["peak_rss_bytes"]
+                results[name] |= {key: answer[key] for key in ("peak_rss_bytes", "peak_device_bytes")}
                 if number:  # the first round warms up
                     seconds[name].append(answer["seconds"])
         _raise_peaks(peaks)
@@ -281,16 +284,21 @@ def _compare_group(
             process.close()
     for name, samples in seconds.items():
         results[name] |= statistics(samples, seconds[baseline])
-        peak = peaks[variants[name].precision]
+        peak = peaks[_arithmetic(variants[name])]
         results[name]["share_of_peak"] = None if peak is None else 2e9 * results[name]["gmac"] / results[name]["median_s"] / peak
     return results
 
 
-def _raise_peaks(peaks: dict[str, float | None]) -> None:
-    """Measure the matrix product of each precision once more; the best counts, and None stays where nothing has the precision."""
-    for precision, known in peaks.items():
-        measured = matrix_product_peak(precision)
-        peaks[precision] = measured if known is None else max(known, measured)
+def _arithmetic(variant: Variant) -> tuple[str, str]:
+    """What decides how fast its matrix products can be: the precision, and what computes."""
+    return variant.precision, backend_kind(variant.backend).computes_on
+
+
+def _raise_peaks(peaks: dict[tuple[str, str], float | None]) -> None:
+    """Measure the matrix product of each kind once more; the best counts, and None stays where nothing has the precision."""
+    for kind, known in peaks.items():
+        measured = matrix_product_peak(*kind)
+        peaks[kind] = measured if known is None else max(known, measured)
 
 
 def _in_turn(names: list[str], number: int) -> list[str]:
@@ -340,7 +348,7 @@ def table(found: dict[str, Any]) -> str:
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
         lines.append(
             f"| {name} | **{one['ratio']:.2f}**{' (unstable)' if one['caution'] else ''} | {low:.2f} to {high:.2f} | {one['median_s']:.3f} "
-            f"| {share} | {one['peak_rss_bytes'] / 1e9:.2f} | {one['load_s']:.1f} "
+            f"| {share} | {peak_memory_bytes(one) / 1e9:.2f} | {one['load_s']:.1f} "
             f"| {one['deviation']['mean']:.1e} | {one['deviation']['p99']:.1e} |"
         )
     return "\n".join(lines)

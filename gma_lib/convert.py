@@ -75,7 +75,7 @@ def convert(
     at_once = at_once or batch_size
     if at_once < 1 or batch_size % at_once:
         raise ValueError(f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch")
-    if backend == "torch":
+    if backend_kind(backend).model_file == "gma.safetensors":
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
     if backend == "ascend":
         return _for_ascend(folder, precision)

@@ -105,7 +105,8 @@ def _gpu() -> Finding:
     except ImportError:
         return Finding("absent", "GPU", "optional: PyTorch is not installed")
     there = torch.cuda.is_available()
-    return _optional(there, "GPU", torch.cuda.get_device_name() if there else "", "none that PyTorch can use; everything runs on the CPU")
+    detail = f"{torch.cuda.get_device_name()}: BACKEND=cuda" if there else ""
+    return _optional(there, "GPU", detail, "none that PyTorch can use; everything runs on the CPU")
 
 
 def _ascend() -> Iterator[Finding]:

@@ -92,6 +92,7 @@ class Estimator:
         max_pixels = affordable_pixels(backend, precision) if max_pixels is None else max_pixels
         if max_pixels < 128 * 128:
             raise ValueError(f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}")
+        backend_kind(backend).options(precision=precision).require()  # before a model is made for it
         file = Path(checkpoint).expanduser()
         self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
         self.backend, self.precision = backend, precision
@@ -206,7 +207,9 @@ class Estimator:
     def _split_network(self, view: "_View") -> SplitBackend:
         network = self._network(view, split=True)
         if not isinstance(network, SplitBackend):
-            raise ValueError(f"backend {self.backend} does not run in parts, which a sequence needs; openvino, onnxruntime and torch do")
+            raise ValueError(
+                f"backend {self.backend} does not run in parts, which a sequence needs; openvino, onnxruntime, torch and cuda do"
+            )
         return network
 
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gma_lib.benchmark import peak_memory_bytes
 from gma_lib.flow_io import UNKNOWN_FLOW, read_flow, read_frame, read_mask
 from gma_lib.inference import flow_path
 from gma_lib.insight import LIKE, Examined, attention_on_like_motion, errors_by_update, hidden_point
@@ -454,8 +455,8 @@ def throughput_figure(runs: Mapping[str, Mapping[int, Mapping]]) -> tuple[Figure
         if not sizes:
             continue
         speed.plot(sizes, [rows[size]["pairs_per_second"] for size in sizes], marker=marker, color=colour, label=run)
-        inside = [size for size in sizes if "peak_rss_bytes" in rows[size]]  # a card's memory is not this machine's
-        memory.plot(inside, [rows[size]["peak_rss_bytes"] / 1e9 for size in inside], marker=marker, color=colour, label=run)
+        peaks = {size: peak / 1e9 for size in sizes if (peak := peak_memory_bytes(rows[size]))}
+        memory.plot(list(peaks), list(peaks.values()), marker=marker, color=colour, label=run)
         texts.append(run + " " + ", ".join(f"bs{size}: {rows[size]['pairs_per_second']:.2f}" for size in sizes))
     guide = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
     speed.plot(list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16")

@@ -12,6 +12,7 @@ batch to ``-1``: a traced graph then holds for every batch size.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -155,13 +156,39 @@ def _float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 else x.float()
 
 
-def _constant(values: np.ndarray, like: Tensor) -> Tensor:
-    """A constant made outside torch, so that a traced graph holds the numbers instead of the operators behind them."""
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(like.device)
+@cache
+def _constant(make: Callable[..., np.ndarray], *sizes: int, device: torch.device) -> Tensor:
+    """The numbers that ``make`` gives for these sizes, on the device.
+
+    Made outside torch, so that a traced graph holds the numbers instead of the operators behind them; and kept for good, because a CUDA
+    graph can neither record a copy from the host nor notice that memory it reads was given to somebody else.
+    """
+    with torch.inference_mode(False):  # or training could not use what inference has made
+        return torch.from_numpy(np.ascontiguousarray(make(*sizes))).to(device)
 
 
 def _offsets() -> np.ndarray:
-    return np.arange(-RADIUS, RADIUS + 1)
+    return np.arange(-RADIUS, RADIUS + 1, dtype=np.float32)
+
+
+def _offsets_of_cells(cells: int) -> np.ndarray:
+    """(1, 9, cells): where each cell lies, seen from each of the nine positions of a window."""
+    return (np.arange(cells, dtype=np.float32)[None] - _offsets()[:, None])[None]
+
+
+def _moves(axis: int) -> np.ndarray:
+    """(1, 9, 9): where each sample of a window lies along x (0) or y (1); x changes along the first axis of the window."""
+    return np.meshgrid(_offsets(), _offsets(), indexing="ij")[axis][None]
+
+
+def _first_cells(maps: int, height: int) -> np.ndarray:
+    """(maps, 10): the first ten rows of each of ``maps`` correlation maps, numbered through."""
+    return height * np.arange(maps)[:, None] + np.arange(WINDOW + 1)
+
+
+def _grid(height: int, width: int) -> np.ndarray:
+    """(1, 2, h, w): where each cell lies, x before y."""
+    return np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)))[None]
 
 
 def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -201,7 +228,7 @@ def lookup_by_rows(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     first = (torch.floor(y) - RADIUS).clamp(0, height - taken)
     maps = _sides(y)[0] * _sides(y)[1]  # of each pair
     pair = torch.cumsum(y[:, 0, :1, :1].clamp(1, 1), dim=0).long() - 1  # (N, 1, 1), counted in the graph, which knows no batch size
-    row = torch.from_numpy(height * np.arange(maps)[:, None] + np.arange(taken)).to(volume.device)  # (P, 10)
+    row = _constant(_first_cells, maps, height, device=volume.device)  # (P, 10)
     row = (row + pair * (maps * height) + first.reshape(-1, maps, 1).long()).reshape(-1, taken)
     touched = volume.reshape(-1, width)[row]  # (M, 10, width)
     return lookup_by_matmul(touched, x, y - first)
@@ -216,14 +243,13 @@ def _hats(center: Tensor, cells: int) -> Tensor:
     """
     opposite = torch.round(-center)
     rest = center + opposite
-    places = _constant(np.arange(cells)[None] - _offsets()[:, None], center)[None]  # (1, 9, cells)
+    places = _constant(_offsets_of_cells, cells, device=center.device)
     return F.relu(1 - ((places + opposite.reshape(-1, 1, 1)) - rest.reshape(-1, 1, 1)).abs())
 
 
 def _window(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (M, 9, 9) of all samples: x changes along the first window axis, y along the second."""
-    moves_x, moves_y = np.meshgrid(_offsets(), _offsets(), indexing="ij")
-    return x + _constant(moves_x[None], x), y + _constant(moves_y[None], y)
+    """Positions (M, 9, 9) of all samples around centres (M, 1, 1)."""
+    return x + _constant(_moves, 0, device=x.device), y + _constant(_moves, 1, device=y.device)
 
 
 def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -540,8 +566,7 @@ class GMA(nn.Module):
         attention = self.att(context)
         prepared = self.update_block.gru.prepare(context)
         height, width = _sides(context)
-        grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)))[None]  # (1, 2, h, w), x before y
-        start = _constant(grid, features1)
+        start = _constant(_grid, height, width, device=features1.device)
         # Zero times data instead of zeros: the traced graph then needs no operator that knows the batch size.
         flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
         for number in range(num_updates):

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from gma_lib import guide, pipeline
+from gma_lib.benchmark import peak_memory_bytes
 from gma_lib.pages import with_header_scopes
 from gma_lib.runs import PROJECT, Run, provenance_line, shown, written_whole
 
@@ -152,7 +153,7 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
         "scored": [f"{scores[name]['pairs_scored']}/{scores[name]['pairs_inferred']}" if name in scores else "" for name in passes],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
         "median": _number(perf.get("median_s"), 2),
-        "memory": _number(perf["peak_rss_bytes"] / 1e9 if "peak_rss_bytes" in perf else None, 2),
+        "memory": _number(peak / 1e9 if (peak := peak_memory_bytes(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }

@@ -136,7 +136,7 @@ def test_the_best_library_counts(monkeypatch):
         return lambda: time.sleep(0.05)
 
     fast = benchmark.matrix_product_peak("float32", size=256, rounds=3)
-    monkeypatch.setattr(benchmark, "PRODUCTS", (slow,))
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow,)})
     assert benchmark.matrix_product_peak("float32", size=256, rounds=3) < fast / 5
-    monkeypatch.setattr(benchmark, "PRODUCTS", (slow, benchmark._numpy_product))
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow, benchmark._numpy_product)})
     assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8

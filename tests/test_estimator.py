@@ -187,6 +187,20 @@ def test_grey_and_dark_frames_are_frames():
     assert as_frames(np.ones((20, 30, 3), np.uint8), "frame1").max() == 1  # almost black, and whole numbers
 
 
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"precision": "int4"}, "openvino here computes in .* not int4"),
+        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime here computes in float32, not bfloat16"),
+        ({"backend": "cuda", "precision": "int8"}, "cuda here computes in .* not int8"),
+        ({"backend": "tensorrt"}, "unknown backend 'tensorrt'"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_before_a_model_is_made(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Estimator("seeded", **wrong)
+
+
 def test_frames_of_two_sizes_are_refused(seeded_estimator):
     with pytest.raises(ValueError, match="30x20 px and 20x30 px"):
         seeded_estimator(np.zeros((20, 30, 3)), np.zeros((30, 20, 3)))

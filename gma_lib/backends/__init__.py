@@ -6,11 +6,13 @@ a file with a ``Backend`` subclass and its options, and a line below.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gma_lib.backends.ascend import AscendBackend, AscendOptions
 from gma_lib.backends.base import Backend, FolderBackend, SplitBackend
+from gma_lib.backends.cuda import CudaOptions, cuda_backend
 from gma_lib.backends.fake import FakeBackend
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
@@ -26,13 +28,15 @@ class BackendKind:
     Attributes
     ----------
     make, options
-        The backend class and the class of its options.
+        The backend class and the class of its options, whose ``require()`` refuses what this machine cannot compute.
     model_file
         The file in the run's model folder that it loads.
     package
         What to install when its import fails.
     lookup
         The form of the correlation lookup that suits it, a key of ``gma_lib.model.LOOKUPS``.
+    computes_on
+        Whose matrix products its speed is held against: ``cpu``, or ``cuda`` for an NVIDIA GPU.
     """
 
     make: Callable[..., Backend]
@@ -40,12 +44,18 @@ class BackendKind:
     model_file: str
     package: str
     lookup: str = "matmul"
+    computes_on: str = "cpu"
 
 
 BACKENDS = {
     "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino", lookup="rows"),
     "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"),
     "torch": BackendKind(TorchBackend, TorchOptions, "gma.safetensors", "torch"),
+    "cuda": BackendKind(cuda_backend, CudaOptions, "gma.safetensors", "torch", computes_on="cuda"),
+    # as the authors run it, operation by operation: what the one above is measured against
+    "eager_cuda": BackendKind(
+        TorchBackend, partial(TorchOptions, device="cuda", lookup="grid_sample"), "gma.safetensors", "torch", computes_on="cuda"
+    ),
     "ascend": BackendKind(AscendBackend, AscendOptions, "gma.om", "ais_bench"),
 }
 

@@ -46,14 +46,18 @@ class AscendOptions:
     device: int | None = None
     timeout_s: float = 36000
 
+    def require(self) -> None:
+        """Raise ValueError for a precision that atc is not told here; the card and its tools are looked for where they are needed."""
+        refuse_precision("ascend", self.precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
+
 
 class AscendBackend(FolderBackend):
     """Runs ``gma.om``; 03_convert made it and left a manifest beside it."""
 
     def __init__(self, path: Path, options: AscendOptions | None = None):
         self.options = options or AscendOptions()
+        self.options.require()
         self.path = Path(path)
-        refuse_precision("ascend", self.options.precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
         self.manifest = atc.read_manifest(self.path)

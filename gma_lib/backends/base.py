@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class Backend:
         """
         raise NotImplementedError
 
+    def device_bytes(self) -> int | None:
+        """The most memory of its own that the device has held so far; None where it computes in this machine's."""
+        return None
+
     def close(self) -> None:
         """Release the device; does nothing unless a subclass needs it."""
 
@@ -55,23 +60,24 @@ class Backend:
 
 
 class SplitBackend(Backend):
-    """A backend that can also run in parts: the features of each frame of a sequence computed once, each pair started warm."""
+    """A backend that can also run in parts: the features of each frame of a sequence computed once, each pair started warm.
 
-    def features(self, image: np.ndarray) -> np.ndarray:
-        """Frame (N, 3, H, W) -> what is compared between frames, float32, (N, 256, H/8, W/8)."""
+    Features and context are arrays of the backend's own kind, on its device where it has one, and meant for its ``refine``.
+    """
+
+    def features(self, image: np.ndarray) -> Any:
+        """Frame (N, 3, H, W) -> what is compared between frames, (N, 256, H/8, W/8)."""
         raise NotImplementedError
 
-    def context(self, image: np.ndarray) -> np.ndarray:
-        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, float32, (N, 256, H/8, W/8)."""
+    def context(self, image: np.ndarray) -> Any:
+        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, (N, 256, H/8, W/8)."""
         raise NotImplementedError
 
-    def encode(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, image: np.ndarray) -> tuple[Any, Any]:
         """Frame (N, 3, H, W) -> features and context."""
         return self.features(image), self.context(image)
 
-    def refine(
-        self, features1: np.ndarray, features2: np.ndarray, context: np.ndarray, flow_init: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def refine(self, features1: Any, features2: Any, context: Any, flow_init: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Encoded frames -> flow (N, 2, H, W) in pixels, and flow (N, 2, H/8, W/8) in cells.
 
         ``flow_init``, in cells, is where the refinement starts; zero when None.
@@ -114,7 +120,7 @@ def in_parts(compute: Callable, arrays: tuple[np.ndarray, ...], at_once: int | N
     return answers[0] if len(answers) == 1 else tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
 
 
-def starting_flow(features: np.ndarray, flow_init: np.ndarray | None) -> np.ndarray:
+def starting_flow(features: Any, flow_init: np.ndarray | None) -> np.ndarray:
     """The given start, or zero flow for these features."""
     if flow_init is not None:
         return np.ascontiguousarray(flow_init, dtype=np.float32)

@@ -35,6 +35,17 @@ class OnnxRuntimeOptions:
     threads: int | None = None
     cache: bool = True
 
+    def require(self) -> None:
+        """Raise ValueError where this machine cannot compute so; needs no model."""
+        import onnxruntime
+
+        refuse_precision(
+            "onnxruntime", self.precision, tuple(CANN_MODES) if self.provider == CANN else ("float32",), "the exported file is float32"
+        )
+        available = onnxruntime.get_available_providers()
+        if self.provider not in available:
+            raise ValueError(f"this onnxruntime has no {self.provider}; it has {', '.join(available)}")
+
 
 class OnnxRuntimeBackend(SplitBackend):
     """Runs an ONNX file, and its parts ``<name>_features``, ``<name>_context`` and ``<name>_refine`` beside it."""
@@ -43,11 +54,7 @@ class OnnxRuntimeBackend(SplitBackend):
         import onnxruntime
 
         self.options = options or OnnxRuntimeOptions()
-        possible = tuple(CANN_MODES) if self.options.provider == CANN else ("float32",)
-        refuse_precision("onnxruntime", self.options.precision, possible, "the exported file is float32")
-        available = onnxruntime.get_available_providers()
-        if self.options.provider not in available:
-            raise ValueError(f"this onnxruntime has no {self.options.provider}; it has {', '.join(available)}")
+        self.options.require()
         self.path = Path(path)
         self.precision = self.options.precision
         self._runtime = onnxruntime

@@ -44,6 +44,13 @@ class OpenVinoOptions:
     threads: int | None = None
     cache: bool = True
 
+    def require(self) -> None:
+        """Raise ValueError where this machine cannot compute so; needs no model."""
+        import openvino
+
+        why = WHAT_INT8_NEEDS if self.precision == "int8" else f"the {self.device} has no other"
+        refuse_precision("openvino", self.precision, possible_precisions(openvino.Core(), self.device), why)
+
 
 class OpenVinoBackend(SplitBackend):
     """Runs ``gma.xml`` (or an ONNX file), and its parts ``gma_features``, ``gma_context`` and ``gma_refine`` beside it."""
@@ -52,9 +59,8 @@ class OpenVinoBackend(SplitBackend):
         import openvino
 
         self.options = options or OpenVinoOptions()
+        self.options.require()
         self._core = openvino.Core()
-        why = WHAT_INT8_NEEDS if self.options.precision == "int8" else f"the {self.options.device} has no other"
-        refuse_precision("openvino", self.options.precision, possible_precisions(self._core, self.options.device), why)
         self.path = Path(path)
         if self.path.is_file() and is_quantized(self.path) != (self.options.precision == "int8"):
             made = "8-bit integers" if is_quantized(self.path) else "floating point"

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
 from gma_lib.runs import cores
+
+if TYPE_CHECKING:
+    from gma_lib.model import GMA
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,25 @@ class TorchOptions:
         float32 (TF32 off), or bfloat16 / float16 by autocast with coordinates, correlation and flow in float32.
     device
         ``cpu``, ``cuda``, ``cuda:1``, ...
+    lookup
+        A key of ``gma_lib.model.LOOKUPS``.
     threads
         None takes every core; the setting is PyTorch's, for the whole process.
     """
 
     precision: str = "float32"
     device: str = "cpu"
+    lookup: str = "matmul"
     threads: int | None = None
+
+    def require(self) -> None:
+        """Raise ValueError where this machine cannot compute so; needs no model."""
+        import torch
+
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device {self.device} was asked for, and PyTorch finds no CUDA device")
+        possible = ("float32", "bfloat16") if self.device == "cpu" else ("float32", "bfloat16", "float16")
+        refuse_precision("torch", self.precision, possible, f"on {self.device}")
 
 
 class TorchBackend(SplitBackend):
@@ -34,32 +49,17 @@ class TorchBackend(SplitBackend):
 
     def __init__(self, path: Path, options: TorchOptions | None = None):
         import torch
-        from safetensors import safe_open
 
-        from gma_lib.checkpoints import load_model
         from gma_lib.lean import lean
-        from gma_lib.model import GMAConfig
 
         self.options = options or TorchOptions()
-        if self.options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {self.options.device} was asked for, and PyTorch finds no CUDA device")
-        possible = ("float32", "bfloat16") if self.options.device == "cpu" else ("float32", "bfloat16", "float16")
-        refuse_precision("torch", self.options.precision, possible, f"on {self.options.device}")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
-        with safe_open(path, framework="np") as file:
-            about = file.metadata() or {}
-        config = GMAConfig(
-            num_updates=int(about.get("num_updates", GMAConfig.num_updates)),
-            attention=about.get("attention", GMAConfig.attention),
-        )
+        self.options.require()
         torch.set_num_threads(self.options.threads or cores())
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-        model, _ = load_model(path, config)
+        model, self.at_once = load_network(path, lookup=self.options.lookup)
         self._torch = torch
         self._model: Any = lean(model).to(self.options.device)
-        self.at_once = int(about["at_once"]) if about.get("at_once") else None
         self.device = torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
         self.precision = self.options.precision
 
@@ -104,3 +104,23 @@ class TorchBackend(SplitBackend):
 
     def close(self) -> None:
         self._model = None
+
+
+def load_network(path: Path, *, lookup: str) -> tuple["GMA", int | None]:
+    """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs it was told to compute at once."""
+    from safetensors import safe_open
+
+    from gma_lib.checkpoints import load_model
+    from gma_lib.model import GMAConfig
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
+    with safe_open(path, framework="np") as file:
+        about = file.metadata() or {}
+    config = GMAConfig(
+        num_updates=int(about.get("num_updates", GMAConfig.num_updates)),
+        attention=about.get("attention", GMAConfig.attention),
+        lookup=lookup,
+    )
+    model, _ = load_model(path, config)
+    return model, int(about["at_once"]) if about.get("at_once") else None
