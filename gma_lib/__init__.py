@@ -14,7 +14,7 @@ Masks
 
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
 ``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``,
-``model``, ``checkpoints``, ``lean``, ``scenes``, ``training``, ``quantization``, ``backends``, ``gpu``, ``export``, ``convert``,
+``model``, ``checkpoints``, ``lean``, ``scenes``, ``training``, ``quantization``, ``backends``, ``export``, ``convert``,
 ``benchmark``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``, ``evaluation``, ``guide``, ``insight``,
 ``comparison``, ``precision``, ``card``, ``half_precision``, ``figures``, ``explore``, ``submission``, ``pages``,
 ``pipeline``, ``report``, ``doctor``, ``cli``.

@@ -10,8 +10,8 @@ from standins import cuda as standin
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gma_lib import export, gpu, model
-from gma_lib.backends import load_backend
+from gma_lib import export, model
+from gma_lib.backends import gpu, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.checkpoints import load_model
 from gma_lib.convert import convert

@@ -1,4 +1,4 @@
-"""PyTorch on an NVIDIA GPU; what it does there is in ``gma_lib.gpu``, which is imported only then."""
+"""PyTorch on an NVIDIA GPU; what it does there is in ``gma_lib.backends.gpu``, which is imported only then."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class CudaOptions:
 
 
 def cuda_backend(path: Path, options: CudaOptions | None = None) -> SplitBackend:
-    """Load ``gma.safetensors`` onto the GPU (``gma_lib.gpu.CudaBackend``)."""
-    from gma_lib.gpu import CudaBackend
+    """Load ``gma.safetensors`` onto the GPU (``gma_lib.backends.gpu.CudaBackend``)."""
+    from gma_lib.backends.gpu import CudaBackend
 
     return CudaBackend(path, options)
