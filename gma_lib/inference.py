@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def infer(
         batches = []
     else:
         computing, filled = 0.0, len(batches) * batch_size - len(todo)
-    encoded: dict[Path, np.ndarray] = {}
+    encoded: dict[Path, Any] = {}
     for batch in track(batches, label="flow", unit="batch") if track else batches:
         image1, image2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
@@ -110,7 +111,7 @@ def infer(
 
 
 def along_sequence(
-    backend: SplitBackend, batch: list[FramePair], image1: np.ndarray, image2: np.ndarray, encoded: dict[Path, np.ndarray]
+    backend: SplitBackend, batch: list[FramePair], image1: np.ndarray, image2: np.ndarray, encoded: dict[Path, Any]
 ) -> np.ndarray:
     """Flow (len(batch), 2, H, W) of the pairs of a batch, each frame encoded once.
 

@@ -52,6 +52,25 @@ def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
     assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max > 1e-2
 
 
+def test_in_half_precision_all_but_the_instance_norms_keep_channels_last(seeded, small_frames):
+    network = gpu.for_gpu(seeded[0], "bfloat16")
+    other = set()
+
+    def look(name):
+        def at(module, given, result):
+            if not given[0].is_contiguous(memory_format=torch.channels_last):
+                other.add(name)
+
+        return at
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(look(name))
+    on_the_cpu(network, [frames[:1] for frames in small_frames], "bfloat16")
+    assert {name for name in other if not name.startswith("fnet")} == {"cnet.conv1"}  # the frame itself
+    assert "fnet.layer1.0.conv2" in other  # PyTorch's instance norm lays out anew; the look notices
+
+
 def test_batch_norms_of_weights_that_see_are_folded(small_frames):
     encoder = load_model("gma-procedural")[0].cnet
     folded = copy.deepcopy(encoder)

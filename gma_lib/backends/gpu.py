@@ -45,12 +45,12 @@ class RecomputedAggregate(nn.Module):
 
     def forward(self, attention: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
         gathered = F.scaled_dot_product_attention(*attention, _as_tokens(motion))  # scales by 1 / sqrt(128), as the paper does
-        return gathered.squeeze(1).transpose(1, 2).reshape(motion.shape)
+        return gathered.squeeze(1).unflatten(1, motion.shape[2:]).permute(0, 3, 1, 2)  # channels last
 
 
 def _as_tokens(grid: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, 1, P, C): one head."""
-    return grid.flatten(2).transpose(1, 2).unsqueeze(1)
+    """(N, C, h, w) -> (N, 1, P, C): one head, in the order in memory that the fused kernels ask for."""
+    return grid.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
 
 
 def fold_batch_norm(encoder: Encoder) -> None:
