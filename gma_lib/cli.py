@@ -37,7 +37,9 @@ def _network_options(updates: int) -> Callable:
         click.option("--checkpoint", default="gma-procedural", show_default=True, help="Shipped weights, or a .pth or .safetensors file."),
         click.option("--updates", default=updates, show_default=True, type=click.IntRange(1), help="Refinements; more is slower."),
         click.option("--backend", default="openvino", show_default=True, help="openvino, onnxruntime, torch or cuda."),
-        click.option("--precision", default="float32", show_default=True, help="bfloat16 or int8 where the processor has bfloat16."),
+        click.option(
+            "--precision", default="float32", show_default=True, help="bfloat16 or int8 where the processor has bfloat16; float16 on cuda."
+        ),
         click.option(
             "--max-pixels",
             default=None,

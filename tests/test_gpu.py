@@ -14,6 +14,7 @@ from gma_lib import export, model
 from gma_lib.backends import gpu, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.checkpoints import load_model
+from gma_lib.comparison import demo_frames
 from gma_lib.convert import convert
 from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
@@ -88,6 +89,14 @@ def test_half_precision_is_near_and_is_not_float32(precision, seeded, small_fram
     assert network.fnet.conv1.weight.dtype == getattr(torch, precision)
     deviation = Deviation.between(on_the_cpu(network, small_frames, precision), reference)
     assert 1e-4 < deviation.mean < 0.3
+
+
+def test_half_precision_costs_weights_that_see_next_to_nothing():
+    trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample"))[0]
+    frames = demo_frames(128, 160, count=2)
+    exact = export.reference_flow(trained, *frames)
+    off = {name: Deviation.between(on_the_cpu(gpu.for_gpu(trained, name), frames, name), exact).mean for name in ("bfloat16", "float16")}
+    assert 1e-5 < off["float16"] < 0.002 < off["bfloat16"] < 0.02
 
 
 @pytest.mark.parametrize("attention", ["content", "position", "position_and_content"])
