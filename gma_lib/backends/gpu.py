@@ -66,15 +66,33 @@ def fold_batch_norm(encoder: Encoder) -> None:
             module.downsample[1] = module.norm3 = nn.Identity()
 
 
+class InstanceNorm(nn.Module):
+    """The same as ``nn.InstanceNorm2d``, which lays its result out channels first and so has every convolution around it convert."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # over a batch of one, batch norm is instance norm
+        normed = [F.batch_norm(one, None, None, training=True) for one in x.split(1)]
+        return torch.cat(normed) if len(normed) > 1 else normed[0]
+
+
+def replace_instance_norm(encoder: Encoder) -> None:
+    """Let the feature encoder's norms keep channels last."""
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.InstanceNorm2d):
+                module.add_module(name, InstanceNorm())
+
+
 @torch.no_grad()
 def for_gpu(model: GMA, precision: str) -> GMA:
     """A copy of the network that computes the same flow in the form that suits a GPU.
 
-    Lean (``gma_lib.lean``), batch norms folded, channels last. In half precision the convolutions keep their weights in it, so that
-    autocast has nothing to convert, and content attention is recomputed instead of stored.
+    Lean (``gma_lib.lean``), batch norms folded, channels last throughout. In half precision the convolutions keep their weights in it,
+    so that autocast has nothing to convert, and content attention is recomputed instead of stored.
     """
     network = lean(model)
     fold_batch_norm(network.cnet)
+    replace_instance_norm(network.fnet)
     if precision != "float32":
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
@@ -168,8 +186,8 @@ class CudaBackend(SplitBackend):
     # Recorded: tensors on the device in and out.
 
     def _flow(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
-        features1, features2 = self._network.features(torch.cat([image1, image2])).chunk(2)  # one call fills the device better
-        return (self._network.refine(features1, features2, self._network.context(image1))[0],)
+        features = self._network.features
+        return (self._network.refine(features(image1), features(image2), self._network.context(image1))[0],)
 
     def _features(self, image: Tensor) -> tuple[Tensor, ...]:
         return (self._network.features(image),)
