@@ -19,6 +19,7 @@ from gma_lib.convert import convert
 from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMA, GMAConfig
+from gma_lib.runs import DoesNotFit
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +229,15 @@ def test_split_is_the_whole_and_starts_warm(stood_in, small_frames, reference):
     assert Deviation.between(flow, reference).max < 1e-3
     warm, _ = stood_in.refine(features1, features2, context, flow_low)
     assert Deviation.between(warm, reference).max > 1e-2  # six updates more
+
+
+def test_what_does_not_fit_says_so(stood_in, small_frames, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 95.00 GiB.\nMore lines")
+
+    monkeypatch.setattr(stood_in._network, "refine", full)
+    with pytest.raises(DoesNotFit, match=r"stand-in has too little memory to compute 1 of these at once; at_once .* 95\.00 GiB\.$"):
+        stood_in.predict(*small_frames)
 
 
 def test_the_settings_of_the_process_are_left_as_they_were(stood_in, small_frames):

@@ -17,6 +17,7 @@ from gma_lib.backends.cuda import CudaOptions
 from gma_lib.backends.torch import load_network
 from gma_lib.lean import lean
 from gma_lib.model import GMA, Attention, Encoder, ResidualBlock
+from gma_lib.runs import DoesNotFit
 
 WARM_UP_CALLS = 3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
 
@@ -202,7 +203,13 @@ class CudaBackend(SplitBackend):
         wanted = (function.__name__, *(tuple(given.shape) for given in inputs))
         with torch.inference_mode(), self._arithmetic(), torch.cuda.device(self._device):
             if wanted not in self._recorded:
-                self._recorded[wanted] = Recorded(function, inputs)
+                try:
+                    self._recorded[wanted] = Recorded(function, inputs)
+                except torch.OutOfMemoryError as error:
+                    raise DoesNotFit(
+                        f"{self.device} has too little memory to compute {len(inputs[0])} of these at once; "
+                        f'at_once (PARAMS="at_once=1") computes a batch in smaller parts: {str(error).splitlines()[0]}'
+                    ) from error
             return self._recorded[wanted](*inputs)
 
     @contextmanager
