@@ -7,6 +7,7 @@ stopped, so that threads that spin cannot slow the others.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gma_lib.backends import backend_kind
+from gma_lib.backends import AlongSequence, backend_kind
 from gma_lib.benchmark import alone, matrix_product_peak, peak_memory_bytes, peak_rss_bytes
 from gma_lib.metrics import Deviation
 from gma_lib.progress import track
@@ -167,14 +168,12 @@ def _independent(backend, frames: list[np.ndarray], batch_size: int) -> Callable
 def _along(backend, frames: list[np.ndarray]) -> Callable[[], np.ndarray]:
     """Flow from each frame to the next, to and fro without end; the first call gives that of the first two frames."""
     there_and_back = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
-    state = {"at": 0, "features": backend.features(frames[0])}
+    pairs = itertools.pairwise(itertools.cycle(there_and_back))
+    sequence = AlongSequence(backend)
 
     def call() -> np.ndarray:
-        now, after = (frames[there_and_back[(state["at"] + step) % len(there_and_back)]] for step in (0, 1))
-        features = backend.features(after)
-        flow, _ = backend.refine(state["features"], features, backend.context(now))
-        state.update(at=state["at"] + 1, features=features)
-        return flow
+        now, after = next(pairs)
+        return sequence.flow(now, frames[now], after, frames[after])[0]
 
     return call
 

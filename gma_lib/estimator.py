@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 import gma_lib
-from gma_lib.backends import Backend, SplitBackend, backend_kind, load_backend
+from gma_lib.backends import AlongSequence, Backend, SplitBackend, backend_kind, load_backend
 from gma_lib.benchmark import needed_bytes, require_memory
 from gma_lib.padding import MULTIPLE, Padding
 from gma_lib.runs import PROJECT, digest, sha256, versions
@@ -141,23 +141,22 @@ class Estimator:
         warm
             Start each pair from the flow before it, carried on along itself, as the authors do for the Sintel benchmark.
         """
-        before: tuple[np.ndarray, np.ndarray] | None = None  # features and frame
+        before: np.ndarray | None = None
         flow_low: np.ndarray | None = None
         for number, frame in enumerate(frames, start=1):
             image = as_frames(frame, f"frame {number}")
             if before is None:
                 size = image.shape[-2:]
                 view = self._view(*size)
-                network = self._split_network(view)
+                sequence = AlongSequence(self._split_network(view))
             elif image.shape[-2:] != size:
                 raise ValueError(f"frame {number} has {_described(image)} where the frames before have {size[1]}x{size[0]} px")
             shrunk = view.shrunk(image)
-            features = network.features(shrunk)
             if before is not None:
                 start = carried_on(flow_low[0])[None] if warm and flow_low is not None else None
-                flow, flow_low = network.refine(before[0], features, network.context(before[1]), start)
+                flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
                 yield view.enlarged(flow)[0]
-            before = features, shrunk
+            before = shrunk
 
     def described(self) -> dict[str, Any]:
         """What the flow depends on besides the frames."""

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gma_lib.backends.base import Backend, FolderBackend, SplitBackend
+from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
 from gma_lib.flow_io import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
 from gma_lib.padding import Padding
 from gma_lib.runs import digest, sha256, written_whole
@@ -88,12 +87,13 @@ def infer(
         batches = []
     else:
         computing, filled = 0.0, len(batches) * batch_size - len(todo)
-    encoded: dict[Path, Any] = {}
+    sequence = AlongSequence(backend) if isinstance(backend, SplitBackend) and backend.at_once == 1 else None
     for batch in track(batches, label="flow", unit="batch") if track else batches:
         image1, image2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
-        if isinstance(backend, SplitBackend) and backend.at_once == 1:
-            flow = along_sequence(backend, batch, image1, image2, encoded)
+        if sequence:
+            frames = zip(batch, image1, image2, strict=False)  # without what fills the batch up
+            flow = np.concatenate([sequence.flow(pair.image1, first[None], pair.image2, second[None])[0] for pair, first, second in frames])
         else:
             flow = backend.predict(image1, image2)
         computing += time.monotonic() - before
@@ -108,29 +108,6 @@ def infer(
         seconds=time.monotonic() - start,
         seconds_computing=computing,
     )
-
-
-def along_sequence(
-    backend: SplitBackend, batch: list[FramePair], image1: np.ndarray, image2: np.ndarray, encoded: dict[Path, Any]
-) -> np.ndarray:
-    """Flow (len(batch), 2, H, W) of the pairs of a batch, each frame encoded once.
-
-    Parameters
-    ----------
-    image1, image2
-        The batch's frames, padded, (N, 3, H, W) with N >= len(batch).
-    encoded
-        Features of the frame that was encoded last, by its path; kept from call to call and changed in place. One is enough: the second
-        frame of a pair is the first of the next.
-    """
-    flows = []
-    for index, pair in enumerate(batch):
-        first, second = image1[index : index + 1], image2[index : index + 1]
-        features1 = encoded[pair.image1] if pair.image1 in encoded else backend.features(first)
-        encoded.clear()
-        encoded[pair.image2] = backend.features(second)
-        flows.append(backend.refine(features1, encoded[pair.image2], backend.context(first))[0])
-    return np.concatenate(flows)
 
 
 def _infer_folders(

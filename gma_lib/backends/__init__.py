@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from gma_lib.backends.ascend import AscendBackend, AscendOptions
-from gma_lib.backends.base import Backend, FolderBackend, SplitBackend
+from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
 from gma_lib.backends.cuda import CudaOptions, cuda_backend
 from gma_lib.backends.fake import FakeBackend
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeOptions
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.backends.torch import TorchBackend, TorchOptions
 
-__all__ = ["BACKENDS", "Backend", "BackendKind", "FakeBackend", "FolderBackend", "SplitBackend", "backend_kind", "load_backend"]
+__all__ = [
+    "BACKENDS",
+    "AlongSequence",
+    "Backend",
+    "BackendKind",
+    "FakeBackend",
+    "FolderBackend",
+    "SplitBackend",
+    "backend_kind",
+    "load_backend",
+]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The contract of a backend: a converted network that can be run."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,23 @@ class SplitBackend(Backend):
         ``flow_init``, in cells, is where the refinement starts; zero when None.
         """
         raise NotImplementedError
+
+
+class AlongSequence:
+    """Flow from frame to frame of a sequence: the features of the last second frame are kept, because it is the first of the next pair."""
+
+    def __init__(self, backend: SplitBackend):
+        self._backend = backend
+        self._frame: Hashable = None
+        self._features: Any = None
+
+    def flow(
+        self, frame1: Hashable, image1: np.ndarray, frame2: Hashable, image2: np.ndarray, flow_init: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``SplitBackend.refine``, of two images (N, 3, H, W); ``frame1`` and ``frame2`` are what tells frames from each other."""
+        kept = self._features if self._frame == frame1 else self._backend.features(image1)
+        self._frame, self._features = frame2, self._backend.features(image2)
+        return self._backend.refine(kept, self._features, self._backend.context(image1), flow_init)
 
 
 class FolderBackend(Backend):
