@@ -245,7 +245,7 @@ def test_an_unknown_profile_lists_the_known(tmp_path):
         ("02_export", ["checkpoint=nothing.pth"], "neither a weights file nor one of the shipped weights"),
         ("02_export", ["num_updates=0"], "num_updates is a whole number"),
         ("02_export", ["lookup=gathr"], "lookup is one of"),
-        ("03_convert", ["backend=tensorrt"], "there are: openvino, onnxruntime, torch, ascend"),
+        ("03_convert", ["backend=tensorrt"], "there are: openvino, onnxruntime, torch, cuda, eager_cuda, ascend"),
     ],
 )
 def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(finished, tmp_path, stage, settings, message):
