@@ -14,6 +14,7 @@ from gma_lib.doctor import has_bf16
 from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMAConfig
+from gma_lib.runs import DoesNotFit
 from gma_lib.training import HELD_OUT
 
 pytestmark = pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16")
@@ -72,6 +73,16 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("8-bit integers for a layer: ") for line in lines)
+
+
+def test_calibration_that_would_not_fit_is_refused(monkeypatch):
+    """A convolution that reads 0.25 GB, held four times beside 2.4 GB: 3.4 GB."""
+    model = openvino.convert_model(torch.nn.Conv2d(1, 1, 3), example_input=torch.zeros(1, 1, 16, 16), input=[1, 1, 8192, 8192])
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "3900000000")
+    quantization.require_memory_to_calibrate(model)
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "3700000000")
+    with pytest.raises(DoesNotFit, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"):
+        quantization.quantized(model, [], label="8-bit integers")
 
 
 def test_a_warm_start_is_not_cut_off(folder, trained, frames):
