@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.progress import track
-from gma_lib.runs import PROJECT, DoesNotFit, memory_bytes
+from gma_lib.runs import PROJECT, memory_bytes
 
 CALIBRATION_PAIRS = 6
 FEWEST_PAIRS = 3
@@ -109,7 +109,7 @@ def samples_of_parts(frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str,
 
 
 def require_memory_to_calibrate(model) -> None:
-    """Raise ``DoesNotFit`` where calibration is predicted to need more than there is: it holds what goes into all convolutions at once."""
+    """Raise ``MemoryError`` where calibration is predicted to need more than there is: it holds what goes into all convolutions at once."""
     inputs = sum(
         4 * np.prod(list(operation.input_value(0).shape))
         for operation in model.get_ordered_ops()
@@ -117,7 +117,7 @@ def require_memory_to_calibrate(model) -> None:
     )
     predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, memory_bytes()
     if predicted > 0.9 * available:
-        raise DoesNotFit(
+        raise MemoryError(
             f"finding the ranges for 8-bit integers needs about {predicted / 1e9:.1f} GB at this frame size and number of updates; "
             f"this machine has {available / 1e9:.1f} GB: fewer updates need less, and bfloat16 needs none of it"
         )
@@ -137,7 +137,7 @@ def quantized(model, samples: list[Sample], *, label: str):
 
     Raises
     ------
-    DoesNotFit
+    MemoryError
         Before anything is computed, where the memory would not do.
     """
     try:

@@ -14,7 +14,6 @@ from gma_lib.doctor import has_bf16
 from gma_lib.lean import lean
 from gma_lib.metrics import Deviation
 from gma_lib.model import GMAConfig
-from gma_lib.runs import DoesNotFit
 from gma_lib.training import HELD_OUT
 
 pytestmark = pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16")
@@ -81,7 +80,7 @@ def test_calibration_that_would_not_fit_is_refused(monkeypatch):
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3900000000")
     quantization.require_memory_to_calibrate(model)
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3700000000")
-    with pytest.raises(DoesNotFit, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"):
+    with pytest.raises(MemoryError, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"):
         quantization.quantized(model, [], label="8-bit integers")
 
 
