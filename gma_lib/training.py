@@ -130,6 +130,8 @@ class TrainingConfig:
         Size of the texture bank.
     precision
         ``bfloat16`` (coordinates, correlation and loss stay float32) or ``float32``.
+    optimiser
+        ``adamw``, or ``muon`` for the convolutions' kernels and AdamW for the rest, see ``KernelMuon``; both take the same learning rates.
     sequence_gamma
         Each earlier update's loss counts this much less (RAFT, equation 7).
     clip
@@ -145,6 +147,7 @@ class TrainingConfig:
     seed: int
     textures: int
     precision: str
+    optimiser: str
     sequence_gamma: float
     weight_decay: float
     clip: float
@@ -157,6 +160,7 @@ class TrainingConfig:
     def __post_init__(self):
         _check_types(self)
         _check(self, "precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        _check(self, "optimiser", self.optimiser in OPTIMISERS, f"one of {', '.join(OPTIMISERS)}")
         for name in ("textures", "clip", "checkpoint_minutes", "validate_every", "validation_pairs"):
             _check(self, name, getattr(self, name) > 0, "above 0")
         for name in ("sequence_gamma", "ema_decay"):
@@ -188,6 +192,7 @@ class TrainingConfig:
 
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+OPTIMISERS = ("adamw", "muon")
 
 
 def _check(settings: object, name: str, fine: bool, wanted: str) -> None:
@@ -423,8 +428,42 @@ def matching_loss(features1: Tensor, features2: Tensor, truth: Tensor, learnt: T
     return (entropy * known).sum() / known.sum().clamp(min=1)
 
 
+class KernelMuon(torch.optim.Muon):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions: a kernel is the matrix (output channels, all the rest).
+
+    Every direction of a matrix moves by the same amount, not every number in it, so that what a batch of one says about a few directions
+    does not drown the others. Steps are as large as AdamW's (Liu et al., https://arxiv.org/abs/2502.16982).
+    """
+
+    def __init__(self, kernels: list[Tensor], *, weight_decay: float):
+        self.kernels = kernels
+        self.matrices = [kernel.detach().flatten(1) for kernel in kernels]  # the same memory
+        # the gradients' norm may lie far below the usual epsilon, see ``_optimisers``
+        super().__init__(self.matrices, lr=1e-9, weight_decay=weight_decay, eps=1e-30, adjust_lr_fn="match_rms_adamw")
+
+    def step(self) -> None:  # type: ignore[override]
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
+        super().step()
+        for matrix in self.matrices:
+            matrix.grad = None
+
+
+def _optimisers(model: GMA, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """What moves the parameters, each of them once."""
+    parameters, optimisers = list(model.parameters()), []
+    if config.optimiser == "muon":
+        # a few rows or columns are no matrix to speak of
+        kernels = [values for values in parameters if values.ndim == 4 and min(values.flatten(1).shape) >= 16]
+        parameters = [values for values in parameters if not any(values is kernel for kernel in kernels)]
+        optimisers.append(KernelMuon(kernels, weight_decay=config.weight_decay))
+    # Before the recurrent part reads the correlation, its clipped gradients are of the order of AdamW's usual epsilon (1e-8),
+    # which would stop it from learning.
+    return [*optimisers, torch.optim.AdamW(parameters, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11)]
+
+
 class Trainer:
-    """Weights, optimiser and averaged weights between two steps.
+    """Weights, optimisers and averaged weights between two steps.
 
     Parameters
     ----------
@@ -443,9 +482,7 @@ class Trainer:
         if weights is not None:
             self.model.load_state_dict(load_checkpoint(weights).state)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        # Before the recurrent part reads the correlation, its clipped gradients are of the order of AdamW's usual epsilon (1e-8),
-        # which would stop it from learning.
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-9, weight_decay=config.weight_decay, eps=1e-11)
+        self.optimisers = _optimisers(self.model, config)
         self.step = 0
         self.seconds = 0.0
         self.source = PairSource(config, self.device)
@@ -466,14 +503,15 @@ class Trainer:
                 "Resume from it with a lower learning_rate."
             )
         rate = self.config.learning_rate(self.step)
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             raise TrainingDivergedError(f"step {self.step} ({phase.name}): the gradient is {norm.item()}; the last checkpoint is untouched")
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self._average()
         self.step += 1
         self.seconds += time.monotonic() - started
@@ -540,7 +578,7 @@ class Trainer:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         try:
             with written_whole(path) as partial:
@@ -558,7 +596,8 @@ class Trainer:
             raise ValueError(f"{path}: made with a configuration that differs in {', '.join(differing)}; restore it, or start anew")
         self.model.load_state_dict(state["model"])
         self.averaged = state["averaged"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
 

@@ -19,6 +19,7 @@ from gma_lib.runs import PROJECT
 from gma_lib.training import (
     HELD_OUT,
     VALIDATION,
+    KernelMuon,
     PairSource,
     Trainer,
     TrainingDivergedError,
@@ -34,6 +35,7 @@ TINY = {
     "seed": 3,
     "textures": 6,
     "precision": "float32",
+    "optimiser": "adamw",
     "sequence_gamma": 0.8,
     "weight_decay": 1.0e-4,
     "clip": 1.0,
@@ -153,6 +155,42 @@ def test_updates_that_run_ahead_leave_no_gradient_and_those_after_them_do(config
     assert not without
 
 
+def test_muon_moves_every_direction_of_a_kernel_alike_by_steps_as_large_as_adamw():
+    torch.manual_seed(0)
+    # one direction's gradient is fifty times the others'
+    gradient = torch.randn(32, 16, 3, 3) * 1e-12
+    gradient[0] *= 50
+    kernels = {name: torch.nn.Parameter(torch.zeros(32, 16, 3, 3)) for name in ("muon", "adamw")}
+    optimisers = {"muon": KernelMuon([kernels["muon"]], weight_decay=0.0), "adamw": torch.optim.AdamW([kernels["adamw"]], eps=1e-30)}
+    for name, optimiser in optimisers.items():
+        optimiser.param_groups[0]["lr"] = 1e-3
+        kernels[name].grad = gradient.clone()
+        optimiser.step()
+    stretches, before = (torch.linalg.svdvals(values.detach().flatten(1)) for values in (kernels["muon"], gradient))
+    assert before[0] > 20 * before[1]  # what it is there for
+    assert stretches.max() < 3 * stretches.min()
+    sizes = {name: kernel.detach().square().mean().sqrt().item() for name, kernel in kernels.items()}
+    assert sizes["adamw"] == pytest.approx(1e-3, rel=0.01)  # the very first step, when every number's mean is its own
+    assert sizes["muon"] == pytest.approx(0.2e-3, rel=0.2)  # the size that AdamW's steps have later on
+
+
+def test_every_parameter_is_moved_by_one_optimiser(config):
+    trainer = Trainer(dataclasses.replace(config, optimiser="muon", phases=config.phases[1:]))
+    kernels = {values.data_ptr() for values in trainer.optimisers[0].matrices}
+    others = {values.data_ptr() for group in trainer.optimisers[1].param_groups for values in group["params"]}
+    everything = {values.data_ptr(): name for name, values in trainer.model.named_parameters()}
+    assert not kernels & others
+    assert kernels | others == set(everything)
+    assert "update_block.flow_head.conv2.weight" in {everything[place] for place in others}  # two rows are no matrix
+    assert "update_block.gru.convq1.weight" in {everything[place] for place in kernels}
+    before = {name: values.detach().clone() for name, values in trainer.model.named_parameters()}
+    trainer.advance()
+    moved = {name for name, values in trainer.model.named_parameters() if not torch.equal(values, before[name])}
+    # the published network has positions that it does not use, and attention whose share (gamma) starts at 0
+    still = {name for name in before if "pos_emb" in name or name.endswith(("to_qk.weight", "to_v.weight"))}
+    assert moved == set(before) - still
+
+
 # --- runs that survive ----------------------------------------------------------------------------------------------
 
 
@@ -166,7 +204,7 @@ def _losses(folder: Path) -> list[float]:
 
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     config_file = tmp_path / "tiny.yaml"
-    config_file.write_text(yaml.safe_dump(TINY))
+    config_file.write_text(yaml.safe_dump(TINY | {"optimiser": "muon"}))  # which has AdamW beside it
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     where = {"cwd": PROJECT, "env": environment, "stdout": subprocess.DEVNULL}
     whole = subprocess.Popen(_command(config_file, tmp_path / "whole"), **where)
@@ -237,6 +275,7 @@ def test_the_shipped_configuration_is_fine():
     ("name", "value", "message"),
     [
         ("precision", "float8", "precision is one of bfloat16, float32, not 'float8'"),
+        ("optimiser", "sgd", "optimiser is one of adamw, muon, not 'sgd'"),
         ("clip", 0.0, "clip is above 0"),
         ("clip", "one", "clip is of type float, not 'one'"),
         ("seed", 1.5, "seed is of type int, not 1.5"),
