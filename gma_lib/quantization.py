@@ -1,8 +1,8 @@
-"""Convolutions in 8-bit integers, by calibration after training (NNCF), for OpenVINO.
+"""Convolutions, correlation and attention in 8-bit integers, for OpenVINO.
 
-Only convolutions are quantised: weights per output channel, what flows into them per tensor. Matrix products, normalisation, attention,
-correlation and upsampling stay as they are, and so does the feature encoder; coordinates stay float32. Ranges come from rendered scenes
-that neither training nor validation draws.
+Convolutions and the correlation get their ranges by calibration after training (NNCF), on rendered scenes that neither training nor
+validation draws: weights per output channel, what flows into them per tensor. Attention: ``gma_lib.integer_attention``. All else stays as
+it is: the feature encoder, normalisation, the lookup, upsampling; coordinates stay float32.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ LARGEST_DISPLACEMENT = 120.0  # pixels; what was never seen in calibration would
 # The frames fill their range, the flow has none that calibration could know: cutting either costs more than these two small layers save.
 # Features are told apart by small differences: with their encoder in 8 bits, 1px on held-out scenes falls by four times as much.
 _FLOAT_LAYERS = (r".*net/conv1/.*", r".*convf1.*", r".*fnet/.*")
-_FLOAT_OPERATIONS = ("MatMul", "MVN", "Softmax", "Add", "Subtract", "Multiply", "Divide", "AvgPool", "ReduceSum")
+_FLOAT_OPERATIONS = ("MVN", "Softmax", "Add", "Subtract", "Multiply", "Divide", "AvgPool", "ReduceSum")
 # Single outliers would stretch the range until 256 steps are too few for everything else.
 _OUTLIERS = 1e-4
 
@@ -148,6 +148,8 @@ def quantized(model, samples: list[Sample], *, label: str):
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
     from nncf.quantization.range_estimator import AggregatorType, RangeEstimatorParameters, StatisticsCollectorParameters, StatisticsType
 
+    from gma_lib.integer_attention import attend_in_integers
+
     nncf.set_log_level(logging.ERROR)
     quantile = {"statistics_type": StatisticsType.QUANTILE, "quantile_outlier_prob": _OUTLIERS}
     ranges = RangeEstimatorParameters(
@@ -160,11 +162,21 @@ def quantized(model, samples: list[Sample], *, label: str):
             nncf.Dataset(_Shown(samples, label)),
             subset_size=len(samples),
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATIONS), patterns=list(_FLOAT_LAYERS), validate=False),
+            ignored_scope=nncf.IgnoredScope(
+                names=_float_products(model), patterns=list(_FLOAT_LAYERS), types=list(_FLOAT_OPERATIONS), validate=False
+            ),
             advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
         )
     _round_after_reshaping(found)
+    attend_in_integers(found, samples)
     return found
+
+
+def _float_products(model) -> list[str]:
+    """Names of the matrix products that calibration leaves alone: all but the correlation, which is one product for the whole frame."""
+    products = [operation for operation in model.get_ordered_ops() if operation.get_type_name() == "MatMul"]
+    names = {product.get_friendly_name(): np.prod(product.output(0).shape[:-2]) for product in products}
+    return [name for name, count in names.items() if count > 1 or "/" in name.lstrip("/")]
 
 
 def _round_after_reshaping(model) -> None:

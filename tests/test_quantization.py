@@ -1,4 +1,4 @@
-"""Eight-bit convolutions: calibrated on scenes of their own, everything else left alone, refused where they would be something else."""
+"""Eight-bit integers: calibrated on scenes of their own, everything else left alone, refused where they would be something else."""
 
 import numpy as np
 import openvino
@@ -95,9 +95,9 @@ def test_a_warm_start_is_not_cut_off(folder, trained, frames):
     assert Deviation.between(found, exact).mean < 0.1
 
 
-def test_only_convolutions_round_and_never_between_a_product_and_its_reshapes(folder):
+def test_what_rounds_and_never_between_a_product_and_its_reshapes(folder):
     model = openvino.Core().read_model(folder / "gma.xml")
-    rounded, float_layers = 0, set()
+    rounded, float_layers, products = 0, set(), []
     for operation in model.get_ordered_ops():
         inputs = [operation.input_value(port).get_node() for port in range(operation.get_input_size())]
         if operation.get_type_name() == "FakeQuantize":
@@ -109,10 +109,17 @@ def test_only_convolutions_round_and_never_between_a_product_and_its_reshapes(fo
             if "fnet/" in name or "cnet/conv1/" in name or "convf1" in name:
                 assert not quantised, name
                 float_layers.add(name.split("/")[1])
-        if operation.get_type_name() in ("MatMul", "MVN", "Softmax", "ReduceSum"):
-            assert not all(node.get_type_name() == "FakeQuantize" for node in inputs)
+        if operation.get_type_name() == "MatMul":
+            products.append((operation.get_friendly_name(), [_rounds(node) for node in inputs]))
+        if operation.get_type_name() in ("MVN", "Softmax", "ReduceSum"):
+            assert not any(node.get_type_name() == "FakeQuantize" for node in inputs)
     assert float_layers == {"fnet", "cnet", "update_block"}
     assert rounded > 25
+    # the four levels of the correlation, attention's scores and the aggregation; the lookup's products stay as they are
+    in_integers = [name for name, both in products if all(both)]
+    assert sorted(in_integers) == ["/MatMul", "/MatMul_1", "/MatMul_2", "/MatMul_3", "/att/MatMul", "/update_block/aggregator/MatMul"]
+    assert len(products) == 6 + 2 * 4 * UPDATES
+    assert not any(any(both) for name, both in products if name not in in_integers)
 
 
 def _rounds(node) -> bool:
