@@ -116,7 +116,7 @@ def _for_openvino(folder: Path, at_once: int, precision: str) -> Conversion:
     models = {source: openvino.convert_model(source) for source in _sources(folder)}
     if precision == "int8":
         models = _in_int8(models, core)
-        rounded = f" Convolutions, correlation and attention compute in 8-bit integers, their ranges taken from {CALIBRATION_PAIRS} rendered pairs."
+        rounded = f" Convolutions, correlation and attention compute in 8-bit integers, ranges from {CALIBRATION_PAIRS} rendered pairs."
     files = []
     for source, converted in models.items():
         _set_batch_size(converted, at_once)
