@@ -14,8 +14,8 @@ Masks
 
 Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
 ``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``,
-``model``, ``checkpoints``, ``lean``, ``scenes``, ``training``, ``quantization``, ``backends``, ``export``, ``convert``,
-``benchmark``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``, ``evaluation``, ``guide``, ``insight``,
+``model``, ``checkpoints``, ``lean``, ``scenes``, ``training``, ``integer_attention``, ``quantization``, ``backends``, ``export``,
+``convert``, ``benchmark``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``, ``evaluation``, ``guide``, ``insight``,
 ``comparison``, ``precision``, ``card``, ``half_precision``, ``figures``, ``explore``, ``submission``, ``pages``,
 ``pipeline``, ``report``, ``doctor``, ``cli``.
 

@@ -298,23 +298,36 @@ def peak_rss_bytes() -> int:
 def matrix_product_peak(precision: str, computes_on: str = "cpu", *, size: int | None = None, rounds: int = 10) -> float | None:
     """Floating-point operations a second that this machine, or its GPU, reaches in a large matrix product.
 
-    The best round of the best library at hand (NumPy, OpenVINO, PyTorch): none of them is best on every processor, and a
-    weak one would make a model look better than the machine. None where no library has the precision.
+    None where no library has the precision.
+    """
+    measure_peak = peak_measurement(precision, computes_on, size=size)
+    return measure_peak(rounds) if measure_peak else None
+
+
+def peak_measurement(precision: str, computes_on: str = "cpu", *, size: int | None = None) -> Callable[[int], float] | None:
+    """Make the products of ``matrix_product_peak`` ready; what is returned takes a number of rounds, and may be called again and again.
+
+    The best round of the best library at hand (NumPy, OpenVINO, PyTorch) counts: none of them is best on every processor, and a
+    weak one would make a model look better than the machine.
     """
     rng = np.random.default_rng(0)
-    size = size or LARGE[computes_on]
-    a, b = rng.standard_normal((2, size, size), dtype=np.float32)
+    side = size or LARGE[computes_on]
+    a, b = rng.standard_normal((2, side, side), dtype=np.float32)
     products = [product for make in PRODUCTS[computes_on] if (product := make(a, b, precision)) is not None]
     if not products:
         return None
-    best = float("inf")
-    # One library after the other: the threads of one keep spinning for a while, and would slow the next if they took turns.
-    for product in products:
-        for _ in range(rounds):
-            start = time.perf_counter()
-            product()
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+
+    def measure_peak(rounds: int) -> float:
+        best = float("inf")
+        # One library after the other: the threads of one keep spinning for a while, and would slow the next if they took turns.
+        for product in products:
+            for _ in range(rounds):
+                start = time.perf_counter()
+                product()
+                best = min(best, time.perf_counter() - start)
+        return 2 * side**3 / best
+
+    return measure_peak
 
 
 def _numpy_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:

@@ -24,13 +24,15 @@ import numpy as np
 import yaml
 
 from gma_lib.backends import AlongSequence, backend_kind
-from gma_lib.benchmark import alone, matrix_product_peak, peak_memory_bytes, peak_rss_bytes
+from gma_lib.benchmark import alone, peak_measurement, peak_memory_bytes, peak_rss_bytes
 from gma_lib.metrics import Deviation
 from gma_lib.progress import track
 from gma_lib.runs import write_json
 
 UNSTABLE_SPREAD = 0.05  # of the ratios: middle half by median
 AT_A_TIME = 4  # variants beside the baseline
+PRODUCTS_A_ROUND = 3
+SPINNING_S = 0.5  # for how long threads of a matrix product may still spin when it is done
 
 
 @dataclass(frozen=True)
@@ -268,22 +270,25 @@ def _compare_group(
         baseline = next(iter(variants))
         if baseline not in workers:
             raise RuntimeError(f"the baseline cannot run: {results[baseline]['error']}")
-        peaks: dict[tuple[str, str], float | None] = {_arithmetic(variants[name]): None for name in workers}
+        kinds = {_arithmetic(variants[name]) for name in workers}
+        measurements = {kind: measure_peak for kind in kinds if (measure_peak := peak_measurement(*kind))}
+        peaks = dict.fromkeys(measurements, 0.0)
         seconds: dict[str, list[float]] = {name: [] for name in workers}
-        _raise_peaks(peaks)
         for number in track(range(comparison.rounds + 1), label="measure", unit="round"):
             for name in _in_turn(list(workers), number):
                 answer = workers[name].call()
                 results[name] |= {key: answer[key] for key in ("peak_rss_bytes", "peak_device_bytes")}
                 if number:  # the first round warms up
                     seconds[name].append(answer["seconds"])
-        _raise_peaks(peaks)
+            for kind, measure_peak in measurements.items():  # every round: the machine drifts for the products as for the variants
+                peaks[kind] = max(peaks[kind], measure_peak(PRODUCTS_A_ROUND))
+            time.sleep(SPINNING_S)
     finally:
         for process in workers.values():
             process.close()
     for name, samples in seconds.items():
         results[name] |= statistics(samples, seconds[baseline])
-        peak = peaks[_arithmetic(variants[name])]
+        peak = peaks.get(_arithmetic(variants[name]))
         results[name]["share_of_peak"] = None if peak is None else 2e9 * results[name]["gmac"] / results[name]["median_s"] / peak
     return results
 
@@ -291,13 +296,6 @@ def _compare_group(
 def _arithmetic(variant: Variant) -> tuple[str, str]:
     """What decides how fast its matrix products can be: the precision, and what computes."""
     return variant.precision, backend_kind(variant.backend).computes_on
-
-
-def _raise_peaks(peaks: dict[tuple[str, str], float | None]) -> None:
-    """Measure the matrix product of each kind once more; the best counts, and None stays where nothing has the precision."""
-    for kind, known in peaks.items():
-        measured = matrix_product_peak(*kind)
-        peaks[kind] = measured if known is None else max(known, measured)
 
 
 def _in_turn(names: list[str], number: int) -> list[str]:
