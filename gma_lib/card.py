@@ -150,11 +150,12 @@ def _method(name: str) -> str:
 
 
 def _stages(stages: list[dict]) -> list[str]:
-    titles = ("part", "seed", "minutes", "phase", "steps", "frames", "batch", "updates", "learning rate", "motion up to", "covered pixels")
+    titles = ["part", "seed", "minutes", "optimiser", "phase", "steps", "frames", "batch", "updates"]
+    titles += ["learning rate", "motion up to", "covered pixels"]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for stage in stages:
         for number, phase in enumerate(stage["phases"]):
-            what = (stage["what"], stage["seed"], f"{stage['minutes']:.0f}") if not number else ("", "", "")
+            what = (stage["what"], stage["seed"], f"{stage['minutes']:.0f}", stage["optimiser"]) if not number else ("", "", "", "")
             rate = f"{phase['learning_rate']:g} to {phase['final_learning_rate']:g}"
             size, motion = f"{phase['height']}x{phase['width']}", f"{phase['max_displacement']:g} px"
             counts = (phase["name"], phase["steps"], size, phase["batch_size"], phase["num_updates"])
