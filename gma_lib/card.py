@@ -93,8 +93,8 @@ def note(minutes: float, excerpt: dict[str, dict]) -> str:
         return f"{made}. They are not the authors' weights."
     mine, classical = excerpt["clean"]["6"]["all"]["epe"], excerpt["clean"]["dis"]["all"]["epe"]
     return (
-        f"{made}: they see motion roughly, with an EPE of {mine:.1f} px on a two-scene excerpt of MPI-Sintel training (clean, 6 updates), "
-        f"{'ahead of' if mine < classical else 'behind'} classical DIS ({classical:.1f} px). They are not the authors' weights."
+        f"{made}: they see motion roughly, with an EPE of {mine:.2f} px on a two-scene excerpt of MPI-Sintel training (clean, 6 updates), "
+        f"{'ahead of' if mine < classical else 'behind'} classical DIS ({classical:.2f} px). They are not the authors' weights."
     )
 
 
