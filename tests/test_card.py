@@ -39,7 +39,7 @@ def test_the_note_says_who_is_ahead():
     def scores(epe):
         return {"clean": {"6": {"all": {"epe": epe}}, "dis": {"all": {"epe": 1.0}}}}
 
-    assert "1.8 px" in card.note(27, scores(1.8))
+    assert "1.80 px" in card.note(27, scores(1.8))
     assert "behind classical DIS (1.00 px)" in card.note(27, scores(1.8))
     assert "ahead of classical DIS" in card.note(27, scores(0.8))
     assert "Sintel" not in card.note(27, {})
