@@ -8,11 +8,13 @@ scenes as training that was not, and nothing has to be remembered about the gene
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +29,7 @@ from gma_lib.checkpoints import load_checkpoint, load_model, save_checkpoint
 from gma_lib.classical import dis
 from gma_lib.metrics import ErrorSums, error_sums
 from gma_lib.model import GMA, STRIDE, GMAConfig, check_sides, correlation_pyramid, upsample_flow
+from gma_lib.progress import track
 from gma_lib.runs import written_whole
 from gma_lib.scenes import (
     HELD_OUT_TEXTURES,
@@ -312,18 +315,23 @@ VALIDATION = Phase(
 )
 
 
-def validation_families(config: TrainingConfig, source: PairSource, phase: Phase = VALIDATION) -> dict[str, list[TrainingPair]]:
-    """Held-out scenes: ``layers`` with unseen seeds, ``planes`` with textures of other kinds, moved by homographies."""
+def validation_families(
+    config: TrainingConfig, source: PairSource, phase: Phase = VALIDATION, *, numbers: range | None = None
+) -> dict[str, list[TrainingPair]]:
+    """Held-out scenes: ``layers`` with unseen seeds, ``planes`` with textures of other kinds, moved by homographies.
+
+    ``numbers`` says which; without it the first ``validation_pairs`` of each, by which weights may be chosen.
+    """
     families = {"layers": [], "planes": []}
     other = SceneRenderer(texture_bank(HELD_OUT_TEXTURES, 12, config.seed + 1), outline_bank(24, config.seed + 1), source.renderer.device)
-    for number in range(config.validation_pairs):
+    for number in track(range(config.validation_pairs) if numbers is None else numbers, label="held-out scenes", unit="pair"):
         families["layers"].append(source.pair(HELD_OUT + number, phase))
         rng = np.random.default_rng([config.seed + 1, HELD_OUT + number])
         families["planes"].append(_pair(other, rng, phase, projective=True))
     return families
 
 
-def score(flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: list[TrainingPair]) -> dict[str, dict[str, ErrorSums]]:
+def score(flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: Iterable[TrainingPair]) -> dict[str, dict[str, ErrorSums]]:
     """Sums of errors over all pixels of all pairs: for each method, for every group of ``gma_lib.metrics``.
 
     Parameters
@@ -357,22 +365,25 @@ def classical_flows(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
     return {"dis": dis(image1[0].cpu().numpy(), image2[0].cpu().numpy())}
 
 
+TEST_PAIRS = 32  # of each family; they follow those of validation, so that nothing was chosen by them
 SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
 SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
 
 
 def score_card(config: TrainingConfig, weights: str | Path, *, device: str = "cpu") -> dict:
-    """Scores of weights and of DIS on both held-out families, as they stand on the card of the shipped weights."""
+    """Scores of weights and of DIS on test scenes of both held-out families, as they stand on the card of the shipped weights."""
     model, _ = load_model(weights)
-    families = validation_families(config, PairSource(config, device))
+    first = config.validation_pairs
+    families = validation_families(config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS))
     flows_of = network_flows(model.to(device), SCORED_UPDATES)
 
     def both(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
         return flows_of(image1, image2) | classical_flows(image1, image2)
 
+    found = {family: score(both, track(pairs, label=family, unit="pair")) for family, pairs in families.items()}
     return {
-        family: {method: {name: sums[name].described() for name in SCORED_GROUPS} for method, sums in score(both, pairs).items()}
-        for family, pairs in families.items()
+        family: {method: {name: sums[name].described() for name in SCORED_GROUPS} for method, sums in methods.items()}
+        for family, methods in found.items()
     }
 
 
@@ -747,7 +758,9 @@ def main() -> None:
     try:
         config = load_config(arguments.config)
         if arguments.score:
-            print(json.dumps(score_card(config, arguments.score, device=arguments.device), indent=1))
+            with contextlib.redirect_stdout(sys.stderr):  # progress; what is piped on is JSON alone
+                scores = score_card(config, arguments.score, device=arguments.device)
+            print(json.dumps(scores, indent=1))
         else:
             train(config, arguments.out, resume=arguments.resume, weights=arguments.weights, device=arguments.device)
     except (ValueError, OSError, TrainingDivergedError) as error:

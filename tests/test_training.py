@@ -257,6 +257,23 @@ def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_valida
         train(other, tmp_path, resume=True)
 
 
+def test_scores_are_of_the_scenes_after_those_of_validation(config, tmp_path, monkeypatch, capsys, small_validation):
+    monkeypatch.setattr(training, "TEST_PAIRS", 2)
+    monkeypatch.setattr(training, "SCORED_UPDATES", (1, 2))
+    (file := tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    monkeypatch.setattr(sys, "argv", ["training", "--config", str(file), "--score", "seeded", "--device", "cpu"])
+    training.main()
+    printed = capsys.readouterr()
+    scores = json.loads(printed.out)  # JSON alone: progress goes beside it
+    assert "planes: 2/2 pairs" in printed.err
+    validation = training.validation_families(config, PairSource(config))
+    test = training.validation_families(config, PairSource(config), numbers=range(1, 3))
+    for family, pairs in test.items():
+        assert set(scores[family]) == {"1", "2", "dis"}
+        assert scores[family]["dis"]["all"] == training.score(training.classical_flows, pairs)["dis"]["all"].described()
+        assert not any(torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family])
+
+
 def test_resuming_needs_a_checkpoint(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="leave out --resume"):
         train(config, tmp_path, resume=True)
