@@ -160,6 +160,27 @@ def _bricks_texture(rng: np.random.Generator) -> np.ndarray:
     return np.where(joint, 0.15, shade + rough)[..., None] * rng.uniform(0.5, 1, 3)
 
 
+# Pictures that come inside scikit-image, each in the public domain or CC0 as its docstring there says.
+PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "retina", "rocket")
+
+
+def photograph_texture(rng: np.random.Generator) -> np.ndarray:
+    """A piece of a photograph, turned and mirrored at random; scikit-image is needed."""
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ValueError("photographs needs scikit-image: pip install scikit-image, or set it to 0") from error
+
+    photograph = getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])().astype(np.float32) / 255
+    side = int(min(photograph.shape[0], photograph.shape[1], rng.uniform(256, 640)))
+    top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
+    piece = cv2.resize(photograph[top : top + side, left : left + side], (TEXTURE_SIDE, TEXTURE_SIDE), interpolation=cv2.INTER_AREA)
+    if piece.ndim == 2:
+        piece = np.repeat(piece[..., None], 3, axis=-1)
+    piece = np.rot90(piece, rng.integers(4))
+    return piece[:, :: rng.choice([-1, 1])]
+
+
 HELD_OUT_TEXTURES = (_cells_texture, _marble_texture, _bricks_texture)
 
 
@@ -269,13 +290,14 @@ def draw_scene(
     layers: tuple[int, int],
     photometric: float,
     bank_sizes: tuple[int, int],
+    relief: float = 0.0,
     projective: bool = False,
 ) -> LayeredScene:
     """A scene from a generator.
 
     Parameters
     ----------
-    min_displacement, max_displacement
+    min_displacement, max_displacement, relief
         See ``Phase``.
     bank_sizes
         How many textures and outlines there are to choose from.
@@ -302,11 +324,14 @@ def draw_scene(
             matrices[1, layer] = matrices[1, layer] @ middle @ tilt @ np.linalg.inv(middle)
         size[layer] = height * np.clip(np.exp(rng.normal(-1.4, 0.6)), 0.07, 0.9)
     colour, mix = _colours(rng, count + 1)
+    warp = _warps(rng, speed, size, projective)
+    if relief and rng.random() < relief:
+        warp[0] = _relief(rng, speed, width)
     hazy = photometric * rng.uniform(0, 0.6) * (rng.random() < 0.4)
     shadowed = photometric * rng.uniform(0.2, 0.7) * (rng.random() < 0.5)
     tensors = {
         "to_layer": matrices,
-        "warp": _warps(rng, speed, size, projective),
+        "warp": warp,
         "outline_map": _map(rng, 1 / (size * OUTLINE_REACH), stretch=0.35),
         "texture_map": _map(rng, rng.uniform(0.6, 1.8, count + 1) * 2 / TEXTURE_SIDE, stretch=0.15, shift=1.0),
         "outline_unit": size,
@@ -367,6 +392,13 @@ def _warps(rng: np.random.Generator, speed: float, size: np.ndarray, rigid: bool
     wave = 2 * np.pi / (size * rng.uniform(1.0, 3.0, size.shape))
     amplitude = bends * np.minimum(0.3 / wave * rng.random(size.shape), 0.3 * speed)
     return np.stack([[amplitude, wave, rng.uniform(0, 6.3, size.shape)] for _ in range(2)]).transpose(2, 0, 1)
+
+
+def _relief(rng: np.random.Generator, speed: float, width: int) -> np.ndarray:
+    """A wave (2, 3) as long as the frame, for a background of varying depth, whose motion changes gradually, as a ground's does."""
+    wave = 2 * np.pi / (width * rng.uniform(0.4, 2.0, 2))
+    amplitude = np.minimum(0.3 / wave, 0.5 * speed) * rng.uniform(0.05, 1, 2)
+    return np.stack([amplitude, wave, rng.uniform(0, 6.3, 2)], axis=-1)
 
 
 def _colours(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -520,6 +552,12 @@ def photographed(pair: TrainingPair, rng: np.random.Generator, strength: float) 
         frames = [frame + sigma * torch.randn(frame.shape, generator=noise).to(frame.device) for frame in frames]
     image1, image2 = (255 * frame.clamp(0, 1) for frame in frames)
     return dataclasses.replace(pair, image1=image1, image2=image2)
+
+
+def dimmed(pair: TrainingPair, rng: np.random.Generator) -> TrainingPair:
+    """The pair in so little light that grey is 8 to 60 on average, in whole levels as files hold them; darker pairs stay as they are."""
+    gain = min(1.0, float(np.exp(rng.uniform(np.log(8), np.log(60)))) / float(pair.image1.mean()))
+    return dataclasses.replace(pair, image1=(gain * pair.image1).round(), image2=(gain * pair.image2).round())
 
 
 def _light(rng: np.random.Generator, frame: Tensor) -> Tensor:

@@ -36,8 +36,10 @@ from gma_lib.scenes import (
     TRAINING_TEXTURES,
     SceneRenderer,
     TrainingPair,
+    dimmed,
     draw_scene,
     outline_bank,
+    photograph_texture,
     photographed,
     texture_bank,
 )
@@ -78,6 +80,10 @@ class Phase:
         move by less than about a pixel.
     photometric
         From 0 (clean) to 1: strength of noise, blur, haze, shadows and changes of light between the frames.
+    relief
+        Share of scenes whose background has depth: its motion changes gradually.
+    dim
+        Share of scenes with little light, in whole grey levels.
     learn_occluded
         Whether pixels that become covered are learnt from. Leaving them out at first helps (Kwon et al.,
         https://arxiv.org/abs/2308.07378).
@@ -101,6 +107,8 @@ class Phase:
     min_displacement: float
     max_displacement: float
     photometric: float
+    relief: float
+    dim: float
     learn_occluded: bool
     matching: float
     freeze_batch_norm: bool
@@ -117,7 +125,8 @@ class Phase:
         _check(self, "loss_power", 0 < self.loss_power <= 1, "above 0 and at most 1")
         _check(self, "matching", self.matching >= (0 if self.num_updates else 1e-6), "at least 0, and above it where num_updates is 0")
         _check(self, "layers", 0 <= self.layers[0] <= self.layers[1], "two rising numbers from 0 up")
-        _check(self, "photometric", 0 <= self.photometric <= 1, "between 0 and 1")
+        for name in ("photometric", "relief", "dim"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         check_sides(self.height, self.width)
 
 
@@ -130,7 +139,9 @@ class TrainingConfig:
     seed
         Of weights, banks and scenes.
     textures
-        Size of the texture bank.
+        Size of the bank of drawn textures.
+    photographs
+        Textures beside them that are cut from photographs (``gma_lib.scenes.PHOTOGRAPHS``); validation never shows them.
     precision
         ``bfloat16`` (coordinates, correlation and loss stay float32) or ``float32``.
     optimiser
@@ -149,6 +160,7 @@ class TrainingConfig:
 
     seed: int
     textures: int
+    photographs: int
     precision: str
     optimiser: str
     sequence_gamma: float
@@ -168,6 +180,7 @@ class TrainingConfig:
             _check(self, name, getattr(self, name) > 0, "above 0")
         for name in ("sequence_gamma", "ema_decay"):
             _check(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
+        _check(self, "photographs", self.photographs >= 0, "at least 0")
         _check(self, "weight_decay", self.weight_decay >= 0, "at least 0")
         _check(self, "phases", len(self.phases) > 0, "a list of at least one phase")
 
@@ -264,7 +277,10 @@ class PairSource:
     def __init__(self, config: TrainingConfig, device: torch.device | str = "cpu"):
         self.config = config
         outlines = outline_bank(64, config.seed)
-        self.renderer = SceneRenderer(texture_bank(TRAINING_TEXTURES, config.textures, config.seed), outlines, device)
+        textures = texture_bank(TRAINING_TEXTURES, config.textures, config.seed)
+        self.drawn = SceneRenderer(textures, outlines, device)  # without photographs, for validation
+        photographs = texture_bank((photograph_texture,), config.photographs, config.seed + 2)
+        self.renderer = SceneRenderer(torch.cat([textures, photographs]), outlines, device) if config.photographs else self.drawn
 
     def pair(self, number: int, phase: Phase) -> TrainingPair:
         """The scene with this number as a phase sees it."""
@@ -285,11 +301,14 @@ def _pair(renderer: SceneRenderer, rng: np.random.Generator, phase: Phase, *, pr
         max_displacement=phase.max_displacement,
         layers=phase.layers,
         photometric=phase.photometric,
+        relief=phase.relief,
         bank_sizes=(len(renderer.textures), len(renderer.outlines)),
         projective=projective,
     )
     pair = renderer.render(scene, height=phase.height, width=phase.width)
-    return photographed(pair, rng, phase.photometric) if phase.photometric else pair
+    if phase.photometric:
+        pair = photographed(pair, rng, phase.photometric)
+    return dimmed(pair, rng) if phase.dim and rng.random() < phase.dim else pair
 
 
 # --- validation -----------------------------------------------------------------------------------------------------
@@ -309,6 +328,8 @@ VALIDATION = Phase(
     min_displacement=1.5,
     max_displacement=60.0,
     photometric=0.7,
+    relief=0.0,
+    dim=0.0,
     learn_occluded=True,
     matching=0.0,
     freeze_batch_norm=True,
@@ -325,7 +346,8 @@ def validation_families(
     families = {"layers": [], "planes": []}
     other = SceneRenderer(texture_bank(HELD_OUT_TEXTURES, 12, config.seed + 1), outline_bank(24, config.seed + 1), source.renderer.device)
     for number in track(range(config.validation_pairs) if numbers is None else numbers, label="held-out scenes", unit="pair"):
-        families["layers"].append(source.pair(HELD_OUT + number, phase))
+        rng = np.random.default_rng([config.seed, HELD_OUT + number])
+        families["layers"].append(_pair(source.drawn, rng, phase, projective=False))
         rng = np.random.default_rng([config.seed + 1, HELD_OUT + number])
         families["planes"].append(_pair(other, rng, phase, projective=True))
     return families
@@ -489,7 +511,8 @@ class Trainer:
     def __init__(self, config: TrainingConfig, *, weights: str | Path | None = None, device: str = "cpu"):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
-        self.model = GMA(GMAConfig()).to(self.device)
+        # of all lookups, the one whose gradient is cheapest
+        self.model = GMA(GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
             self.model.load_state_dict(load_checkpoint(weights).state)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}

@@ -1,6 +1,7 @@
 """Scenes for training: flow and masks that are exact."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from gma_lib import scenes
 from gma_lib.runs import PROJECT
-from gma_lib.scenes import LayeredScene, draw_scene
+from gma_lib.scenes import PHOTOGRAPHS, LayeredScene, dimmed, draw_scene, photograph_texture, texture_bank
 from gma_lib.training import VALIDATION, PairSource, load_config, validation_families
 
 
@@ -60,6 +61,66 @@ def _scene(seed: int, **changes) -> LayeredScene:
         "bank_sizes": (6, 64),
     }
     return draw_scene(np.random.default_rng(seed), **settings | changes)
+
+
+def test_a_background_with_relief_moves_gradually_and_exactly(source):
+    settings = {"layers": (0, 0), "max_displacement": 12.0}
+    deep = [_scene(seed, relief=1.0, **settings) for seed in range(6)]
+    for seed, scene in enumerate(deep):
+        # waves as long as the frame, not so steep that they could not be undone
+        wave = scene.warp[0]
+        assert 2 * np.pi / wave[:, 1].max() > 0.4 * 256
+        assert (wave[:, 0] * wave[:, 1]).max() < 1 / 3
+        assert not torch.equal(wave, _scene(seed, **settings).warp[0])
+    pairs = [source.renderer.render(scene, height=192, width=256) for scene in deep]
+    right = np.concatenate([misses(pair) for pair in pairs])
+    wrong = np.concatenate([misses(pair, extra=(1.0, 0.5)) for pair in pairs])
+    assert np.median(right) < 1
+    assert wrong.mean() > 2 * right.mean()
+    for pair in pairs:
+        assert max(pair.flow.diff(dim=axis).abs().max() for axis in (1, 2)) < 0.5  # pixels of flow, from pixel to pixel
+
+
+def test_relief_follows_what_is_drawn_without_it():
+    with_none, again = _scene(6), _scene(6, relief=0.0)
+    for field in dataclasses.fields(LayeredScene):
+        a, b = getattr(with_none, field.name), getattr(again, field.name)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+
+
+def test_dim_pairs_hold_whole_grey_levels_and_the_same_flow(source):
+    pair = source.renderer.render(_scene(7), height=192, width=256)
+    for seed in range(5):
+        dim = dimmed(pair, np.random.default_rng(seed))
+        assert 6 < dim.image1.mean() < min(62, pair.image1.mean())
+        assert torch.equal(dim.image2, dim.image2.round())
+        assert dim.flow is pair.flow
+    dark = dataclasses.replace(pair, image1=0.02 * pair.image1, image2=0.02 * pair.image2)
+    assert torch.equal(dimmed(dark, np.random.default_rng(0)).image1, dark.image1.round())
+
+
+def test_photographs_are_cut_from_pictures_that_come_with_scikit_image():
+    bank = texture_bank((photograph_texture,), 12, 1)
+    assert bank.shape == (12, 3, 512, 512)
+    assert 0 <= bank.min() < bank.max() <= 1
+    assert bank.std(dim=(1, 2, 3)).min() > 0.02  # no piece is empty
+    assert len({round(float(texture.mean()), 4) for texture in bank}) == 12
+    assert len(PHOTOGRAPHS) == len(set(PHOTOGRAPHS))
+
+
+def test_photographs_without_scikit_image_are_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ValueError, match="pip install scikit-image, or set it to 0"):
+        photograph_texture(np.random.default_rng(0))
+
+
+def test_validation_shows_no_photographs(config):
+    with_some = dataclasses.replace(config, photographs=3, validation_pairs=2)
+    source = PairSource(with_some)
+    assert len(source.renderer.textures) == config.textures + 3
+    families = validation_families(with_some, source)
+    for family, pairs in validation_families(dataclasses.replace(with_some, photographs=0), PairSource(config)).items():
+        assert all(torch.equal(a.image1, b.image1) for a, b in zip(pairs, families[family], strict=True))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -34,6 +34,7 @@ from gma_lib.training import (
 TINY = {
     "seed": 3,
     "textures": 6,
+    "photographs": 0,
     "precision": "float32",
     "optimiser": "adamw",
     "sequence_gamma": 0.8,
@@ -60,6 +61,8 @@ TINY = {
             "max_displacement": 12.0,
             "matching": 0.1,
             "photometric": 0.5,
+            "relief": 0.5,
+            "dim": 0.5,
             "learn_occluded": name == "second",
             "freeze_batch_norm": name == "second",
         }
@@ -300,6 +303,7 @@ def test_the_shipped_configuration_is_fine():
         ("weight_decay", float("nan"), "finite number, not nan"),
         ("ema_decay", 1.5, "at most 1, not 1.5"),
         ("phases", [], "at least one phase"),
+        ("photographs", -1, "photographs is at least 0, not -1"),
         ("momentum", 0.9, "unknown momentum"),
     ],
 )
@@ -317,6 +321,8 @@ def test_impossible_values_are_refused_by_name(tmp_path, name, value, message):
         ("height", 100, "100x128"),
         ("steps", 0, "steps is above 0, not 0"),
         ("photometric", 2.0, "photometric is between 0 and 1"),
+        ("relief", -0.1, "relief is between 0 and 1, not -0.1"),
+        ("dim", 1.5, "dim is between 0 and 1, not 1.5"),
         ("final_learning_rate", 1.0, "between 0 and learning_rate"),
         ("learn_occluded", "yes", "learn_occluded is of type bool"),
         ("max_displacement", 1.0, "above min_displacement"),
