@@ -1,13 +1,15 @@
 """The card of the shipped weights: how they were made and how they score, as numbers and as a page.
 
-    python -m gma_lib.card --score [--sintel FOLDER]     # measure again, then write both files
+    python -m gma_lib.card --score [--sintel FOLDER]     # measure again, then write all three files
     python -m gma_lib.card                               # write the page from the numbers
 
-``weights/gma-procedural.json`` holds the numbers; ``weights/gma-procedural.md`` says the same to a reader and is never edited by hand.
+``weights/gma-procedural.json`` holds the numbers; ``weights/gma-procedural.md``, with a figure beside it, says the same to a reader and is
+never edited by hand.
 """
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +122,10 @@ def page(card: dict[str, Any]) -> str:
         *(paragraph for text in how["remarks"] for paragraph in (text, "")),
         f"The rule: {how['rule']}",
         "",
-        "Error on the training scenes as it went, and what no motion at all would have scored on the same scenes:",
+        "How the error on the training scenes fell, beside what no motion at all would have scored on the same scenes "
+        f"(numbers in `{card['name']}.json`):",
         "",
-        "| part | steps | EPE | no motion |",
-        "|---|---|---|---|",
-        *(f"| {point['phase']} | {point['steps']} | {point['epe']:.2f} | {point['zero_flow_epe']:.2f} |" for point in how["curve"]),
+        f"![Endpoint error on the training scenes over all steps, part by part]({card['name']}-curve.png)",
         "",
         "## Held-out scenes",
         "",
@@ -141,6 +142,31 @@ def page(card: dict[str, Any]) -> str:
         lines += ["## Real frames", "", f"{scores['sintel_excerpt_what']}", "", *_scores(rows, ("pass", "")), ""]
     lines += [_summary(card), "", "## Again", "", "    make train", "    python -m gma_lib.card --score --sintel FOLDER", ""]
     return "\n".join(lines)
+
+
+def plot_curve(curve: list[dict]):
+    """Figure of the error on training scenes over the steps of all parts, one after the other."""
+    from matplotlib.figure import Figure
+
+    spans = [tuple(map(int, point["steps"].split("-"))) for point in curve]
+    ends = np.cumsum([last - first + 1 for first, last in spans])
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="steps, all parts one after the other", ylabel="EPE (px)", yscale="log", xlim=(0, ends[-1]))
+    axes.set_yticks([1, 2, 3, 5, 10], labels=["1", "2", "3", "5", "10"])
+    axes.minorticks_off()
+    parts = [point["phase"] for point in curve]
+    changes = [number for number in range(1, len(parts)) if parts[number] != parts[number - 1]]
+    for part, (first, end) in enumerate(pairwise([0, *changes, len(parts)])):
+        x = np.concatenate([[ends[first - 1] if first else 0], ends[first:end]])
+        labels = ("no motion at all", "training") if part == 0 else (None, None)
+        for name, label, colour in zip(("zero_flow_epe", "epe"), labels, ("0.7", "tab:blue"), strict=True):
+            axes.stairs([point[name] for point in curve[first:end]], x, baseline=None, color=colour, label=label, linewidth=1.5)
+        axes.axvspan(x[0], x[-1], color="0.96" if part % 2 else "white", zorder=0)
+        axes.text((x[0] + x[-1]) / 2, 0.02, parts[first], transform=axes.get_xaxis_transform(), rotation=90, fontsize=7, ha="center")
+    lowest, highest = min(point["epe"] for point in curve), max(point["zero_flow_epe"] for point in curve)
+    axes.set_ylim(0.4 * lowest, 1.6 * highest)  # room for the names of the parts below, and the legend above
+    axes.legend(loc="upper right", ncols=2)
+    return figure
 
 
 def _method(name: str) -> str:
@@ -199,6 +225,8 @@ def main() -> None:
             partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     with written_whole(text) as partial:
         partial.write_text(page(card), encoding="utf-8")
+    with written_whole(WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
+        plot_curve(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
     print(card["note"])
 
 

@@ -658,7 +658,8 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, weights
     """Train to the end of the configuration's phases.
 
     Writes into ``folder``: ``checkpoint.pt`` (to resume), ``averaged.safetensors`` (the averaged weights then), ``best.safetensors`` (those
-    of the validation with the lowest EPE, both families counting the same) and ``log.jsonl`` (a line per step and per validation).
+    of the validation with the lowest EPE, both families counting the same), ``log.jsonl`` (a line per step and per validation) and
+    ``curves.png`` (a figure of it, new after every validation).
     """
     folder = Path(folder)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
@@ -682,6 +683,8 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, weights
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
                     save_checkpoint(folder / "best.safetensors", trainer.averaged)
+                lines.flush()
+                plot_curves(log).savefig(folder / "curves.png", dpi=150)
             lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save_checkpoint(folder / "averaged.safetensors", trainer.averaged)
@@ -756,13 +759,15 @@ def plot_curves(path: Path):
     axes = figure.add_subplot(xlabel="step", ylabel="EPE (px)", yscale="log")
     steps = [entry for entry in steps if "epe" in entry]
     window = max(1, min(50, len(steps)))
-    for name, label, colour in (("epe", "training", "0.3"), ("zero_epe", "zero flow on the same scenes", "0.7")):
+    lines = (("epe", "training", "0.3"), ("zero_epe", "zero flow on the same scenes", "0.7"))
+    for name, label, colour in lines if steps else ():  # none where features alone have learnt so far
         smooth = np.convolve([entry[name] for entry in steps], np.ones(window) / window, mode="valid")
         axes.plot([entry["step"] for entry in steps][window - 1 :], smooth, label=f"{label}, mean of {window} steps", color=colour)
     for family in validations[0]["validation"] if validations else ():
         curve = [(entry["step"], entry["validation"][family]["all"]["epe"]) for entry in validations]
         axes.plot(*zip(*curve, strict=True), marker="o", label=f"held out: {family}")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     return figure
 
 

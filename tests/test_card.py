@@ -26,6 +26,15 @@ def test_another_number_is_another_page():
     assert card.page(changed) != card.page(NUMBERS)
 
 
+def test_the_curve_shows_every_part_to_its_end():
+    curve = NUMBERS["how"]["curve"]
+    axes = card.plot_curve(curve).axes[0]
+    assert [text.get_text() for text in axes.texts] == list(dict.fromkeys(point["phase"] for point in curve))
+    steps = [[int(number) for number in point["steps"].split("-")] for point in curve]
+    assert axes.get_xlim()[1] == sum(last - first + 1 for first, last in steps)
+    assert (WEIGHTS_FOLDER / "gma-procedural-curve.png").is_file()
+
+
 def test_beating_dis_means_both_numbers_on_every_family():
     def family(epe, px1):
         return {"12": {"all": {"epe": epe, "px1": px1}}, "dis": {"all": {"epe": 1.0, "px1": 0.8}}}

@@ -249,6 +249,7 @@ def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_valida
     steps, validations = read_log(tmp_path / "log.jsonl")
     assert [entry["step"] for entry in steps] == [1]
     assert held_out_epe(validations[0]) > 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert plot_curves(tmp_path / "log.jsonl").axes[0].get_ylabel() == "EPE (px)"
     with pytest.raises(FileExistsError, match="resume, or name another folder"):
         train(short, tmp_path)
@@ -275,6 +276,11 @@ def test_scores_are_of_the_scenes_after_those_of_validation(config, tmp_path, mo
         assert set(scores[family]) == {"1", "2", "dis"}
         assert scores[family]["dis"]["all"] == training.score(training.classical_flows, pairs)["dis"]["all"].described()
         assert not any(torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family])
+
+
+def test_curves_can_be_drawn_before_any_flow_is_learnt(tmp_path):
+    (log := tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "zero_epe": 2.0}) + "\n")
+    assert plot_curves(log).axes[0].get_lines() == []
 
 
 def test_resuming_needs_a_checkpoint(config, tmp_path):
