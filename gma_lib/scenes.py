@@ -324,11 +324,11 @@ def draw_scene(
             matrices[1, layer] = matrices[1, layer] @ middle @ tilt @ np.linalg.inv(middle)
         size[layer] = height * np.clip(np.exp(rng.normal(-1.4, 0.6)), 0.07, 0.9)
     colour, mix = _colours(rng, count + 1)
+    hazy = photometric * rng.uniform(0, 0.6) * (rng.random() < 0.4)
+    shadowed = photometric * rng.uniform(0.2, 0.7) * (rng.random() < 0.5)
     warp = _warps(rng, speed, size, projective)
     if relief and rng.random() < relief:
         warp[0] = _relief(rng, speed, width)
-    hazy = photometric * rng.uniform(0, 0.6) * (rng.random() < 0.4)
-    shadowed = photometric * rng.uniform(0.2, 0.7) * (rng.random() < 0.5)
     tensors = {
         "to_layer": matrices,
         "warp": warp,
