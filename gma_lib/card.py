@@ -90,10 +90,12 @@ def note(minutes: float, excerpt: dict[str, dict]) -> str:
     made = f"The weights were trained by this package on procedural scenes for about {minutes:.0f} minutes on two processor cores"
     if not excerpt:
         return f"{made}. They are not the authors' weights."
-    mine, classical = excerpt["clean"]["6"]["all"]["epe"], excerpt["clean"]["dis"]["all"]["epe"]
+    mine, classical = (excerpt["clean"][method]["all"] for method in ("6", "dis"))
     return (
-        f"{made}: they see motion roughly, with an EPE of {mine:.2f} px on a two-scene excerpt of MPI-Sintel training (clean, 6 updates), "
-        f"{'ahead of' if mine < classical else 'behind'} classical DIS ({classical:.2f} px). They are not the authors' weights."
+        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene excerpt of MPI-Sintel training (clean, 6 updates), "
+        f"{'ahead of' if mine['epe'] < classical['epe'] else 'behind'} classical DIS ({classical['epe']:.2f} px), and "
+        f"{100 * mine['px1']:.1f} % of pixels below one pixel, {'ahead of' if mine['px1'] > classical['px1'] else 'behind'} "
+        f"its {100 * classical['px1']:.1f} %. They are not the authors' weights."
     )
 
 

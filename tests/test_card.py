@@ -44,11 +44,13 @@ def test_beating_dis_means_both_numbers_on_every_family():
     assert not card.beats_dis({"a": family(1.1, 0.9)})
 
 
-def test_the_note_says_who_is_ahead():
-    def scores(epe):
-        return {"clean": {"6": {"all": {"epe": epe}}, "dis": {"all": {"epe": 1.0}}}}
+def test_the_note_says_who_is_ahead_by_which_measure():
+    def scores(epe, px1):
+        return {"clean": {"6": {"all": {"epe": epe, "px1": px1}}, "dis": {"all": {"epe": 1.0, "px1": 0.8}}}}
 
-    assert "1.80 px" in card.note(27, scores(1.8))
-    assert "behind classical DIS (1.00 px)" in card.note(27, scores(1.8))
-    assert "ahead of classical DIS" in card.note(27, scores(0.8))
+    worse, mixed = card.note(27, scores(1.8, 0.7)), card.note(27, scores(0.8, 0.7))
+    assert "1.80 px" in worse
+    assert "behind classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %" in worse
+    assert "ahead of classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %" in mixed
+    assert "ahead of its 80.0 %" in card.note(27, scores(0.8, 0.9))
     assert "Sintel" not in card.note(27, {})
