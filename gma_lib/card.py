@@ -92,7 +92,8 @@ def note(minutes: float, excerpt: dict[str, dict]) -> str:
         return f"{made}. They are not the authors' weights."
     mine, classical = (excerpt["clean"][method]["all"] for method in ("6", "dis"))
     return (
-        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene excerpt of MPI-Sintel training (clean, 6 updates), "
+        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene excerpt of MPI-Sintel training "
+        f"(clean, 6 updates), "
         f"{'ahead of' if mine['epe'] < classical['epe'] else 'behind'} classical DIS ({classical['epe']:.2f} px), and "
         f"{100 * mine['px1']:.1f} % of pixels below one pixel, {'ahead of' if mine['px1'] > classical['px1'] else 'behind'} "
         f"its {100 * classical['px1']:.1f} %. They are not the authors' weights."
