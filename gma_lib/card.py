@@ -87,14 +87,13 @@ def beats_dis(families: dict[str, dict]) -> bool:
 
 def note(minutes: float, excerpt: dict[str, dict]) -> str:
     """The sentence that stands beside every number made with these weights."""
-    made = f"The weights were trained by this package on procedural scenes for about {minutes:.0f} minutes on two processor cores"
+    made = f"The weights were trained by this package on procedural scenes for about {minutes:.0f} minutes of one processor core"
     if not excerpt:
         return f"{made}. They are not the authors' weights."
     mine, classical = (excerpt["clean"][method]["all"] for method in ("6", "dis"))
     return (
         f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene excerpt of MPI-Sintel training "
-        f"(clean, 6 updates), "
-        f"{'ahead of' if mine['epe'] < classical['epe'] else 'behind'} classical DIS ({classical['epe']:.2f} px), and "
+        f"(clean, 6 updates), {'ahead of' if mine['epe'] < classical['epe'] else 'behind'} classical DIS ({classical['epe']:.2f} px), and "
         f"{100 * mine['px1']:.1f} % of pixels below one pixel, {'ahead of' if mine['px1'] > classical['px1'] else 'behind'} "
         f"its {100 * classical['px1']:.1f} %. They are not the authors' weights."
     )
@@ -118,7 +117,7 @@ def page(card: dict[str, Any]) -> str:
         "",
         "## How it was made",
         "",
-        f"About {how['minutes']:.0f} minutes. {how['hardware']}.",
+        f"About {how['minutes']:.0f} minutes of one core, all parts together. {how['hardware']}.",
         "",
         *_stages(how["stages"]),
         "",

@@ -556,7 +556,7 @@ def photographed(pair: TrainingPair, rng: np.random.Generator, strength: float) 
 
 def dimmed(pair: TrainingPair, rng: np.random.Generator) -> TrainingPair:
     """The pair in so little light that grey is 8 to 60 on average, in whole levels as files hold them; darker pairs stay as they are."""
-    gain = min(1.0, float(np.exp(rng.uniform(np.log(8), np.log(60)))) / float(pair.image1.mean()))
+    gain = min(1.0, float(np.exp(rng.uniform(np.log(8), np.log(60)))) / max(1.0, float(pair.image1.mean())))
     return dataclasses.replace(pair, image1=(gain * pair.image1).round(), image2=(gain * pair.image2).round())
 
 

@@ -684,7 +684,8 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, weights
                     best = held_out_epe(validation)
                     save_checkpoint(folder / "best.safetensors", trainer.averaged)
                 lines.flush()
-                plot_curves(log).savefig(folder / "curves.png", dpi=150)
+                with written_whole(folder / "curves.png") as partial:
+                    plot_curves(log).savefig(partial, dpi=150)
             lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save_checkpoint(folder / "averaged.safetensors", trainer.averaged)

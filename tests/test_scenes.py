@@ -97,6 +97,8 @@ def test_dim_pairs_hold_whole_grey_levels_and_the_same_flow(source):
         assert dim.flow is pair.flow
     dark = dataclasses.replace(pair, image1=0.02 * pair.image1, image2=0.02 * pair.image2)
     assert torch.equal(dimmed(dark, np.random.default_rng(0)).image1, dark.image1.round())
+    black = dataclasses.replace(pair, image1=torch.zeros_like(pair.image1))
+    assert not dimmed(black, np.random.default_rng(0)).image1.any()
 
 
 def test_photographs_are_cut_from_pictures_that_come_with_scikit_image():
