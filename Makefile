@@ -28,7 +28,7 @@ SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN)
           $(if $(CHECKPOINT),--set "checkpoint=$(CHECKPOINT)") \
           $(if $(UPDATES),--set num_updates=$(UPDATES)) \
           $(foreach setting,$(PARAMS),--set $(setting))
-STAGE   = $(PYTHON) -m gma_lib.pipeline $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
+STAGE   = $(PYTHON) -m gma_lib.pipeline.runner $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
@@ -40,15 +40,15 @@ help: ## show this help
 
 reproduce: $(ENV) ## run every notebook for every batch size in BS and write the report
 	@status=0; $(MAKE) --no-print-directory -k stages || status=$$?; \
-	$(PYTHON) -m gma_lib.report --profile $(PROFILE); exit $$status
+	$(PYTHON) -m gma_lib.report.index --profile $(PROFILE); exit $$status
 
 stages: $(call stamps,05_evaluate) $(call stamps,06_perf)
 
 report: $(ENV) ## write the index page from what is there
-	@$(PYTHON) -m gma_lib.report --profile $(PROFILE)
+	@$(PYTHON) -m gma_lib.report.index --profile $(PROFILE)
 
 share: $(ENV) ## write the report as one zip file to send
-	@$(PYTHON) -m gma_lib.report --profile $(PROFILE) --archive
+	@$(PYTHON) -m gma_lib.report.index --profile $(PROFILE) --archive
 
 01_data: $(OUT)/data/.01_data.json ## list and check the frames; render the demo set
 02_export: $(call stamps,02_export) ## weights to ONNX
@@ -73,16 +73,16 @@ $(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs
 	@$(call STAGE,06_perf,$*)
 
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
-	$(PYTHON) -m gma_lib.training --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
+	$(PYTHON) -m gma_lib.training.trainer --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
 
 bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (an hour)
-	$(PYTHON) -m gma_lib.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
-	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
-	$(PYTHON) -m gma_lib.comparison --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
-	$(PYTHON) -m gma_lib.precision
+	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
+	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
+	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
+	$(PYTHON) -m gma_lib.perf.precision
 
 bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by operation (docs/gpu.md)
-	$(PYTHON) -m gma_lib.comparison --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
+	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
 
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest

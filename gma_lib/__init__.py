@@ -12,14 +12,11 @@ Masks
 1px
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
-Modules stand in the order in which data flows through them; a module imports only from above it: ``runs``, ``published``,
-``progress``, ``flow_io``, ``rewrite``, ``ascend``, ``sintel``, ``synthetic``, ``padding``, ``metrics``, ``classical``,
-``model``, ``checkpoints``, ``lean``, ``scenes``, ``training``, ``integer_attention``, ``quantization``, ``backends``, ``export``,
-``convert``, ``benchmark``, ``warm_start``, ``estimator``, ``clips``, ``inference``, ``scoring``, ``evaluation``, ``guide``, ``insight``,
-``comparison``, ``precision``, ``card``, ``half_precision``, ``figures``, ``explore``, ``submission``, ``pages``,
-``pipeline``, ``report``, ``doctor``, ``cli``.
+One package per stage, in the order in which data flows; each imports only from those before it:
+``runs``, ``flow``, ``network``, ``data``, ``ascend``, ``backends``, ``training``, ``export``, ``convert``, ``infer``,
+``evaluate``, ``perf``, ``pipeline``, ``report``; above them ``doctor`` and ``cli``.
 
-For flow of your own frames, three lines (see ``gma_lib.estimator``)::
+For flow of your own frames, three lines (see ``gma_lib.infer.estimator``)::
 
     from gma_lib import load
 
@@ -34,7 +31,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Callable:
     """``load``, imported when it is asked for: importing the package stays cheap."""
     if name == "load":
-        from gma_lib.estimator import load
+        from gma_lib.infer.estimator import load
 
         return load
     raise AttributeError(f"module 'gma_lib' has no attribute {name!r}")

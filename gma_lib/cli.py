@@ -51,7 +51,7 @@ def _network_options(updates: int) -> Callable:
 
 
 def _estimator(checkpoint: str, updates: int, backend: str, precision: str, max_pixels: int | None):
-    from gma_lib.estimator import load
+    from gma_lib.infer.estimator import load
 
     return load(checkpoint, num_updates=updates, backend=backend, precision=precision, max_pixels=max_pixels, say=_say)
 
@@ -99,7 +99,7 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
     """Flow from FRAME1 to FRAME2, two images of one size."""
     import numpy as np
 
-    from gma_lib.flow_io import check_flow_suffix, read_photo, write_flow_file
+    from gma_lib.flow.files import check_flow_suffix, read_photo, write_flow_file
 
     check_flow_suffix(output)
     if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:
@@ -116,7 +116,7 @@ def flow(frame1: Path, frame2: Path, output: Path, figure: Path | None, overwrit
     speed = np.hypot(*computed)
     click.echo(f"{output}: {computed.shape[2]}x{computed.shape[1]} px, mean speed {speed.mean():.2f} px, fastest {speed.max():.2f} px")
     if figure is not None:
-        from gma_lib.figures import flow_figure, save
+        from gma_lib.report.figures import flow_figure, save
 
         save(flow_figure(image1, computed, title=f"{frame1.name} to {frame2.name}"), figure)
         click.echo(f"{figure}: the figure")
@@ -135,10 +135,10 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
     from itertools import chain
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's own complaints name no file; ours do
-    from gma_lib.clips import clip_length, read_clip
-    from gma_lib.flow_io import write_flow
-    from gma_lib.progress import track
-    from gma_lib.runs import write_json
+    from gma_lib.data.clips import clip_length, read_clip
+    from gma_lib.flow.files import write_flow
+    from gma_lib.runs.progress import track
+    from gma_lib.runs.run import write_json
 
     making = output.absolute().with_name(f"{output.absolute().name}.partial")  # renamed when it is whole
     for folder in (output, making):
@@ -166,9 +166,9 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
 
 
 def _write_movie(path: Path, files: list[Path], frames_per_second: float) -> None:
-    from gma_lib.clips import write_movie
-    from gma_lib.figures import flow_radius, flow_to_rgb
-    from gma_lib.flow_io import read_flow
+    from gma_lib.data.clips import write_movie
+    from gma_lib.flow.files import read_flow
+    from gma_lib.report.figures import flow_radius, flow_to_rgb
 
     radius = max(flow_radius(read_flow(file)) for file in files)
     write_movie(path, (flow_to_rgb(read_flow(file), radius) for file in files), frames_per_second=frames_per_second)
@@ -188,7 +188,7 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
     """
     import json
 
-    from gma_lib.scoring import matched_files, score_files
+    from gma_lib.evaluate.any_files import matched_files, score_files
 
     files = matched_files(prediction, truth)
     sums, unknown = score_files(files, occlusions=occlusions)
@@ -196,7 +196,7 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
     if as_json:
         click.echo(json.dumps({"fields": len(files), "pixels_without_truth": unknown, **scores}, indent=1))
         return
-    from gma_lib.evaluation import GROUP_LABELS
+    from gma_lib.evaluate.evaluation import GROUP_LABELS
 
     click.echo(f"{len(files)} flow field{'s' * (len(files) > 1)}; EPE in pixels; shares below 1, 3 and 5 px in %")
     if unknown:
@@ -223,10 +223,10 @@ def export(
     output: Path, height: int, width: int, batch_size: int, checkpoint: str, updates: int, lookup: str, opset: int, split: bool
 ) -> None:
     """Write the network as ONNX for one frame size."""
-    from gma_lib.checkpoints import load_model
-    from gma_lib.export import export_split, export_whole
-    from gma_lib.lean import lean
-    from gma_lib.model import GMAConfig, check_sides
+    from gma_lib.export.trace import export_split, export_whole
+    from gma_lib.network.checkpoints import load_model
+    from gma_lib.network.deploy import lean
+    from gma_lib.network.model import GMAConfig, check_sides
 
     check_sides(height, width)
     _refuse_used_folder(output)
@@ -251,8 +251,8 @@ def export(
 @_plain_errors
 def submit(sintel: Path, output: Path, split: str, cold: bool, **network) -> None:
     """Flow for Sintel's benchmark from the data set's folder SINTEL: both passes, warm start, every file checked."""
-    from gma_lib.progress import track
-    from gma_lib.submission import PAIRS_IN_TEST_SPLIT, write_submission
+    from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
+    from gma_lib.runs.progress import track
 
     pairs = write_submission(sintel.absolute(), output, _estimator(**network), split=split, warm=not cold, track=track)
     click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size")

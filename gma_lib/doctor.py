@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from gma_lib.runs import PROJECT, cores, memory_bytes, processor
+from gma_lib.runs.run import PROJECT, cores, memory_bytes, processor
 
 NEEDED = ("numpy", "onnx", "onnxruntime", "openvino", "cv2", "matplotlib", "pandas", "papermill", "nbconvert", "torch")
 LOCK = PROJECT / "requirements.lock"
@@ -94,7 +94,7 @@ def has_bf16() -> bool:
 
 
 def _advice() -> str:
-    from gma_lib.precision import advice
+    from gma_lib.perf.precision import advice
 
     return advice()
 

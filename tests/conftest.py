@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gma_lib import pipeline
-from gma_lib.flow_io import write_flow, write_frame, write_mask
-from gma_lib.runs import PROJECT
+from gma_lib.flow.files import write_flow, write_frame, write_mask
+from gma_lib.pipeline import runner as pipeline
+from gma_lib.runs.run import PROJECT
 
 HEIGHT, WIDTH = 128, 160  # the smallest frames whose coarsest correlation level still has two cells a side
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -70,7 +70,7 @@ def write_tiny_sintel(root: Path) -> Path:
 @pytest.fixture(scope="session")
 def seeded():
     """The network with seeded weights and its checkpoint."""
-    from gma_lib.checkpoints import load_model
+    from gma_lib.network.checkpoints import load_model
 
     return load_model("seeded")
 
@@ -86,7 +86,7 @@ def small_frames() -> tuple[np.ndarray, np.ndarray]:
 
 def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
     """A stage in a process of its own, as make starts it."""
-    command = [sys.executable, "-m", "gma_lib.pipeline", stage, "--profile", profile, "--batch-size", batch_size]
+    command = [sys.executable, "-m", "gma_lib.pipeline.runner", stage, "--profile", profile, "--batch-size", batch_size]
     for setting in (f"outputs={outputs}", "run=test", *settings):
         command += ["--set", setting]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
@@ -106,7 +106,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reported(finished) -> Path:
     """The finished notebooks with their index page."""
-    from gma_lib import report
+    from gma_lib.report import index as report
 
     report.write_index(finished, "tiny")
     return finished

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gma_lib import clips
 from gma_lib.cli import main
-from gma_lib.flow_io import read_flow, read_flow_file, write_flow, write_flow_file, write_frame, write_kitti_flow, write_mask
+from gma_lib.data import clips
+from gma_lib.flow.files import read_flow, read_flow_file, write_flow, write_flow_file, write_frame, write_kitti_flow, write_mask
 
 FAST = ["--checkpoint", "seeded", "--updates", "1"]
 
@@ -164,8 +164,8 @@ def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
 
 
 def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
-    from gma_lib import estimator
     from gma_lib.ascend.chip import NoChipFound
+    from gma_lib.infer import estimator
 
     def no_chip(*arguments, **options):
         raise NoChipFound("no Ascend chip was found")
@@ -176,7 +176,7 @@ def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
 
 
 def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
-    from gma_lib import estimator
+    from gma_lib.infer import estimator
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
@@ -326,7 +326,7 @@ def test_fields_of_two_sizes_are_refused(fields):
 
 
 def test_export_writes_files_that_say_what_they_are(tmp_path):
-    from gma_lib.export import read_description
+    from gma_lib.export.trace import read_description
 
     gma("export", "-o", tmp_path / "model", "--height", 128, "--width", 160, *FAST)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["gma.onnx"]

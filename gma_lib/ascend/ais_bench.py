@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.ascend.tool import run_tool
-from gma_lib.flow_io import read_tensor
-from gma_lib.runs import DoesNotFit
+from gma_lib.flow.files import read_tensor
+from gma_lib.runs.run import DoesNotFit
 
 OUT_OF_MEMORY = re.compile(
     r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
@@ -117,7 +117,7 @@ def infer_folders(
     input_bytes
         Of the file of one sample.
     track
-        ``gma_lib.progress.track``, which then counts the outputs as they appear; None for silence.
+        ``gma_lib.runs.progress.track``, which then counts the outputs as they appear; None for silence.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def measure(
 ) -> Timing:
     """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures.
 
-    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends (``gma_lib.progress.elapsed``).
+    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends (``gma_lib.runs.progress.elapsed``).
     """
     arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
     with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:  # without --output the tool writes no summary

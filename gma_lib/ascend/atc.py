@@ -13,7 +13,7 @@ import onnx
 
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.tool import run_tool
-from gma_lib.runs import DoesNotFit, digest, sha256, written_whole
+from gma_lib.runs.run import DoesNotFit, digest, sha256, written_whole
 
 SUCCESS = "ATC run success"
 CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
@@ -191,7 +191,7 @@ def convert_to_om(
 
     One that is there counts if it was made from the same file by the same command for the same chip and CANN.
     A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the seconds so far while ``atc`` works
-    (``gma_lib.progress.elapsed``).
+    (``gma_lib.runs.progress.elapsed``).
 
     Returns
     -------

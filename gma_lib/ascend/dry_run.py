@@ -11,8 +11,8 @@ from gma_lib.ascend.ais_bench import AisBench, command
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
-from gma_lib.rewrite import rewrite_where_needed
-from gma_lib.runs import PROJECT, shown, written_whole
+from gma_lib.ascend.rewrite import rewrite_where_needed
+from gma_lib.runs.run import PROJECT, shown, written_whole
 
 PASSES = ("clean", "final")
 

@@ -23,7 +23,7 @@ def is_correlation(node: NodeProto) -> bool:
 
 
 def is_norm_or_coordinate(node: NodeProto) -> bool:
-    """What ``gma_lib.half_precision`` finds worth keeping: the distance from float32 flow falls fourteenfold."""
+    """What ``gma_lib.perf.half_precision`` finds worth keeping: the distance from float32 flow falls fourteenfold."""
     return is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 
-from gma_lib.rewrite import all_graphs
+from gma_lib.ascend.rewrite import all_graphs
 
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 

@@ -44,7 +44,7 @@ class BackendKind:
     package
         What to install when its import fails.
     lookup
-        The form of the correlation lookup that suits it, a key of ``gma_lib.model.LOOKUPS``.
+        The form of the correlation lookup that suits it, a key of ``gma_lib.network.model.LOOKUPS``.
     computes_on
         Whose matrix products its speed is held against: ``cpu``, or ``cuda`` for an NVIDIA GPU.
     """

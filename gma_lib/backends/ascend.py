@@ -16,10 +16,10 @@ from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
-from gma_lib.flow_io import read_tensor, write_tensor
-from gma_lib.progress import elapsed
-from gma_lib.runs import DoesNotFit
-from gma_lib.sintel import check_free_space
+from gma_lib.data.sintel import check_free_space
+from gma_lib.flow.files import read_tensor, write_tensor
+from gma_lib.runs.progress import elapsed
+from gma_lib.runs.run import DoesNotFit
 
 # Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
 PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}

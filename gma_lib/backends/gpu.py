@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from gma_lib.backends.base import SplitBackend, checked_frames, starting_flow
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.backends.torch import load_network
-from gma_lib.lean import lean
-from gma_lib.model import GMA, Attention, Encoder, ResidualBlock
-from gma_lib.runs import DoesNotFit
+from gma_lib.network.deploy import lean
+from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
+from gma_lib.runs.run import DoesNotFit
 
 WARM_UP_CALLS = 3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
 
@@ -38,7 +38,7 @@ class QueriesAndKeys(nn.Module):
 
 
 class RecomputedAggregate(nn.Module):
-    """``gma_lib.lean.BareAggregate`` that computes the attention again in every update, inside one kernel.
+    """``gma_lib.network.deploy.BareAggregate`` that computes the attention again in every update, inside one kernel.
 
     A fifth more multiplications than reading a stored matrix, and better numbers in float16: stored, most weights (1/7040 on average)
     would be near its smallest numbers, where few digits are left.
@@ -88,8 +88,8 @@ def replace_instance_norm(encoder: Encoder) -> None:
 def for_gpu(model: GMA, precision: str) -> GMA:
     """A copy of the network that computes the same flow in the form that suits a GPU.
 
-    Lean (``gma_lib.lean``), batch norms folded, channels last throughout. In half precision the convolutions keep their weights in it,
-    so that autocast has nothing to convert, and content attention is recomputed instead of stored.
+    Lean (``gma_lib.network.deploy``), batch norms folded, channels last throughout. In half precision the convolutions
+    keep their weights in it, so that autocast has nothing to convert, and content attention is recomputed instead of stored.
     """
     network = lean(model)
     fold_batch_norm(network.cnet)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
-from gma_lib.runs import cores, digest, processor, sha256, written_whole
+from gma_lib.runs.run import cores, digest, processor, sha256, written_whole
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
 # What CANN is told for each precision; left alone, it computes in float16.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
-from gma_lib.quantization import is_quantized
-from gma_lib.runs import cores, digest, processor
+from gma_lib.convert.int8 import is_quantized
+from gma_lib.runs.run import cores, digest, processor
 
 # int8: convolutions as the model was calibrated, everything between them in bfloat16
 _TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
-from gma_lib.runs import cores
+from gma_lib.runs.run import cores
 
 if TYPE_CHECKING:
-    from gma_lib.model import GMA
+    from gma_lib.network.model import GMA
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TorchOptions:
     device
         ``cpu``, ``cuda``, ``cuda:1``, ...
     lookup
-        A key of ``gma_lib.model.LOOKUPS``.
+        A key of ``gma_lib.network.model.LOOKUPS``.
     threads
         None takes every core; the setting is PyTorch's, for the whole process.
     """
@@ -50,7 +50,7 @@ class TorchBackend(SplitBackend):
     def __init__(self, path: Path, options: TorchOptions | None = None):
         import torch
 
-        from gma_lib.lean import lean
+        from gma_lib.network.deploy import lean
 
         self.options = options or TorchOptions()
         self.options.require()
@@ -110,8 +110,8 @@ def load_network(path: Path, *, lookup: str) -> tuple["GMA", int | None]:
     """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs it was told to compute at once."""
     from safetensors import safe_open
 
-    from gma_lib.checkpoints import load_model
-    from gma_lib.model import GMAConfig
+    from gma_lib.network.checkpoints import load_model
+    from gma_lib.network.model import GMAConfig
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model; run 03_convert first")

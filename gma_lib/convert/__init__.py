@@ -1,0 +1,1 @@
+"""Stage 03: ONNX graphs to what a runtime loads."""

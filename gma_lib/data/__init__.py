@@ -1,0 +1,1 @@
+"""Stage 01: frames and ground truth, from Sintel, clips or the rendered demo set."""

@@ -1,0 +1,100 @@
+"""Frames along time, from a folder of images or a video file."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gma_lib.flow.files import read_photo
+from gma_lib.runs.run import written_whole
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def read_clip(source: Path) -> Iterator[np.ndarray]:
+    """Yield frames, float32 (3, H, W), RGB, 0..255, one at a time: a video need not fit into memory.
+
+    Parameters
+    ----------
+    source
+        A folder, whose images are taken in the order of the numbers in their names, or a video that OpenCV can decode.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When there is no such thing, when it holds fewer than two frames, or when a frame cannot be decoded or has another size than
+        the first; the error comes when that frame is reached.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such folder or video file")
+    frames = _folder_frames(source) if source.is_dir() else _video_frames(source)
+    count, size = 0, None
+    for name, frame in frames:
+        count += 1
+        size = size or frame.shape[1:]
+        if frame.shape[1:] != size:
+            raise ValueError(f"{name} has {_sides(frame.shape[1:])} px where the frames before have {_sides(size)}")
+        yield frame
+    if count < 2:
+        raise ValueError(f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; flow needs two")
+
+
+def clip_length(source: Path) -> int | None:
+    """Number of frames, None where the file does not say."""
+    source = Path(source)
+    if source.is_dir():
+        return len(_image_files(source))
+    declared = int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_file() else 0
+    return declared if declared > 0 else None
+
+
+def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second: float) -> None:
+    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, which the codec wants."""
+    writer = None
+    with written_whole(path) as partial:
+        for picture in pictures:
+            height, width = (side - side % 2 for side in picture.shape[:2])
+            if writer is None:
+                writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
+                if not writer.isOpened():
+                    raise OSError(f"{path}: this OpenCV cannot write mp4 files")
+            writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+        if writer is None:
+            raise ValueError(f"{path}: a movie needs a picture")
+        writer.release()
+
+
+def _sides(size: tuple[int, ...]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    return sorted(files, key=_in_natural_order)
+
+
+def _in_natural_order(path: Path) -> list:
+    """frame_2 before frame_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _folder_frames(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for path in _image_files(folder):
+        yield str(path), read_photo(path)[0]
+
+
+def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    video = cv2.VideoCapture(str(file))
+    try:
+        number = 0
+        while True:
+            decoded, image = video.read()
+            if not decoded:
+                return
+            number += 1
+            yield f"{file}, frame {number}", np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+    finally:
+        video.release()

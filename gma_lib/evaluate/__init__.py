@@ -1,0 +1,1 @@
+"""Stage 05: flow and ground truth to scores."""

@@ -1,0 +1,1 @@
+"""Stage 02: the model as ONNX graphs."""

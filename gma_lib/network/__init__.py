@@ -1,0 +1,1 @@
+"""GMA itself: the model, its weights, its deploy form and the memory that it needs."""

@@ -1,0 +1,209 @@
+"""Named weights and weight files, loaded strictly, each with the hash of what was loaded.
+
+The authors publish theirs in their repository (https://github.com/zacjiang/GMA at 2f1fd29) as ``checkpoints/gma-sintel.pth``
+and others; this package cannot redistribute them. Give the file's path as the checkpoint.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gma_lib.network.model import GMA, GMAConfig
+from gma_lib.runs.run import PROJECT, digest, sha256, written_whole
+
+WEIGHTS_FOLDER = PROJECT / "weights"
+SEEDED = "seeded"
+SEED = 20210402
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what is known about them.
+
+    Attributes
+    ----------
+    name
+        A shipped name, or the file's stem.
+    source
+        What to give ``load_checkpoint`` to load the same again.
+    sha256
+        Of the file; of the recipe for seeded weights.
+    trained
+        False for seeded noise, whose flow means nothing.
+    state
+        State dict of ``GMA``, complete.
+    card
+        Contents of the ``.json`` beside the weights, empty if there is none.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    trained: bool
+    state: dict[str, Tensor] = field(repr=False)
+    card: dict = field(repr=False, default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """One sentence for every page that shows flow."""
+        if not self.trained:
+            return "The weights are seeded noise, so the flow shown here is noise too: only the machinery is real."
+        return self.card.get("note", f"Weights: {self.name}.")
+
+    def described(self) -> dict:
+        return {"name": self.name, "source": self.source, "sha256": self.sha256, "trained": self.trained, "note": self.note}
+
+
+def shipped() -> list[str]:
+    """Names of the checkpoints that come with the package."""
+    return [SEEDED, *sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))]
+
+
+def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
+    """Load weights by name (see ``shipped``) or from a ``.pth`` or ``.safetensors`` file.
+
+    Raises
+    ------
+    FileNotFoundError
+        Neither a shipped name nor a file.
+    ValueError
+        Unreadable, or not exactly this network's entries; names the first missing and unexpected ones.
+    """
+    if str(checkpoint) == SEEDED:
+        return Checkpoint(SEEDED, SEEDED, digest(["recipe", SEED]), False, seeded_weights())
+    named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
+    path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{checkpoint}: neither a weights file nor one of the shipped weights ({', '.join(shipped())})")
+    card = path.with_suffix(".json")
+    return Checkpoint(
+        name=path.stem,
+        source=str(checkpoint),
+        sha256=sha256(path),
+        trained=True,
+        state=complete_state(_read(path), source=path),
+        card=_read_card(card) if card.is_file() else {},
+    )
+
+
+def _read_card(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: the card of these weights is not JSON ({error}); mend it, or move it elsewhere") from error
+
+
+def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
+    """The network with a checkpoint's weights, ready for inference, and the checkpoint."""
+    loaded = load_checkpoint(checkpoint)
+    model = GMA(config).eval().requires_grad_(False)
+    model.load_state_dict(loaded.state)
+    return model, loaded
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__}: {first_line})") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict (name -> tensor)")
+    return content
+
+
+def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
+    """Check entries against the network, undo what savers add or leave out, return float32.
+
+    Official files were saved from ``DataParallel`` and carry ``module.`` before every name. The norm of a shortcut has two
+    names, ``norm3`` and ``downsample.1``; either may be absent.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    for name in list(state):
+        twin = _twin(name)
+        if twin:
+            state.setdefault(twin, state[name])
+    wanted = GMA().state_dict()
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    if missing or unexpected:
+        parts = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        raise ValueError(f"{source}: not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}")
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is {tuple(tensor.shape)}")
+        if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            raise ValueError(f"{source}: {name} holds values that are not finite")
+    return {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
+
+
+def _twin(name: str) -> str | None:
+    """The other name of a shortcut's norm."""
+    if ".norm3." in name:
+        return name.replace(".norm3.", ".downsample.1.")
+    if ".downsample.1." in name:
+        return name.replace(".downsample.1.", ".norm3.")
+    return None
+
+
+def save_checkpoint(path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> Path:
+    """Write a state dict as safetensors, each shared norm once."""
+    kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
+    with written_whole(path) as partial:
+        safetensors.torch.save_file(kept, partial, metadata=metadata)
+    return Path(path)
+
+
+def save_official(path: Path, state: dict[str, Tensor]) -> Path:
+    """Write a state dict as the authors save theirs: a ``.pth`` with ``module.`` before every name."""
+    with written_whole(path) as partial:
+        torch.save({f"module.{name}": value for name, value in state.items()}, partial)
+    return Path(path)
+
+
+def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
+    """Weights that anyone can rebuild, the same bytes everywhere: noise scaled so that signals neither die nor explode.
+
+    The recipe is that of the reference vectors the package is tested with.
+    """
+    rng = np.random.default_rng(seed)
+    template = GMA().state_dict()
+    state = {}
+    for name in sorted(template):
+        tensor = template[name]
+        if not tensor.is_floating_point():
+            state[name] = tensor
+            continue
+        noise = rng.standard_normal(tensor.numel()).astype(np.float32).reshape(tuple(tensor.shape))
+        state[name] = torch.from_numpy(np.asarray(_scaled_noise(name, noise), dtype=np.float32))
+    for name in state:
+        if ".norm3." in name:
+            state[name] = state[name.replace(".norm3.", ".downsample.1.")]
+    return state
+
+
+def _scaled_noise(name: str, noise: np.ndarray) -> np.ndarray:
+    if noise.ndim == 4:
+        scale = np.float32(np.sqrt(1.6 / np.prod(noise.shape[1:])))
+        # small steps: the flow must not run away over the updates
+        return noise * scale * np.float32(0.06 if name.endswith("flow_head.conv2.weight") else 1)
+    if noise.ndim == 2:
+        return noise
+    if name.endswith("running_var"):
+        return 1 + np.float32(0.1) * np.abs(noise)
+    if name.endswith("running_mean"):
+        return np.float32(0.1) * noise
+    if name.endswith("gamma"):
+        return np.full_like(noise, 0.7)
+    if name.endswith("weight") and ("norm" in name or "downsample.1" in name):
+        return 1 + np.float32(0.1) * noise
+    return np.float32(0.02) * noise

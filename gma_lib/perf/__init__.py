@@ -1,0 +1,1 @@
+"""Stage 06: time and memory."""

@@ -1,0 +1,1 @@
+"""The stages, their parameters, and the runner that executes their notebooks."""

@@ -1,0 +1,81 @@
+"""Something to play with in JupyterLab: slide through pairs and updates, and move the point whose attention is shown."""
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+
+from matplotlib.figure import Figure
+
+from gma_lib.data.sintel import FramePair
+from gma_lib.evaluate.insight import Examined, hidden_point
+from gma_lib.report.figures import attention_figure, encoded, show, update_figure
+
+
+def explore(pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined) -> None:
+    """Show sliders where somebody can move them, and a picture where nobody can.
+
+    Parameters
+    ----------
+    pairs
+        Those with ground truth can be chosen.
+    examine
+        Looks inside the network for a pair; called when one is chosen, which takes some seconds.
+    first
+        The pair to start with.
+    """
+    if is_live():
+        from IPython.display import display
+
+        display(panel(pairs, examine, first))
+        return
+    show(update_figure(first, 1), photo=True)
+    print("A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point.")
+
+
+def is_live() -> bool:
+    """Whether a Jupyter server's front end may answer, and the widgets are installed."""
+    return "JPY_SESSION_NAME" in os.environ and not os.environ.get("GMA_HEADLESS") and find_spec("ipywidgets") is not None
+
+
+def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined):
+    """The widgets: a menu of pairs, sliders for the update and for the point's x and y, and the two pictures that follow them."""
+    import ipywidgets
+
+    known = {first.pair.name: first}
+    names = [pair.name for pair in pairs if pair.flow is not None]
+    wide = ipywidgets.Layout(width="420px")
+    menu = ipywidgets.Dropdown(options=names, value=first.pair.name, description="pair")
+    status = ipywidgets.Label()
+    update = ipywidgets.IntSlider(min=1, continuous_update=False, description="update", layout=wide)
+    x = ipywidgets.IntSlider(min=0, continuous_update=False, description="x", layout=wide)
+    y = ipywidgets.IntSlider(min=0, continuous_update=False, description="y", layout=wide)
+    pictures = [ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%")) for _ in range(2)]
+
+    def draw(change=None) -> None:
+        examined = known[menu.value]
+        pictures[0].value = _png(update_figure(examined, update.value)[0])
+        pictures[1].value = _png(attention_figure(examined, (x.value, y.value))[0])
+
+    def choose(change=None) -> None:
+        if menu.value not in known:
+            status.value = f"looking inside {menu.value} ..."
+            known[menu.value] = examine(next(pair for pair in pairs if pair.name == menu.value))
+            status.value = ""
+        examined = known[menu.value]
+        height, width = examined.truth.shape[1:]
+        update.max, x.max, y.max = len(examined.inside.flows), width - 1, height - 1
+        update.value = update.max
+        x.value, y.value = hidden_point(examined.truth, examined.occluded)
+        draw()
+
+    menu.observe(choose, names="value")
+    choose()
+    for slider in (update, x, y):
+        slider.observe(draw, names="value")
+    return ipywidgets.VBox([ipywidgets.HBox([menu, status]), update, ipywidgets.HBox([x, y]), *pictures])
+
+
+def _png(figure: Figure) -> bytes:
+    import base64
+
+    return base64.b64decode(encoded(figure)[1])

@@ -1,0 +1,1 @@
+"""From procedural scenes to weights."""

@@ -1,0 +1,222 @@
+"""Every backend computes the network's flow, says what it computes in, and refuses what it cannot do."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from gma_lib.backends import BACKENDS, FakeBackend, load_backend
+from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
+from gma_lib.convert.conversion import convert
+from gma_lib.data.padding import Padding
+from gma_lib.doctor import has_bf16
+from gma_lib.export import trace as export
+from gma_lib.flow.files import read_frame
+from gma_lib.flow.metrics import Deviation
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.deploy import lean
+
+# What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
+RUNTIMES = tuple(name for name, kind in BACKENDS.items() if name != "ascend" and kind.computes_on == "cpu")
+SMALL = {"height": 128, "width": 160}
+
+
+def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RUNTIMES):
+    model, checkpoint = seeded
+    size = {"height": height, "width": width, "batch_size": batch_size}
+    export.export_whole(lean(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
+    export.export_split(lean(model), folder, **size, checkpoint=checkpoint)
+    for name in backends:
+        convert(name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, seeded):
+    """Every backend's files for batches of two small pairs."""
+    return prepare(tmp_path_factory.mktemp("models"), seeded, **SMALL, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def reference(seeded, small_frames):
+    return export.reference_flow(seeded[0], *small_frames)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_same_flow(name, models, small_frames, reference):
+    with load_backend(name, models, precision="float32") as backend:
+        found = backend.predict(*small_frames)
+        assert backend.precision == "float32"
+    assert found.dtype == np.float32
+    assert found.shape == (2, 2, 128, 160)
+    assert Deviation.between(found, reference).max < 1e-3
+    assert Deviation.between(found[::-1], reference).max > 1  # the order of the batch matters, and is noticed
+
+
+@pytest.fixture(scope="module")
+def whole_batches(tmp_path_factory, seeded):
+    """As ``models``, but the pairs of a batch are computed together."""
+    return prepare(tmp_path_factory.mktemp("whole"), seeded, **SMALL, batch_size=2, at_once=None)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_together_or_one_after_the_other(name, models, whole_batches, small_frames, reference):
+    with (
+        load_backend(name, models, precision="float32") as pair_by_pair,
+        load_backend(name, whole_batches, precision="float32") as together,
+    ):
+        assert (pair_by_pair.at_once, together.at_once) == (1, 2)
+        assert Deviation.between(together.predict(*small_frames), reference).max < 1e-3
+        assert Deviation.between(pair_by_pair.predict(*small_frames), reference).max < 1e-3
+        more = [np.concatenate([frames, frames[::-1]]) for frames in small_frames]
+        assert Deviation.between(together.predict(*more), np.concatenate([reference, reference[::-1]])).max < 1e-3
+
+
+def test_parts_that_do_not_fill_a_batch_are_refused(models):
+    with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
+        convert("openvino", models, checkpoint="seeded", num_updates=6, attention="content", at_once=3)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_split_is_the_whole(name, models, small_frames, reference):
+    with load_backend(name, models, precision="float32") as backend:
+        features1, features2 = (backend.features(frames) for frames in small_frames)
+        context = backend.context(small_frames[0])
+        flow, flow_low = backend.refine(features1, features2, context)
+    assert features1.shape == context.shape == (2, 256, 16, 20)
+    assert flow_low.shape == (2, 2, 16, 20)
+    assert Deviation.between(flow, reference).max < 1e-3
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_reduced_precision_is_reduced(name, models, small_frames, reference):
+    if name == "openvino" and not has_bf16():  # PyTorch emulates it, slowly
+        with pytest.raises(ValueError, match="not bfloat16"):
+            load_backend(name, models, precision="bfloat16")
+        return
+    with load_backend(name, models, precision="bfloat16") as backend:
+        found = backend.predict(*small_frames)
+        assert backend.precision == "bfloat16"
+    # another flow than float32, by rounding and not by half a pixel
+    assert 1e-4 < Deviation.between(found, reference).mean < 0.3
+
+
+def test_coordinates_stay_in_float32(tmp_path):
+    """Where a frame is 128 cells wide, bfloat16 coordinates would lie half a cell apart; weights that see notice."""
+    if not has_bf16():
+        pytest.skip("needs a processor with bfloat16")
+    trained = load_model("gma-procedural")
+    folder = prepare(tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",))
+    rng = np.random.default_rng(2)
+    image1 = rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
+    image2 = np.roll(image1, (2, 5), axis=(2, 3))
+    reference = export.reference_flow(trained[0], image1, image2)
+    deviations = []
+    for file in ("gma.xml", "gma.onnx"):  # converted, with its coordinates marked, and as exported
+        with OpenVinoBackend(folder / file, OpenVinoOptions(precision="bfloat16")) as backend:
+            deviations.append(Deviation.between(backend.predict(image1, image2), reference).mean)
+    assert deviations[0] < 0.5 * deviations[1], deviations
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, small_frames):
+    folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
+    image1, image2 = (frames[:1] for frames in small_frames)
+    flows, stored = [], []
+    for _ in range(2):
+        with load_backend(name, folder, precision="float32") as backend:
+            flows.append(backend.predict(image1, image2))
+        stored.append({path: path.stat().st_mtime_ns for path in (folder / "compiled").rglob("*") if path.is_file()})
+    assert stored[0]
+    assert stored[0] == stored[1]
+    np.testing.assert_array_equal(*flows)
+    # another model is never mistaken for it
+    other, checkpoint = load_model("gma-procedural")
+    export.export_whole(other, folder / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint)
+    convert(name, folder, checkpoint="gma-procedural", num_updates=6, attention="content")
+    with load_backend(name, folder, precision="float32") as backend:
+        assert Deviation.between(backend.predict(image1, image2), export.reference_flow(other, image1, image2)).max < 1e-3
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_answers_are_not_overwritten_by_the_next_call(name, models, small_frames):
+    with load_backend(name, models, precision="float32") as backend:
+        first = backend.predict(*small_frames)
+        kept = first.copy()
+        backend.predict(small_frames[1], small_frames[0])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_frames_in_any_memory_layout(name, models, small_frames, reference):
+    strided = [np.asfortranarray(frame) for frame in small_frames]
+    with load_backend(name, models, precision="float32") as backend:
+        assert Deviation.between(backend.predict(*strided), reference).max < 1e-3
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_what_is_no_frame_is_refused(name, models, small_frames):
+    image1, image2 = small_frames
+    with load_backend(name, models, precision="float32") as backend:
+        for wrong in (image2[:1], image2[:, :, :120], image2.astype(np.float64), image2[:, :1], image2[0]):
+            with pytest.raises(ValueError, match=r"image2 is float32|has shape|differ in shape"):
+                backend.predict(image1, wrong)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("onnxruntime", "int8"), ("torch", "float16")])
+def test_precisions_that_would_run_as_another(name, precision, models):
+    with pytest.raises(ValueError, match=f"{name} here computes in .*, not {precision}"):
+        load_backend(name, models, precision=precision)
+
+
+def test_a_provider_that_is_not_there(models):
+    with pytest.raises(ValueError, match=r"no CANNExecutionProvider; it has .*CPU"):
+        load_backend("onnxruntime", models, precision="float32", provider="CANNExecutionProvider")
+
+
+def test_a_device_that_is_not_there(models):
+    import torch
+
+    if torch.cuda.is_available():
+        with load_backend("torch", models, precision="float32", device="cuda") as backend:
+            assert backend.device != "CPU"
+    else:
+        with pytest.raises(ValueError, match="finds no CUDA device"):
+            load_backend("torch", models, precision="float32", device="cuda")
+
+
+def test_an_unknown_backend_lists_the_known(models):
+    with pytest.raises(ValueError, match=r"'tensorrt'; there are: openvino, onnxruntime, torch"):
+        load_backend("tensorrt", models, precision="float32")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_missing_package_says_what_to_install(name, models, monkeypatch):
+    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {name}"):
+        load_backend(name, models, precision="float32")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_missing_model_says_what_to_run(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run 0[23]_"):
+        load_backend(name, tmp_path, precision="float32")
+
+
+def test_the_fake_answers(small_frames):
+    with FakeBackend() as backend:
+        assert not backend.predict(*small_frames).any()
+        assert backend.calls == 1
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_real_pair(name, tmp_path, seeded, sintel_sample):
+    """At 440x1024: the flow of the real pair with the largest motion, in float32."""
+    folder = prepare(tmp_path, seeded, height=440, width=1024, batch_size=1)
+    paths = [sintel_sample / f"training/clean/cave_2/frame_000{number}.png" for number in (2, 3)]
+    image1, image2 = (Padding.for_size(436, 1024).pad(read_frame(path))[None] for path in paths)
+    with load_backend(name, folder, precision="float32") as backend:
+        found = backend.predict(image1, image2)
+    assert Deviation.between(found, export.reference_flow(seeded[0], image1, image2)).max < 1e-3

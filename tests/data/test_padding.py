@@ -1,0 +1,32 @@
+"""Padding and its exact inverse."""
+
+import numpy as np
+import pytest
+
+from gma_lib.data.padding import Padding
+
+
+@pytest.mark.parametrize("size", [(436, 1024), (440, 1024), (375, 1242), (128, 129), (1, 1), (130, 7)])
+def test_unpad_undoes_pad(size):
+    frame = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
+    padding = Padding.for_size(*size)
+    padded = padding.pad(frame)
+    assert padded.shape[-2:] == padding.padded_size(*size)
+    assert all(side % 8 == 0 and side >= 128 for side in padded.shape[-2:])
+    np.testing.assert_array_equal(padding.unpad(padded), frame)
+
+
+def test_sintel_gets_two_rows_above_and_below():
+    frame = np.arange(436, dtype=np.float32)[:, None].repeat(1024, axis=1)
+    padded = Padding.for_size(436, 1024).pad(frame)
+    assert padded[:4, 0].tolist() == [0, 0, 0, 1]
+    assert padded[-4:, 0].tolist() == [434, 435, 435, 435]
+
+
+def test_a_size_that_fits_is_left_alone():
+    assert Padding.for_size(440, 1024) == Padding(0, 0, 0, 0)
+
+
+def test_no_pixels_is_an_error():
+    with pytest.raises(ValueError, match="0x5"):
+        Padding.for_size(0, 5)

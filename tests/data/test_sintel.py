@@ -1,0 +1,145 @@
+"""Frames on disk become pairs; what is missing or does not fit is named."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from gma_lib.data import sintel
+from gma_lib.flow.files import write_flow, write_frame
+
+
+def test_pairs_of_the_tiny_set(tiny_sintel):
+    pairs = sintel.find_pairs(tiny_sintel, pass_name="final")
+    # two scenes of three frames: two pairs each
+    assert [pair.name for pair in pairs] == [
+        "final/alley/frame_0001",
+        "final/alley/frame_0002",
+        "final/cave/frame_0001",
+        "final/cave/frame_0002",
+    ]
+    assert [pair.flow is not None for pair in pairs] == [True, True, True, False]
+    assert pairs[0].image2.name == "frame_0002.png"
+
+
+def test_scenes_can_be_chosen(tiny_sintel):
+    assert {pair.scene for pair in sintel.find_pairs(tiny_sintel, scenes=["cave"])} == {"cave"}
+    with pytest.raises(ValueError, match=r"'street'.*alley, cave"):
+        sintel.find_pairs(tiny_sintel, scenes=["street"])
+
+
+def test_stray_files_are_ignored(tiny_sintel):
+    before = sintel.find_pairs(tiny_sintel)
+    scene = tiny_sintel / "training/clean/alley"
+    for name in (".DS_Store", "._frame_0001.png", "Thumbs.db", "frame_0001.jpg", "frame_1.png"):
+        (scene / name).write_bytes(b"stray")
+    (tiny_sintel / "training/clean/notes.txt").write_text("stray")
+    (tiny_sintel / "training/clean/empty").mkdir()
+    assert sintel.find_pairs(tiny_sintel) == before
+
+
+def test_test_split_has_no_truth(tiny_sintel):
+    (tiny_sintel / "test").mkdir()
+    shutil.copytree(tiny_sintel / "training/clean", tiny_sintel / "test/clean")
+    assert all(pair.flow is None for pair in sintel.find_pairs(tiny_sintel, split="test"))
+
+
+def test_a_gap_is_an_error(tiny_sintel):
+    (tiny_sintel / "training/clean/alley/frame_0002.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"alley/frame_0002\.png is missing"):
+        sintel.find_pairs(tiny_sintel)
+
+
+def test_a_missing_last_frame_is_an_error_where_truth_asks_for_it(tiny_sintel):
+    (tiny_sintel / "training/clean/alley/frame_0003.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"alley/frame_0003\.png is missing"):
+        sintel.find_pairs(tiny_sintel)
+
+
+def test_a_lone_frame_is_an_error(tiny_sintel):
+    for number in (2, 3):
+        (tiny_sintel / f"training/clean/cave/frame_000{number}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cave/frame_0002\.png is missing"):
+        sintel.find_pairs(tiny_sintel)
+
+
+def test_wrong_roots_say_which_was_meant(tiny_sintel, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        sintel.find_pairs(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no 'training' folder"):
+        sintel.find_pairs(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=f"too high: give {tiny_sintel}"):
+        sintel.find_pairs(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"too low: give {tiny_sintel}"):
+        sintel.find_pairs(tiny_sintel / "training")
+
+
+def test_unknown_names_list_the_known(tiny_sintel):
+    with pytest.raises(ValueError, match="clean, final"):
+        sintel.find_pairs(tiny_sintel, pass_name="albedo")
+    with pytest.raises(ValueError, match="training, test"):
+        sintel.find_pairs(tiny_sintel, split="validation")
+
+
+def test_one_size_a_run(tiny_sintel):
+    pairs = sintel.find_pairs(tiny_sintel)
+    assert sintel.frame_size(pairs) == (128, 160)
+    write_frame(tiny_sintel / "training/clean/cave/frame_0003.png", np.zeros((3, 128, 168), np.float32))
+    with pytest.raises(ValueError, match=r"cave/frame_0003\.png is 128x168"):
+        sintel.frame_size(pairs)
+
+
+def test_flow_of_another_size_is_an_error(tiny_sintel):
+    write_flow(tiny_sintel / "training/flow/alley/frame_0001.flo", np.zeros((2, 100, 160), np.float32))
+    with pytest.raises(ValueError, match=r"alley/frame_0001\.flo has"):
+        sintel.frame_size(sintel.find_pairs(tiny_sintel))
+
+
+def test_the_index_gives_the_pairs_back(tiny_sintel):
+    index = sintel.build_index(tiny_sintel, description="tiny")
+    pairs = [pair for pass_name in ("clean", "final") for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)]
+    assert sintel.load_pairs(index) == pairs
+    assert sintel.load_pairs(index, ["final/cave/frame_0001"]) == [pairs[6]]
+    with pytest.raises(ValueError, match="street"):
+        sintel.load_pairs(index, ["clean/street/frame_0001"])
+
+
+def test_a_truncated_frame_is_found_before_anything_runs(tiny_sintel):
+    path = tiny_sintel / "training/final/cave/frame_0002.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"final/cave/frame_0002\.png: not a whole PNG"):
+        sintel.build_index(tiny_sintel, description="tiny")
+
+
+def test_a_mistagged_flow_is_found_before_anything_runs(tiny_sintel):
+    path = tiny_sintel / "training/flow/alley/frame_0001.flo"
+    path.write_bytes(b"HEIP" + path.read_bytes()[4:])
+    with pytest.raises(ValueError, match=r"alley/frame_0001\.flo: not a \.flo file"):
+        sintel.build_index(tiny_sintel, description="tiny")
+
+
+def test_counts_per_scene(tiny_sintel):
+    rows = sintel.count_pairs(sintel.build_index(tiny_sintel, description="tiny"))
+    assert rows[1] == {"pass": "clean", "scene": "cave", "pairs": 2, "with flow": 1, "with occlusion": 1, "with invalid": 1}
+
+
+def test_a_subset_says_so(tiny_sintel):
+    pairs = sintel.find_pairs(tiny_sintel)
+    assert sintel.declared_subset(pairs, batch_size=1, full_batch_size=1, pairs_per_scene=1) == (pairs, "")
+    assert sintel.declared_subset(pairs, batch_size=4, full_batch_size=None, pairs_per_scene=1) == (pairs, "")
+    chosen, sentence = sintel.declared_subset(pairs, batch_size=4, full_batch_size=1, pairs_per_scene=1)
+    assert [pair.name for pair in chosen] == ["clean/alley/frame_0001", "clean/cave/frame_0001"]
+    assert "2 of 4 pairs" in sentence
+
+
+def test_no_room_on_the_disk_is_said_before_writing(tmp_path):
+    with pytest.raises(OSError, match="are free"):
+        sintel.check_free_space(tmp_path, 10**18)
+
+
+def test_the_real_sample(sintel_sample):
+    pairs = sintel.find_pairs(sintel_sample)
+    assert len(pairs) == 6
+    assert [pair.name for pair in pairs if pair.flow] == ["clean/alley_1/frame_0002", "clean/cave_2/frame_0002"]
+    assert sintel.frame_size(pairs) == (436, 1024)

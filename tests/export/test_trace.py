@@ -1,0 +1,177 @@
+"""The exported file is the network: same flow, no operator that deployments stumble over, any batch size."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
+from gma_lib.export import trace as export
+from gma_lib.flow.metrics import Deviation
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.deploy import lean
+from gma_lib.network.model import GMAConfig
+
+FORMS = {"matmul": 13, "rows": 13, "gather": 12, "grid_sample": 16}
+SMALL = {"height": 128, "width": 160}
+UNWANTED = {"Gather", "GatherElements", "GatherND", "GridSample", "ScatterND", "Where", "Cast"}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def exported(request, tmp_path_factory):
+    """Each lookup form as a file for two pairs."""
+    model, checkpoint = load_model("seeded", GMAConfig(lookup=request.param))
+    path = tmp_path_factory.mktemp(request.param) / "gma.onnx"
+    export.export_whole(model, path, **SMALL, batch_size=2, checkpoint=checkpoint, opset=FORMS[request.param])
+    return request.param, path, model
+
+
+def test_same_flow(exported, small_frames):
+    _, path, model = exported
+    with OnnxRuntimeBackend(path) as backend:
+        found = backend.predict(*small_frames)
+    assert Deviation.between(found, export.reference_flow(model, *small_frames)).max < 1e-3
+
+
+def test_names_and_opset_of_the_guide(exported):
+    lookup, path, _ = exported
+    model = onnx.load(path)
+    assert [value.name for value in model.graph.input] == ["image1", "image2"]
+    assert [value.name for value in model.graph.output] == ["out1"]
+    assert model.opset_import[0].version == FORMS[lookup]
+    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [2, 2, 128, 160]
+
+
+def test_the_file_says_what_made_it(exported, seeded):
+    lookup, path, _ = exported
+    about = export.read_description(path)
+    assert about["weights_sha256"] == seeded[1].sha256
+    assert (about["lookup"], about["num_updates"], about["attention"]) == (lookup, "6", "content")
+    assert (about["height"], about["width"], about["batch_size"]) == ("128", "160", "2")
+
+
+def test_operators(exported):
+    lookup, path, _ = exported
+    found = export.count_operators(path)
+    if lookup == "matmul":
+        assert not UNWANTED & set(found)
+        assert export.wide_activations(path) == []
+    else:  # the same look at the other forms finds what it should find
+        assert UNWANTED & set(found)
+    if lookup == "gather":
+        # as in the guide's own graph: four corners, four levels, six updates
+        assert found["GatherElements"] == 4 * 4 * 6
+        assert export.wide_activations(path)
+
+
+def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
+    """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's products (4.35)."""
+    model, checkpoint = seeded
+    path = export.export_whole(model, tmp_path / "gma.onnx", height=440, width=1024, batch_size=1, checkpoint=checkpoint)
+    work = export.count_work(path)
+    assert work["feature encoder"] == pytest.approx(61.23, abs=0.01)
+    assert work["context encoder"] == pytest.approx(30.62, abs=0.01)
+    assert work["GRU"] == pytest.approx(6 * 13.84, abs=0.05)
+    assert work["upsampling weights"] == pytest.approx(3.11, abs=0.01)
+    assert sum(work.values()) - work["lookup"] - (work["correlation"] - 12.69) == pytest.approx(286.8, abs=0.2)
+
+
+def test_batch_size_changes_only_the_declared_shapes(tmp_path, seeded):
+    model, checkpoint = seeded
+    one, sixteen = (
+        onnx.load(export.export_whole(model, tmp_path / f"{size}.onnx", **SMALL, batch_size=size, checkpoint=checkpoint))
+        for size in (1, 16)
+    )
+    assert list(one.graph.node) == list(sixteen.graph.node)
+    assert list(one.graph.initializer) == list(sixteen.graph.initializer)
+    assert sixteen.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 16
+
+
+def test_every_pair_of_a_batch_is_computed(seeded):
+    model, checkpoint = seeded
+    assert export.deviation_of_batches(lean(model), model, 3, checkpoint).max < 1e-3
+    other, _ = load_model("gma-procedural")
+    assert export.deviation_of_batches(other, model, 3, checkpoint).max > 1  # another network is noticed
+
+
+def test_split_is_the_whole(tmp_path, seeded, small_frames):
+    model, checkpoint = seeded
+    export.export_whole(model, tmp_path / "gma.onnx", **SMALL, batch_size=2, checkpoint=checkpoint)
+    export.export_split(model, tmp_path, **SMALL, batch_size=2, checkpoint=checkpoint)
+    with OnnxRuntimeBackend(tmp_path / "gma.onnx") as backend:
+        whole = backend.predict(*small_frames)
+        features1, features2 = (backend.features(frames) for frames in small_frames)
+        context = backend.context(small_frames[0])
+        flow, flow_low = backend.refine(features1, features2, context)
+        warm, _ = backend.refine(features1, features2, context, flow_low)
+    assert Deviation.between(flow, whole).max < 1e-4
+    assert Deviation.between(warm, whole).max > 0.1  # a warm start does change the result
+
+
+def test_a_batch_that_a_graph_cannot_take_is_noticed(seeded):
+    """A reshape that still holds the traced batch contradicts the declared shapes, and must not pass."""
+    tensor = onnx.helper.make_tensor_value_info
+    shape = onnx.numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "fixed",
+        [tensor("x", onnx.TensorProto.FLOAT, [1, 2, 3])],
+        [tensor("y", onnx.TensorProto.FLOAT, [1, 6])],
+        [shape],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        export.with_batch_size(model, 4)
+
+
+@pytest.mark.parametrize(("lookup", "opset"), [("matmul", 12), ("grid_sample", 13), ("gather", 20)])
+def test_opsets_that_a_form_does_not_have(tmp_path, lookup, opset):
+    model, checkpoint = load_model("seeded", GMAConfig(lookup=lookup))
+    with pytest.raises(ValueError, match=f"'{lookup}' is exported at opset .* not {opset}"):
+        export.export_whole(model, tmp_path / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint, opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_the_network_cannot_take(tmp_path, seeded):
+    with pytest.raises(ValueError, match="436x1024"):
+        export.export_whole(seeded[0], tmp_path / "gma.onnx", height=436, width=1024, batch_size=1, checkpoint=seeded[1])
+
+
+def test_sixteen_pairs_are_exported_in_the_memory_of_one(tmp_path):
+    """Peak below 3 GB at full size, in a process of its own."""
+    code = f"""
+from pathlib import Path
+from gma_lib.perf.timing import peak_rss_bytes
+from gma_lib.network.checkpoints import load_model
+from gma_lib.export.trace import export_whole
+model, checkpoint = load_model("seeded")
+export_whole(model, Path({str(tmp_path)!r}) / "gma.onnx", height=440, width=1024, batch_size=16, checkpoint=checkpoint)
+print(peak_rss_bytes())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 3e9
+
+
+@pytest.mark.parametrize(
+    ("share", "distance", "rounding"),
+    [(0, 0, True), (1, 5e-4, True), (0.005, 7e-3, True), (1, 2e-3, False), (0.02, 7e-3, False), (0.001, 0.6, False)],
+)
+def test_rounding_is_told_from_another_result(share, distance, rounding):
+    flow = np.zeros((2, 100, 100), np.float32)
+    moved = flow.copy()
+    moved[0].flat[: int(share * 10_000)] = distance
+    assert Deviation.between(moved, flow).is_rounding == rounding
+
+
+def test_deviation_is_in_pixels():
+    flow = np.zeros((1, 2, 4, 5), np.float32)
+    moved = flow.copy()
+    moved[0, :, 0, 0] = (3, 4)
+    found = Deviation.between(moved, flow)
+    assert (found.max, found.mean) == (5, 5 / 20)
+    with pytest.raises(ValueError, match="shape"):
+        Deviation.between(moved, flow[:, :, :3])
+    with pytest.raises(ValueError, match="finite"):
+        Deviation.between(moved * np.nan, flow)

@@ -1,0 +1,94 @@
+"""Metrics of fields whose errors are known."""
+
+import numpy as np
+import pytest
+
+from gma_lib.flow import metrics
+
+
+def field(u, v, height=4, width=5):
+    return np.broadcast_to(np.array([u, v], np.float32)[:, None, None], (2, height, width)).copy()
+
+
+def test_no_error():
+    flow = np.random.default_rng(0).normal(0, 20, (2, 6, 7)).astype(np.float32)
+    assert not metrics.endpoint_error(flow, flow).any()
+    found = metrics.error_sums(flow, flow)["all"].described()
+    assert (found["epe"], found["px1"], found["fl"]) == (0, 1, 0)
+    assert found["wauc"] == pytest.approx(100)
+
+
+def test_zero_flow_for_a_shift_of_three_and_four():
+    found = metrics.error_sums(field(0, 0), field(3, 4))["all"].described()
+    assert (found["epe"], found["px1"], found["px3"], found["px5"], found["fl"]) == (5, 0, 0, 0, 1)
+    # of the hundred thresholds only the last, 5 px, is reached; it weighs 0.01 of a sum of 50.5
+    assert found["wauc"] == pytest.approx(100 * 0.01 / 50.5)
+
+
+def test_one_pixel_means_below_one():
+    assert metrics.error_sums(field(1, 0), field(0, 0))["all"].described()["px1"] == 0
+    assert metrics.error_sums(field(0.999, 0), field(0, 0))["all"].described()["px1"] == 1
+
+
+def test_outliers_exceed_both_limits():
+    assert metrics.error_sums(field(4, 0), field(0, 0))["all"].described()["fl"] == 1  # 4 px, and more than 5 %
+    assert metrics.error_sums(field(104, 0), field(100, 0))["all"].described()["fl"] == 0  # 4 px, but 4 %
+
+
+def test_wauc_as_its_formula():
+    """Against the definition, threshold by threshold."""
+    error = np.abs(np.random.default_rng(0).normal(0, 2, 1000))
+    weights = [1 - (i - 1) / 100 for i in range(1, 101)]
+    expected = 100 * sum(w * (error <= i / 20).mean() for i, w in enumerate(weights, start=1)) / sum(weights)
+    assert metrics.ErrorSums.of(error, error).described()["wauc"] == pytest.approx(expected)
+
+
+def test_sums_add_up():
+    """Pooling two pairs gives what one pair with all their pixels gives."""
+    rng = np.random.default_rng(0)
+    error, speed = np.abs(rng.normal(0, 3, 300)), np.abs(rng.normal(0, 30, 300))
+    whole = metrics.ErrorSums.of(error, speed)
+    halves = metrics.ErrorSums.of(error[:100], speed[:100]) + metrics.ErrorSums.of(error[100:], speed[100:])
+    assert halves.described() == pytest.approx(whole.described())
+    assert metrics.ErrorSums() + whole == whole
+
+
+def test_groups_of_pixels():
+    truth = np.zeros((2, 2, 4), np.float32)
+    truth[0] = [[0, 9.99, 10, 39], [40, -1, 0, 0]]
+    occluded = np.array([[False, False, True, False], [False, True, True, False]])
+    invalid = np.array([[True, False, False, False], [False, False, False, False]])
+    groups = metrics.pixel_groups(truth, occluded, invalid)
+    counts = {name: int(mask.sum()) for name, mask in groups.items()}
+    # x + u > 4 leaves the frame: 1 + 9.99, 2 + 10, 3 + 39 and 0 + 40; 1 - 1 does not
+    assert counts == {
+        "all": 8,
+        "valid": 7,
+        "occluded": 3,
+        "non_occluded": 5,
+        "in_frame_occluded": 2,
+        "out_of_frame": 4,
+        "s0_10": 5,
+        "s10_40": 2,
+        "s40_plus": 1,
+    }
+
+
+def test_without_masks_their_groups_are_absent():
+    assert set(metrics.pixel_groups(field(0, 0))) == {"all", "valid", "s0_10", "s10_40", "s40_plus"}
+
+
+def test_a_group_without_pixels_has_no_score():
+    assert metrics.error_sums(field(0, 0), field(0, 0))["s40_plus"].described()["epe"] is None
+
+
+def test_values_that_are_not_finite_are_refused():
+    broken = field(0, 0)
+    broken[0, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.endpoint_error(broken, field(0, 0))
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match="shape"):
+        metrics.endpoint_error(field(0, 0), field(0, 0, height=5))

@@ -1,0 +1,246 @@
+"""Flow for anybody's frames: shapes as people have them, one answer whatever the way in, a cache that is used, scaling that is said."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import gma_lib
+from gma_lib.backends import FakeBackend
+from gma_lib.data.padding import Padding
+from gma_lib.flow.warm_start import carried_on
+from gma_lib.infer import estimator
+from gma_lib.infer.estimator import Estimator, as_frames
+from gma_lib.network.model import GMAConfig
+from gma_lib.perf.timing import needed_bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder for this module's models."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GMA_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def said():
+    return []
+
+
+@pytest.fixture(scope="module")
+def seeded_estimator(cache, said):
+    """Seeded weights, one update."""
+    return gma_lib.load("seeded", num_updates=1, say=said.append)
+
+
+@pytest.fixture
+def images(small_frames):
+    """Two photographs as libraries decode them: uint8 (120, 150, 3), which the network has to have padded."""
+    image1, image2 = (frames[0, :, :120, :150].transpose(1, 2, 0).astype(np.uint8) for frames in small_frames)
+    return image1, image2
+
+
+@pytest.fixture
+def expected(images):
+    """What the network itself computes for them, by PyTorch."""
+    from gma_lib.network.checkpoints import load_model
+
+    model, _ = load_model("seeded", GMAConfig(num_updates=1))
+    padding = Padding.for_size(120, 150)
+    padded = [torch.from_numpy(padding.pad(image.transpose(2, 0, 1)[None].astype(np.float32))) for image in images]
+    with torch.inference_mode():
+        return padding.unpad(model(*padded).numpy())[0]
+
+
+def test_three_lines_give_the_networks_flow(seeded_estimator, images, expected):
+    flow = seeded_estimator(*images)
+    assert flow.dtype == np.float32
+    assert flow.shape == (2, 120, 150)
+    np.testing.assert_allclose(flow, expected, atol=2e-3)  # px; rounding in another order
+
+
+def test_every_form_of_the_same_frames_gives_the_same_flow(seeded_estimator, images):
+    flow = seeded_estimator(*images)
+    channels_first = [image.transpose(2, 0, 1).astype(np.float32) for image in images]
+    np.testing.assert_array_equal(seeded_estimator(*channels_first), flow)
+    batch = seeded_estimator(*(np.stack([frame, frame]) for frame in channels_first))
+    np.testing.assert_array_equal(batch, np.stack([flow, flow]))
+    tensors = seeded_estimator(*map(torch.from_numpy, channels_first))
+    assert isinstance(tensors, torch.Tensor)
+    np.testing.assert_array_equal(tensors.numpy(), flow)
+
+
+def test_along_a_sequence_each_frame_is_encoded_once(seeded_estimator, images, monkeypatch):
+    frames = [*images, images[0]]
+    flows = list(seeded_estimator.along(frames))
+    for flow, pair in zip(flows, [(0, 1), (1, 2)], strict=True):
+        alone = seeded_estimator(frames[pair[0]], frames[pair[1]])
+        np.testing.assert_allclose(flow, alone, atol=2e-3)
+    encoded = []
+    network = seeded_estimator._network(seeded_estimator._view(120, 150), split=True)
+    monkeypatch.setattr(network, "features", lambda image, features=network.features: encoded.append(1) or features(image))
+    list(seeded_estimator.along(frames))
+    assert len(encoded) == 3
+
+
+def test_a_warm_start_changes_every_pair_but_the_first(seeded_estimator, images):
+    frames = [*images, images[0]]
+    cold, warm = list(seeded_estimator.along(frames)), list(seeded_estimator.along(frames, warm=True))
+    np.testing.assert_array_equal(cold[0], warm[0])
+    assert np.abs(cold[1] - warm[1]).max() > 0.01
+
+
+def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(seeded_estimator, images, said, cache):
+    seeded_estimator(*images)
+    assert sum("first call at 152x128 px" in sentence for sentence in said) == 2  # whole, and in two parts
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert not any(name.startswith(".") for name in before)
+    weights = gma_lib.runs.run.PROJECT / "weights" / "gma-procedural.safetensors"
+    code = (
+        "import sys, numpy as np; from gma_lib import load; f = np.zeros((128, 160, 3), np.uint8)\n"
+        f"load({str(weights)!r}, num_updates=1)(f, f); print('torch' in sys.modules)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    assert "first call" in runs[0].stderr
+    assert runs[0].stdout.strip() == "True"
+    assert runs[1].stderr == ""
+    assert runs[1].stdout.strip() == "False"
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}.items()
+
+
+def shrinking(monkeypatch, answer):
+    """An estimator whose network answers ``answer(image)``, and what it said."""
+    said = []
+    small = Estimator("seeded", max_pixels=128 * 160, say=said.append)
+    fake = FakeBackend(lambda image1, image2: answer(image1))
+    monkeypatch.setattr(Estimator, "_network", lambda self, view, split: fake)
+    return small, said
+
+
+def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkeypatch):
+    sizes = []
+
+    def one_pixel_right_two_down(image):
+        sizes.append(image.shape[2] * image.shape[3])
+        return np.stack([np.full(image.shape[2:], 1.0), np.full(image.shape[2:], 2.0)])[None].astype(np.float32)
+
+    small, said = shrinking(monkeypatch, one_pixel_right_two_down)
+    frame = np.zeros((512, 640, 3), np.uint8)
+    flow = small(frame, frame)
+    assert flow.shape == (2, 512, 640)
+    assert sizes[0] <= 128 * 160
+    assert len(said) == 1
+    assert "640x512 px" in said[0]
+    assert "0.250 of the size" in said[0]
+    np.testing.assert_allclose(flow[0], 4, atol=1e-5)  # pixels of the full frame
+    np.testing.assert_allclose(flow[1], 8, atol=1e-5)
+
+
+def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
+    assert estimator.affordable_pixels("openvino", "float32") == 1280 * 720
+    side = int(estimator.affordable_pixels("onnxruntime", "float32") ** 0.5)
+    assert needed_bytes("onnxruntime", "float32", 1, side, side) <= 4e9 < needed_bytes("onnxruntime", "float32", 1, side + 8, side + 8)
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "100000000")
+    frame = np.zeros((128, 160, 3), np.uint8)
+    with pytest.raises(MemoryError, match=r"160x128 px.*lower --max-pixels"):
+        Estimator("seeded", num_updates=7, say=lambda sentence: None)(frame, frame)
+
+
+def test_frames_that_fit_are_not_scaled(monkeypatch):
+    small, said = shrinking(monkeypatch, lambda image: np.zeros((1, 2, *image.shape[2:]), np.float32))
+    frame = np.zeros((120, 150, 3), np.uint8)
+    assert small(frame, frame).shape == (2, 120, 150)
+    assert said == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 4000), (4000, 100), (2160, 3840)])
+def test_a_scaled_frame_never_exceeds_the_limit(height, width):
+    view = estimator._View.within(height, width, 300_000)
+    assert view.padded[0] * view.padded[1] <= 300_000
+    assert view.height / view.width == pytest.approx(height / width, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("frame", "complaint"),
+    [
+        (np.zeros((128, 1, 3)), "1x128 px"),
+        (np.zeros((20, 30, 4)), "shape"),
+        (np.full((20, 30, 3), 0.5), "multiply"),
+        (np.full((20, 30, 3), 300.0), "300"),
+        (np.full((20, 30, 3), -1.0), "-1"),
+        (np.full((20, 30, 3), np.nan), "nan"),
+        (np.zeros((20, 30, 3), np.uint16), "uint16"),
+        (np.array(["a"]), "frames are"),
+    ],
+)
+def test_what_is_no_frame_is_refused(frame, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        as_frames(frame, "frame1")
+
+
+def test_grey_and_dark_frames_are_frames():
+    assert as_frames(np.zeros((20, 30)), "frame1").shape == (1, 3, 20, 30)
+    assert as_frames(np.ones((20, 30, 3), np.uint8), "frame1").max() == 1  # almost black, and whole numbers
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"precision": "int4"}, "openvino here computes in .* not int4"),
+        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime here computes in float32, not bfloat16"),
+        ({"backend": "cuda", "precision": "int8"}, "cuda here computes in .* not int8"),
+        ({"backend": "tensorrt"}, "unknown backend 'tensorrt'"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_before_a_model_is_made(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Estimator("seeded", **wrong)
+
+
+def test_frames_of_two_sizes_are_refused(seeded_estimator):
+    with pytest.raises(ValueError, match="30x20 px and 20x30 px"):
+        seeded_estimator(np.zeros((20, 30, 3)), np.zeros((30, 20, 3)))
+    with pytest.raises(ValueError, match="frame 2 has 30x20 px"):
+        list(seeded_estimator.along([np.zeros((120, 150, 3)), np.zeros((20, 30, 3))]))
+
+
+def test_unknown_weights_list_those_there_are():
+    with pytest.raises(FileNotFoundError, match="gma-procedural"):
+        gma_lib.load("gma-sintel")
+
+
+def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator, "_make_model", interrupted)
+    before = set(cache.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        gma_lib.load("seeded", num_updates=3, say=lambda sentence: None)(*images)
+    assert set(cache.iterdir()) == before
+
+
+# --- warm start -----------------------------------------------------------------------------------------------------
+
+
+def test_uniform_flow_carries_on_as_it_is():
+    flow = np.full((2, 6, 9), 1.25, np.float32)
+    np.testing.assert_array_equal(carried_on(flow), flow)
+    np.testing.assert_array_equal(carried_on(np.zeros((2, 6, 9))), np.zeros((2, 6, 9)))
+
+
+def test_a_moving_patch_takes_its_flow_along():
+    flow = np.zeros((2, 8, 12), np.float32)
+    flow[0, 2:5, 2:5] = 3
+    carried = carried_on(flow)
+    assert (carried[0, 2:5, 5:8] == 3).sum() >= 6  # some cells hold still vectors too, at the same distance
+    assert (carried[0, :, :3] == 0).all()
+    assert (carried[1] == 0).all()
+
+
+def test_flow_that_leaves_the_frame_carries_nothing():
+    np.testing.assert_array_equal(carried_on(np.full((2, 4, 4), 50.0)), np.zeros((2, 4, 4)))

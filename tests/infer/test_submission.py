@@ -1,0 +1,140 @@
+"""A submission is whole, named as the benchmark wants it, and warm along each scene."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import HEIGHT, WIDTH
+
+from gma_lib.cli import main
+from gma_lib.flow.files import read_flow, write_flow, write_frame
+from gma_lib.infer import submission
+from gma_lib.infer.estimator import Estimator
+
+SCENES = {"cave": 3, "alley": 2}  # scene -> frames
+
+
+@pytest.fixture
+def test_split(tmp_path):
+    """Sintel's test split in small: two passes of two scenes, no ground truth."""
+    rng = np.random.default_rng(0)
+    for pass_name in ("clean", "final"):
+        for scene, frames in SCENES.items():
+            for number in range(1, frames + 1):
+                path = tmp_path / "sintel" / "test" / pass_name / scene / f"frame_{number:04d}.png"
+                write_frame(path, rng.integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.float32))
+    return tmp_path / "sintel"
+
+
+class Counting(Estimator):
+    """Answers every pair with its number in its sequence, and remembers the sequences."""
+
+    def __init__(self):
+        super().__init__("seeded")
+        self.sequences = []
+
+    def along(self, frames, *, warm=False):
+        self.sequences.append((len(list(frames)), warm))
+        for number in range(1, self.sequences[-1][0]):
+            yield np.full((2, HEIGHT, WIDTH), number, np.float32)
+
+
+EXPECTED = [f"{p}/{name}" for p in ("clean", "final") for name in ("alley/frame0001.flo", "cave/frame0001.flo", "cave/frame0002.flo")]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_pair_of_both_passes_each_scene_a_sequence_of_its_own(test_split, tmp_path):
+    estimator = Counting()
+    pairs = submission.write_submission(test_split, tmp_path / "out", estimator)
+    assert files(tmp_path / "out") == EXPECTED
+    assert len(pairs) == len(EXPECTED)
+    assert estimator.sequences == [(2, True), (3, True)] * 2
+    assert read_flow(tmp_path / "out/final/cave/frame0002.flo").max() == 2
+
+
+def test_what_is_whole_is_not_computed_again(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    again = Counting()
+    submission.write_submission(test_split, tmp_path / "out", again)
+    assert again.sequences == [(3, True)]
+    assert files(tmp_path / "out") == EXPECTED
+
+
+def test_flow_of_two_sets_of_weights_is_never_mixed(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    other = Counting()
+    other.num_updates = 5
+    with pytest.raises(ValueError, match="other settings or weights"):
+        submission.write_submission(test_split, tmp_path / "out", other)
+    (tmp_path / "out.json").unlink()
+    with pytest.raises(ValueError, match="other settings or weights"):
+        submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
+def damage_missing(folder):
+    (folder / "clean/cave/frame0001.flo").unlink()
+
+
+def damage_cut(folder):
+    path = folder / "clean/cave/frame0001.flo"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def damage_size(folder):
+    write_flow(folder / "clean/cave/frame0001.flo", np.zeros((2, HEIGHT, WIDTH - 8), np.float32))
+
+
+def damage_content(folder):
+    path = folder / "clean/cave/frame0001.flo"
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def damage_extra(folder):
+    (folder / "clean/cave/frame0003.flo").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (damage_missing, "1 of 6 files are missing"),
+        (damage_cut, "bytes where the flow of its frame has"),
+        (damage_size, "bytes where the flow of its frame has"),
+        (damage_content, "not a .flo file"),
+        (damage_extra, "holds other things too"),
+    ],
+)
+def test_a_damaged_submission_is_not_called_done(test_split, tmp_path, damage, complaint):
+    pairs = submission.write_submission(test_split, tmp_path / "out", Counting())
+    submission.check_submission(pairs, tmp_path / "out")
+    damage(tmp_path / "out")
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        submission.check_submission(pairs, tmp_path / "out")
+
+
+def test_a_folder_with_other_things_is_refused_before_anything_is_computed(test_split, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    estimator = Counting()
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        submission.write_submission(test_split, tmp_path / "out", estimator)
+    assert estimator.sequences == []
+
+
+def test_frames_are_never_scaled_for_the_benchmark(test_split, tmp_path):
+    estimator = Counting()
+    estimator.max_pixels = HEIGHT * WIDTH - 1
+    with pytest.raises(ValueError, match="max_pixels"):
+        submission.write_submission(test_split, tmp_path / "out", estimator)
+
+
+def test_the_command_says_what_is_not_complete(test_split, tmp_path, monkeypatch):
+    monkeypatch.setenv("GMA_CACHE", str(tmp_path / "cache"))
+    arguments = ["submit", str(test_split), "-o", str(tmp_path / "out"), "--checkpoint", "seeded", "--updates", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert files(tmp_path / "out") == EXPECTED
+    assert "6 of 1104 pairs" in done.output

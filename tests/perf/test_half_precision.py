@@ -1,0 +1,59 @@
+"""Rounding to float16 where it was asked for, and only there."""
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from gma_lib.ascend.keep import is_instance_norm, is_outside_modules, kept_nodes
+from gma_lib.perf import half_precision
+from gma_lib.perf.half_precision import markdown, rounded_to_half
+
+
+@pytest.fixture
+def model():
+    """x + 0.03 outside any module, then times 1 in one."""
+    nodes = [helper.make_node("Add", ["x", "c"], ["y"], name="/Add"), helper.make_node("Mul", ["y", "one"], ["z"], name="/net/Mul")]
+    constants = [numpy_helper.from_array(np.array([value], np.float32), name) for name, value in (("c", 0.03), ("one", 1.0))]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xyz"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[2:], constants, value_info=values[1:2])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def compute(model, value):
+    onnx.checker.check_model(model, full_check=True)
+    return ReferenceEvaluator(model).run(None, {"x": np.array([value], np.float32)})[0][0]
+
+
+def test_coordinates_beyond_64_lie_on_a_grid_of_a_sixteenth(model):
+    assert compute(rounded_to_half(model, lambda node: False), 100) == 100.0
+    assert compute(rounded_to_half(model, lambda node: True), 100) == np.float32(100.03)
+    assert compute(rounded_to_half(model, lambda node: False), 100.05) == 100.0625
+
+
+def test_a_kept_node_is_rounded_by_the_next_that_is_not(model):
+    assert compute(rounded_to_half(model, is_outside_modules), 100) == 100.0
+
+
+def test_beyond_the_range_is_infinite(model):
+    assert np.isinf(compute(rounded_to_half(model, lambda node: False), 70000))
+
+
+def test_the_original_is_left_alone(model):
+    before = model.SerializeToString()
+    rounded_to_half(model, lambda node: False)
+    assert model.SerializeToString() == before
+
+
+def test_lines_of_keep_cfg(model):
+    assert kept_nodes(model, is_outside_modules) == ("/Add",)
+    assert kept_nodes(model, is_instance_norm) == ()
+
+
+def test_the_table_says_what_is_not_finite():
+    table = pd.DataFrame({"a": dict.fromkeys("xyzuv", 1.0), "b": dict.fromkeys("xyzuv", float("nan"))}).T
+    assert "| a | 1.0000 |" in markdown(table)
+    assert "| b | not finite |" in markdown(table)
+    assert half_precision.VARIANTS

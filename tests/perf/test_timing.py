@@ -1,0 +1,143 @@
+"""Timing and memory: honest statistics, rows instead of crashes, a machine of one's own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gma_lib.convert.conversion import convert
+from gma_lib.export import trace as export
+from gma_lib.perf import timing as benchmark
+from gma_lib.perf.timing import Task
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, seeded):
+    folder = tmp_path_factory.mktemp("model")
+    export.export_whole(seeded[0], folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=seeded[1])
+    convert("onnxruntime", folder, checkpoint="seeded", num_updates=6, attention="content")
+    return folder
+
+
+def task(folder, **changes):
+    values = {
+        "backend": "onnxruntime",
+        "model_folder": str(folder),
+        "precision": "float32",
+        "batch_size": 2,
+        "height": 128,
+        "width": 160,
+        "at_once": 1,
+        "budget_s": 0.3,
+        "gmac_per_pair": sum(export.count_work(folder / "gma.onnx").values()) / 2 if folder.is_dir() else 1.0,
+    }
+    return Task(**values | changes)
+
+
+def test_a_measurement(model_folder, tmp_path):
+    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock")
+    assert found["status"] == "ok"
+    assert found["rounds"] >= 3
+    assert found["pairs_per_second"] == pytest.approx(2 / found["median_s"])
+    assert found["median_s"] <= found["p90_s"]
+    assert 50e6 < found["peak_rss_bytes"] < 3e9
+    assert 0 < found["share_of_peak"] < 2  # of a peak measured while other tests may run
+    assert found["precision_read_back"] == "float32"
+    assert found["simulated"] is False
+    assert dict((row[0], row[2]) for row in benchmark.summary_table(found))["pairs per second, network alone"] == "not published"
+
+
+def test_statistics_of_known_times():
+    found = benchmark.summary([1.0, 2.0, 3.0, 4.0, 100.0], batch_size=6)
+    assert (found["median_s"], found["pairs_per_second"], found["rounds"]) == (3, 2, 5)
+    assert found["spread"] == pytest.approx(2 / 3)
+    assert "only 5 rounds" in found["caution"]
+    assert "unstable" in found["caution"]
+    assert benchmark.summary([1.0] * 20, batch_size=1)["caution"] == ""
+
+
+def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
+    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8)
+    assert found["status"] == "out_of_memory"
+    assert "not started" in found["reason"]
+    assert "median_s" not in found
+    assert benchmark.summary_table(found)[0][1] == "out_of_memory"
+    with pytest.raises(benchmark.DoesNotFit, match=r"batch size 2 on onnxruntime in float32 needs about .* GB"):
+        benchmark.require_memory("onnxruntime", "float32", 2, 128, 160, available_bytes=10**8)
+
+
+def test_prediction_grows_with_batch_and_frame():
+    one = benchmark.needed_bytes("openvino", "float32", 1, 440, 1024)
+    assert 0.6e9 < one < 1.5e9
+    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024) > 8 * one
+    assert benchmark.needed_bytes("openvino", "float32", 1, 880, 2048) > 8 * one
+    # pair by pair, only frames and flow come on top: 18 MB a pair
+    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024, at_once=1) == pytest.approx(one + 15 * 18.02e6, rel=1e-3)
+    assert benchmark.needed_bytes("something", "float32", 1, 440, 1024) is None
+
+
+def test_a_failure_is_a_row_with_its_reason(tmp_path):
+    found = benchmark.measure(task(tmp_path / "nowhere"), lock_file=tmp_path / "lock")
+    assert found["status"] == "failed"
+    assert "no such model" in found["reason"]
+
+
+def test_a_killed_measurement_is_out_of_memory(model_folder, tmp_path, monkeypatch):
+    """The kernel's way of ending a process that takes too much."""
+    monkeypatch.setattr(benchmark.sys, "executable", str(_suicidal(tmp_path)))
+    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock")
+    assert found["status"] == "out_of_memory"
+    assert "killed" in found["reason"]
+
+
+def _suicidal(folder: Path) -> Path:
+    script = folder / "dies"
+    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_peak_is_this_programs_own():
+    """A child of a large process starts small: its peak must not be its parent's."""
+    ballast = bytearray(600_000_000)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    code = "from gma_lib.perf.timing import peak_rss_bytes; print(peak_rss_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300e6
+    assert benchmark.peak_rss_bytes() > 600e6
+    del ballast
+
+
+def test_nobody_works_beside_a_measurement(tmp_path):
+    lock = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from gma_lib.perf.timing import beside_others\n"
+        "with beside_others(Path(sys.argv[1])): print('in', flush=True); time.sleep(1.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        start = time.monotonic()
+        with benchmark.beside_others(lock):  # two stages may share the machine
+            assert time.monotonic() - start < 0.5
+        with benchmark.alone(lock):  # a measurement waits
+            assert time.monotonic() - start > 1.0
+
+
+def test_matrix_product_peak():
+    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8
+    assert benchmark.matrix_product_peak("int8") is None
+
+
+def test_the_best_library_counts(monkeypatch):
+    """A slow one beside a fast one changes nothing."""
+
+    def slow(a, b, precision):
+        return lambda: time.sleep(0.05)
+
+    fast = benchmark.matrix_product_peak("float32", size=256, rounds=3)
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow,)})
+    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) < fast / 5
+    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow, benchmark._numpy_product)})
+    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8

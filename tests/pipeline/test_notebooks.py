@@ -1,0 +1,82 @@
+"""The notebooks as files: prose and short calls, nothing stored, nothing hidden."""
+
+import ast
+import re
+
+import pytest
+import yaml
+
+from gma_lib.pipeline import runner as pipeline
+
+
+@pytest.fixture(params=pipeline.STAGES)
+def cells(request):
+    return pipeline.notebook_cells(request.param)
+
+
+def code(cells):
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_no_outputs_are_stored(cells):
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("stage", pipeline.STAGES)
+def test_the_kernel_is_the_one_everybody_has(stage):
+    import json
+
+    metadata = json.loads((pipeline.NOTEBOOKS / f"{stage}.ipynb").read_text())["metadata"]
+    assert metadata["kernelspec"]["name"] == "python3"
+    assert "widgets" not in metadata
+    assert "papermill" not in metadata
+
+
+def test_cells_only_call(cells):
+    """No logic that belongs in the library: definitions, loops over data, error handling, path arithmetic."""
+    for source in code(cells):
+        assert len(source.splitlines()) <= 22, source
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While | ast.Try), source
+        assert "sys.path" not in source
+        assert not re.search(r"^\s*[!%]", source, re.M), source
+
+
+def test_prose_comes_first_and_the_last_code_cell_asserts(cells):
+    assert cells[0]["cell_type"] == "markdown"
+    assert cells[-1]["cell_type"] == "markdown"
+    last = code(cells)[-1]
+    assert last.startswith("assert")
+    assert "write_json" in last
+
+
+def test_parameters_are_documented(cells):
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    for line in "".join(tagged[0]["source"]).splitlines():
+        assert re.fullmatch(r"\w+ = .+  # type: \S+( - .+)?", line), line
+
+
+def test_defaults_have_the_declared_types():
+    for stage in pipeline.STAGES:
+        for parameter in pipeline.declared_parameters(stage).values():
+            assert pipeline._fits(parameter.default, parameter.annotation), parameter
+
+
+def test_the_same_parameter_means_the_same_everywhere():
+    known = {}
+    for stage in pipeline.STAGES:
+        for name, parameter in pipeline.declared_parameters(stage).items():
+            assert known.setdefault(name, parameter) == parameter
+
+
+def test_exploring_never_touches_a_reproduced_run():
+    """Defaults are what JupyterLab runs with; `make` and params/common.yaml give other folders."""
+    common = yaml.safe_load((pipeline.PARAMS / "common.yaml").read_text())
+    for stage in pipeline.STAGES:
+        defaults = pipeline.declared_parameters(stage)
+        assert defaults["outputs"].default == "outputs/lab" != common["outputs"]
+        assert stage == "01_data" or defaults["run"].default == "interactive"

@@ -1,0 +1,364 @@
+"""The notebooks as users run them: from frames to pages, skipped when up to date, honest when they fail."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import run_stage
+
+from gma_lib.pipeline import runner as pipeline
+from gma_lib.report import index as report
+from gma_lib.runs import run as runs
+
+STAGES = list(pipeline.STAGES)
+
+
+def content(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_every_stage_leaves_its_page_and_its_stamp(finished):
+    for stage in STAGES:
+        folder = finished / "tiny" / ("data" if stage == "01_data" else "test/bs2")
+        stamp = content(folder / f".{stage}.json")
+        assert stamp["status"] == "ok"
+        assert stamp["provenance"]["versions"]["torch"].startswith("2.13.0")
+        notebook = content(folder / f"{stage}.ipynb")
+        counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        assert counts == list(range(1, len(counts) + 1))
+        assert (folder / f"{stage}.ipynb").stat().st_size < 5e6
+        assert str(runs.PROJECT) not in json.dumps(notebook["metadata"])
+        assert "widgets" not in notebook["metadata"]
+        assert not list(folder.glob("*.running.ipynb"))
+        assert not list(folder.glob("*.failed.ipynb"))
+
+
+def test_pages_need_no_network_and_describe_their_pictures(finished):
+    for page in finished.rglob("*.html"):
+        text = page.read_text()
+        assert "<script src=" not in text, page
+        assert 'src="http' not in text, page
+        assert 'href="http' not in text.split("<body")[0], page
+        assert 'alt="picture"' not in text, page
+        assert "No description has been provided" not in text, page
+
+
+def test_metrics_hold_what_was_scored(finished):
+    metrics = content(finished / "tiny/test/bs3/metrics.json")
+    assert metrics["schema"] == 1
+    for pass_name in ("clean", "final"):
+        scores = metrics[pass_name]
+        assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (4, 4, 4 * 128 * 160)
+        assert set(scores["scenes"]) == {"drift", "rush"}
+        assert scores["all"]["epe"] > 0
+        assert {"valid", "occluded", "non_occluded", "in_frame_occluded", "out_of_frame", "s0_10", "s10_40", "s40_plus"} <= set(scores)
+    assert metrics["agreement"]["bs2"]["max"] < 1e-3
+    assert "No verdict" in metrics["verdict"]
+
+
+def test_perf_holds_what_was_measured(finished):
+    perf = content(finished / "tiny/test/bs2/perf.json")
+    assert (perf["status"], perf["batch_size"], perf["precision"], perf["simulated"]) == ("ok", 2, "float32", False)
+    assert {"median_s", "p90_s", "rounds", "pairs_per_second", "peak_rss_bytes", "share_of_peak", "load_s"} <= set(perf)
+
+
+def test_the_last_batch_is_filled_and_cut(finished):
+    assert content(finished / "tiny/test/bs3/infer.json")["summary"]["filled"] == 1  # 8 pairs in batches of 3
+    assert len(list((finished / "tiny/test/bs3/flow").rglob("frame_*.flo"))) == 8
+
+
+def test_noise_is_called_noise(finished):
+    for page in ("04_infer", "05_evaluate"):
+        assert "seeded noise" in (finished / f"tiny/test/bs2/{page}.html").read_text()
+
+
+def test_nothing_to_do(finished):
+    start = time.monotonic()
+    for stage in STAGES:
+        done = run_stage(stage, finished)
+        assert done.returncode == 0
+        assert "up to date" in done.stdout
+    assert time.monotonic() - start < 10
+
+
+def test_a_touched_notebook_changes_nothing(finished):
+    os.utime(runs.PROJECT / "notebooks/05_evaluate.ipynb")
+    assert "up to date" in run_stage("05_evaluate", finished).stdout
+
+
+def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
+    """What depends on it, and nothing else."""
+    run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(finished))
+
+    def key(stage, **parameters):
+        return pipeline.stage_key(stage, run, {"checkpoint": "seeded"} | parameters)
+
+    before = {stage: key(stage) for stage in STAGES}
+    cells = [dict(cell) for cell in pipeline.notebook_cells("04_infer")]
+    cells[-2] = cells[-2] | {"source": ["another line"]}
+    monkeypatch.setattr(
+        pipeline, "notebook_cells", lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage)
+    )
+    after = {stage: key(stage) for stage in STAGES}
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
+    assert key("05_evaluate", passes=["clean"]) != after["05_evaluate"]
+    # 05 reads 04: as soon as 04 has run under its new key, 05 is out of date
+    real_stamp = pipeline.read_stamp
+    monkeypatch.setattr(pipeline, "read_stamp", lambda stage, run: {"key": "new"} if stage == "04_infer" else real_stamp(stage, run))
+    assert key("05_evaluate") != after["05_evaluate"]
+    assert key("06_perf") == after["06_perf"]
+
+
+def test_a_lost_result_is_made_again(finished):
+    (finished / "tiny/test/bs3/metrics.json").unlink()
+    done = run_stage("05_evaluate", finished, batch_size="3")
+    assert "done" in done.stdout
+    assert (finished / "tiny/test/bs3/metrics.json").is_file()
+
+
+def test_plain_papermill(finished, tmp_path):
+    """Without the runner: the same notebook, the same files."""
+    command = [sys.executable, "-m", "papermill", "notebooks/05_evaluate.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3"]
+    command += [
+        "-f",
+        "params/common.yaml",
+        "-f",
+        "params/tiny.yaml",
+        "-p",
+        "outputs",
+        str(finished),
+        "-p",
+        "run",
+        "test",
+        "-p",
+        "profile",
+        "tiny",
+    ]
+    done = subprocess.run([*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=runs.PROJECT)
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "out.ipynb")["cells"]
+
+
+def test_the_index_shows_all_of_it(finished):
+    page = report.write_index(finished, "tiny").read_text()
+    assert page.count("✓ done") == 2 * len(STAGES)
+    assert "92.65" in page
+    assert "0.766" in page
+    assert "out of memory" in page  # the guide's batch size 16
+    assert "test/bs3/05_evaluate.html" in page
+    assert 'scope="col"' in page
+
+
+def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
+    archive = report.write_archive(reported, "tiny")
+    with zipfile.ZipFile(archive) as content:
+        names = set(content.namelist())
+        page = content.read("tiny/index.html").decode()
+    archive.unlink()
+    linked = set(re.findall(r'href="([^"]+)"', page))
+    assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01
+    assert {f"tiny/{link}" for link in linked} <= names
+    assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
+
+
+def test_nothing_is_sent_before_anything_has_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce first"):
+        report.write_archive(tmp_path, "tiny")
+    assert not (tmp_path / "tiny.zip").exists()
+
+
+def test_frames_on_disk(tiny_sintel, tmp_path):
+    """A data set in Sintel's layout, with the guide's tensors beside the index."""
+    done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
+    assert done.returncode == 0, done.stdout
+    assert "8 pairs, 6 with ground truth" in done.stdout
+    folder = tmp_path / "outputs/tiny/data"
+    assert content(folder / "index.json")["description"] == "MPI-Sintel, training split, as found on disk"
+    assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
+
+
+def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
+    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are not."""
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, "nothing")
+    before = report.write_index(outputs, "tiny").read_text()
+    assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
+    run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+    (run.model_folder / "gma.xml").write_text("no model")
+    done = run_stage("04_infer", outputs, "full_batch_size=2")
+    assert done.returncode == 1
+    assert not (run.folder / "infer.json").exists()
+    assert [pipeline.current_status(stage, run) for stage in STAGES] == ["ok", "ok", "ok", "failed", "stale", "ok"]
+    assert report._result(run, "05_evaluate") == {}
+    assert report._result(run, "06_perf")["status"] == "ok"
+    page = report.write_index(outputs, "tiny").read_text()
+    assert page.count("<td>4/4</td>") == 2
+    assert "stale" in page
+    assert "✗ failed" in page
+
+
+def test_a_stage_too_early_says_what_to_run_first(tmp_path):
+    done = run_stage("04_infer", tmp_path)
+    assert done.returncode == 1
+    assert "03_convert did not end well; run it first" in done.stderr
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch_size", "message"),
+    [
+        ((), "0", "batch_size is a whole number from 1 up, not 0"),
+        ((), "3.5", "batch_size is int, not 3.5"),
+        ((), "four", "batch_size is int, not 'four'"),
+        ((), "true", "batch_size is int, not True"),
+        (("bakend=torch",), "1", "no notebook has a parameter 'bakend'; did you mean 'backend'?"),
+        (("num_updates=six",), "1", "num_updates is int, not 'six'"),
+        (("passes=clean",), "1", "passes is list[str], not 'clean'"),
+        (("precision=half",), "1", "precision is one of"),
+        (("run=../elsewhere",), "1", "run names a folder"),
+        (("num_updates",), "1", "'num_updates' is not name=value"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_starts(tmp_path, settings, batch_size, message):
+    done = run_stage("02_export", tmp_path, *settings, batch_size=batch_size)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_profile_lists_the_known(tmp_path):
+    done = run_stage("01_data", tmp_path, profile="sintle")
+    assert done.returncode == 2
+    assert "there are: demo, sintel, tiny" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "message"),
+    [
+        ("01_data", ["sintel_root=/no/such/folder"], "no such folder"),
+        ("02_export", ["checkpoint=nothing.pth"], "neither a weights file nor one of the shipped weights"),
+        ("02_export", ["num_updates=0"], "num_updates is a whole number"),
+        ("02_export", ["lookup=gathr"], "lookup is one of"),
+        ("03_convert", ["backend=tensorrt"], "there are: openvino, onnxruntime, torch, cuda, eager_cuda, ascend"),
+    ],
+)
+def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(finished, tmp_path, stage, settings, message):
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, stage)
+    done = run_stage(stage, outputs, *settings)
+    assert done.returncode == 1
+    assert message in done.stdout
+    folder = pipeline.stage_folder(
+        stage, runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+    )
+    assert content(folder / f".{stage}.json")["status"] == "failed"
+    assert message in content(folder / f"{stage}.failed.ipynb")["metadata"]["gma"]["reason"]
+    assert not (folder / f"{stage}.ipynb").exists()
+    assert not (folder / f"{stage}.html").exists()
+
+
+def _copy_until(finished, outputs, stage):
+    """A run as it is before this stage."""
+    import shutil
+
+    shutil.copytree(finished, outputs)
+    for later in STAGES[STAGES.index(stage) :] if stage in STAGES else []:
+        for path in outputs.rglob(f"*{later}*"):
+            path.unlink()
+
+
+def test_a_dead_kernel_is_no_success(finished, tmp_path):
+    """papermill would leave a notebook that looks complete."""
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, "04_infer")
+    command = [sys.executable, "-m", "gma_lib.pipeline.runner", "04_infer", "--profile", "tiny", "--batch-size", "2", "--force"]
+    command += ["--set", f"outputs={outputs}", "--set", "run=test"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT)
+    kernel = _kernel_of(process.pid)
+    os.kill(kernel, signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 138, out
+    assert "kernel died" in out
+    folder = outputs / "tiny/test/bs2"
+    assert content(folder / "04_infer.failed.ipynb")["metadata"]["gma"]["status"] == "died"
+    assert not (folder / "04_infer.ipynb").exists()
+
+
+def _kernel_of(pid):
+    """The kernel process that a runner has started; waits for it, and a moment longer."""
+    import psutil
+
+    for _ in range(200):
+        for child in psutil.Process(pid).children(recursive=True):
+            if any("ipykernel" in part for part in child.cmdline()):
+                time.sleep(1.5)
+                return child.pid
+        time.sleep(0.1)
+    raise AssertionError("no kernel was started")
+
+
+def test_interrupted_and_started_again(finished, tmp_path):
+    """Ctrl-C in the middle of 04, then the same command: it goes on where it stopped."""
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, "04_infer")
+    flow = outputs / "tiny/test/bs2/flow"
+    stored = sorted(flow.rglob("frame_*.flo"))
+    for path in stored[3:]:
+        path.unlink()
+    times = {path: path.stat().st_mtime_ns for path in stored[:3]}
+    command = [sys.executable, "-m", "gma_lib.pipeline.runner", "04_infer", "--profile", "tiny", "--batch-size", "2"]
+    command += ["--set", f"outputs={outputs}", "--set", "run=test"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT)
+    _kernel_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "interrupted" in out
+    assert not (outputs / "tiny/test/bs2/04_infer.ipynb").exists()
+    assert run_stage("04_infer", outputs).returncode == 0
+    assert len(list(flow.rglob("frame_*.flo"))) == 8
+    assert all(path.stat().st_mtime_ns == times[path] for path in times)
+
+
+def test_what_takes_too_long_is_stopped(tmp_path):
+    done = run_stage("01_data", tmp_path, "limit_s=2.5", "demo_height=872", "demo_width=2048")
+    assert done.returncode == 124
+    assert "took longer than 2.5 s" in done.stdout
+    assert not (tmp_path / "tiny/data/index.json").exists()
+
+
+def test_two_runs_in_one_folder_refuse(finished):
+    import fcntl
+
+    with open(finished / "tiny/test/bs2/.05_evaluate.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_stage("05_evaluate", finished)
+    assert done.returncode == 3
+    assert "another run is writing" in done.stderr
+
+
+def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
+    """The batch size gets its rows, later stages are skipped with the reason, and 06 still writes its own."""
+    outputs = tmp_path / "outputs"
+    _copy_until(finished, outputs, "03_convert")
+    environment = os.environ | {"GMA_MEMORY_BYTES": "100000000"}
+    words = {}
+    for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
+        command = [sys.executable, "-m", "gma_lib.pipeline.runner", stage, "--profile", "tiny", "--batch-size", "2"]
+        command += ["--set", f"outputs={outputs}", "--set", "run=test"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        words[stage] = content(outputs / f"tiny/test/bs2/.{stage}.json")["status"]
+    assert words == {"03_convert": "out_of_memory", "04_infer": "skipped", "05_evaluate": "skipped", "06_perf": "ok"}
+    assert content(outputs / "tiny/test/bs2/perf.json")["status"] == "out_of_memory"
+    page = report.write_index(outputs, "tiny").read_text()
+    assert "does not fit" in page
+    assert "not started: batch size 2 on openvino in float32 needs about" in page
