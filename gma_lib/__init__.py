@@ -3,18 +3,20 @@
 Conventions, everywhere in this package
 ---------------------------------------
 Frames
-    float32, shape ``(3, H, W)`` or ``(N, 3, H, W)``, RGB, 0..255 as decoded; the network scales inside.
+    float32, shape ``(3, H, W)`` or ``(N, 3, H, W)``, RGB, 0..255 as decoded; the network scales
+    inside.
 Flow
-    float32, shape ``(2, H, W)`` or ``(N, 2, H, W)``, in pixels, x before y: the point (x, y) of the first
-    frame is found at (x + u, y + v) in the second.
+    float32, shape ``(2, H, W)`` or ``(N, 2, H, W)``, in pixels, x before y: the point (x, y) of the
+    first frame is found at (x + u, y + v) in the second.
 Masks
     bool, shape ``(H, W)``.
 1px
     The share of pixels whose endpoint error is **below** one pixel; higher is better.
 
 One package per stage, in the order in which data flows; each imports only from those before it:
-``runs``, ``flow``, ``network``, ``data``, ``ascend``, ``backends``, ``training``, ``export``, ``convert``, ``infer``,
-``evaluate``, ``perf``, ``pipeline``, ``report``; above them ``doctor`` and ``cli``.
+``runs``, ``flow``, ``network``, ``data``, ``ascend``, ``backends``, ``training``, ``export``,
+``convert``, ``infer``, ``evaluate``, ``perf``, ``pipeline``, ``report``; above them ``doctor`` and
+``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.infer.estimator``)::
 

@@ -10,13 +10,26 @@ from pathlib import Path
 
 from gma_lib.runs.run import PROJECT, cores, memory_bytes, processor
 
-NEEDED = ("numpy", "onnx", "onnxruntime", "openvino", "cv2", "matplotlib", "pandas", "papermill", "nbconvert", "torch")
+NEEDED = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "cv2",
+    "matplotlib",
+    "pandas",
+    "papermill",
+    "nbconvert",
+    "torch",
+)
 LOCK = PROJECT / "requirements.lock"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: OK, NOT OK (needed, with the remedy), or absent (optional, with what it would give)."""
+    """One line: OK, NOT OK (needed, with the remedy), or absent (optional, with what it would
+    give).
+    """
 
     word: str
     what: str
@@ -29,14 +42,26 @@ def findings() -> Iterator[Finding]:
     yield _needed(sys.version_info >= (3, 11), "Python", version, "install Python 3.11 or newer")
     yield from map(_package, NEEDED)
     yield from _differences_from_lock()
-    yield _needed(shutil.which("make") is not None, "make", shutil.which("make") or "", "install GNU make")
+    yield _needed(
+        shutil.which("make") is not None, "make", shutil.which("make") or "", "install GNU make"
+    )
     yield _kernel()
     free = shutil.disk_usage(PROJECT).free
-    yield _needed(free > 2e9, "free disk", f"{free / 1e9:.0f} GB", "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size")
+    yield _needed(
+        free > 2e9,
+        "free disk",
+        f"{free / 1e9:.0f} GB",
+        "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size",
+    )
     memory = memory_bytes()
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
     yield Finding("OK", "processor", f"{processor()}, {cores()} cores")
-    yield _optional(has_bf16(), "AVX-512 BF16 or AMX", "bfloat16 at full speed", "bfloat16 would be emulated or refused")
+    yield _optional(
+        has_bf16(),
+        "AVX-512 BF16 or AMX",
+        "bfloat16 at full speed",
+        "bfloat16 would be emulated or refused",
+    )
     if has_bf16():
         yield Finding("OK", "bfloat16", _advice())
     yield _gpu()
@@ -44,7 +69,11 @@ def findings() -> Iterator[Finding]:
 
 
 def _needed(good: bool, what: str, detail: str, remedy: str) -> Finding:
-    return Finding("OK", what, detail) if good else Finding("NOT OK", what, f"{detail}: {remedy}".lstrip(": "))
+    return (
+        Finding("OK", what, detail)
+        if good
+        else Finding("NOT OK", what, f"{detail}: {remedy}".lstrip(": "))
+    )
 
 
 def _optional(there: bool, what: str, detail: str, absent: str) -> Finding:
@@ -55,12 +84,16 @@ def _package(name: str) -> Finding:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        return Finding("NOT OK", name, f"{error}: delete .venv and run make again, or pip install -e .")
+        return Finding(
+            "NOT OK", name, f"{error}: delete .venv and run make again, or pip install -e ."
+        )
     return Finding("OK", name, getattr(module, "__version__", "").split("-")[0])
 
 
 def _differences_from_lock() -> Iterator[Finding]:
-    """Installed versions that are not the locked ones; numbers may then differ in their last digits."""
+    """Installed versions that are not the locked ones; numbers may then differ in their last
+    digits.
+    """
     if not LOCK.is_file():
         return
     for line in LOCK.read_text().splitlines():
@@ -81,7 +114,9 @@ def _kernel() -> Finding:
         where = KernelSpecManager().get_kernel_spec("python3").resource_dir
     except NoSuchKernel:
         return Finding("NOT OK", "Jupyter kernel python3", "pip install ipykernel")
-    return Finding("OK", "Jupyter kernel python3", "" if where.startswith(sys.prefix) else f"from {where}")
+    return Finding(
+        "OK", "Jupyter kernel python3", "" if where.startswith(sys.prefix) else f"from {where}"
+    )
 
 
 def has_bf16() -> bool:
@@ -126,11 +161,17 @@ def _ascend() -> Iterator[Finding]:
         yield Finding("OK", "ais_bench", python)
     except FileNotFoundError:
         python = sys.executable
-        yield Finding("absent", "ais_bench", "optional: runs .om models; AIS_PYTHON= names the interpreter that has it")
+        yield Finding(
+            "absent",
+            "ais_bench",
+            "optional: runs .om models; AIS_PYTHON= names the interpreter that has it",
+        )
     try:
         for one in chip.find_chips(python=python, environment=environment):
             memory = f", {one.memory_bytes / 1e9:.1f} GB" if one.memory_bytes else ""
-            yield Finding("OK", "Ascend chip", f"{one.soc}, device {one.device}{memory} ({one.source})")
+            yield Finding(
+                "OK", "Ascend chip", f"{one.soc}, device {one.device}{memory} ({one.source})"
+            )
     except chip.NoChipFound as error:
         yield Finding("absent", "Ascend chip", f"optional: {error}")
 

@@ -1,4 +1,6 @@
-"""Data that several tests share: a tiny Sintel on disk, small frames, the network with seeded weights."""
+"""Data that several tests share: a tiny Sintel on disk, small frames, the network with seeded
+weights.
+"""
 
 import os
 import subprocess
@@ -12,14 +14,19 @@ from gma_lib.flow.files import write_flow, write_frame, write_mask
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.runs.run import PROJECT
 
-HEIGHT, WIDTH = 128, 160  # the smallest frames whose coarsest correlation level still has two cells a side
+HEIGHT, WIDTH = (
+    128,
+    160,
+)  # the smallest frames whose coarsest correlation level still has two cells a side
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of reference vectors computed with the authors' implementation; not part of the project."""
+    """Folder of reference vectors computed with the authors' implementation; not part of the
+    project.
+    """
     return _shared("golden")
 
 
@@ -45,7 +52,9 @@ def small_golden(golden: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def tiny_sintel(tmp_path: Path) -> Path:
-    """Two scenes of three frames in two passes; alley has flow of (3, 4) everywhere, cave has none for its second pair."""
+    """Two scenes of three frames in two passes; alley has flow of (3, 4) everywhere, cave has none
+    for its second pair.
+    """
     return write_tiny_sintel(tmp_path / "tiny-sintel")
 
 
@@ -59,11 +68,18 @@ def write_tiny_sintel(root: Path) -> Path:
         for pass_name in ("clean", "final"):
             for number in (1, 2, 3):
                 frame = rng.integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.float32)
-                write_frame(root / "training" / pass_name / scene / f"frame_{number:04d}.png", frame)
+                write_frame(
+                    root / "training" / pass_name / scene / f"frame_{number:04d}.png", frame
+                )
         for number in scored:
             write_flow(root / "training" / "flow" / scene / f"frame_{number:04d}.flo", flow)
-            write_mask(root / "training" / "occlusions" / scene / f"frame_{number:04d}.png", occluded)
-            write_mask(root / "training" / "invalid" / scene / f"frame_{number:04d}.png", np.zeros_like(occluded))
+            write_mask(
+                root / "training" / "occlusions" / scene / f"frame_{number:04d}.png", occluded
+            )
+            write_mask(
+                root / "training" / "invalid" / scene / f"frame_{number:04d}.png",
+                np.zeros_like(occluded),
+            )
     return root
 
 
@@ -86,7 +102,16 @@ def small_frames() -> tuple[np.ndarray, np.ndarray]:
 
 def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
     """A stage in a process of its own, as make starts it."""
-    command = [sys.executable, "-m", "gma_lib.pipeline.runner", stage, "--profile", profile, "--batch-size", batch_size]
+    command = [
+        sys.executable,
+        "-m",
+        "gma_lib.pipeline.runner",
+        stage,
+        "--profile",
+        profile,
+        "--batch-size",
+        batch_size,
+    ]
     for setting in (f"outputs={outputs}", "run=test", *settings):
         command += ["--set", setting]
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
@@ -130,5 +155,7 @@ def pytest_sessionfinish(session):
 def _unexpected_skips(reporter) -> list[str]:
     if not os.environ.get("GMA_STRICT_SKIPS"):
         return []
-    allowed = {line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")}
+    allowed = {
+        line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")
+    }
     return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)

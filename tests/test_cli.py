@@ -14,7 +14,15 @@ from click.testing import CliRunner
 
 from gma_lib.cli import main
 from gma_lib.data import clips
-from gma_lib.flow.files import read_flow, read_flow_file, write_flow, write_flow_file, write_frame, write_kitti_flow, write_mask
+from gma_lib.flow.files import (
+    read_flow,
+    read_flow_file,
+    write_flow,
+    write_flow_file,
+    write_frame,
+    write_kitti_flow,
+    write_mask,
+)
 
 FAST = ["--checkpoint", "seeded", "--updates", "1"]
 
@@ -43,7 +51,7 @@ def gma(*arguments, exit_code=0):
     return done.output
 
 
-# --- help -----------------------------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [None, *main.commands])
@@ -55,7 +63,9 @@ def test_help_fits_a_screen(command):
 
 def test_help_answers_at_once():
     code = "import sys; from gma_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert not re.search(r"'(torch|numpy|openvino|cv2|matplotlib)'", loaded)
 
 
@@ -64,11 +74,20 @@ def test_a_wrong_command_line_exits_with_2(tmp_path):
     gma("video", "a", "-o", tmp_path / "b", "--max-pixels", "3", exit_code=2)
 
 
-# --- flow -----------------------------------------------------------------------------------------------------------
+# --- flow -----------------------------------------------------------------------------------------
 
 
 def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
-    answer = gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.png", *FAST)
+    answer = gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        "--figure",
+        tmp_path / "a.png",
+        *FAST,
+    )
     flow = read_flow(tmp_path / "a.flo")
     assert flow.shape == (2, 128, 160)
     assert f"160x128 px, mean speed {np.hypot(*flow).mean():.2f} px" in answer
@@ -86,12 +105,22 @@ def test_a_result_is_not_overwritten_silently(photos, tmp_path):
     assert read_flow(tmp_path / "a.flo").shape == (2, 128, 160)
 
 
-def test_a_place_that_cannot_be_written_to_is_refused_before_computing(photos, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_to_is_refused_before_computing(
+    photos, tmp_path, monkeypatch
+):
     frames = photos / "shot 1.png", photos / "shot 2.png"
-    assert "is no folder" in gma("flow", *frames, "-o", photos / "shot 3.png" / "a.flo", *FAST, exit_code=1)
-    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # who runs tests as root may write anywhere
-    assert f"{tmp_path} is no folder that this user may write to" in gma("flow", *frames, "-o", tmp_path / "a.flo", *FAST, exit_code=1)
-    assert "may write to" in gma("video", photos, "-o", tmp_path / "new" / "out", *FAST, exit_code=1)
+    assert "is no folder" in gma(
+        "flow", *frames, "-o", photos / "shot 3.png" / "a.flo", *FAST, exit_code=1
+    )
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: mode != os.W_OK
+    )  # who runs tests as root may write anywhere
+    assert f"{tmp_path} is no folder that this user may write to" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", *FAST, exit_code=1
+    )
+    assert "may write to" in gma(
+        "video", photos, "-o", tmp_path / "new" / "out", *FAST, exit_code=1
+    )
 
 
 def write_unusual(folder: Path) -> dict[str, Path]:
@@ -115,11 +144,19 @@ def write_unusual(folder: Path) -> dict[str, Path]:
 
 def test_unusual_images_are_taken_and_it_is_said(tmp_path):
     images = write_unusual(tmp_path / "images")
-    for name, remark in (("grey", "is grey"), ("alpha", "alpha channel, which is ignored"), ("deep", "16 bits")):
-        assert remark in gma("flow", images[name], images["plain"], "-o", tmp_path / f"{name}.flo", *FAST)
+    for name, remark in (
+        ("grey", "is grey"),
+        ("alpha", "alpha channel, which is ignored"),
+        ("deep", "16 bits"),
+    ):
+        assert remark in gma(
+            "flow", images[name], images["plain"], "-o", tmp_path / f"{name}.flo", *FAST
+        )
     same = gma("flow", images["plain"], images["plain"], "-o", tmp_path / "plain.flo", *FAST)
     assert len(same.splitlines()) <= 2  # nothing to remark
-    np.testing.assert_array_equal(read_flow(tmp_path / "deep.flo"), read_flow(tmp_path / "plain.flo"))
+    np.testing.assert_array_equal(
+        read_flow(tmp_path / "deep.flo"), read_flow(tmp_path / "plain.flo")
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,8 +172,13 @@ def test_unusual_images_are_taken_and_it_is_said(tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(first, second, complaint, tmp_path):
-    images = write_unusual(tmp_path / "images") | {"absent": tmp_path / "absent.png", "folder": tmp_path}
-    answer = gma("flow", images[first], images[second], "-o", tmp_path / "a.flo", *FAST, exit_code=1)
+    images = write_unusual(tmp_path / "images") | {
+        "absent": tmp_path / "absent.png",
+        "folder": tmp_path,
+    }
+    answer = gma(
+        "flow", images[first], images[second], "-o", tmp_path / "a.flo", *FAST, exit_code=1
+    )
     assert complaint in answer
     assert len(answer.splitlines()) == 1
     assert not (tmp_path / "a.flo").exists()
@@ -145,21 +187,32 @@ def test_what_cannot_be_used_is_refused_with_its_name(first, second, complaint, 
 def test_large_images_are_computed_smaller_and_it_is_said(photos, tmp_path):
     for number in (1, 2):
         image = cv2.imread(str(photos / f"shot {number}.png"))
-        cv2.imwrite(str(tmp_path / f"{number}.png"), cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+        cv2.imwrite(
+            str(tmp_path / f"{number}.png"),
+            cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST),
+        )
     frames = tmp_path / "1.png", tmp_path / "2.png"
     answer = gma("flow", *frames, "-o", tmp_path / "a.flo", "--max-pixels", 128 * 160, *FAST)
     assert "computed at 160x128 px, 0.500 of the size, and the flow scaled back" in answer
     gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "b.flo", *FAST)
     large, small = read_flow(tmp_path / "a.flo"), read_flow(tmp_path / "b.flo")
-    np.testing.assert_allclose(cv2.resize(large[0], (160, 128), interpolation=cv2.INTER_AREA), 2 * small[0], atol=0.7)
+    np.testing.assert_allclose(
+        cv2.resize(large[0], (160, 128), interpolation=cv2.INTER_AREA), 2 * small[0], atol=0.7
+    )
 
 
 def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
     frames = photos / "shot 1.png", photos / "shot 2.png"
-    assert "gma-procedural" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--checkpoint", "nix", exit_code=1)
-    assert "onnxruntime" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1)
+    assert "gma-procedural" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--checkpoint", "nix", exit_code=1
+    )
+    assert "onnxruntime" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1
+    )
     assert "a flow file ends in" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
-    assert "a figure ends in" in gma("flow", *frames, "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.txt", exit_code=1)
+    assert "a figure ends in" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.txt", exit_code=1
+    )
     assert not (tmp_path / "a.flo").exists()
 
 
@@ -171,7 +224,17 @@ def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
         raise NoChipFound("no Ascend chip was found")
 
     monkeypatch.setattr(estimator, "_make_model", no_chip)
-    answer = gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.flo", *FAST, "--updates", "7", exit_code=1)
+    answer = gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        *FAST,
+        "--updates",
+        "7",
+        exit_code=1,
+    )
     assert answer.splitlines()[-1] == "Error: no Ascend chip was found"
 
 
@@ -182,12 +245,22 @@ def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(estimator, "_make_model", interrupted)
-    gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.flo", *FAST, "--updates", "7", exit_code=130)
+    gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        *FAST,
+        "--updates",
+        "7",
+        exit_code=130,
+    )
     gma("video", photos, "-o", tmp_path / "out", *FAST, "--updates", "7", exit_code=130)
     assert not [path for path in tmp_path.iterdir() if path != photos]
 
 
-# --- video ----------------------------------------------------------------------------------------------------------
+# --- video ----------------------------------------------------------------------------------------
 
 
 def write_video(path: Path, folder: Path) -> None:
@@ -213,7 +286,9 @@ def test_flow_along_a_clip(kind, photos, tmp_path):
     assert len(list(clips.read_clip(tmp_path / "out" / "flow.mp4"))) == 3
     if kind == "folder":
         gma("flow", photos / "shot 2.png", photos / "shot 3.png", "-o", tmp_path / "a.flo", *FAST)
-        np.testing.assert_allclose(read_flow(tmp_path / "out" / "frame_0002.flo"), read_flow(tmp_path / "a.flo"), atol=2e-3)
+        np.testing.assert_allclose(
+            read_flow(tmp_path / "out" / "frame_0002.flo"), read_flow(tmp_path / "a.flo"), atol=2e-3
+        )
 
 
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
@@ -235,12 +310,16 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
 
 def test_clips_that_are_none(photos, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 1000)
-    assert "no frames that can be decoded" in gma("video", tmp_path / "broken.mp4", "-o", tmp_path / "a", *FAST, exit_code=1)
+    assert "no frames that can be decoded" in gma(
+        "video", tmp_path / "broken.mp4", "-o", tmp_path / "a", *FAST, exit_code=1
+    )
     (photos / "shot 2.png").unlink()
     (photos / "shot 3.png").unlink()
     (photos / "shot 4.png").unlink()
     assert "1 frame that" in gma("video", photos, "-o", tmp_path / "a", *FAST, exit_code=1)
-    assert "no such folder or video" in gma("video", tmp_path / "none", "-o", tmp_path / "a", *FAST, exit_code=1)
+    assert "no such folder or video" in gma(
+        "video", tmp_path / "none", "-o", tmp_path / "a", *FAST, exit_code=1
+    )
     assert not (tmp_path / "a").exists()
 
 
@@ -257,12 +336,14 @@ def test_a_frame_of_another_size_stops_a_clip(tmp_path):
         list(clips.read_clip(tmp_path))
 
 
-# --- evaluate -------------------------------------------------------------------------------------------------------
+# --- evaluate -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def fields(tmp_path):
-    """Truth of (3, 4) everywhere, a prediction that is half a pixel off on its left half and 8 px off on its right."""
+    """Truth of (3, 4) everywhere, a prediction that is half a pixel off on its left half and 8 px
+    off on its right.
+    """
     truth = np.stack([np.full((10, 20), 3.0), np.full((10, 20), 4.0)]).astype(np.float32)
     prediction = truth.copy()
     prediction[0, :, :10] += 0.5
@@ -274,11 +355,15 @@ def fields(tmp_path):
 
 
 def test_evaluate_two_files(fields):
-    answer = gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo", "--json")
+    answer = gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo", "--json"
+    )
     everything = json.loads(answer)["all"]
     assert everything["epe"] == pytest.approx(4.25)
     assert everything["px1"] == pytest.approx(0.5)
-    assert "4.250   50.00   50.00   50.00" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo")
+    assert "4.250   50.00   50.00   50.00" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo"
+    )
 
 
 def test_evaluate_folders_with_masks(fields):
@@ -286,7 +371,16 @@ def test_evaluate_folders_with_masks(fields):
     mask[:, 10:] = True
     for name in ("a", "b"):
         write_mask(fields / "masks/scene" / f"{name}.png", mask)
-    scores = json.loads(gma("evaluate", fields / "prediction", fields / "truth", "--occlusions", fields / "masks", "--json"))
+    scores = json.loads(
+        gma(
+            "evaluate",
+            fields / "prediction",
+            fields / "truth",
+            "--occlusions",
+            fields / "masks",
+            "--json",
+        )
+    )
     assert scores["fields"] == 2
     assert scores["occluded"]["epe"] == pytest.approx(8)
     assert scores["non_occluded"]["epe"] == pytest.approx(0.5)
@@ -294,7 +388,9 @@ def test_evaluate_folders_with_masks(fields):
 
 def test_a_missing_prediction_is_an_error(fields):
     (fields / "prediction/scene/b.flo").unlink()
-    assert "1 of 2 predictions are missing (first: scene/b)" in gma("evaluate", fields / "prediction", fields / "truth", exit_code=1)
+    assert "1 of 2 predictions are missing (first: scene/b)" in gma(
+        "evaluate", fields / "prediction", fields / "truth", exit_code=1
+    )
 
 
 def test_unknown_truth_is_left_out_and_unknown_predictions_are_refused(fields):
@@ -302,27 +398,39 @@ def test_unknown_truth_is_left_out_and_unknown_predictions_are_refused(fields):
     known = np.ones((10, 20), bool)
     known[:, 10:] = False
     write_kitti_flow(fields / "truth.png", flow, known)
-    scores = json.loads(gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", "--json"))
+    scores = json.loads(
+        gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", "--json")
+    )
     assert scores["all"]["pixels"] == scores["pixels_without_truth"] == 100
     assert scores["all"]["epe"] == pytest.approx(0.5)
-    assert "left out: 100 pixels" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png")
-    assert "100 pixels hold no flow" in gma("evaluate", fields / "truth.png", fields / "truth/scene/a.flo", exit_code=1)
+    assert "left out: 100 pixels" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth.png"
+    )
+    assert "100 pixels hold no flow" in gma(
+        "evaluate", fields / "truth.png", fields / "truth/scene/a.flo", exit_code=1
+    )
 
 
 def test_truth_that_is_known_nowhere_gives_no_score(fields):
     flow, known = read_flow_file(fields / "truth/scene/a.flo")
     write_kitti_flow(fields / "truth.png", flow, ~known)
-    assert "known in no pixel" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", exit_code=1)
+    assert "known in no pixel" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", exit_code=1
+    )
     write_flow(fields / "nan.flo", np.full_like(flow, np.nan))
-    assert "known in no pixel" in gma("evaluate", fields / "prediction/scene/a.flo", fields / "nan.flo", exit_code=1)
+    assert "known in no pixel" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "nan.flo", exit_code=1
+    )
 
 
 def test_fields_of_two_sizes_are_refused(fields):
     write_flow_file(fields / "small.npy", np.zeros((2, 5, 10), np.float32))
-    assert "has 10x5 px and its ground truth" in gma("evaluate", fields / "small.npy", fields / "truth/scene/a.flo", exit_code=1)
+    assert "has 10x5 px and its ground truth" in gma(
+        "evaluate", fields / "small.npy", fields / "truth/scene/a.flo", exit_code=1
+    )
 
 
-# --- export, doctor -------------------------------------------------------------------------------------------------
+# --- export, doctor -------------------------------------------------------------------------------
 
 
 def test_export_writes_files_that_say_what_they_are(tmp_path):
@@ -331,8 +439,12 @@ def test_export_writes_files_that_say_what_they_are(tmp_path):
     gma("export", "-o", tmp_path / "model", "--height", 128, "--width", 160, *FAST)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["gma.onnx"]
     assert read_description(tmp_path / "model" / "gma.onnx")["num_updates"] == "1"
-    assert "not an empty folder" in gma("export", "-o", tmp_path / "model", "--height", 128, "--width", 160, *FAST, exit_code=1)
-    assert "multiples of 8" in gma("export", "-o", tmp_path / "other", "--height", 130, "--width", 160, *FAST, exit_code=1)
+    assert "not an empty folder" in gma(
+        "export", "-o", tmp_path / "model", "--height", 128, "--width", 160, *FAST, exit_code=1
+    )
+    assert "multiples of 8" in gma(
+        "export", "-o", tmp_path / "other", "--height", 130, "--width", 160, *FAST, exit_code=1
+    )
 
 
 def test_doctor_answers():

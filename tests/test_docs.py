@@ -24,8 +24,12 @@ def test_every_target_of_the_readme_exists():
 
 
 def test_every_target_for_people_has_a_line_of_help():
-    shown = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=PROJECT, check=True).stdout
-    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(PER_BATCH_SIZE)", "").split()
+    shown = subprocess.run(
+        ["make", "help"], capture_output=True, text=True, cwd=PROJECT, check=True
+    ).stdout
+    phony = (
+        re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(PER_BATCH_SIZE)", "").split()
+    )
     for target in {*phony, *pipeline.STAGES} - {"stages", "always"}:
         assert f"make {target} " in shown, target
 
@@ -44,32 +48,53 @@ def test_every_variable_of_the_readme_is_used():
 def test_packages_are_listed_in_the_order_of_their_imports():
     """A package imports only from above it."""
     listed = re.findall(r"``(\w+)``", gma_lib.__doc__.split("One package per stage")[1])
-    found = {path.stem for path in (PROJECT / "gma_lib").iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"}
+    found = {
+        path.stem
+        for path in (PROJECT / "gma_lib").iterdir()
+        if (path / "__init__.py").is_file() or path.suffix == ".py"
+    }
     assert set(listed) == found - {"__init__"}
 
 
 def test_every_test_that_the_docs_name_exists():
     """And every defect of the original scripts has its line, with at least one of them."""
-    pages = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
-    named = {(page.name, *found) for page in pages for found in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", page.read_text())}
+    pages = [
+        PROJECT / "README.md",
+        PROJECT / "CONTRIBUTING.md",
+        *sorted((PROJECT / "docs").glob("*.md")),
+    ]
+    named = {
+        (page.name, *found)
+        for page in pages
+        for found in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", page.read_text())
+    }
     assert len(named) > 54
     for page, file, test in named:
         source = next((PROJECT / "tests").rglob(file)).read_text()
-        assert not test or re.search(rf"^def {test}\(", source, re.M), f"{page} names {file}::{test}"
-    defects = re.findall(r"^\| (\d+) \|.*`test_\w+\.py::\w+`[^|]*\|$", (PROJECT / "docs" / "ascend.md").read_text(), re.M)
+        assert not test or re.search(rf"^def {test}\(", source, re.M), (
+            f"{page} names {file}::{test}"
+        )
+    defects = re.findall(
+        r"^\| (\d+) \|.*`test_\w+\.py::\w+`[^|]*\|$",
+        (PROJECT / "docs" / "ascend.md").read_text(),
+        re.M,
+    )
     assert [int(number) for number in defects] == list(range(1, 55))
 
 
 def test_no_path_of_a_machine_and_nothing_large_is_committed():
-    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=PROJECT, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=PROJECT, check=True
+    ).stdout.split()
     for name in files:
         path = PROJECT / name
         assert path.stat().st_size < 16e6, name
         if path.suffix in {".py", ".md", ".yaml", ".yml", ".toml", ".ipynb", ".json", ".j2", ""}:
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"(?<![\w.])/(?:home|root|work|Users)/", text) or name == Path(__file__).relative_to(PROJECT).as_posix(), (
-                name
-            )
+            assert (
+                not re.search(r"(?<![\w.])/(?:home|root|work|Users)/", text)
+                or name == Path(__file__).relative_to(PROJECT).as_posix()
+            ), name
 
 
 def test_every_command_of_the_readme_exists():
@@ -78,12 +103,21 @@ def test_every_command_of_the_readme_exists():
     assert named <= set(cli.main.commands), named - set(cli.main.commands)
     for line in re.findall(r"^    \.venv/bin/(gma .*)$", README, re.M):
         _, command, *rest = line.split()
-        known = {option for parameter in cli.main.commands[command].params for option in parameter.opts}
+        known = {
+            option for parameter in cli.main.commands[command].params for option in parameter.opts
+        }
         assert {word for word in rest if word.startswith("-")} <= known, line
 
 
 def test_versions_agree():
     assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == gma_lib.__version__
-    locked = dict(line.split("==") for line in (PROJECT / "requirements.lock").read_text().splitlines() if "==" in line)
+    locked = dict(
+        line.split("==")
+        for line in (PROJECT / "requirements.lock").read_text().splitlines()
+        if "==" in line
+    )
     hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
-    assert {hook["rev"].removeprefix("v") for hook in hooks} == {locked["ruff"], locked["nbstripout"]}
+    assert {hook["rev"].removeprefix("v") for hook in hooks} == {
+        locked["ruff"],
+        locked["nbstripout"],
+    }

@@ -1,7 +1,9 @@
-"""``ais_bench``: an ``.om`` over folders of ``.bin`` files, in a process of its own, and nothing believed that was not checked.
+"""``ais_bench``: an ``.om`` over folders of ``.bin`` files, in a process of its own, and nothing
+believed that was not checked.
 
-The tool exists in two generations that both call themselves 0.0.2; they differ in file names, summaries and what they refuse. It pairs the
-files of its two input folders by position alone and never cleans its output folder, so both are looked after here.
+The tool exists in two generations that both call themselves 0.0.2; they differ in file names,
+summaries and what they refuse. It pairs the files of its two input folders by position alone and
+never cleans its output folder, so both are looked after here.
 """
 
 import json
@@ -20,7 +22,8 @@ from gma_lib.flow.files import read_tensor
 from gma_lib.runs.run import DoesNotFit
 
 OUT_OF_MEMORY = re.compile(
-    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION", re.IGNORECASE
+    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION",
+    re.IGNORECASE,
 )
 CODE = re.compile(r"\bE[A-Z]?\d{4,5}\b|\b[15]0\d{4}\b")
 CAUSES = (
@@ -74,9 +77,11 @@ class Timing:
     compute_ms
         Of every call, the warm-up left out.
     h2d_ms, d2h_ms
-        Time to the card and back that one call takes, all of its inputs and outputs; not part of the tool's throughput.
+        Time to the card and back that one call takes, all of its inputs and outputs; not part of
+        the tool's throughput.
     throughput
-        As the tool defines it: 1000 x batch size / mean compute time. Transfers and files are not in it.
+        As the tool defines it: 1000 x batch size / mean compute time. Transfers and files are not
+        in it.
     simulated
         Whether a stand-in for the tool wrote it.
     """
@@ -90,7 +95,16 @@ class Timing:
 
 def command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
     """The command line, argument by argument; it is run without a shell."""
-    return [tool.python, "-m", "ais_bench", "--model", str(om), "--device", str(tool.device), *arguments]
+    return [
+        tool.python,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--device",
+        str(tool.device),
+        *arguments,
+    ]
 
 
 def infer_folders(
@@ -104,38 +118,58 @@ def infer_folders(
     input_bytes: int,
     track: Callable[..., Iterable] | None = None,
 ) -> tuple[dict[str, Path], Timing]:
-    """Run the model over folders of files, one folder per input, and return stem -> output file of every sample.
+    """Run the model over folders of files, one folder per input, and return stem -> output file of
+    every sample.
 
     Parameters
     ----------
     output
-        Folder for the results; must not exist or be empty, because the tool would leave older files among the new ones.
+        Folder for the results; must not exist or be empty, because the tool would leave older files
+        among the new ones.
     batch_size
-        Only what the tool's throughput is computed with; the files that make a batch follow from the sizes.
+        Only what the tool's throughput is computed with; the files that make a batch follow from
+        the sizes.
     output_shape
         (2, H, W), float32, of one sample.
     input_bytes
         Of the file of one sample.
     track
-        ``gma_lib.runs.progress.track``, which then counts the outputs as they appear; None for silence.
+        ``gma_lib.runs.progress.track``, which then counts the outputs as they appear; None for
+        silence.
 
     Raises
     ------
     ValueError
         When the folders disagree, before anything is started.
     AisBenchError, DoesNotFit
-        When exit code, summary, number, sizes and values of the outputs do not all say that it worked.
+        When exit code, summary, number, sizes and values of the outputs do not all say that it
+        worked.
     """
     stems = check_folders(folders, input_bytes)
     output = Path(output)
     if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty: the tool would leave what is there among the new results; delete it first")
+        raise ValueError(
+            f"{output} is not empty: the tool would leave what is there among the new results; delete it first"
+        )
     for path in (*folders, output):
         check_path(path, ends="")
-    arguments = ["--input", ",".join(map(str, folders)), "--output", str(output.parent), "--output_dirname", output.name]
+    arguments = [
+        "--input",
+        ",".join(map(str, folders)),
+        "--output",
+        str(output.parent),
+        "--output_dirname",
+        output.name,
+    ]
     arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size)]
     output.parent.mkdir(parents=True, exist_ok=True)
-    watch = None if track is None else lambda moments: track(_appearing(output, moments), label="ais_bench", unit="pair", total=len(stems))
+    watch = (
+        None
+        if track is None
+        else lambda moments: track(
+            _appearing(output, moments), label="ais_bench", unit="pair", total=len(stems)
+        )
+    )
     started = time.time()
     _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
     timing = read_summary(find_summary(output, newer_than=started))
@@ -151,12 +185,16 @@ def measure(
     warmup: int = 5,
     watch: Callable[[Iterator[float]], Iterable] | None = None,
 ) -> Timing:
-    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the guide measures.
+    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the
+    guide measures.
 
-    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends (``gma_lib.runs.progress.elapsed``).
+    ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
+    (``gma_lib.runs.progress.elapsed``).
     """
     arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
-    with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:  # without --output the tool writes no summary
+    with tempfile.TemporaryDirectory(
+        prefix="gma_ais_"
+    ) as folder:  # without --output the tool writes no summary
         output = Path(folder) / "pure"
         started = time.time()
         arguments += ["--output", folder, "--output_dirname", output.name]
@@ -168,7 +206,9 @@ def measure(
             f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its throughput says {mean:.4g} ms: not used"
         )
     if len(timing.compute_ms) != loop:
-        raise AisBenchError(f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for")
+        raise AisBenchError(
+            f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for"
+        )
     return timing
 
 
@@ -178,16 +218,20 @@ def generation(tool: AisBench) -> str:
     return "newer" if NEWER_FLAG in text else "older"
 
 
-# --- before the run -------------------------------------------------------------------------------------------------
+# --- before the run -------------------------------------------------------------------------------
 
 
 def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
-    """Stems of the samples, sorted; ValueError unless every folder holds the same names, each of the right size."""
+    """Stems of the samples, sorted; ValueError unless every folder holds the same names, each of
+    the right size.
+    """
     names = []
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(f"{folder}: no such folder of input files")
-        files = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in (".bin", ".npy"))
+        files = sorted(
+            path for path in Path(folder).iterdir() if path.suffix.lower() in (".bin", ".npy")
+        )
         if not files:
             raise ValueError(f"{folder} holds no .bin file")
         for file in files:
@@ -198,7 +242,9 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
             if file.is_symlink():
                 raise ValueError(f"{file} is a link, which the newer tool refuses: copy the file")
             if file.stat().st_size != input_bytes:
-                raise ValueError(f"{file} has {file.stat().st_size} bytes where one sample has {input_bytes}; was it cut short?")
+                raise ValueError(
+                    f"{file} has {file.stat().st_size} bytes where one sample has {input_bytes}; was it cut short?"
+                )
         names.append({file.name for file in files})
     for folder, other in zip(folders[1:], names[1:], strict=True):
         differing = sorted(names[0] ^ other)
@@ -214,7 +260,9 @@ def check_path(path: Path, *, ends: str) -> Path:
     """The absolute path, or ValueError for one that a generation of the tool rejects."""
     absolute = Path(path).absolute()
     if absolute.is_symlink():
-        raise ValueError(f"{absolute} is a link, which the newer tool refuses: give what it points to")
+        raise ValueError(
+            f"{absolute} is a link, which the newer tool refuses: give what it points to"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
         raise ValueError(
             f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
@@ -223,37 +271,58 @@ def check_path(path: Path, *, ends: str) -> Path:
     return absolute
 
 
-# --- the run --------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
-def _started(tool: AisBench, arguments: list[str], watch: Callable[[Iterator[float]], Iterable] | None = None) -> tuple[int, str]:
+def _started(
+    tool: AisBench, arguments: list[str], watch: Callable[[Iterator[float]], Iterable] | None = None
+) -> tuple[int, str]:
     try:
-        return run_tool(arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch)
+        return run_tool(
+            arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch
+        )
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        raise AisBenchError(f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)") from None
+        raise AisBenchError(
+            f"{tool.python}: no such interpreter; name the one that has ais_bench (AIS_PYTHON=)"
+        ) from None
     except TimeoutError as error:
         raise AisBenchError(f"ais_bench {error}") from None
 
 
-def _run(tool: AisBench, arguments: list[str], batch_size: int, watch: Callable[[Iterator[float]], Iterable] | None) -> None:
+def _run(
+    tool: AisBench,
+    arguments: list[str],
+    batch_size: int,
+    watch: Callable[[Iterator[float]], Iterable] | None,
+) -> None:
     started = time.time()
     code, text = _started(tool, arguments, watch)
     if code == 0:
         return
-    said = text + _recent_log(tool.environment, since=started)  # every failure to load prints the same; the log has the cause
+    said = text + _recent_log(
+        tool.environment, since=started
+    )  # every failure to load prints the same; the log has the cause
     if OUT_OF_MEMORY.search(said):
-        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({_telling_line(said, OUT_OF_MEMORY)})")
-    raise AisBenchError(f"ais_bench failed (exit code {code}): {explain(said, last=_last_line(text))}")
+        raise DoesNotFit(
+            f"batch size {batch_size}: out of memory on the card ({_telling_line(said, OUT_OF_MEMORY)})"
+        )
+    raise AisBenchError(
+        f"ais_bench failed (exit code {code}): {explain(said, last=_last_line(text))}"
+    )
 
 
 def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:
     """Lines with an error's code that CANN has logged since then; empty where it keeps no log."""
     environment = os.environ if environment is None else environment
-    place = environment.get("ASCEND_PROCESS_LOG_PATH") or f"{environment.get('HOME', '')}/ascend/log"
+    place = (
+        environment.get("ASCEND_PROCESS_LOG_PATH") or f"{environment.get('HOME', '')}/ascend/log"
+    )
     lines = []
     for file in Path(place).rglob("*.log") if Path(place).is_dir() else ():
         if file.stat().st_mtime >= since - 1:
-            lines += [line for line in file.read_text(errors="replace").splitlines() if CODE.search(line)]
+            lines += [
+                line for line in file.read_text(errors="replace").splitlines() if CODE.search(line)
+            ]
     return "\n".join(["", *lines])
 
 
@@ -285,11 +354,13 @@ def _last_line(text: str) -> str:
     return lines[-1][:300] if lines else "it printed nothing"
 
 
-# --- after the run --------------------------------------------------------------------------------------------------
+# --- after the run --------------------------------------------------------------------------------
 
 
 def find_summary(output: Path, *, newer_than: float) -> Path:
-    """The summary of this run: beside the output folder, or within it where several devices ran; an older one does not count."""
+    """The summary of this run: beside the output folder, or within it where several devices ran; an
+    older one does not count.
+    """
     found = [output.parent / f"{output.name}_summary.json", *sorted(output.glob("*summary.json"))]
     fresh = [path for path in found if path.is_file() and path.stat().st_mtime >= newer_than - 1]
     if not fresh:
@@ -303,22 +374,39 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
 def read_summary(path: Path, *, loop: int = 1) -> Timing:
     """Times of a summary of either generation: a list of milliseconds, or of (start, end) pairs.
 
-    The tool lists every copy to the card and back, so that a call with two inputs counts twice, and copies once for all ``loop``
-    repetitions of a batch. Here the copies are those of one call.
+    The tool lists every copy to the card and back, so that a call with two inputs counts twice, and
+    copies once for all ``loop`` repetitions of a batch. Here the copies are those of one call.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        times = [float(item[1] - item[0]) if isinstance(item, list) else float(item) for item in content["npu_compute_time_list"]]
+        times = [
+            float(item[1] - item[0]) if isinstance(item, list) else float(item)
+            for item in content["npu_compute_time_list"]
+        ]
         copies = {name: content.get(f"{name}_latency", {}) for name in ("H2D", "D2H")}
         batches = len(times) / loop
-        h2d, d2h = (float(said.get("mean", 0.0)) * said.get("count", batches) / batches for said in copies.values())
+        h2d, d2h = (
+            float(said.get("mean", 0.0)) * said.get("count", batches) / batches
+            for said in copies.values()
+        )
         return Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
-    except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError, json.JSONDecodeError) as error:
-        raise AisBenchError(f"{path} is no summary of ais_bench ({type(error).__name__}: {error})") from error
+    except (
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        ZeroDivisionError,
+        json.JSONDecodeError,
+    ) as error:
+        raise AisBenchError(
+            f"{path} is no summary of ais_bench ({type(error).__name__}: {error})"
+        ) from error
 
 
 def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int]) -> dict[str, Path]:
-    """Stem -> file, by name, from a flat folder, ``deviceN/`` or ``deviceN_M/``; every file checked."""
+    """Stem -> file, by name, from a flat folder, ``deviceN/`` or ``deviceN_M/``; every file
+    checked.
+    """
     found: dict[str, list[Path]] = {}
     for file in sorted(output.rglob("*_0.bin")):
         found.setdefault(file.name.removesuffix("_0.bin"), []).append(file)
@@ -338,5 +426,7 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
             if not np.isfinite(arrays[-1]).all():
                 raise AisBenchError(f"{file} holds values that are not finite")
         if any(not np.array_equal(arrays[0], other) for other in arrays[1:]):
-            raise AisBenchError(f"sample {stem} came from {len(files)} devices, which disagree: {', '.join(map(str, files))}")
+            raise AisBenchError(
+                f"sample {stem} came from {len(files)} devices, which disagree: {', '.join(map(str, files))}"
+            )
     return {stem: found[stem][0] for stem in stems}

@@ -17,7 +17,8 @@ from gma_lib.runs.run import DoesNotFit, digest, sha256, written_whole
 
 SUCCESS = "ATC run success"
 CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
-# ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg wants. Others keep their name.
+# ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
+# wants. Others keep their name.
 IR_TYPES = {
     "InstanceNormalization": ("InstanceNorm",),
     "GridSample": ("GridSampler2D",),
@@ -78,11 +79,14 @@ class AtcOptions:
     input_format
         None: not passed, as in the guide (NCHW is atc's default for ONNX).
     precision_mode
-        None: not passed, as in the guide; atc then takes ``force_fp16``. Also ``allow_mix_precision``, ``must_keep_origin_dtype``, ...
+        None: not passed, as in the guide; atc then takes ``force_fp16``. Also
+        ``allow_mix_precision``, ``must_keep_origin_dtype``, ...
     precision_mode_v2
-        From CANN 7.0 on, instead of ``precision_mode``: ``mixed_float16``, ``cube_fp16in_fp32out``, ...
+        From CANN 7.0 on, instead of ``precision_mode``: ``mixed_float16``, ``cube_fp16in_fp32out``,
+        ...
     keep_dtype
-        Lines of keep.cfg: what stays float32. ``OpType::`` and Ascend's name of an operator, or the name of a node.
+        Lines of keep.cfg: what stays float32. ``OpType::`` and Ascend's name of an operator, or the
+        name of a node.
     op_precision_mode, fusion_switch_file, insert_op_conf
         Files; None: not passed.
     output_type
@@ -109,15 +113,19 @@ class AtcOptions:
     def __post_init__(self):
         if self.precision_mode and self.precision_mode_v2:
             raise ValueError("precision_mode and precision_mode_v2 exclude each other: give one")
-        keeps_all = {self.precision_mode, self.precision_mode_v2} & {"must_keep_origin_dtype", "origin"}
+        keeps_all = {self.precision_mode, self.precision_mode_v2} & {
+            "must_keep_origin_dtype",
+            "origin",
+        }
         if keeps_all and self.keep_dtype:
             raise ValueError(f"keep_dtype has no effect with {keeps_all.pop()}: give keep_dtype=()")
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and the version it was made for; "
-    "None: not said."""
+    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and
+    the version it was made for; " "None: not said.
+    """
 
     memory_bytes: int | None
     weight_bytes: int | None
@@ -129,8 +137,16 @@ class ModelMemory:
         return None if self.memory_bytes is None else self.memory_bytes + (self.weight_bytes or 0)
 
 
-def command(model: str, output: str, shapes: Mapping[str, tuple[int, ...]], options: AtcOptions, keep_file: str = "keep.cfg") -> list[str]:
-    """The command line, argument by argument, in the guide's order. It is run without a shell, so ';' needs no quotes."""
+def command(
+    model: str,
+    output: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    options: AtcOptions,
+    keep_file: str = "keep.cfg",
+) -> list[str]:
+    """The command line, argument by argument, in the guide's order. It is run without a shell, so
+    ';' needs no quotes.
+    """
     shape = ";".join(f"{name}:{','.join(map(str, sides))}" for name, sides in shapes.items())
     arguments = [
         "atc",
@@ -142,13 +158,22 @@ def command(model: str, output: str, shapes: Mapping[str, tuple[int, ...]], opti
     ]
     if options.keep_dtype:
         arguments.insert(-1, f"--keep_dtype={keep_file}")
-    names = ("input_format", "precision_mode", "precision_mode_v2", "op_precision_mode", "fusion_switch_file", "insert_op_conf")
+    names = (
+        "input_format",
+        "precision_mode",
+        "precision_mode_v2",
+        "op_precision_mode",
+        "fusion_switch_file",
+        "insert_op_conf",
+    )
     given = {name: getattr(options, name) for name in (*names, "output_type", "log")}
     return arguments + [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def lint_keep(lines: tuple[str, ...], path: Path) -> None:
-    """Raise ValueError for a line that names nothing in the graph: atc would succeed, and silently compute it in float16."""
+    """Raise ValueError for a line that names nothing in the graph: atc would succeed, and silently
+    compute it in float16.
+    """
     nodes = onnx.load(path, load_external_data=False).graph.node
     names = {node.name for node in nodes}
     types = {name for node in nodes for name in IR_TYPES.get(node.op_type, (node.op_type,))}
@@ -161,8 +186,14 @@ def lint_keep(lines: tuple[str, ...], path: Path) -> None:
         if name in IR_TYPES and IR_TYPES[name][0] in types:
             hint = f"Ascend calls it {IR_TYPES[name][0]}"
         else:
-            hint = f"the graph has {', '.join(sorted(types))}" if separator else "no node has this name"
-        raise ValueError(f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it without a word")
+            hint = (
+                f"the graph has {', '.join(sorted(types))}"
+                if separator
+                else "no node has this name"
+            )
+        raise ValueError(
+            f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it without a word"
+        )
 
 
 def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -170,11 +201,15 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
     shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in graph.input if value.name not in constants
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in graph.input
+        if value.name not in constants
     }
     for name, shape in shapes.items():
         if 0 in shape:
-            raise ValueError(f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given static shapes here")
+            raise ValueError(
+                f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given static shapes here"
+            )
     return shapes
 
 
@@ -189,14 +224,15 @@ def convert_to_om(
 ) -> dict:
     """Make ``target`` from ``source``, or find that it is there already.
 
-    One that is there counts if it was made from the same file by the same command for the same chip and CANN.
-    A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the seconds so far while ``atc`` works
-    (``gma_lib.runs.progress.elapsed``).
+    One that is there counts if it was made from the same file by the same command for the same chip
+    and CANN. A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the
+    seconds so far while ``atc`` works (``gma_lib.runs.progress.elapsed``).
 
     Returns
     -------
     dict
-        The manifest: ``soc``, ``cann``, ``onnx_sha256``, ``om_sha256``, ``command``, ``options``, ``memory`` and ``simulated``.
+        The manifest: ``soc``, ``cann``, ``onnx_sha256``, ``om_sha256``, ``command``, ``options``,
+        ``memory`` and ``simulated``.
 
     Raises
     ------
@@ -215,20 +251,30 @@ def convert_to_om(
     }
     manifest_file = manifest_path(target)
     known = read_manifest(target)
-    if known and {name: known.get(name) for name in wanted} == wanted and target.is_file() and known["om_sha256"] == sha256(target):
+    if (
+        known
+        and {name: known.get(name) for name in wanted} == wanted
+        and target.is_file()
+        and known["om_sha256"] == sha256(target)
+    ):
         return known | {"reused": True}
     for stale in (manifest_file, target):
         stale.unlink(missing_ok=True)
-    # atc leaves kernel_meta/ and other files in its working directory, and refuses paths with unusual letters
+    # atc leaves kernel_meta/ and other files in its working directory, and refuses paths with
+    # unusual letters
     with tempfile.TemporaryDirectory(prefix="gma_atc_") as place:
         folder = Path(place)
         shutil.copyfile(source, folder / source.name)
         if options.keep_dtype:
             (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
         text = run_atc(arguments, folder, options.timeout_s, environment, watch)
-        made = sorted(folder.glob(f"{target.stem}*.om"))  # some versions append the system and the processor to the name
+        made = sorted(
+            folder.glob(f"{target.stem}*.om")
+        )  # some versions append the system and the processor to the name
         if len(made) != 1 or made[0].stat().st_size == 0:
-            raise AtcError(f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected")
+            raise AtcError(
+                f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected"
+            )
         memory = read_memory(made[0], environment)
         with written_whole(target) as partial:
             shutil.copyfile(made[0], partial)
@@ -269,9 +315,13 @@ def run_atc(
     environment: Mapping[str, str] | None = None,
     watch: Callable[[Iterator[float]], Iterable] | None = None,
 ) -> str:
-    """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text agree on success."""
+    """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text
+    agree on success.
+    """
     try:
-        code, text = run_tool(arguments, timeout_s=timeout_s, folder=folder, environment=environment, watch=watch)
+        code, text = run_tool(
+            arguments, timeout_s=timeout_s, folder=folder, environment=environment, watch=watch
+        )
     except FileNotFoundError:
         raise AtcError(
             "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the "
@@ -304,7 +354,9 @@ def explain(text: str) -> str:
     coded = [line for line in lines if re.search(CODE, line)]
     if coded:
         return f"an error that is not known here ({coded[0]}); look into ~/ascend/log"
-    return f"no code that is known here; its last line: {lines[-1]}" if lines else "it printed nothing"
+    return (
+        f"no code that is known here; its last line: {lines[-1]}" if lines else "it printed nothing"
+    )
 
 
 def _warnings(text: str) -> list[str]:
@@ -312,24 +364,43 @@ def _warnings(text: str) -> list[str]:
 
 
 def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> ModelMemory:
-    """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not say is None."""
+    """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not
+    say is None.
+    """
     om = Path(om)
     try:
-        _, text = run_tool(["atc", "--mode=6", f"--om={om.name}"], timeout_s=600, folder=om.parent, environment=environment)
+        _, text = run_tool(
+            ["atc", "--mode=6", f"--om={om.name}"],
+            timeout_s=600,
+            folder=om.parent,
+            environment=environment,
+        )
     except OSError:  # no such program, or no answer in time
         text = ""
     return parse_memory(text)
 
 
 def parse_memory(text: str) -> ModelMemory:
-    found = {name: re.search(rf"\b{name}\[([^\]]*)\]", text) for name in ("memory_size", "weight_size", "soc_version", "atc_version")}
-    numbers = {name: int(re.sub(r"\D", "", match[1])) if match and re.search(r"\d", match[1]) else None for name, match in found.items()}
+    found = {
+        name: re.search(rf"\b{name}\[([^\]]*)\]", text)
+        for name in ("memory_size", "weight_size", "soc_version", "atc_version")
+    }
+    numbers = {
+        name: int(re.sub(r"\D", "", match[1])) if match and re.search(r"\d", match[1]) else None
+        for name, match in found.items()
+    }
     words = {name: match[1].strip() or None if match else None for name, match in found.items()}
-    return ModelMemory(numbers["memory_size"], numbers["weight_size"], words["soc_version"], words["atc_version"])
+    return ModelMemory(
+        numbers["memory_size"], numbers["weight_size"], words["soc_version"], words["atc_version"]
+    )
 
 
-def require_device_memory(manifest: dict, available_bytes: int | None, batch_size: int) -> int | None:
-    """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where the card has less."""
+def require_device_memory(
+    manifest: dict, available_bytes: int | None, batch_size: int
+) -> int | None:
+    """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where
+    the card has less.
+    """
     needed = ModelMemory(**manifest["memory"]).total_bytes
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
@@ -346,4 +417,6 @@ def om_digest(om: Path) -> str:
 
 def _lists(options: dict) -> dict:
     """Tuples as lists, as JSON will give them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
+    }

@@ -24,7 +24,8 @@ class Chip:
     soc
         As ``atc --soc_version`` wants it: ``Ascend310P3``.
     device
-        As ``ais_bench --device`` wants it: the logic ID, never the NPU ID, which can be 32768. None: not known from this source.
+        As ``ais_bench --device`` wants it: the logic ID, never the NPU ID, which can be 32768.
+        None: not known from this source.
     memory_bytes
         The chip's own; None where the source does not say.
     source
@@ -38,7 +39,8 @@ class Chip:
 
 
 def soc_version(name: str) -> str:
-    """``310P3``, ``Ascend310P3``, ``Ascend 310P3`` -> ``Ascend310P3``: the prefix exactly once, whoever wrote it before.
+    """``310P3``, ``Ascend310P3``, ``Ascend 310P3`` -> ``Ascend310P3``: the prefix exactly once,
+    whoever wrote it before.
 
     Raises
     ------
@@ -48,12 +50,20 @@ def soc_version(name: str) -> str:
     bare = re.sub(r"\s+", "", name)
     bare = re.sub(r"^(Ascend)+", "", bare, flags=re.IGNORECASE)
     if not re.fullmatch(r"(310|910|950)[A-Za-z0-9_-]*", bare):
-        raise ValueError(f"{name!r} names no Ascend chip; expected is something like 310P3, Ascend310P3 or 910B3 (npu-smi info shows it)")
+        raise ValueError(
+            f"{name!r} names no Ascend chip; expected is something like 310P3, Ascend310P3 or 910B3 (npu-smi info shows it)"
+        )
     return f"Ascend{bare}"
 
 
-def find_chips(*, word: str | None = None, python: str = "python3", environment: Mapping[str, str] | None = None) -> list[Chip]:
-    """Ask, in this order, the runtime (``acl.get_soc_name``), ``npu-smi info -m``, and its table; the user's word goes before all.
+def find_chips(
+    *,
+    word: str | None = None,
+    python: str = "python3",
+    environment: Mapping[str, str] | None = None,
+) -> list[Chip]:
+    """Ask, in this order, the runtime (``acl.get_soc_name``), ``npu-smi info -m``, and its table;
+    the user's word goes before all.
 
     Parameters
     ----------
@@ -74,24 +84,29 @@ def find_chips(*, word: str | None = None, python: str = "python3", environment:
     in_table = parse_table(table)
     if word:
         same = [chip for chip in in_table if chip.soc == soc_version(word)]
-        return [Chip(soc_version(word), chip.device, chip.memory_bytes, "named by the user") for chip in same] or [
-            Chip(soc_version(word), None, None, "named by the user")
-        ]
+        return [
+            Chip(soc_version(word), chip.device, chip.memory_bytes, "named by the user")
+            for chip in same
+        ] or [Chip(soc_version(word), None, None, "named by the user")]
     mapping, _ = _npu_smi(["info", "-m"], environment)
-    in_mapping = [_with_memory(_exact(chip, table, environment), in_table) for chip in parse_mapping(mapping)]
+    in_mapping = [
+        _with_memory(_exact(chip, table, environment), in_table) for chip in parse_mapping(mapping)
+    ]
     soc = _soc_of_runtime(python, environment)
     if soc:
         known = in_mapping or in_table
-        return [Chip(soc, chip.device, chip.memory_bytes, "acl.get_soc_name") for chip in known] or [
-            Chip(soc, None, None, "acl.get_soc_name")
-        ]
+        return [
+            Chip(soc, chip.device, chip.memory_bytes, "acl.get_soc_name") for chip in known
+        ] or [Chip(soc, None, None, "acl.get_soc_name")]
     answers.append("acl.get_soc_name: not available")
     if in_mapping:
         return in_mapping
     answers.append(f"npu-smi: {complaint or 'its table lists no chip'}")
     if in_table:
         return [_exact(chip, table, environment) for chip in in_table]
-    raise NoChipFound(f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, name it: SOC=310P3")
+    raise NoChipFound(
+        f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, name it: SOC=310P3"
+    )
 
 
 def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:
@@ -103,7 +118,9 @@ def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:
 def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str | None:
     code = "import acl; print('soc:', acl.get_soc_name())"
     try:
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     named = re.search(r"^soc: *(\S.*)$", done.stdout, re.M) if done.returncode == 0 else None
@@ -116,14 +133,23 @@ def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str |
 def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tuple[str, str]:
     """(what it printed, what is wrong); one of them is empty."""
     try:
-        done = subprocess.run(["npu-smi", *arguments], capture_output=True, text=True, timeout=60, env=environment or os.environ)
+        done = subprocess.run(
+            ["npu-smi", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment or os.environ,
+        )
     except FileNotFoundError:
         return "", "not installed (it comes with the driver)"
     except (OSError, subprocess.TimeoutExpired) as error:
         return "", f"no answer ({type(error).__name__})"
     text = done.stdout + done.stderr
     if BUSY in text:
-        return "", "another container or virtual machine holds the card (-8020): stop that one, or hand the card to this one"
+        return (
+            "",
+            "another container or virtual machine holds the card (-8020): stop that one, or hand the card to this one",
+        )
     if "dcmi" in text and "failed" in text:
         return (
             "",
@@ -131,12 +157,21 @@ def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tup
             f"/dev/davinci*",
         )
     if "libdrvdsmi" in text:
-        return "", "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH"
-    return (done.stdout, "") if done.returncode == 0 else ("", f"exit code {done.returncode}: {text.strip()[:200]}")
+        return (
+            "",
+            "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH",
+        )
+    return (
+        (done.stdout, "")
+        if done.returncode == 0
+        else ("", f"exit code {done.returncode}: {text.strip()[:200]}")
+    )
 
 
 def parse_mapping(text: str) -> list[Chip]:
-    """Chips of ``npu-smi info -m``: NPU ID, Chip ID, Chip Logic ID, Chip Name; rows of the management controller (Mcu) are none."""
+    """Chips of ``npu-smi info -m``: NPU ID, Chip ID, Chip Logic ID, Chip Name; rows of the
+    management controller (Mcu) are none.
+    """
     chips = []
     for line in text.splitlines():
         row = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?\s+(\S.*?)\s*", line)
@@ -146,9 +181,11 @@ def parse_mapping(text: str) -> list[Chip]:
 
 
 def parse_table(text: str) -> list[Chip]:
-    """Chips of the table of ``npu-smi info``, in any of its shapes; the processes below it look like cards and are none.
+    """Chips of the table of ``npu-smi info``, in any of its shapes; the processes below it look
+    like cards and are none.
 
-    The table shows no logic ID: chips are counted from 0 in the order of the table, as the driver numbers them where none is missing.
+    The table shows no logic ID: chips are counted from 0 in the order of the table, as the driver
+    numbers them where none is missing.
     """
     chips = []
     lines = text.split("Process id")[0].splitlines()
@@ -162,14 +199,23 @@ def parse_table(text: str) -> list[Chip]:
 
 
 def _exact(chip: Chip, table: str, environment: Mapping[str, str] | None) -> Chip:
-    """A3 and 950 call themselves ``Ascend910`` in tables; their board says which one: ``Ascend910_9391``."""
+    """A3 and 950 call themselves ``Ascend910`` in tables; their board says which one:
+    ``Ascend910_9391``.
+    """
     if chip.soc not in ("Ascend910", "Ascend950"):
         return chip
     text = ""
-    for npu in dict.fromkeys(re.findall(r"^\|\s*(\d+)\s+(?:Ascend ?)?(?:910|950)\s*\|", table, re.M)):
+    for npu in dict.fromkeys(
+        re.findall(r"^\|\s*(\d+)\s+(?:Ascend ?)?(?:910|950)\s*\|", table, re.M)
+    ):
         text, _ = _npu_smi(["info", "-t", "board", "-i", npu, "-c", "0"], environment)
         break
     found = {key: re.search(rf"{key}\s*:\s*(\S+)", text) for key in ("Chip Name", "NPU Name")}
     if None in found.values():
         return chip
-    return Chip(soc_version(f"{found['Chip Name'][1]}_{found['NPU Name'][1]}"), chip.device, chip.memory_bytes, "npu-smi info -t board")
+    return Chip(
+        soc_version(f"{found['Chip Name'][1]}_{found['NPU Name'][1]}"),
+        chip.device,
+        chip.memory_bytes,
+        "npu-smi info -t board",
+    )

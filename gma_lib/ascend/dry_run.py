@@ -1,4 +1,6 @@
-"""Write what a machine with CANN has to be told: files and commands, with nothing of CANN installed here."""
+"""Write what a machine with CANN has to be told: files and commands, with nothing of CANN installed
+here.
+"""
 
 import shlex
 from dataclasses import replace
@@ -17,7 +19,9 @@ from gma_lib.runs.run import PROJECT, shown, written_whole
 PASSES = ("clean", "final")
 
 
-def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *, keep: str = "guide") -> list[list[str]]:
+def write_commands(
+    model_folder: Path, target: Path, options: atc.AtcOptions, *, keep: str = "guide"
+) -> list[list[str]]:
     """Put the model, keep.cfg and ``commands.sh`` into ``target``; returns the commands.
 
     Parameters
@@ -25,7 +29,8 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *,
     model_folder
         Where 02_export left ``gma.onnx``.
     keep
-        What stays float32 where the options keep anything: a key of ``gma_lib.ascend.keep.CHOICES``.
+        What stays float32 where the options keep anything: a key of
+        ``gma_lib.ascend.keep.CHOICES``.
     """
     source = Path(model_folder) / "gma.onnx"
     if not source.is_file():
@@ -49,20 +54,34 @@ def write_commands(model_folder: Path, target: Path, options: atc.AtcOptions, *,
         )
         for pass_name in PASSES
     ]  # fmt: skip
-    measure = command(tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size))
+    measure = command(
+        tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size)
+    )
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
     with written_whole(target / "keep.cfg") as partial:
         partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
     notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
-    lines = ["#!/bin/bash", "# Needs CANN's environment: source .../set_env.sh", *(f"# {note}" for note in notes), "set -e"]
+    lines = [
+        "#!/bin/bash",
+        "# Needs CANN's environment: source .../set_env.sh",
+        *(f"# {note}" for note in notes),
+        "set -e",
+    ]
     with written_whole(target / f"commands_bs{batch_size}.sh") as partial:
-        partial.write_text("\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n")
+        partial.write_text(
+            "\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n"
+        )
     return commands
 
 
 def _verdicts(model: Path, cann: str) -> str:
-    words = {word: [verdict.what for verdict in check_operators(model, cann) if verdict.word == word] for word in (REFUSED, UNKNOWN)}
-    return f"CANN {cann}: " + "; ".join(f"{word}: {', '.join(names) or 'nothing'}" for word, names in words.items())
+    words = {
+        word: [verdict.what for verdict in check_operators(model, cann) if verdict.word == word]
+        for word in (REFUSED, UNKNOWN)
+    }
+    return f"CANN {cann}: " + "; ".join(
+        f"{word}: {', '.join(names) or 'nothing'}" for word, names in words.items()
+    )
 
 
 @click.command()
@@ -70,10 +89,25 @@ def _verdicts(model: Path, cann: str) -> str:
 @click.option("--run", required=True, help="Folder of the run.")
 @click.option("--precision", default="float16", show_default=True)
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, required=True)
-@click.option("--soc", default="310P3", show_default=True, help="The chip that the other machine has.")
-@click.option("--keep", default="guide", show_default=True, help="What stays float32: guide, or coordinates as well.")
+@click.option(
+    "--soc", default="310P3", show_default=True, help="The chip that the other machine has."
+)
+@click.option(
+    "--keep",
+    default="guide",
+    show_default=True,
+    help="What stays float32: guide, or coordinates as well.",
+)
 @click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-def main(profile: str, run: str, precision: str, batch_sizes: tuple[int, ...], soc: str, keep: str, outputs: str) -> None:
+def main(
+    profile: str,
+    run: str,
+    precision: str,
+    batch_sizes: tuple[int, ...],
+    soc: str,
+    keep: str,
+    outputs: str,
+) -> None:
     """Write ascend/ beside a profile's runs, and print where it lies."""
     modes = {"float16": None, "float32": "must_keep_origin_dtype"}
     try:
@@ -83,7 +117,12 @@ def main(profile: str, run: str, precision: str, batch_sizes: tuple[int, ...], s
         options = atc.AtcOptions(soc_version(soc), precision_mode=modes[precision], **nothing)
         for batch_size in batch_sizes:
             target = PROJECT / outputs / profile / run / "ascend"
-            write_commands(PROJECT / outputs / profile / run / f"bs{batch_size}" / "model", target, options, keep=keep)
+            write_commands(
+                PROJECT / outputs / profile / run / f"bs{batch_size}" / "model",
+                target,
+                options,
+                keep=keep,
+            )
             print(f"{shown(target)}/commands_bs{batch_size}.sh")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error

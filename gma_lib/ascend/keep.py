@@ -1,4 +1,6 @@
-"""What stays float32 when ``atc`` computes in float16: choices of nodes, and the lines of keep.cfg that name them."""
+"""What stays float32 when ``atc`` computes in float16: choices of nodes, and the lines of keep.cfg
+that name them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +20,33 @@ def is_outside_modules(node: NodeProto) -> bool:
 
 
 def is_correlation(node: NodeProto) -> bool:
-    """The products outside the modules: all pairs, and the lookup's. Kept alone they change nothing: the next node rounds their result."""
+    """The products outside the modules: all pairs, and the lookup's. Kept alone they change
+    nothing: the next node rounds their result.
+    """
     return is_outside_modules(node) and node.op_type == "MatMul"
 
 
 def is_norm_or_coordinate(node: NodeProto) -> bool:
-    """What ``gma_lib.perf.half_precision`` finds worth keeping: the distance from float32 flow falls fourteenfold."""
+    """What ``gma_lib.perf.half_precision`` finds worth keeping: the distance from float32 flow
+    falls fourteenfold.
+    """
     return is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node))
 
 
-CHOICES: dict[str, Callable[[NodeProto], bool]] = {"guide": is_instance_norm, "coordinates": is_norm_or_coordinate}
+CHOICES: dict[str, Callable[[NodeProto], bool]] = {
+    "guide": is_instance_norm,
+    "coordinates": is_norm_or_coordinate,
+}
 
 
 def kept_nodes(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[str, ...]:
     """Lines of keep.cfg for a choice: the type for InstanceNorm, the name for every other node."""
     names = [node.name for node in model.graph.node if keep(node) and not is_instance_norm(node)]
-    return (("OpType::InstanceNorm",) if any(keep(node) and is_instance_norm(node) for node in model.graph.node) else ()) + tuple(names)
+    return (
+        ("OpType::InstanceNorm",)
+        if any(keep(node) and is_instance_norm(node) for node in model.graph.node)
+        else ()
+    ) + tuple(names)
 
 
 def keep_lines(path: Path, choice: str) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""What a version of CANN can read: opsets and operators, as its documents and sources say. What they do not say is unknown, not fine."""
+"""What a version of CANN can read: opsets and operators, as its documents and sources say. What
+they do not say is unknown, not fine.
+"""
 
 import re
 from dataclasses import dataclass
@@ -10,8 +12,15 @@ from gma_lib.ascend.rewrite import all_graphs
 
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
-# CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by operator.
-OPSETS = {"5": range(9, 14), "6": range(9, 14), "7": range(9, 19), "8": range(11, 19), "9": range(11, 19)}
+# CANN -> opsets that it documents: 6.0 and 7.0 as a range of the whole parser, 8 operator by
+# operator.
+OPSETS = {
+    "5": range(9, 14),
+    "6": range(9, 14),
+    "7": range(9, 19),
+    "8": range(11, 19),
+    "9": range(11, 19),
+}
 # Operators whose registration in CANN's ONNX plugins was read: operator -> opsets.
 REGISTERED = {
     "GridSample": {11, 16, 17, 18},
@@ -25,7 +34,10 @@ REGISTERED = {
     "Einsum": set(range(12, 19)),
     "Resize": set(range(10, 19)),
     "If": set(range(8, 19)),
-    **{f"Sequence{what}": set(range(11, 19)) for what in ("At", "Construct", "Empty", "Erase", "Insert", "Length")},
+    **{
+        f"Sequence{what}": set(range(11, 19))
+        for what in ("At", "Construct", "Empty", "Erase", "Insert", "Length")
+    },
     # These four are said to be fine, without opsets
     "Where": set(range(8, 19)),
     "Clip": set(range(8, 19)),
@@ -52,7 +64,8 @@ class Verdict:
 
 
 def check_operators(path: Path, cann: str | None) -> list[Verdict]:
-    """Judge a graph for a version of CANN: the opset first, then every operator once, those of the bodies of If and the like too.
+    """Judge a graph for a version of CANN: the opset first, then every operator once, those of the
+    bodies of If and the like too.
 
     Parameters
     ----------
@@ -63,21 +76,34 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     major = (re.match(r"\d+", cann or "") or [""])[0]
     used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
-    return [_opset(opset, major, cann), *(_operator(name, domain, opset, major) for name, domain in sorted(used))]
+    return [
+        _opset(opset, major, cann),
+        *(_operator(name, domain, opset, major) for name, domain in sorted(used)),
+    ]
 
 
 def _opset(opset: int, major: str, cann: str | None) -> Verdict:
     what = f"opset {opset}"
     if opset >= 19:
         return Verdict(
-            what, REFUSED, "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18"
+            what,
+            REFUSED,
+            "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18",
         )
     if major not in OPSETS:
-        return Verdict(what, UNKNOWN, f"nothing is known of CANN {cann}" if cann else "the version of CANN is not known")
+        return Verdict(
+            what,
+            UNKNOWN,
+            f"nothing is known of CANN {cann}" if cann else "the version of CANN is not known",
+        )
     allowed = OPSETS[major]
     if opset in allowed:
         return Verdict(what, FINE, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}")
-    return Verdict(what, REFUSED, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}: export with one of those")
+    return Verdict(
+        what,
+        REFUSED,
+        f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}: export with one of those",
+    )
 
 
 def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
@@ -86,13 +112,27 @@ def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
     if name in NEVER:
         return Verdict(name, REFUSED, "no version has it: unroll the loop when exporting")
     if name in ABSENT_BEFORE_7 and major in ("5", "6"):
-        return Verdict(name, REFUSED, "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either")
+        return Verdict(
+            name,
+            REFUSED,
+            "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either",
+        )
     if name in REGISTERED and opset not in REGISTERED[name]:
-        return Verdict(name, REFUSED, f"registered for opset {', '.join(map(str, sorted(REGISTERED[name])))} only, not {opset}")
+        return Verdict(
+            name,
+            REFUSED,
+            f"registered for opset {', '.join(map(str, sorted(REGISTERED[name])))} only, not {opset}",
+        )
     if name in REGISTERED and major in ("8", "9"):
-        return Verdict(name, FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)])))
+        return Verdict(
+            name, FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)]))
+        )
     if name in REGISTERED:
-        return Verdict(name, UNKNOWN, "registered in today's plugins; the operator list of this version was not read")
+        return Verdict(
+            name,
+            UNKNOWN,
+            "registered in today's plugins; the operator list of this version was not read",
+        )
     return Verdict(name, UNKNOWN, "the pages that were read do not name it")
 
 

@@ -1,8 +1,9 @@
 """ONNX to ONNX: 64-bit numbers become 32-bit ones, wherever the operators allow it.
 
-Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them. What an operator allows is read from its
-schema at the model's own opset. Inputs and outputs of the graph keep their types, a Cast stands only at a border and is shared, and a
-constant that 32 bits cannot hold is never clipped: what uses it stays as it is, with a reason.
+Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them.
+What an operator allows is read from its schema at the model's own opset. Inputs and outputs of the
+graph keep their types, a Cast stands only at a border and is shared, and a constant that 32 bits
+cannot hold is never clipped: what uses it stays as it is, with a reason.
 """
 
 import itertools
@@ -16,7 +17,16 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    defs,
+    helper,
+    numpy_helper,
+)
 
 from gma_lib.runs.run import written_whole
 
@@ -33,9 +43,11 @@ SCHEMA_NAMES = {
     TensorProto.DOUBLE: "tensor(double)",
     TensorProto.FLOAT: "tensor(float)",
 }
-# Outputs whose type an attribute decides, and which attribute; any other such operator is left as it is.
+# Outputs whose type an attribute decides, and which attribute; any other such operator is left as
+# it is.
 TYPE_ATTRIBUTE = {"Cast": "to", "ConstantOfShape": "value"}
-# "To the end" is written as the largest or smallest int64; any bound beyond the axis means the same.
+# "To the end" is written as the largest or smallest int64; any bound beyond the axis means the
+# same.
 SLICE_BOUNDS = (1, 2)
 
 
@@ -75,7 +87,12 @@ class RewriteReport:
 
     @property
     def changed(self) -> bool:
-        return bool(self.casts_added or self.casts_removed or self.initializers or self.wide_before != self.wide_after)
+        return bool(
+            self.casts_added
+            or self.casts_removed
+            or self.initializers
+            or self.wide_before != self.wide_after
+        )
 
     def sentence(self) -> str:
         if not self.wide_before:
@@ -85,7 +102,11 @@ class RewriteReport:
             f"{self.casts_added} casts added, {self.casts_removed} removed, {self.initializers} constants converted."
         )
         reasons = Counter(self.left.values())
-        return text + (f" What is left: {'; '.join(f'{count} x {reason}' for reason, count in reasons.items())}." if reasons else "")
+        return text + (
+            f" What is left: {'; '.join(f'{count} x {reason}' for reason, count in reasons.items())}."
+            if reasons
+            else ""
+        )
 
 
 def rewrite_file(
@@ -105,13 +126,15 @@ def rewrite_file(
     leave
         Operators to leave as they are, for runtimes that lack a kernel that the schema promises.
     largest_batch
-        Run both graphs with this batch size at most, because that of a card may not fit in this machine's memory. Only for graphs whose
-        first dimension is the batch and is mentioned by inputs and outputs alone, as those of ``gma_lib.export.trace``.
+        Run both graphs with this batch size at most, because that of a card may not fit in this
+        machine's memory. Only for graphs whose first dimension is the batch and is mentioned by
+        inputs and outputs alone, as those of ``gma_lib.export.trace``.
 
     Raises
     ------
     RewriteError
-        When the result is invalid, does not load, or computes something else. ``target`` is then not written.
+        When the result is invalid, does not load, or computes something else. ``target`` is then
+        not written.
     """
     before = onnx.load(source)
     after, report = narrowed(before, leave=leave)
@@ -123,7 +146,9 @@ def rewrite_file(
 
 
 def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
-    """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a sentence."""
+    """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a
+    sentence.
+    """
     if computes_wide(source):
         return rewrite_file(source, target, largest_batch=largest_batch).sentence()
     with written_whole(target) as partial:
@@ -132,54 +157,96 @@ def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | Non
 
 
 def rewrite_with_vendor_tool(
-    source: Path, target: Path, *, python: str = "python3", feeds: dict[str, np.ndarray] | None = None, timeout_s: float = 3600
+    source: Path,
+    target: Path,
+    *,
+    python: str = "python3",
+    feeds: dict[str, np.ndarray] | None = None,
+    timeout_s: float = 3600,
 ) -> None:
-    """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe none of it before it is verified.
+    """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe
+    none of it before it is verified.
 
-    The tool answers with exit code 0 when it did nothing, when it failed inside, and when what it wrote is not valid.
+    The tool answers with exit code 0 when it did nothing, when it failed inside, and when what it
+    wrote is not valid.
 
     Raises
     ------
     RewriteError
-        When it is not installed, wrote nothing, or its result is not the same computation. ``target`` is then not written.
+        When it is not installed, wrote nothing, or its result is not the same computation.
+        ``target`` is then not written.
     """
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.onnx"
-        command = [python, "-m", "auto_optimizer", "optimize", str(Path(source).absolute()), str(made), "-k", "4"]
+        command = [
+            python,
+            "-m",
+            "auto_optimizer",
+            "optimize",
+            str(Path(source).absolute()),
+            str(made),
+            "-k",
+            "4",
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=timeout_s)
+            done = subprocess.run(
+                command, capture_output=True, text=True, cwd=folder, timeout=timeout_s
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise RewriteError(f"auto_optimizer did not run ({type(error).__name__}: {error})") from error
+            raise RewriteError(
+                f"auto_optimizer did not run ({type(error).__name__}: {error})"
+            ) from error
         if not made.is_file():
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-            raise RewriteError(f"auto_optimizer wrote nothing (exit code {done.returncode}): {said[-1] if said else 'and said nothing'}")
+            raise RewriteError(
+                f"auto_optimizer wrote nothing (exit code {done.returncode}): {said[-1] if said else 'and said nothing'}"
+            )
         verify(onnx.load(source), onnx.load(made), feeds=feeds)
         with written_whole(target) as partial:
             shutil.copyfile(made, partial)
 
 
-def narrowed(model: ModelProto, *, leave: frozenset[str] = frozenset()) -> tuple[ModelProto, RewriteReport]:
-    """The same computation in 32 bits where the schemas allow it, and what was done. ``model`` stays as it is."""
+def narrowed(
+    model: ModelProto, *, leave: frozenset[str] = frozenset()
+) -> tuple[ModelProto, RewriteReport]:
+    """The same computation in 32 bits where the schemas allow it, and what was done. ``model``
+    stays as it is.
+    """
     try:
         result = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         raise RewriteError(f"the graph is not valid to begin with: {_first_line(error)}") from error
-    report = RewriteReport(nodes_before=_count_nodes(result.graph), wide_before=len(_wide_values(result.graph)))
+    report = RewriteReport(
+        nodes_before=_count_nodes(result.graph), wide_before=len(_wide_values(result.graph))
+    )
     opsets = {entry.domain: entry.version for entry in result.opset_import}
     names = _all_names(result.graph)
     _Narrowing(result.graph, opsets, {}, names, leave, report).run()
     result = onnx.shape_inference.infer_shapes(result, strict_mode=False)
     wide = _wide_values(result.graph)
-    for kept, declared in ((result.graph.input, model.graph.input), (result.graph.output, model.graph.output)):
+    for kept, declared in (
+        (result.graph.input, model.graph.input),
+        (result.graph.output, model.graph.output),
+    ):
         del kept[:]  # inference fills in shapes that were left open
         kept.extend(declared)
     report.nodes_after, report.wide_after = _count_nodes(result.graph), len(wide)
-    report.left = {name: report.left.get(name, reason) for name, reason in _reasons(result.graph, opsets, wide).items()}
+    report.left = {
+        name: report.left.get(name, reason)
+        for name, reason in _reasons(result.graph, opsets, wide).items()
+    }
     return result, report
 
 
-def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray] | None = None, largest_batch: int | None = None) -> None:
-    """Raise ``RewriteError`` unless ``after`` is valid, loads in ONNX Runtime, keeps its inputs and outputs, and computes the same numbers.
+def verify(
+    before: ModelProto,
+    after: ModelProto,
+    *,
+    feeds: dict[str, np.ndarray] | None = None,
+    largest_batch: int | None = None,
+) -> None:
+    """Raise ``RewriteError`` unless ``after`` is valid, loads in ONNX Runtime, keeps its inputs and
+    outputs, and computes the same numbers.
 
     ``largest_batch`` as for ``rewrite_file``.
     """
@@ -189,9 +256,14 @@ def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray
         onnx.checker.check_model(after, full_check=True)
         onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise RewriteError(f"the rewritten graph is not valid ONNX: {_first_line(error)}") from error
+        raise RewriteError(
+            f"the rewritten graph is not valid ONNX: {_first_line(error)}"
+        ) from error
     for label in ("input", "output"):
-        kept, wanted = ([(value.name, value.type) for value in getattr(model.graph, label)] for model in (after, before))
+        kept, wanted = (
+            [(value.name, value.type) for value in getattr(model.graph, label)]
+            for model in (after, before)
+        )
         if kept != wanted:
             raise RewriteError(f"the rewritten graph has other {label}s than the original")
     if largest_batch is not None:
@@ -201,16 +273,28 @@ def verify(before: ModelProto, after: ModelProto, *, feeds: dict[str, np.ndarray
     sessions = []
     for label, model in (("original", before), ("rewritten", after)):
         try:
-            sessions.append(onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"]))
+            sessions.append(
+                onnxruntime.InferenceSession(
+                    model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+                )
+            )
         except Exception as error:  # ONNX Runtime raises classes of its own for each cause
             hint = "; name the operator in leave=" if label == "rewritten" else ""
-            raise RewriteError(f"ONNX Runtime does not load the {label} graph: {_first_line(error)}{hint}") from error
+            raise RewriteError(
+                f"ONNX Runtime does not load the {label} graph: {_first_line(error)}{hint}"
+            ) from error
     feeds = random_feeds(before) if feeds is None else feeds
     expected, found = (session.run(None, feeds) for session in sessions)
     for value, wanted, got in zip(before.graph.output, expected, found, strict=True):
-        same = np.array_equal(wanted, got) if wanted.dtype.kind != "f" else np.allclose(wanted, got, rtol=1e-4, atol=1e-4, equal_nan=True)
+        same = (
+            np.array_equal(wanted, got)
+            if wanted.dtype.kind != "f"
+            else np.allclose(wanted, got, rtol=1e-4, atol=1e-4, equal_nan=True)
+        )
         if not same:
-            raise RewriteError(f"output {value.name} of the rewritten graph has other values than before")
+            raise RewriteError(
+                f"output {value.name} of the rewritten graph has other values than before"
+            )
 
 
 def _with_batch_at_most(model: ModelProto, largest: int) -> ModelProto:
@@ -224,14 +308,18 @@ def _with_batch_at_most(model: ModelProto, largest: int) -> ModelProto:
 
 
 def computes_wide(path: Path) -> bool:
-    """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to rewrite."""
+    """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to
+    rewrite.
+    """
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     computed = {name for part in all_graphs(graph) for node in part.node for name in node.output}
     return bool(computed & set(_wide_values(graph)))
 
 
 def random_feeds(model: ModelProto) -> dict[str, np.ndarray]:
-    """Reproducible inputs of the declared shapes: 0..255 for numbers with a fraction, 0 and 1 for whole ones."""
+    """Reproducible inputs of the declared shapes: 0..255 for numbers with a fraction, 0 and 1 for
+    whole ones.
+    """
     rng = np.random.default_rng(0)
     constants = {tensor.name for tensor in model.graph.initializer}
     feeds = {}
@@ -240,25 +328,47 @@ def random_feeds(model: ModelProto) -> dict[str, np.ndarray]:
             continue
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if 0 in shape:
-            raise ValueError(f"input {value.name} has no fixed shape: hand over feeds to compare the graphs with")
+            raise ValueError(
+                f"input {value.name} has no fixed shape: hand over feeds to compare the graphs with"
+            )
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        feeds[value.name] = (rng.random(shape) * 255 if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+        feeds[value.name] = (
+            rng.random(shape) * 255 if dtype.kind == "f" else rng.integers(0, 2, shape)
+        ).astype(dtype)
     return feeds
 
 
-# --- how it is done -------------------------------------------------------------------------------------------------
+# --- how it is done -------------------------------------------------------------------------------
 
 
 class _Narrowing:
-    """One graph: decides slot by slot, then writes the nodes anew. Bodies of control flow are graphs of their own."""
+    """One graph: decides slot by slot, then writes the nodes anew. Bodies of control flow are
+    graphs of their own.
+    """
 
-    def __init__(self, graph: GraphProto, opsets: dict, outer_types: dict[str, int], names: set[str], leave: frozenset[str], report):
-        self.graph, self.opsets, self.names, self.leave, self.report = graph, opsets, names, leave, report
+    def __init__(
+        self,
+        graph: GraphProto,
+        opsets: dict,
+        outer_types: dict[str, int],
+        names: set[str],
+        leave: frozenset[str],
+        report,
+    ):
+        self.graph, self.opsets, self.names, self.leave, self.report = (
+            graph,
+            opsets,
+            names,
+            leave,
+            report,
+        )
         _constants_to_initializers(graph)
         self.types = outer_types | _value_types(graph)
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = {value.name for value in graph.input}
-        self.kept = {value.name for value in graph.output} | set().union(*(_captured(node) for node in graph.node))
+        self.kept = {value.name for value in graph.output} | set().union(
+            *(_captured(node) for node in graph.node)
+        )
         self.wants: dict[tuple[int, int], bool] = {}  # (node, input) -> reads 32 bits
         self.gives: dict[str, bool] = {}  # value -> its node computes 32 bits
 
@@ -276,10 +386,18 @@ class _Narrowing:
         slots = _slots(node, self.opsets)
         flexible = {}
         for variable, allowed in _variables(slots).items():
-            mine = [(kind, index, name) for kind, index, name, var, _ in slots if var == variable and name]
+            mine = [
+                (kind, index, name)
+                for kind, index, name, var, _ in slots
+                if var == variable and name
+            ]
             wide = {self.types.get(name) for _, _, name in mine} & set(NARROW)
             # a variadic input that may mix types, as of Loop, has more than one type here
-            flexible[variable] = len(wide) == 1 and SCHEMA_NAMES[NARROW[next(iter(wide))]] in allowed and self._allows(node, mine)
+            flexible[variable] = (
+                len(wide) == 1
+                and SCHEMA_NAMES[NARROW[next(iter(wide))]] in allowed
+                and self._allows(node, mine)
+            )
         for kind, index, name, variable, _ in slots:
             if name and self.types.get(name) in NARROW:
                 target = self.wants if kind == "in" else self.gives
@@ -295,7 +413,11 @@ class _Narrowing:
             self.report.refused[label] = f"what {node.op_type} shares with its body keeps its type"
             return False
         for kind, index, name in slots:
-            if kind == "in" and name in self.constants and not (node.op_type == "Slice" and index in SLICE_BOUNDS):
+            if (
+                kind == "in"
+                and name in self.constants
+                and not (node.op_type == "Slice" and index in SLICE_BOUNDS)
+            ):
                 why = _beyond(numpy_helper.to_array(self.constants[name]))
                 if why:
                     self.report.refused[label] = f"constant {name} {why}"
@@ -313,9 +435,14 @@ class _Narrowing:
                 continue
             source, result = node.input[0], node.output[0]
             if (number, 0) in self.wants:
-                self.wants[number, 0] = self.gives.get(source, source in self.constants and source not in self.inputs)
+                self.wants[number, 0] = self.gives.get(
+                    source, source in self.constants and source not in self.inputs
+                )
             if self.gives.get(result):
-                self.gives[result] = any(reader.op_type != "Cast" and self.wants.get(slot) for reader, slot in readers.get(result, []))
+                self.gives[result] = any(
+                    reader.op_type != "Cast" and self.wants.get(slot)
+                    for reader, slot in readers.get(result, [])
+                )
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -336,7 +463,11 @@ class _Narrowing:
                 new.input[index] = self.same.get(new.input[index], new.input[index])
             self._outputs(node, new, reads_narrow=self.wants.get((number, 0), False))
         used = {name for node in self.nodes for name in [*node.input, *_captured(node)]} | self.kept
-        constants = [tensor for tensor in self.graph.initializer if tensor.name in used or tensor.name in self.inputs]
+        constants = [
+            tensor
+            for tensor in self.graph.initializer
+            if tensor.name in used or tensor.name in self.inputs
+        ]
         del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
         self.graph.node.extend(self.nodes)
         self.graph.initializer.extend(constants)
@@ -348,10 +479,14 @@ class _Narrowing:
                 narrow = NARROW[self.types[name]]
                 self._set_type_attribute(new, narrow)
                 if name in self.kept:
-                    new.output[index] = self.made[name, True] = self._fresh(f"{name}_{NAMES[narrow]}")
+                    new.output[index] = self.made[name, True] = self._fresh(
+                        f"{name}_{NAMES[narrow]}"
+                    )
                     restored.append(name)
         is_cast = node.op_type == "Cast" and not node.domain and new.output[0] not in self.kept
-        if is_cast and _cast_target(new) == (NARROW[self.types[node.input[0]]] if reads_narrow else self.types.get(node.input[0])):
+        if is_cast and _cast_target(new) == (
+            NARROW[self.types[node.input[0]]] if reads_narrow else self.types.get(node.input[0])
+        ):
             self.same[new.output[0]] = new.input[0]
             self.report.casts_removed += 1
         else:
@@ -365,7 +500,9 @@ class _Narrowing:
             if attribute.name == "to" == wanted:
                 attribute.i = narrow
             elif attribute.name == "value" == wanted:
-                value = numpy_helper.to_array(attribute.t).astype(helper.tensor_dtype_to_np_dtype(narrow))
+                value = numpy_helper.to_array(attribute.t).astype(
+                    helper.tensor_dtype_to_np_dtype(narrow)
+                )
                 attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))
 
     def _name(self, name: str, narrow: bool, *, clip: bool) -> str:
@@ -379,7 +516,11 @@ class _Narrowing:
                 if clip:
                     limits = np.iinfo(np.int32)
                     array = np.clip(array, limits.min, limits.max)
-                self.graph.initializer.append(numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(target)), fresh))
+                self.graph.initializer.append(
+                    numpy_helper.from_array(
+                        array.astype(helper.tensor_dtype_to_np_dtype(target)), fresh
+                    )
+                )
                 self.report.initializers += 1
             else:
                 self._cast(self.made[name, not narrow], fresh, target)
@@ -387,11 +528,17 @@ class _Narrowing:
 
     def _cast(self, source: str, target: str, to: int) -> None:
         source = self.same.get(source, source)
-        self.nodes.append(helper.make_node("Cast", [source], [target], name=self._fresh(f"{target}_cast"), to=to))
+        self.nodes.append(
+            helper.make_node("Cast", [source], [target], name=self._fresh(f"{target}_cast"), to=to)
+        )
         self.report.casts_added += 1
 
     def _fresh(self, wanted: str) -> str:
-        name = next(name for name in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2))) if name not in self.names)
+        name = next(
+            name
+            for name in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2)))
+            if name not in self.names
+        )
         self.names.add(name)
         return name
 
@@ -406,16 +553,25 @@ def _beyond(array: np.ndarray) -> str | None:
     return f"holds {outside.flat[0]}, which float32 cannot" if outside.size else None
 
 
-def _slots(node: NodeProto, opsets: dict[str, int]) -> list[tuple[str, int, str, str | None, set[str]]]:
-    """(in or out, index, value, type variable or None, allowed types) of every slot; no variables for operators without a schema."""
+def _slots(
+    node: NodeProto, opsets: dict[str, int]
+) -> list[tuple[str, int, str, str | None, set[str]]]:
+    """(in or out, index, value, type variable or None, allowed types) of every slot; no variables
+    for operators without a schema.
+    """
     named = [("in", index, name) for index, name in enumerate(node.input)] + [
         ("out", index, name) for index, name in enumerate(node.output)
     ]
     try:
-        schema = defs.get_schema(node.op_type, max_inclusive_version=opsets[node.domain], domain=node.domain)
+        schema = defs.get_schema(
+            node.op_type, max_inclusive_version=opsets[node.domain], domain=node.domain
+        )
     except (defs.SchemaError, KeyError):
         return [(*slot, None, set()) for slot in named]
-    constraints = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
+    constraints = {
+        constraint.type_param_str: set(constraint.allowed_type_strs)
+        for constraint in schema.type_constraints
+    }
     found = []
     for kind, index, name in named:
         formals = schema.inputs if kind == "in" else schema.outputs
@@ -424,7 +580,10 @@ def _slots(node: NodeProto, opsets: dict[str, int]) -> list[tuple[str, int, str,
         found.append((kind, index, name, variable, constraints.get(formal.type_str, set())))
     read = {variable for kind, *_, variable, _ in found if kind == "in"}
     wide = set(map(SCHEMA_NAMES.get, NARROW))
-    decided_elsewhere = any(kind == "out" and variable not in read and wide & allowed for kind, *_, variable, allowed in found)
+    decided_elsewhere = any(
+        kind == "out" and variable not in read and wide & allowed
+        for kind, *_, variable, allowed in found
+    )
     if decided_elsewhere and node.op_type not in TYPE_ATTRIBUTE:
         return [(*slot[:3], None, set()) for slot in found]
     return found
@@ -453,8 +612,17 @@ def _constant_value(node: NodeProto) -> np.ndarray | None:
     attribute = node.attribute[0]
     if attribute.name == "value":
         return numpy_helper.to_array(attribute.t)
-    numbers = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    return np.array(helper.get_attribute_value(attribute), numbers[attribute.name]) if attribute.name in numbers else None
+    numbers = {
+        "value_int": np.int64,
+        "value_ints": np.int64,
+        "value_float": np.float32,
+        "value_floats": np.float32,
+    }
+    return (
+        np.array(helper.get_attribute_value(attribute), numbers[attribute.name])
+        if attribute.name in numbers
+        else None
+    )
 
 
 def _value_types(graph: GraphProto) -> dict[str, int]:
@@ -477,7 +645,9 @@ def all_graphs(graph: GraphProto):
 def _bodies(node: NodeProto) -> list[GraphProto]:
     """The graphs that a node of control flow runs."""
     return [
-        body for attribute in node.attribute for body in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+        body
+        for attribute in node.attribute
+        for body in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
     ]
 
 
@@ -486,7 +656,9 @@ def _captured(node: NodeProto) -> set[str]:
     read = set()
     for body in _bodies(node):
         for graph in all_graphs(body):
-            read |= {name for inner in graph.node for name in inner.input if name} | {value.name for value in graph.output}
+            read |= {name for inner in graph.node for name in inner.input if name} | {
+                value.name for value in graph.output
+            }
     return read
 
 
@@ -504,17 +676,33 @@ def _count_nodes(graph: GraphProto) -> int:
 
 def _wide_values(graph: GraphProto) -> dict[str, int]:
     """Value -> its 64-bit type; computed values, constants and Constant nodes."""
-    wide = {name: kind for part in all_graphs(graph) for name, kind in _value_types(part).items() if kind in NARROW}
-    used = {name for part in all_graphs(graph) for node in part.node for name in [*node.input, *node.output]}
+    wide = {
+        name: kind
+        for part in all_graphs(graph)
+        for name, kind in _value_types(part).items()
+        if kind in NARROW
+    }
+    used = {
+        name
+        for part in all_graphs(graph)
+        for node in part.node
+        for name in [*node.input, *node.output]
+    }
     return {name: kind for name, kind in wide.items() if name in used}
 
 
 def _reasons(graph: GraphProto, opsets: dict[str, int], wide: dict[str, int]) -> dict[str, str]:
     """Why each 64-bit value is still there."""
-    reasons = {value.name: "input or output of the graph" for value in [*graph.input, *graph.output] if value.name in wide}
+    reasons = {
+        value.name: "input or output of the graph"
+        for value in [*graph.input, *graph.output]
+        if value.name in wide
+    }
     for part in all_graphs(graph):
         for node in part.node:
-            shared = {*node.input, *node.output} | {value.name for body in _bodies(node) for value in [*body.input, *body.output]}
+            shared = {*node.input, *node.output} | {
+                value.name for body in _bodies(node) for value in [*body.input, *body.output]
+            }
             for name in shared & set(wide) if _bodies(node) else ():
                 reasons.setdefault(name, f"what {node.op_type} shares with its body keeps its type")
             for kind, _, name, variable, allowed in _slots(node, opsets):
@@ -522,7 +710,9 @@ def _reasons(graph: GraphProto, opsets: dict[str, int], wide: dict[str, int]) ->
                     continue
                 if variable is None or SCHEMA_NAMES[NARROW[wide[name]]] not in allowed:
                     direction = "reads" if kind == "in" else "gives"
-                    reasons[name] = f"{node.op_type} {direction} {NAMES[wide[name]]} at opset {opsets.get(node.domain)}"
+                    reasons[name] = (
+                        f"{node.op_type} {direction} {NAMES[wide[name]]} at opset {opsets.get(node.domain)}"
+                    )
     return {name: reasons.get(name, "refused, see there") for name in wide}
 
 
@@ -538,7 +728,10 @@ def _first_line(error: Exception) -> str:
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--leave", multiple=True, help="An operator to leave as it is.")
-@click.option("--vendor-python", help="Ask auto_optimizer instead, which this interpreter has; its result is verified.")
+@click.option(
+    "--vendor-python",
+    help="Ask auto_optimizer instead, which this interpreter has; its result is verified.",
+)
 def main(source: Path, target: Path, leave: tuple[str, ...], vendor_python: str | None) -> None:
     """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
     try:

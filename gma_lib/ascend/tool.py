@@ -1,4 +1,6 @@
-"""A vendor's tool run to its end in a process of its own: what it printed, how it ended, and never longer than allowed."""
+"""A vendor's tool run to its end in a process of its own: what it printed, how it ended, and never
+longer than allowed.
+"""
 
 import os
 import signal
@@ -21,7 +23,8 @@ def run_tool(
 ) -> tuple[int, str]:
     """Run without a shell; return the exit code and what both channels said, in its order.
 
-    However this ends, by Ctrl-C too, nothing of the tool is left running: some of them start helpers of their own.
+    However this ends, by Ctrl-C too, nothing of the tool is left running: some of them start
+    helpers of their own.
 
     Parameters
     ----------
@@ -30,7 +33,8 @@ def run_tool(
     environment
         Of the process; this one's when None.
     watch
-        Is given the seconds since the start, again and again until the tool ends, and may show progress; it is iterated over.
+        Is given the seconds since the start, again and again until the tool ends, and may show
+        progress; it is iterated over.
 
     Raises
     ------
@@ -39,9 +43,17 @@ def run_tool(
     TimeoutError
         When it was stopped after ``timeout_s``.
     """
-    with tempfile.TemporaryFile() as said:  # a file and not a pipe, which would fill up and hold the tool
+    with (
+        tempfile.TemporaryFile() as said
+    ):  # a file and not a pipe, which would fill up and hold the tool
         process = subprocess.Popen(
-            arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            arguments,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             moments = _until_it_ends(process, timeout_s)

@@ -1,4 +1,6 @@
-"""CANN: where it is installed, which version, the environment of its tools, and the Python that has ais_bench."""
+"""CANN: where it is installed, which version, the environment of its tools, and the Python that has
+ais_bench.
+"""
 
 import os
 import re
@@ -39,9 +41,13 @@ class Toolkit:
 
 
 def find_toolkit(root: Path = ROOT, environment: Mapping[str, str] | None = None) -> Toolkit | None:
-    """CANN's ``set_env.sh``: where ASCEND_TOOLKIT_HOME points, then the newer place, then the older ones."""
+    """CANN's ``set_env.sh``: where ASCEND_TOOLKIT_HOME points, then the newer place, then the older
+    ones.
+    """
     home = (environment or os.environ).get("ASCEND_TOOLKIT_HOME")
-    folders = ([Path(home), Path(home).parent] if home else []) + [Path(root) / place for place in PLACES]
+    folders = ([Path(home), Path(home).parent] if home else []) + [
+        Path(root) / place for place in PLACES
+    ]
     for folder in folders:
         if (folder / "set_env.sh").is_file():
             return Toolkit(folder / "set_env.sh", read_version(folder))
@@ -53,23 +59,35 @@ def read_version(folder: Path) -> str | None:
     for pattern in VERSION_FILES:
         for file in sorted(Path(folder).glob(pattern)):
             found = re.search(
-                r"version\s*=\s*\[?(?:[A-Za-z-]+:)?\s*v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)", file.read_text(errors="replace"), re.I
+                r"version\s*=\s*\[?(?:[A-Za-z-]+:)?\s*v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)",
+                file.read_text(errors="replace"),
+                re.I,
             )
             if found:
                 return found[1]
     return None
 
 
-def tool_environment(toolkit: Toolkit | None, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment that CANN's script sets up, on top of this one; unchanged where ``atc`` is found already or no CANN is."""
+def tool_environment(
+    toolkit: Toolkit | None, base: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The environment that CANN's script sets up, on top of this one; unchanged where ``atc`` is
+    found already or no CANN is.
+    """
     base = dict(os.environ if base is None else base)
     if toolkit is None or shutil.which("atc", path=base.get("PATH")):
         return base
     command = ["bash", "-c", 'source "$1" >/dev/null 2>&1; env -0', "set_env", str(toolkit.script)]
     done = subprocess.run(command, capture_output=True, env=base, timeout=60)
     if done.returncode != 0:
-        raise RuntimeError(f"{toolkit.script} could not be read: {done.stderr.decode(errors='replace').strip()[:200]}")
-    return dict(line.split("=", 1) for line in done.stdout.decode(errors="replace").split("\0") if "=" in line)
+        raise RuntimeError(
+            f"{toolkit.script} could not be read: {done.stderr.decode(errors='replace').strip()[:200]}"
+        )
+    return dict(
+        line.split("=", 1)
+        for line in done.stdout.decode(errors="replace").split("\0")
+        if "=" in line
+    )
 
 
 def ais_python(environment: Mapping[str, str] | None = None) -> str:
@@ -96,6 +114,11 @@ def ais_python(environment: Mapping[str, str] | None = None) -> str:
 def has_module(python: str, module: str, environment: Mapping[str, str] | None = None) -> bool:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     try:
-        return subprocess.run([python, "-c", code], capture_output=True, env=environment, timeout=60).returncode == 0
+        return (
+            subprocess.run(
+                [python, "-c", code], capture_output=True, env=environment, timeout=60
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False

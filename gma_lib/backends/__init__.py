@@ -1,7 +1,7 @@
 """Runtimes that compute flow: one file each, one literal dict.
 
-A runtime is imported when its backend is made, so this package imports where none of them is installed. To add one, write
-a file with a ``Backend`` subclass and its options, and a line below.
+A runtime is imported when its backend is made, so this package imports where none of them is
+installed. To add one, write a file with a ``Backend`` subclass and its options, and a line below.
 """
 
 from collections.abc import Callable
@@ -38,13 +38,15 @@ class BackendKind:
     Attributes
     ----------
     make, options
-        The backend class and the class of its options, whose ``require()`` refuses what this machine cannot compute.
+        The backend class and the class of its options, whose ``require()`` refuses what this
+        machine cannot compute.
     model_file
         The file in the run's model folder that it loads.
     package
         What to install when its import fails.
     lookup
-        The form of the correlation lookup that suits it, a key of ``gma_lib.network.model.LOOKUPS``.
+        The form of the correlation lookup that suits it, a key of
+        ``gma_lib.network.model.LOOKUPS``.
     computes_on
         Whose matrix products its speed is held against: ``cpu``, or ``cuda`` for an NVIDIA GPU.
     """
@@ -59,12 +61,18 @@ class BackendKind:
 
 BACKENDS = {
     "openvino": BackendKind(OpenVinoBackend, OpenVinoOptions, "gma.xml", "openvino", lookup="rows"),
-    "onnxruntime": BackendKind(OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"),
+    "onnxruntime": BackendKind(
+        OnnxRuntimeBackend, OnnxRuntimeOptions, "gma_onnxruntime.onnx", "onnxruntime"
+    ),
     "torch": BackendKind(TorchBackend, TorchOptions, "gma.safetensors", "torch"),
     "cuda": BackendKind(cuda_backend, CudaOptions, "gma.safetensors", "torch", computes_on="cuda"),
     # as the authors run it, operation by operation: what the one above is measured against
     "eager_cuda": BackendKind(
-        TorchBackend, partial(TorchOptions, device="cuda", lookup="grid_sample"), "gma.safetensors", "torch", computes_on="cuda"
+        TorchBackend,
+        partial(TorchOptions, device="cuda", lookup="grid_sample"),
+        "gma.safetensors",
+        "torch",
+        computes_on="cuda",
     ),
     "ascend": BackendKind(AscendBackend, AscendOptions, "gma.om", "ais_bench"),
 }
@@ -93,8 +101,12 @@ def load_backend(name: str, model_folder: Path, *, precision: str, **options: An
     """
     kind = backend_kind(name)
     try:
-        return kind.make(Path(model_folder) / kind.model_file, kind.options(precision=precision, **options))
+        return kind.make(
+            Path(model_folder) / kind.model_file, kind.options(precision=precision, **options)
+        )
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] == kind.package:
-            raise ModuleNotFoundError(f"backend '{name}' needs a package: pip install {kind.package}") from error
+            raise ModuleNotFoundError(
+                f"backend '{name}' needs a package: pip install {kind.package}"
+            ) from error
         raise

@@ -1,4 +1,6 @@
-"""Ascend: an ``.om`` through ``ais_bench``, in another process and, where needed, another interpreter."""
+"""Ascend: an ``.om`` through ``ais_bench``, in another process and, where needed, another
+interpreter.
+"""
 
 import os
 import tempfile
@@ -47,8 +49,15 @@ class AscendOptions:
     timeout_s: float = 36000
 
     def require(self) -> None:
-        """Raise ValueError for a precision that atc is not told here; the card and its tools are looked for where they are needed."""
-        refuse_precision("ascend", self.precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
+        """Raise ValueError for a precision that atc is not told here; the card and its tools are
+        looked for where they are needed.
+        """
+        refuse_precision(
+            "ascend",
+            self.precision,
+            tuple(PRECISION_MODES),
+            "atc's precision modes are mapped for these",
+        )
 
 
 class AscendBackend(FolderBackend):
@@ -62,17 +71,34 @@ class AscendBackend(FolderBackend):
             raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
         self.manifest = atc.read_manifest(self.path)
         if self.manifest is None or self.manifest["om_sha256"] != atc.sha256(self.path):
-            raise ValueError(f"{self.path} and its manifest do not belong together: run 03_convert again")
+            raise ValueError(
+                f"{self.path} and its manifest do not belong together: run 03_convert again"
+            )
         mode = self.manifest["options"]["precision_mode"]
-        self.precision = next((name for name, known in PRECISION_MODES.items() if known == mode), mode)
+        self.precision = next(
+            (name for name, known in PRECISION_MODES.items() if known == mode), mode
+        )
         if self.precision != self.options.precision:
-            raise ValueError(f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again")
-        shapes = next(argument for argument in self.manifest["command"] if argument.startswith("--input_shape="))
-        self.shape = tuple(int(side) for side in shapes.split("image1:")[1].split(";")[0].split(","))
+            raise ValueError(
+                f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again"
+            )
+        shapes = next(
+            argument
+            for argument in self.manifest["command"]
+            if argument.startswith("--input_shape=")
+        )
+        self.shape = tuple(
+            int(side) for side in shapes.split("image1:")[1].split(";")[0].split(",")
+        )
         environment = tool_environment(find_toolkit())
         device = chosen_device() if self.options.device is None else self.options.device
         require_chip(self.manifest, environment)
-        self.tool = AisBench(self.options.python or ais_python(environment), device, self.options.timeout_s, environment)
+        self.tool = AisBench(
+            self.options.python or ais_python(environment),
+            device,
+            self.options.timeout_s,
+            environment,
+        )
         self.simulated = bool(self.manifest["simulated"])
         self.device = f"{self.manifest['soc']}{' (SIMULATED)' if self.simulated else ''}"
 
@@ -90,7 +116,8 @@ class AscendBackend(FolderBackend):
     ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
-            # the newer tool refuses what a group may write, which is what some systems make every file
+            # the newer tool refuses what a group may write, which is what some systems make every
+            # file
             path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
             check_free_space(Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width)
@@ -113,12 +140,16 @@ def chosen_device() -> int:
     """The chip of GMA_DEVICE, else 0; ValueError for anything but one number that the tool takes."""
     named = os.environ.get("GMA_DEVICE") or "0"
     if not named.isdigit() or int(named) > 255:
-        raise ValueError(f"DEVICE is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), not {named!r}")
+        raise ValueError(
+            f"DEVICE is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), not {named!r}"
+        )
     return int(named)
 
 
 def require_chip(manifest: dict, environment: dict) -> None:
-    """Raise ValueError where the card is another than the model was made for; a machine that does not tell is left to ais_bench."""
+    """Raise ValueError where the card is another than the model was made for; a machine that does
+    not tell is left to ais_bench.
+    """
     try:
         found = {chip.soc for chip in find_chips(environment=environment)}
     except NoChipFound:
@@ -130,7 +161,8 @@ def require_chip(manifest: dict, environment: dict) -> None:
 
 
 def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
-    """Make ``gma.om`` from ``gma.onnx`` for the card that is found, or named by GMA_SOC; the manifest of ``gma_lib.ascend.atc``.
+    """Make ``gma.om`` from ``gma.onnx`` for the card that is found, or named by GMA_SOC; the
+    manifest of ``gma_lib.ascend.atc``.
 
     Raises
     ------
@@ -139,32 +171,51 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     """
     from gma_lib.ascend.operators import check_operators, refuse_impossible
 
-    refuse_precision("ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these")
+    refuse_precision(
+        "ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these"
+    )
     toolkit = find_toolkit()
     environment = tool_environment(toolkit)
     chip = find_chips(
-        word=os.environ.get("GMA_SOC") or None, python=os.environ.get("GMA_AIS_PYTHON") or "python3", environment=environment
+        word=os.environ.get("GMA_SOC") or None,
+        python=os.environ.get("GMA_AIS_PYTHON") or "python3",
+        environment=environment,
     )[0]
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)
     refuse_impossible(verdicts)
     manifest = atc.convert_to_om(
-        source, target, options_for(chip.soc, precision, source), cann=cann, environment=environment, watch=partial(elapsed, label="atc")
+        source,
+        target,
+        options_for(chip.soc, precision, source),
+        cann=cann,
+        environment=environment,
+        watch=partial(elapsed, label="atc"),
     )
     atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
-    return manifest | {"unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"], "chip_source": chip.source}
+    return manifest | {
+        "unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"],
+        "chip_source": chip.source,
+    }
 
 
 def options_for(soc: str, precision: str, source: Path) -> atc.AtcOptions:
-    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what GMA_KEEP says (``gma_lib.ascend.keep``)."""
+    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what
+    GMA_KEEP says (``gma_lib.ascend.keep``).
+    """
     mode = PRECISION_MODES[precision]
     choice = os.environ.get("GMA_KEEP") or "guide"
-    return atc.AtcOptions(soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ())
+    return atc.AtcOptions(
+        soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ()
+    )
 
 
-def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop: int = 100) -> dict[str, Any]:
-    """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers add; memory that runs out is a status.
+def measure_on_card(
+    model_folder: Path, precision: str, batch_size: int, *, loop: int = 100
+) -> dict[str, Any]:
+    """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers
+    add; memory that runs out is a status.
 
     ``seconds`` holds the time of every call.
     """
@@ -184,7 +235,9 @@ def measure_on_card(model_folder: Path, precision: str, batch_size: int, *, loop
     try:
         with AscendBackend(om, AscendOptions(precision=precision)) as backend:
             watch = partial(elapsed, label=f"ais_bench, {loop} calls")
-            timing = ais_bench.measure(backend.tool, om, batch_size=batch_size, loop=loop, watch=watch)
+            timing = ais_bench.measure(
+                backend.tool, om, batch_size=batch_size, loop=loop, watch=watch
+            )
     except DoesNotFit as error:
         return nothing | {"status": "out_of_memory", "reason": str(error)}
     seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]

@@ -10,8 +10,8 @@ import numpy as np
 class Backend:
     """From frames to flow.
 
-    A subclass takes the model's path and its runtime's options in ``__init__``, imports its runtime there, and implements
-    ``predict``. Use it as a context manager to free the device.
+    A subclass takes the model's path and its runtime's options in ``__init__``, imports its runtime
+    there, and implements ``predict``. Use it as a context manager to free the device.
 
     Attributes
     ----------
@@ -20,7 +20,8 @@ class Backend:
     precision
         The number format the runtime says it computes in, read back, not merely asked for.
     at_once
-        Pairs that are computed together; a larger batch is computed in parts of so many. None: the whole batch.
+        Pairs that are computed together; a larger batch is computed in parts of so many. None: the
+        whole batch.
     simulated
         Whether a stand-in takes the place of the device; whatever it produced says so.
     """
@@ -46,7 +47,9 @@ class Backend:
         raise NotImplementedError
 
     def device_bytes(self) -> int | None:
-        """The most memory of its own that the device has held so far; None where it computes in this machine's."""
+        """The most memory of its own that the device has held so far; None where it computes in
+        this machine's.
+        """
         return None
 
     def close(self) -> None:
@@ -60,9 +63,11 @@ class Backend:
 
 
 class SplitBackend(Backend):
-    """A backend that can also run in parts: the features of each frame of a sequence computed once, each pair started warm.
+    """A backend that can also run in parts: the features of each frame of a sequence computed once,
+    each pair started warm.
 
-    Features and context are arrays of the backend's own kind, on its device where it has one, and meant for its ``refine``.
+    Features and context are arrays of the backend's own kind, on its device where it has one, and
+    meant for its ``refine``.
     """
 
     def features(self, image: np.ndarray) -> Any:
@@ -70,14 +75,18 @@ class SplitBackend(Backend):
         raise NotImplementedError
 
     def context(self, image: np.ndarray) -> Any:
-        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, (N, 256, H/8, W/8)."""
+        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, (N, 256,
+        H/8, W/8).
+        """
         raise NotImplementedError
 
     def encode(self, image: np.ndarray) -> tuple[Any, Any]:
         """Frame (N, 3, H, W) -> features and context."""
         return self.features(image), self.context(image)
 
-    def refine(self, features1: Any, features2: Any, context: Any, flow_init: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def refine(
+        self, features1: Any, features2: Any, context: Any, flow_init: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encoded frames -> flow (N, 2, H, W) in pixels, and flow (N, 2, H/8, W/8) in cells.
 
         ``flow_init``, in cells, is where the refinement starts; zero when None.
@@ -86,7 +95,9 @@ class SplitBackend(Backend):
 
 
 class AlongSequence:
-    """Flow from frame to frame of a sequence: the features of the last second frame are kept, because it is the first of the next pair."""
+    """Flow from frame to frame of a sequence: the features of the last second frame are kept,
+    because it is the first of the next pair.
+    """
 
     def __init__(self, backend: SplitBackend):
         self._backend = backend
@@ -94,26 +105,40 @@ class AlongSequence:
         self._features: Any = None
 
     def flow(
-        self, frame1: Hashable, image1: np.ndarray, frame2: Hashable, image2: np.ndarray, flow_init: np.ndarray | None = None
+        self,
+        frame1: Hashable,
+        image1: np.ndarray,
+        frame2: Hashable,
+        image2: np.ndarray,
+        flow_init: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As ``SplitBackend.refine``, of two images (N, 3, H, W); ``frame1`` and ``frame2`` are what tells frames from each other."""
+        """As ``SplitBackend.refine``, of two images (N, 3, H, W); ``frame1`` and ``frame2`` are
+        what tells frames from each other.
+        """
         kept = self._features if self._frame == frame1 else self._backend.features(image1)
         self._frame, self._features = frame2, self._backend.features(image2)
         return self._backend.refine(kept, self._features, self._backend.context(image1), flow_init)
 
 
 class FolderBackend(Backend):
-    """A backend whose runtime reads files: it is given a whole pass at once, because starting it costs more than a pair does."""
+    """A backend whose runtime reads files: it is given a whole pass at once, because starting it
+    costs more than a pair does.
+    """
 
     def predict_folders(
         self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every sample; ``track`` shows progress."""
+        """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every
+        sample; ``track`` shows progress.
+        """
         raise NotImplementedError
 
 
-def checked_frames(image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything else as garbage.
+def checked_frames(
+    image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything
+    else as garbage.
 
     ``wanted`` is the shape that the model takes; a batch may be several of them.
     """
@@ -127,14 +152,24 @@ def checked_frames(image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ..
     return np.ascontiguousarray(image1), np.ascontiguousarray(image2)
 
 
-def in_parts(compute: Callable, arrays: tuple[np.ndarray, ...], at_once: int | None) -> tuple[np.ndarray, ...]:
+def in_parts(
+    compute: Callable, arrays: tuple[np.ndarray, ...], at_once: int | None
+) -> tuple[np.ndarray, ...]:
     """Call ``compute`` on ``at_once`` entries of the batch after another, and join what it returns.
 
-    On a CPU the cores are busy with one pair already: parts cost no time, and memory no longer grows with the batch.
+    On a CPU the cores are busy with one pair already: parts cost no time, and memory no longer
+    grows with the batch.
     """
     size = at_once or len(arrays[0])
-    answers = [compute(*(array[first : first + size] for array in arrays)) for first in range(0, len(arrays[0]), size)]
-    return answers[0] if len(answers) == 1 else tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
+    answers = [
+        compute(*(array[first : first + size] for array in arrays))
+        for first in range(0, len(arrays[0]), size)
+    ]
+    return (
+        answers[0]
+        if len(answers) == 1
+        else tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
+    )
 
 
 def starting_flow(features: Any, flow_init: np.ndarray | None) -> np.ndarray:
@@ -148,4 +183,6 @@ def starting_flow(features: Any, flow_init: np.ndarray | None) -> np.ndarray:
 def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
     """Raise ValueError for a precision that would silently run as another one."""
     if precision not in possible:
-        raise ValueError(f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}")
+        raise ValueError(
+            f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}"
+        )

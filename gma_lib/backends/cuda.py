@@ -1,4 +1,6 @@
-"""PyTorch on an NVIDIA GPU; what it does there is in ``gma_lib.backends.gpu``, which is imported only then."""
+"""PyTorch on an NVIDIA GPU; what it does there is in ``gma_lib.backends.gpu``, which is imported
+only then.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,8 @@ class CudaOptions:
     Attributes
     ----------
     precision
-        float32 (TF32 off), or bfloat16 / float16 with coordinates, flow, correlation and softmax sums in float32.
+        float32 (TF32 off), or bfloat16 / float16 with coordinates, flow, correlation and softmax
+        sums in float32.
     device
         ``cuda``, ``cuda:1``, ...
     """
@@ -25,7 +28,9 @@ class CudaOptions:
         """Raise ValueError where this machine cannot compute so; needs no model."""
         import torch
 
-        refuse_precision("cuda", self.precision, ("float32", "bfloat16", "float16"), "on an NVIDIA GPU")
+        refuse_precision(
+            "cuda", self.precision, ("float32", "bfloat16", "float16"), "on an NVIDIA GPU"
+        )
         if not torch.cuda.is_available():
             raise ValueError(
                 f"backend cuda needs an NVIDIA GPU that PyTorch can use; PyTorch {torch.__version__} finds none. nvidia-smi says whether "

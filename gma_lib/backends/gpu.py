@@ -1,4 +1,5 @@
-"""On an NVIDIA GPU: the network in the form that suits one, its kernels recorded once, frames and flow on their way meanwhile.
+"""On an NVIDIA GPU: the network in the form that suits one, its kernels recorded once, frames and
+flow on their way meanwhile.
 
 What has been checked without a GPU, and what only one can tell: docs/gpu.md.
 """
@@ -19,13 +20,17 @@ from gma_lib.network.deploy import lean
 from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
 from gma_lib.runs.run import DoesNotFit
 
-WARM_UP_CALLS = 3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
+WARM_UP_CALLS = (
+    3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
+)
 
-# --- the network, rearranged ----------------------------------------------------------------------------------------
+# --- the network, rearranged ----------------------------------------------------------------------
 
 
 class QueriesAndKeys(nn.Module):
-    """What the attention matrix is made of, instead of the matrix: 198 MB less to store and to read for a Sintel frame."""
+    """What the attention matrix is made of, instead of the matrix: 198 MB less to store and to read
+    for a Sintel frame.
+    """
 
     def __init__(self, attention: Attention):
         super().__init__()
@@ -38,29 +43,45 @@ class QueriesAndKeys(nn.Module):
 
 
 class RecomputedAggregate(nn.Module):
-    """``gma_lib.network.deploy.BareAggregate`` that computes the attention again in every update, inside one kernel.
+    """``gma_lib.network.deploy.BareAggregate`` that computes the attention again in every update,
+    inside one kernel.
 
-    A fifth more multiplications than reading a stored matrix, and better numbers in float16: stored, most weights (1/7040 on average)
-    would be near its smallest numbers, where few digits are left.
+    A fifth more multiplications than reading a stored matrix, and better numbers in float16:
+    stored, most weights (1/7040 on average) would be near its smallest numbers, where few digits
+    are left.
     """
 
     def forward(self, attention: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
-        gathered = F.scaled_dot_product_attention(*attention, _as_tokens(motion))  # scales by 1 / sqrt(128), as the paper does
-        return gathered.squeeze(1).unflatten(1, motion.shape[2:]).permute(0, 3, 1, 2)  # channels last
+        gathered = F.scaled_dot_product_attention(
+            *attention, _as_tokens(motion)
+        )  # scales by 1 / sqrt(128), as the paper does
+        return (
+            gathered.squeeze(1).unflatten(1, motion.shape[2:]).permute(0, 3, 1, 2)
+        )  # channels last
 
 
 def _as_tokens(grid: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, 1, P, C): one head, in the order in memory that the fused kernels ask for."""
+    """(N, C, h, w) -> (N, 1, P, C): one head, in the order in memory that the fused kernels ask
+    for.
+    """
     return grid.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
 
 
 def fold_batch_norm(encoder: Encoder) -> None:
-    """Move the context encoder's batch norms, which are fixed by now, into the convolutions before them."""
+    """Move the context encoder's batch norms, which are fixed by now, into the convolutions before
+    them.
+    """
     for module in list(encoder.modules()):
         if isinstance(module, (Encoder, ResidualBlock)):
             for convolution, norm in (("conv1", "norm1"), ("conv2", "norm2")):
                 if hasattr(module, norm):
-                    setattr(module, convolution, nn.utils.fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+                    setattr(
+                        module,
+                        convolution,
+                        nn.utils.fuse_conv_bn_eval(
+                            getattr(module, convolution), getattr(module, norm)
+                        ),
+                    )
                     setattr(module, norm, nn.Identity())
         if isinstance(module, ResidualBlock) and module.downsample is not None:
             module.downsample[0] = nn.utils.fuse_conv_bn_eval(module.downsample[0], module.norm3)
@@ -68,7 +89,9 @@ def fold_batch_norm(encoder: Encoder) -> None:
 
 
 class InstanceNorm(nn.Module):
-    """The same as ``nn.InstanceNorm2d``, which lays its result out channels first and so has every convolution around it convert."""
+    """The same as ``nn.InstanceNorm2d``, which lays its result out channels first and so has every
+    convolution around it convert.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         # over a batch of one, batch norm is instance norm
@@ -88,8 +111,9 @@ def replace_instance_norm(encoder: Encoder) -> None:
 def for_gpu(model: GMA, precision: str) -> GMA:
     """A copy of the network that computes the same flow in the form that suits a GPU.
 
-    Lean (``gma_lib.network.deploy``), batch norms folded, channels last throughout. In half precision the convolutions
-    keep their weights in it, so that autocast has nothing to convert, and content attention is recomputed instead of stored.
+    Lean (``gma_lib.network.deploy``), batch norms folded, channels last throughout. In half
+    precision the convolutions keep their weights in it, so that autocast has nothing to convert,
+    and content attention is recomputed instead of stored.
     """
     network = lean(model)
     fold_batch_norm(network.cnet)
@@ -104,19 +128,21 @@ def for_gpu(model: GMA, precision: str) -> GMA:
     return network.to(memory_format=torch.channels_last)
 
 
-# --- recording ------------------------------------------------------------------------------------------------------
+# --- recording ------------------------------------------------------------------------------------
 
 
 class Recorded:
-    """A function of tensors whose kernels are recorded for one set of shapes and then launched as one.
+    """A function of tensors whose kernels are recorded for one set of shapes and then launched as
+    one.
 
-    At a batch of one the network is some hundred kernels of a few microseconds each, and a processor launches them slower than the GPU
-    computes them.
+    At a batch of one the network is some hundred kernels of a few microseconds each, and a
+    processor launches them slower than the GPU computes them.
 
     Parameters
     ----------
     function
-        Takes and returns tensors on the device; must not look at their values or at the host's memory.
+        Takes and returns tensors on the device; must not look at their values or at the host's
+        memory.
     inputs
         Examples of the shapes; their values are what the warm-up computes with.
     """
@@ -142,13 +168,14 @@ class Recorded:
         return self._outputs
 
 
-# --- running -----------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 class CudaBackend(SplitBackend):
     """Runs ``gma.safetensors``; what it keeps between calls along a sequence stays on the GPU.
 
-    The parts of a batch overlap: while one is computed, the next is on its way to the device and the one before on its way back.
+    The parts of a batch overlap: while one is computed, the next is on its way to the device and
+    the one before on its way back.
     """
 
     def __init__(self, path: Path, options: CudaOptions | None = None):
@@ -181,14 +208,24 @@ class CudaBackend(SplitBackend):
         return self._replayed(self._context, self._uploaded(image))[0].clone()
 
     def refine(self, features1, features2, context, flow_init=None):
-        given = [self._uploaded(part) for part in (features1, features2, context, starting_flow(features1, flow_init))]
-        return tuple(_landed(*leaving) for leaving in map(self._leaving, self._replayed(self._refine, *given)))
+        given = [
+            self._uploaded(part)
+            for part in (features1, features2, context, starting_flow(features1, flow_init))
+        ]
+        return tuple(
+            _landed(*leaving)
+            for leaving in map(self._leaving, self._replayed(self._refine, *given))
+        )
 
     # Recorded: tensors on the device in and out.
 
     def _flow(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
         features = self._network.features
-        return (self._network.refine(features(image1), features(image2), self._network.context(image1))[0],)
+        return (
+            self._network.refine(features(image1), features(image2), self._network.context(image1))[
+                0
+            ],
+        )
 
     def _features(self, image: Tensor) -> tuple[Tensor, ...]:
         return (self._network.features(image),)
@@ -196,7 +233,9 @@ class CudaBackend(SplitBackend):
     def _context(self, image: Tensor) -> tuple[Tensor, ...]:
         return (self._network.context(image),)
 
-    def _refine(self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor) -> tuple[Tensor, ...]:
+    def _refine(
+        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor
+    ) -> tuple[Tensor, ...]:
         return self._network.refine(features1, features2, context, flow_init)
 
     def _replayed(self, function: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -214,7 +253,9 @@ class CudaBackend(SplitBackend):
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Autocast for half precision; TF32 then too, which holds features that are bfloat16 or float16 exactly; neither for float32."""
+        """Autocast for half precision; TF32 then too, which holds features that are bfloat16 or
+        float16 exactly; neither for float32.
+        """
         half = self.precision != "float32"
         products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
         before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
@@ -230,11 +271,17 @@ class CudaBackend(SplitBackend):
     # Between host and device.
 
     def _uploaded(self, given: np.ndarray | Tensor) -> Tensor:
-        """On the device, by a copy that runs beside what is computed there; what is there already stays."""
+        """On the device, by a copy that runs beside what is computed there; what is there already
+        stays.
+        """
         if isinstance(given, torch.Tensor):
             return given
         with torch.cuda.stream(self._copies):
-            arrived = torch.from_numpy(np.ascontiguousarray(given, np.float32)).pin_memory().to(self._device, non_blocking=True)
+            arrived = (
+                torch.from_numpy(np.ascontiguousarray(given, np.float32))
+                .pin_memory()
+                .to(self._device, non_blocking=True)
+            )
         now = torch.cuda.current_stream(self._device)
         now.wait_stream(self._copies)
         arrived.record_stream(now)  # its memory is given away only after what now reads it
@@ -242,7 +289,9 @@ class CudaBackend(SplitBackend):
 
     def _leaving(self, result: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         """Start the copy back; the event says when it is complete."""
-        place = result.to("cpu", torch.float32, non_blocking=True, copy=True)  # PyTorch takes pinned memory for such a copy
+        place = result.to(
+            "cpu", torch.float32, non_blocking=True, copy=True
+        )  # PyTorch takes pinned memory for such a copy
         landed = torch.cuda.Event()
         landed.record(torch.cuda.current_stream(self._device))
         return place, landed

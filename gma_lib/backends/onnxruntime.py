@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
+from gma_lib.backends.base import (
+    SplitBackend,
+    checked_frames,
+    in_parts,
+    refuse_precision,
+    starting_flow,
+)
 from gma_lib.runs.run import cores, digest, processor, sha256, written_whole
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
@@ -23,11 +29,13 @@ class OnnxRuntimeOptions:
     precision
         float32, as the file is; float16 too with CANN, which rounds the model when it is loaded.
     provider
-        ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CANNExecutionProvider``, ...; never replaced by another one.
+        ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CANNExecutionProvider``, ...; never
+        replaced by another one.
     threads
         None takes every core.
     cache
-        Keep optimised models in a folder beside the model, where the next start finds them; on the CPU only.
+        Keep optimised models in a folder beside the model, where the next start finds them; on the
+        CPU only.
     """
 
     precision: str = "float32"
@@ -40,15 +48,22 @@ class OnnxRuntimeOptions:
         import onnxruntime
 
         refuse_precision(
-            "onnxruntime", self.precision, tuple(CANN_MODES) if self.provider == CANN else ("float32",), "the exported file is float32"
+            "onnxruntime",
+            self.precision,
+            tuple(CANN_MODES) if self.provider == CANN else ("float32",),
+            "the exported file is float32",
         )
         available = onnxruntime.get_available_providers()
         if self.provider not in available:
-            raise ValueError(f"this onnxruntime has no {self.provider}; it has {', '.join(available)}")
+            raise ValueError(
+                f"this onnxruntime has no {self.provider}; it has {', '.join(available)}"
+            )
 
 
 class OnnxRuntimeBackend(SplitBackend):
-    """Runs an ONNX file, and its parts ``<name>_features``, ``<name>_context`` and ``<name>_refine`` beside it."""
+    """Runs an ONNX file, and its parts ``<name>_features``, ``<name>_context`` and
+    ``<name>_refine`` beside it.
+    """
 
     def __init__(self, path: Path, options: OnnxRuntimeOptions | None = None):
         import onnxruntime
@@ -68,12 +83,23 @@ class OnnxRuntimeBackend(SplitBackend):
         if path not in self._sessions:
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
-            session = self._optimised(path) if self.options.cache and self.options.provider == CPU else self._load(path)
+            session = (
+                self._optimised(path)
+                if self.options.cache and self.options.provider == CPU
+                else self._load(path)
+            )
             if session.get_providers()[0] != self.options.provider:
-                raise RuntimeError(f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run")
-            asked, told = self._provider_options().get("precision_mode"), session.get_provider_options().get(self.options.provider, {})
+                raise RuntimeError(
+                    f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run"
+                )
+            asked, told = (
+                self._provider_options().get("precision_mode"),
+                session.get_provider_options().get(self.options.provider, {}),
+            )
             if asked and told.get("precision_mode", asked) != asked:
-                raise RuntimeError(f"{self.options.provider} was told {asked}, and computes in {told['precision_mode']}")
+                raise RuntimeError(
+                    f"{self.options.provider} was told {asked}, and computes in {told['precision_mode']}"
+                )
             self._sessions[path] = session
         return self._sessions[path]
 
@@ -84,19 +110,32 @@ class OnnxRuntimeBackend(SplitBackend):
         for name, value in changes.items():
             setattr(settings, name, value)
         provider = self.options.provider
-        if provider != CPU:  # an operator that the device lacks would otherwise run on the CPU without a word
+        if (
+            provider != CPU
+        ):  # an operator that the device lacks would otherwise run on the CPU without a word
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return self._runtime.InferenceSession(str(path), settings, providers=[(provider, self._provider_options())])
+        return self._runtime.InferenceSession(
+            str(path), settings, providers=[(provider, self._provider_options())]
+        )
 
     def _provider_options(self) -> dict[str, str]:
-        return {"precision_mode": CANN_MODES[self.options.precision]} if self.options.provider == CANN else {}
+        return (
+            {"precision_mode": CANN_MODES[self.options.precision]}
+            if self.options.provider == CANN
+            else {}
+        )
 
     def _optimised(self, path: Path):
-        """The model as this version optimised it for this processor, from an earlier start if there was one."""
+        """The model as this version optimised it for this processor, from an earlier start if there
+        was one.
+        """
         key = digest([sha256(path), self._runtime.__version__, processor()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
-            return self._load(stored, graph_optimization_level=self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL)
+            return self._load(
+                stored,
+                graph_optimization_level=self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+            )
         with written_whole(stored) as partial:
             return self._load(path, optimized_model_filepath=str(partial))
 
@@ -111,7 +150,9 @@ class OnnxRuntimeBackend(SplitBackend):
         return self._run_part("context", image)[0]
 
     def refine(self, features1, features2, context, flow_init=None):
-        return self._run_part("refine", features1, features2, context, starting_flow(features1, flow_init))
+        return self._run_part(
+            "refine", features1, features2, context, starting_flow(features1, flow_init)
+        )
 
     def _run_part(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         part = self._session(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
@@ -120,7 +161,15 @@ class OnnxRuntimeBackend(SplitBackend):
 
     @staticmethod
     def _run(session, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(session.run(None, {port.name: array for port, array in zip(session.get_inputs(), inputs, strict=True)}))
+        return tuple(
+            session.run(
+                None,
+                {
+                    port.name: array
+                    for port, array in zip(session.get_inputs(), inputs, strict=True)
+                },
+            )
+        )
 
     def close(self) -> None:
         self._sessions.clear()

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gma_lib.backends.base import SplitBackend, checked_frames, in_parts, refuse_precision, starting_flow
+from gma_lib.backends.base import (
+    SplitBackend,
+    checked_frames,
+    in_parts,
+    refuse_precision,
+    starting_flow,
+)
 from gma_lib.runs.run import cores
 
 if TYPE_CHECKING:
@@ -20,7 +26,8 @@ class TorchOptions:
     Attributes
     ----------
     precision
-        float32 (TF32 off), or bfloat16 / float16 by autocast with coordinates, correlation and flow in float32.
+        float32 (TF32 off), or bfloat16 / float16 by autocast with coordinates, correlation and flow
+        in float32.
     device
         ``cpu``, ``cuda``, ``cuda:1``, ...
     lookup
@@ -39,8 +46,12 @@ class TorchOptions:
         import torch
 
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device {self.device} was asked for, and PyTorch finds no CUDA device")
-        possible = ("float32", "bfloat16") if self.device == "cpu" else ("float32", "bfloat16", "float16")
+            raise ValueError(
+                f"device {self.device} was asked for, and PyTorch finds no CUDA device"
+            )
+        possible = (
+            ("float32", "bfloat16") if self.device == "cpu" else ("float32", "bfloat16", "float16")
+        )
         refuse_precision("torch", self.precision, possible, f"on {self.device}")
 
 
@@ -60,7 +71,9 @@ class TorchBackend(SplitBackend):
         model, self.at_once = load_network(path, lookup=self.options.lookup)
         self._torch = torch
         self._model: Any = lean(model).to(self.options.device)
-        self.device = torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
+        self.device = (
+            torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
+        )
         self.precision = self.options.precision
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -73,12 +86,17 @@ class TorchBackend(SplitBackend):
         return self._run(self._model.context, image)[0]
 
     def refine(self, features1, features2, context, flow_init=None):
-        return self._run(self._model.refine, features1, features2, context, starting_flow(features1, flow_init))
+        return self._run(
+            self._model.refine, features1, features2, context, starting_flow(features1, flow_init)
+        )
 
     def _run(self, function, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
         def compute(*some: np.ndarray) -> tuple[np.ndarray, ...]:
             answer = function(*(self._tensor(array) for array in some))
-            return tuple(self._array(tensor) for tensor in (answer if isinstance(answer, tuple) else (answer,)))
+            return tuple(
+                self._array(tensor)
+                for tensor in (answer if isinstance(answer, tuple) else (answer,))
+            )
 
         with self._mode():
             return in_parts(compute, arrays, self.at_once)
@@ -97,7 +115,9 @@ class TorchBackend(SplitBackend):
         return both
 
     def _tensor(self, array: np.ndarray):
-        return self._torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.options.device)
+        return self._torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(
+            self.options.device
+        )
 
     def _array(self, tensor) -> np.ndarray:
         return tensor.float().cpu().numpy()
@@ -107,7 +127,9 @@ class TorchBackend(SplitBackend):
 
 
 def load_network(path: Path, *, lookup: str) -> tuple["GMA", int | None]:
-    """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs it was told to compute at once."""
+    """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs
+    it was told to compute at once.
+    """
     from safetensors import safe_open
 
     from gma_lib.network.checkpoints import load_model

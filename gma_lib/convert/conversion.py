@@ -57,14 +57,17 @@ def convert(
     precision: str = "float32",
     at_once: int | None = 1,
 ) -> Conversion:
-    """Make the backend's files in ``model_folder`` from ``gma.onnx`` and its parts (or, for PyTorch, from the checkpoint).
+    """Make the backend's files in ``model_folder`` from ``gma.onnx`` and its parts (or, for
+    PyTorch, from the checkpoint).
 
     Parameters
     ----------
     precision
-        Where it is decided now and not when the model is loaded: for Ascend, and int8 for OpenVINO, which takes minutes to calibrate.
+        Where it is decided now and not when the model is loaded: for Ascend, and int8 for OpenVINO,
+        which takes minutes to calibrate.
     at_once
-        Pairs that are computed together inside a batch; None: all of them. An Ascend model always takes the whole batch.
+        Pairs that are computed together inside a batch; None: all of them. An Ascend model always
+        takes the whole batch.
     """
     backend_kind(backend)  # an unknown name gets the list of those there are
     folder = Path(model_folder)
@@ -74,7 +77,9 @@ def convert(
     batch_size = onnx.load(source).graph.input[0].type.tensor_type.shape.dim[0].dim_value
     at_once = at_once or batch_size
     if at_once < 1 or batch_size % at_once:
-        raise ValueError(f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch")
+        raise ValueError(
+            f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch"
+        )
     if backend_kind(backend).model_file == "gma.safetensors":
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
     if backend == "ascend":
@@ -84,13 +89,18 @@ def convert(
 
 def _sources(folder: Path) -> list[Path]:
     """The whole network and its parts, as 02_export wrote them."""
-    return [folder / "gma.onnx", *(path for part in ("features", "context", "refine") if (path := folder / f"gma_{part}.onnx").is_file())]
+    return [
+        folder / "gma.onnx",
+        *(
+            path
+            for part in ("features", "context", "refine")
+            if (path := folder / f"gma_{part}.onnx").is_file()
+        ),
+    ]
 
 
 def _in_parts(at_once: int) -> str:
-    return (
-        f"A batch is computed {'pair by pair' if at_once == 1 else f'in parts of {at_once} pairs'}, so that memory does not grow with it."
-    )
+    return f"A batch is computed {'pair by pair' if at_once == 1 else f'in parts of {at_once} pairs'}, so that memory does not grow with it."
 
 
 def _for_onnxruntime(folder: Path, at_once: int, precision: str) -> Conversion:
@@ -122,7 +132,10 @@ def _for_openvino(folder: Path, at_once: int, precision: str) -> Conversion:
         _set_batch_size(converted, at_once)
         keep_coordinates_in_float32(converted)
         files.append(source.with_suffix(".xml"))
-        with written_whole(files[-1].with_suffix(".bin")) as weights, written_whole(files[-1]) as structure:
+        with (
+            written_whole(files[-1].with_suffix(".bin")) as weights,
+            written_whole(files[-1]) as structure,
+        ):
             # Left alone, save_model would round the weights to float16.
             openvino.save_model(converted, structure, compress_to_fp16=False)
             structure.with_suffix(".bin").replace(weights)
@@ -142,10 +155,16 @@ def _in_int8(models: dict[Path, Any], core) -> dict[Path, Any]:
     """The same OpenVINO models, the whole network and its parts, calibrated together."""
     for model in models.values():
         _set_batch_size(model, 1)
-    parts = {source.stem.removeprefix("gma").removeprefix("_"): model for source, model in models.items()}
+    parts = {
+        source.stem.removeprefix("gma").removeprefix("_"): model for source, model in models.items()
+    }
     height, width = list(parts[""].input("image1").shape)[2:]
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    run = {name: _caller(core.compile_model(model, "CPU", settings)) for name, model in parts.items() if name}
+    run = {
+        name: _caller(core.compile_model(model, "CPU", settings))
+        for name, model in parts.items()
+        if name
+    }
     samples = samples_of_parts(calibration_frames(height, width), run)
     found = {}
     for (source, model), name in zip(models.items(), parts, strict=True):
@@ -164,30 +183,45 @@ _MODULES = ("fnet", "cnet", "att", "update_block")
 
 
 def keep_coordinates_in_float32(model) -> int:
-    """Mark coordinates and flow of an OpenVINO model to be computed in float32 in every precision; return how many operations.
+    """Mark coordinates and flow of an OpenVINO model to be computed in float32 in every precision;
+    return how many operations.
 
-    In bfloat16 a coordinate beyond 64 cells lies on a grid of half a cell, four pixels of the frame. Coordinates and flow are what is
-    computed between the network's modules and holds no more than two numbers per feature cell; everything else there is much larger.
+    In bfloat16 a coordinate beyond 64 cells lies on a grid of half a cell, four pixels of the
+    frame. Coordinates and flow are what is computed between the network's modules and holds no more
+    than two numbers per feature cell; everything else there is much larger.
     """
     _, channels, height, width = model.inputs[0].shape
     cells = model.inputs[0].shape[0] * height * width // (STRIDE**2 if channels == 3 else 1)
     marked = 0
     for operation in model.get_ordered_ops():
-        kind, scope = operation.get_type_name(), operation.get_friendly_name().lstrip("/").split("/")[0]
+        kind, scope = (
+            operation.get_type_name(),
+            operation.get_friendly_name().lstrip("/").split("/")[0],
+        )
         if kind in ("Constant", "Parameter", "Result", *_PRODUCTS) or scope in _MODULES:
             continue
         output = operation.output(0)
-        if output.get_element_type().get_type_name() == "f32" and np.prod(output.shape) <= 2 * cells:
+        if (
+            output.get_element_type().get_type_name() == "f32"
+            and np.prod(output.shape) <= 2 * cells
+        ):
             operation.get_rt_info()["precise_0"] = ""
             marked += 1
     return marked
 
 
-def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, at_once: int) -> Conversion:
+def _for_torch(
+    folder: Path, checkpoint: str, num_updates: int, attention: str, at_once: int
+) -> Conversion:
     from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 
     loaded = load_checkpoint(checkpoint)
-    about = {"num_updates": str(num_updates), "attention": attention, "at_once": str(at_once), "source_sha256": loaded.sha256}
+    about = {
+        "num_updates": str(num_updates),
+        "attention": attention,
+        "at_once": str(at_once),
+        "source_sha256": loaded.sha256,
+    }
     return Conversion(
         (save_checkpoint(folder / "gma.safetensors", loaded.state, metadata=about),),
         f"gma_lib.network.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
@@ -196,7 +230,9 @@ def _for_torch(folder: Path, checkpoint: str, num_updates: int, attention: str, 
 
 
 def _for_ascend(folder: Path, precision: str) -> Conversion:
-    """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is loaded."""
+    """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is
+    loaded.
+    """
     from gma_lib.ascend.keep import described
     from gma_lib.ascend.rewrite import rewrite_where_needed
     from gma_lib.backends.ascend import convert_for_card
@@ -213,4 +249,7 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
     return Conversion((folder / "gma.om",), " ".join(made["command"]), changes)
 
 
-CONVERTERS: dict[str, Callable[[Path, int, str], Conversion]] = {"onnxruntime": _for_onnxruntime, "openvino": _for_openvino}
+CONVERTERS: dict[str, Callable[[Path, int, str], Conversion]] = {
+    "onnxruntime": _for_onnxruntime,
+    "openvino": _for_openvino,
+}

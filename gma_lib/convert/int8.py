@@ -1,9 +1,9 @@
 """Convolutions, correlation and attention in 8-bit integers, for OpenVINO.
 
-Convolutions and the correlation get their ranges by calibration after training (NNCF), on rendered scenes that neither training nor
-validation draws: weights per output channel, what flows into them per tensor. Attention:
-``gma_lib.convert.int8_attention``. All else stays as it is: the feature encoder, normalisation, the lookup, upsampling; coordinates
-stay float32.
+Convolutions and the correlation get their ranges by calibration after training (NNCF), on rendered
+scenes that neither training nor validation draws: weights per output channel, what flows into them
+per tensor. Attention: ``gma_lib.convert.int8_attention``. All else stays as it is: the feature
+encoder, normalisation, the lookup, upsampling; coordinates stay float32.
 """
 
 import dataclasses
@@ -23,15 +23,25 @@ TEXTURES = 24
 FIRST_SCENE = 2_000_000_000  # scene numbers of training start at 0, those held out at a billion
 LARGEST_DISPLACEMENT = 120.0  # pixels; what was never seen in calibration would be cut off
 
-# The frames fill their range, the flow has none that calibration could know: cutting either costs more than these two small layers save.
-# Features are told apart by small differences: with their encoder in 8 bits, 1px on held-out scenes falls by four times as much.
+# The frames fill their range, the flow has none that calibration could know: cutting either costs
+# more than these two small layers save. Features are told apart by small differences: with their
+# encoder in 8 bits, 1px on held-out scenes falls by four times as much.
 _FLOAT_LAYERS = (r".*net/conv1/.*", r".*convf1.*", r".*fnet/.*")
-_FLOAT_OPERATIONS = ("MVN", "Softmax", "Add", "Subtract", "Multiply", "Divide", "AvgPool", "ReduceSum")
+_FLOAT_OPERATIONS = (
+    "MVN",
+    "Softmax",
+    "Add",
+    "Subtract",
+    "Multiply",
+    "Divide",
+    "AvgPool",
+    "ReduceSum",
+)
 # Single outliers would stretch the range until 256 steps are too few for everything else.
 _OUTLIERS = 1e-4
 
-# Memory while ranges are taken, in bytes and in copies of what goes into the convolutions: from the peaks at 440x1024 with 6, 12 and 32
-# updates, 5.3, 7.2 and 13.7 GB.
+# Memory while ranges are taken, in bytes and in copies of what goes into the convolutions: from the
+# peaks at 440x1024 with 6, 12 and 32 updates, 5.3, 7.2 and 13.7 GB.
 _CALIBRATION_BASE, _CALIBRATION_COPIES = 2.4e9, 4.0
 
 Sample = dict[str, np.ndarray]
@@ -52,7 +62,8 @@ class _Shown:
 
 @contextmanager
 def _quiet_rich() -> Iterator[None]:
-    """Keep NNCF's own bars, which rich draws, out of saved notebooks and logs, where they stay as ``Output()``.
+    """Keep NNCF's own bars, which rich draws, out of saved notebooks and logs, where they stay as
+    ``Output()``.
 
     Believing itself in a terminal or a notebook, rich would also catch what is printed meanwhile.
     """
@@ -65,17 +76,24 @@ def _quiet_rich() -> Iterator[None]:
         rich.reconfigure()
 
 
-def calibration_frames(height: int, width: int, *, pairs: int = CALIBRATION_PAIRS) -> list[tuple[np.ndarray, np.ndarray]]:
+def calibration_frames(
+    height: int, width: int, *, pairs: int = CALIBRATION_PAIRS
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rendered frames of this size, float32 (1, 3, H, W), RGB, 0..255, each pair in both orders.
 
-    Both orders, because the two frames of a pair are encoded by the same weights and have to be rounded alike.
+    Both orders, because the two frames of a pair are encoded by the same weights and have to be
+    rounded alike.
     """
     from gma_lib.training.trainer import PairSource, load_config
 
     if pairs < FEWEST_PAIRS:
-        raise ValueError(f"calibration needs at least {FEWEST_PAIRS} pairs to know the ranges, not {pairs}")
+        raise ValueError(
+            f"calibration needs at least {FEWEST_PAIRS} pairs to know the ranges, not {pairs}"
+        )
     config = dataclasses.replace(load_config(PROJECT / "params" / "train.yaml"), textures=TEXTURES)
-    phase = dataclasses.replace(config.phases[-1], height=height, width=width, max_displacement=LARGEST_DISPLACEMENT)
+    phase = dataclasses.replace(
+        config.phases[-1], height=height, width=width, max_displacement=LARGEST_DISPLACEMENT
+    )
     source = PairSource(config)
     frames = []
     for number in track(range(pairs), label="render scenes to calibrate", unit="pair"):
@@ -85,8 +103,11 @@ def calibration_frames(height: int, width: int, *, pairs: int = CALIBRATION_PAIR
     return frames
 
 
-def samples_of_parts(frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str, Callable[..., tuple]]) -> dict[str, list[Sample]]:
-    """What the network and its parts are calibrated with: their inputs, by name; nothing for a part that stays as it is.
+def samples_of_parts(
+    frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str, Callable[..., tuple]]
+) -> dict[str, list[Sample]]:
+    """What the network and its parts are calibrated with: their inputs, by name; nothing for a part
+    that stays as it is.
 
     Parameters
     ----------
@@ -95,12 +116,18 @@ def samples_of_parts(frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str,
     run
         ``features``, ``context`` and ``refine`` in float32, as far as there are parts.
     """
-    samples: dict[str, list[Sample]] = {"": [{"image1": image1, "image2": image2} for image1, image2 in frames]}
+    samples: dict[str, list[Sample]] = {
+        "": [{"image1": image1, "image2": image2} for image1, image2 in frames]
+    }
     if not {"features", "context", "refine"} <= set(run):
         return samples
     samples |= {"context": [{"image": image} for image, _ in frames], "refine": []}
     for image1, image2 in track(frames, label="encode scenes to calibrate", unit="pair"):
-        (features1,), (features2,), (context,) = run["features"](image1), run["features"](image2), run["context"](image1)
+        (features1,), (features2,), (context,) = (
+            run["features"](image1),
+            run["features"](image2),
+            run["context"](image1),
+        )
         start = np.zeros((1, 2, *features1.shape[2:]), np.float32)
         encoded = {"features1": features1, "features2": features2, "context": context}
         _, found = run["refine"](features1, features2, context, start)
@@ -110,11 +137,14 @@ def samples_of_parts(frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str,
 
 
 def require_memory_to_calibrate(model) -> None:
-    """Raise ``MemoryError`` where calibration is predicted to need more than there is: it holds what goes into all convolutions at once."""
+    """Raise ``MemoryError`` where calibration is predicted to need more than there is: it holds
+    what goes into all convolutions at once.
+    """
     inputs = sum(
         4 * np.prod(list(operation.input_value(0).shape))
         for operation in model.get_ordered_ops()
-        if operation.get_type_name() == "Convolution" and not operation.get_friendly_name().lstrip("/").startswith("fnet")
+        if operation.get_type_name() == "Convolution"
+        and not operation.get_friendly_name().lstrip("/").startswith("fnet")
     )
     predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, memory_bytes()
     if predicted > 0.9 * available:
@@ -147,7 +177,12 @@ def quantized(model, samples: list[Sample], *, label: str):
         raise ModuleNotFoundError("int8 needs a package: pip install nncf") from error
     require_memory_to_calibrate(model)
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-    from nncf.quantization.range_estimator import AggregatorType, RangeEstimatorParameters, StatisticsCollectorParameters, StatisticsType
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
 
     from gma_lib.convert.int8_attention import attend_in_integers
 
@@ -164,9 +199,14 @@ def quantized(model, samples: list[Sample], *, label: str):
             subset_size=len(samples),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(
-                names=_float_products(model), patterns=list(_FLOAT_LAYERS), types=list(_FLOAT_OPERATIONS), validate=False
+                names=_float_products(model),
+                patterns=list(_FLOAT_LAYERS),
+                types=list(_FLOAT_OPERATIONS),
+                validate=False,
             ),
-            advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_range_estimator_params=ranges
+            ),
         )
     _round_after_reshaping(found)
     attend_in_integers(found, samples)
@@ -174,25 +214,39 @@ def quantized(model, samples: list[Sample], *, label: str):
 
 
 def _float_products(model) -> list[str]:
-    """Names of the matrix products that calibration leaves alone: all but the correlation, which is one product for the whole frame."""
-    products = [operation for operation in model.get_ordered_ops() if operation.get_type_name() == "MatMul"]
-    names = {product.get_friendly_name(): np.prod(product.output(0).shape[:-2]) for product in products}
+    """Names of the matrix products that calibration leaves alone: all but the correlation, which is
+    one product for the whole frame.
+    """
+    products = [
+        operation for operation in model.get_ordered_ops() if operation.get_type_name() == "MatMul"
+    ]
+    names = {
+        product.get_friendly_name(): np.prod(product.output(0).shape[:-2]) for product in products
+    }
     return [name for name, count in names.items() if count > 1 or "/" in name.lstrip("/")]
 
 
 def _round_after_reshaping(model) -> None:
-    """Move the rounding of a matrix product's result behind the reshapes and transposes that follow.
+    """Move the rounding of a matrix product's result behind the reshapes and transposes that
+    follow.
 
-    OpenVINO joins a rounding to the matrix product before it, and then computes the product in float32, at half of bfloat16's speed.
+    OpenVINO joins a rounding to the matrix product before it, and then computes the product in
+    float32, at half of bfloat16's speed.
     """
     for rounding in list(model.get_ordered_ops()):
-        if rounding.get_type_name() != "FakeQuantize" or rounding.input_value(0).get_node().get_type_name() != "MatMul":
+        if (
+            rounding.get_type_name() != "FakeQuantize"
+            or rounding.input_value(0).get_node().get_type_name() != "MatMul"
+        ):
             continue
         if any(np.prod(rounding.input_value(port).shape) != 1 for port in range(1, 5)):
             continue  # a range per channel does not move through a transpose
         while True:
             targets = list(rounding.output(0).get_target_inputs())
-            if len(targets) != 1 or targets[0].get_node().get_type_name() not in ("Reshape", "Transpose"):
+            if len(targets) != 1 or targets[0].get_node().get_type_name() not in (
+                "Reshape",
+                "Transpose",
+            ):
                 break
             moved = targets[0].get_node()
             after = list(moved.output(0).get_target_inputs())

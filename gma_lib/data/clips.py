@@ -14,18 +14,20 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 def read_clip(source: Path) -> Iterator[np.ndarray]:
-    """Yield frames, float32 (3, H, W), RGB, 0..255, one at a time: a video need not fit into memory.
+    """Yield frames, float32 (3, H, W), RGB, 0..255, one at a time: a video need not fit into
+    memory.
 
     Parameters
     ----------
     source
-        A folder, whose images are taken in the order of the numbers in their names, or a video that OpenCV can decode.
+        A folder, whose images are taken in the order of the numbers in their names, or a video that
+        OpenCV can decode.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        When there is no such thing, when it holds fewer than two frames, or when a frame cannot be decoded or has another size than
-        the first; the error comes when that frame is reached.
+        When there is no such thing, when it holds fewer than two frames, or when a frame cannot be
+        decoded or has another size than the first; the error comes when that frame is reached.
     """
     source = Path(source)
     if not source.exists():
@@ -36,10 +38,14 @@ def read_clip(source: Path) -> Iterator[np.ndarray]:
         count += 1
         size = size or frame.shape[1:]
         if frame.shape[1:] != size:
-            raise ValueError(f"{name} has {_sides(frame.shape[1:])} px where the frames before have {_sides(size)}")
+            raise ValueError(
+                f"{name} has {_sides(frame.shape[1:])} px where the frames before have {_sides(size)}"
+            )
         yield frame
     if count < 2:
-        raise ValueError(f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; flow needs two")
+        raise ValueError(
+            f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; flow needs two"
+        )
 
 
 def clip_length(source: Path) -> int | None:
@@ -47,18 +53,27 @@ def clip_length(source: Path) -> int | None:
     source = Path(source)
     if source.is_dir():
         return len(_image_files(source))
-    declared = int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_file() else 0
+    declared = (
+        int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_file() else 0
+    )
     return declared if declared > 0 else None
 
 
 def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second: float) -> None:
-    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, which the codec wants."""
+    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, which
+    the codec wants.
+    """
     writer = None
     with written_whole(path) as partial:
         for picture in pictures:
             height, width = (side - side % 2 for side in picture.shape[:2])
             if writer is None:
-                writer = cv2.VideoWriter(str(partial), cv2.VideoWriter_fourcc(*"mp4v"), frames_per_second, (width, height))
+                writer = cv2.VideoWriter(
+                    str(partial),
+                    cv2.VideoWriter_fourcc(*"mp4v"),
+                    frames_per_second,
+                    (width, height),
+                )
                 if not writer.isOpened():
                     raise OSError(f"{path}: this OpenCV cannot write mp4 files")
             writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
@@ -72,7 +87,11 @@ def _sides(size: tuple[int, ...]) -> str:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    ]
     return sorted(files, key=_in_natural_order)
 
 
@@ -95,6 +114,9 @@ def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
             if not decoded:
                 return
             number += 1
-            yield f"{file}, frame {number}", np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+            yield (
+                f"{file}, frame {number}",
+                np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32),
+            )
     finally:
         video.release()

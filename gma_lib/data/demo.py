@@ -1,9 +1,11 @@
-"""Procedural scenes with exact flow and exact occlusion: the demo set, and the scene descriptions that training renders.
+"""Procedural scenes with exact flow and exact occlusion: the demo set, and the scene descriptions
+that training renders.
 
-A scene is a stack of textured layers over a background; each moves by a similarity (shift, turn, zoom) per frame. Frames are
-rendered by mapping every pixel back into a layer's own coordinates, so all frames sample the texture alike, and flow and
-occlusion follow from the same maps: they are exact to float precision, also where a point becomes covered or leaves the frame.
-NumPy only; the same seed gives the same scene.
+A scene is a stack of textured layers over a background; each moves by a similarity (shift, turn,
+zoom) per frame. Frames are rendered by mapping every pixel back into a layer's own coordinates, so
+all frames sample the texture alike, and flow and occlusion follow from the same maps: they are
+exact to float precision, also where a point becomes covered or leaves the frame. NumPy only; the
+same seed gives the same scene.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,13 +18,16 @@ from gma_lib.data.sintel import check_free_space
 from gma_lib.flow.files import flow_file_bytes, write_flow, write_frame, write_mask
 
 TEXTURE_SIDE = 512  # samples; a texture repeats beyond
-SAMPLES_PER_PIXEL = 2  # texture samples per frame pixel at zoom 1, so that linear interpolation loses little
+SAMPLES_PER_PIXEL = (
+    2  # texture samples per frame pixel at zoom 1, so that linear interpolation loses little
+)
 EDGE = 0.7  # half width, in pixels, of the ramp that smooths an edge
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a layer is at time t (in frames): its origin at ``start + t * step``, turned and zoomed.
+    """Where a layer is at time t (in frames): its origin at ``start + t * step``, turned and
+    zoomed.
 
     Attributes
     ----------
@@ -46,7 +51,9 @@ class Motion:
         return cosine * x - sine * y, sine * x + cosine * y
 
     def to_frame(self, x: np.ndarray, y: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """The layer's own coordinates -> frame coordinates at ``time``; the inverse of ``to_layer``."""
+        """The layer's own coordinates -> frame coordinates at ``time``; the inverse of
+        ``to_layer``.
+        """
         cosine, sine = self._rotation(time)
         return (
             cosine * x - sine * y + self.start[0] + time * self.step[0],
@@ -60,7 +67,8 @@ class Motion:
 
 @dataclass(frozen=True)
 class Shape:
-    """The outline of a layer: ``radius`` in pixels, modulated around the circle, with an optional hole.
+    """The outline of a layer: ``radius`` in pixels, modulated around the circle, with an optional
+    hole.
 
     Attributes
     ----------
@@ -118,7 +126,9 @@ class Texture:
 
     def samples(self) -> np.ndarray:
         """The picture, float32 (512, 512, 3), ``SAMPLES_PER_PIXEL`` samples a pixel."""
-        values = PATTERNS[self.kind](np.random.default_rng(self.seed), self.grain * SAMPLES_PER_PIXEL)
+        values = PATTERNS[self.kind](
+            np.random.default_rng(self.seed), self.grain * SAMPLES_PER_PIXEL
+        )
         dark, light = np.array(self.dark), np.array(self.light)
         return (dark + values[..., None] * (light - dark)).astype(np.float32)
 
@@ -135,7 +145,9 @@ def _spectral_noise(rng: np.random.Generator, grain: float, slope: float = 1.6) 
 
 
 def _smoothed(values: np.ndarray, width: float = 1.5) -> np.ndarray:
-    """Gaussian low pass in samples, so that a texture's own edges are sampled well; then scaled back to 0..1."""
+    """Gaussian low pass in samples, so that a texture's own edges are sampled well; then scaled
+    back to 0..1.
+    """
     frequency = np.fft.fftfreq(TEXTURE_SIDE)
     response = np.exp(-2 * (np.pi * width) ** 2 * (frequency[:, None] ** 2 + frequency[None] ** 2))
     return np.clip(np.fft.ifft2(np.fft.fft2(values) * response).real, 0, 1)
@@ -218,9 +230,11 @@ class Rendering:
     clean, final
         float32 (3, H, W), RGB, 0..255.
     flow
-        float32 (2, H, W): motion of the topmost layer to the next frame, also where it becomes covered or leaves the frame.
+        float32 (2, H, W): motion of the topmost layer to the next frame, also where it becomes
+        covered or leaves the frame.
     occluded
-        bool (H, W): covered by another layer in the next frame. Pixels that leave the frame are not marked, as in Sintel.
+        bool (H, W): covered by another layer in the next frame. Pixels that leave the frame are not
+        marked, as in Sintel.
     """
 
     clean: np.ndarray
@@ -247,11 +261,16 @@ class Renderer:
             inside = _inside(layer, x, y) * np.exp(time * layer.motion.zoom)  # in frame pixels
             cover = np.clip(0.5 + inside / (2 * EDGE), 0, 1)
             touched = cover > 0
-            colour = _sampled(self._textures[number], x[touched], y[touched]) * _shading(layer, x[touched], y[touched])[:, None]
+            colour = (
+                _sampled(self._textures[number], x[touched], y[touched])
+                * _shading(layer, x[touched], y[touched])[:, None]
+            )
             share = cover[touched][:, None]
             clean[touched] = (1 - share) * clean[touched] + share * colour
             top[inside >= 0] = number
-            depth[touched] += (number / max(1, len(self.scene.layers) - 1) - depth[touched]) * share[:, 0]
+            depth[touched] += (
+                number / max(1, len(self.scene.layers) - 1) - depth[touched]
+            ) * share[:, 0]
         flow = self._flow(top, time)
         clean = np.clip(clean, 0, 255).transpose(2, 0, 1)
         return Rendering(
@@ -275,15 +294,29 @@ class Renderer:
         occluded = np.zeros(top.shape, bool)
         for number, layer in enumerate(self.scene.layers[1:], start=1):
             behind = top < number
-            cover = _inside(layer, *layer.motion.to_layer(to_x[behind], to_y[behind], time + 1)) >= 0
+            cover = (
+                _inside(layer, *layer.motion.to_layer(to_x[behind], to_y[behind], time + 1)) >= 0
+            )
             occluded[behind] |= cover
-        in_frame = (to_x >= 0) & (to_x <= self.scene.width - 1) & (to_y >= 0) & (to_y <= self.scene.height - 1)
+        in_frame = (
+            (to_x >= 0)
+            & (to_x <= self.scene.width - 1)
+            & (to_y >= 0)
+            & (to_y <= self.scene.height - 1)
+        )
         return occluded & in_frame
 
-    def _final(self, clean: np.ndarray, flow: np.ndarray, depth: np.ndarray, time: float) -> np.ndarray:
-        """Blur along the motion (a shutter open for half of the frame's time), haze with distance, noise."""
+    def _final(
+        self, clean: np.ndarray, flow: np.ndarray, depth: np.ndarray, time: float
+    ) -> np.ndarray:
+        """Blur along the motion (a shutter open for half of the frame's time), haze with distance,
+        noise.
+        """
         shutter = np.linspace(-0.25, 0.25, 7)
-        blurred = sum(_sampled_frame(clean, self._x + share * flow[0], self._y + share * flow[1]) for share in shutter) / len(shutter)
+        blurred = sum(
+            _sampled_frame(clean, self._x + share * flow[0], self._y + share * flow[1])
+            for share in shutter
+        ) / len(shutter)
         haze = 0.28 * (1 - depth) * np.ones_like(blurred)
         hazy = (1 - haze) * blurred + haze * np.array(self.scene.haze)[:, None, None]
         rng = np.random.default_rng([self.scene.noise_seed, round(1000 * time)])
@@ -298,7 +331,11 @@ def _shading(layer: Layer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Light from above left, fixed to the layer, so that shapes look round."""
     if layer.shape is None:
         return np.ones(x.shape)
-    return 1 - 0.28 * np.clip((x + y) / (1.4 * layer.shape.reach), -0.6, 1) - 0.12 * np.exp(-layer.shape.inside(x, y) / 6)
+    return (
+        1
+        - 0.28 * np.clip((x + y) / (1.4 * layer.shape.reach), -0.6, 1)
+        - 0.12 * np.exp(-layer.shape.inside(x, y) / 6)
+    )
 
 
 def _sampled(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -324,7 +361,7 @@ def _sampled_frame(frame: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarra
     return (1 - y) * upper + y * lower
 
 
-# --- scenes from a seed ---------------------------------------------------------------------------------------------
+# --- scenes from a seed ---------------------------------------------------------------------------
 
 _PALETTES = (
     ((38, 44, 62), (214, 196, 160)),
@@ -343,7 +380,8 @@ def make_scene(seed: int, *, height: int, width: int, speed: float, layers: int 
     Parameters
     ----------
     speed
-        Pixels per frame that the fastest layers reach at a width of 1024; displacements are spread below it with many small ones.
+        Pixels per frame that the fastest layers reach at a width of 1024; displacements are spread
+        below it with many small ones.
     layers
         Shapes in front of the background.
     """
@@ -371,7 +409,9 @@ def make_scene(seed: int, *, height: int, width: int, speed: float, layers: int 
 
 
 def _heavy_tailed(rng: np.random.Generator) -> np.ndarray:
-    """A displacement whose length is at most one, mostly small: the cube of a Gaussian, as FlyingChairs' generator draws it."""
+    """A displacement whose length is at most one, mostly small: the cube of a Gaussian, as
+    FlyingChairs' generator draws it.
+    """
     length = min(1.0, abs(rng.standard_normal()) ** 3 / 3)
     angle = rng.uniform(0, 2 * np.pi)
     return length * np.array([np.cos(angle), 0.6 * np.sin(angle)])
@@ -396,7 +436,7 @@ def _shape(rng: np.random.Generator, nearness: float, scale: float) -> Shape:
     )
 
 
-# --- the demo set ---------------------------------------------------------------------------------------------------
+# --- the demo set ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -412,8 +452,14 @@ DEMO_SCENES = (DemoScene("drift", 10, 8.0), DemoScene("rush", 34, 60.0))
 
 
 def estimate_bytes(*, scenes: int, frames: int, height: int, width: int) -> int:
-    """Upper bound for the files of a rendered set: two passes of frames that hardly compress, flow, masks."""
-    return scenes * frames * (2 * 3 * height * width + flow_file_bytes(height, width) + 2 * height * width // 8)
+    """Upper bound for the files of a rendered set: two passes of frames that hardly compress, flow,
+    masks.
+    """
+    return (
+        scenes
+        * frames
+        * (2 * 3 * height * width + flow_file_bytes(height, width) + 2 * height * width // 8)
+    )
 
 
 def render_demo(
@@ -425,7 +471,8 @@ def render_demo(
     width: int = 1024,
     track: Callable[..., Iterable] | None = None,
 ) -> Path:
-    """Render the demo set into ``root`` in Sintel's layout and return ``root``; the same pixels every time.
+    """Render the demo set into ``root`` in Sintel's layout and return ``root``; the same pixels
+    every time.
 
     Parameters
     ----------
@@ -435,15 +482,28 @@ def render_demo(
     if frames < 2:
         raise ValueError(f"a scene has at least two frames, not {frames}")
     root = Path(root)
-    check_free_space(root, estimate_bytes(scenes=len(scenes), frames=frames, height=height, width=width))
-    renderers = {scene.name: Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed)) for scene in scenes}
+    check_free_space(
+        root, estimate_bytes(scenes=len(scenes), frames=frames, height=height, width=width)
+    )
+    renderers = {
+        scene.name: Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
+        for scene in scenes
+    }
     todo = [(name, number) for name in renderers for number in range(1, frames + 1)]
     for name, number in track(todo, label="rendering", unit="frame") if track else todo:
-        _write(root / "training", name, number, renderers[name].render(number - 1), with_truth=number < frames)
+        _write(
+            root / "training",
+            name,
+            number,
+            renderers[name].render(number - 1),
+            with_truth=number < frames,
+        )
     return root
 
 
-def _write(folder: Path, scene: str, number: int, rendering: Rendering, *, with_truth: bool) -> None:
+def _write(
+    folder: Path, scene: str, number: int, rendering: Rendering, *, with_truth: bool
+) -> None:
     file = f"frame_{number:04d}"
     write_frame(folder / "clean" / scene / f"{file}.png", rendering.clean)
     write_frame(folder / "final" / scene / f"{file}.png", rendering.final)

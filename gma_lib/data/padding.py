@@ -28,7 +28,9 @@ class Padding:
 
     @classmethod
     def for_size(cls, height: int, width: int) -> "Padding":
-        """Padding to the next multiple of 8, and to 128 at least, half of it on each side (the odd pixel below, right)."""
+        """Padding to the next multiple of 8, and to 128 at least, half of it on each side (the odd
+        pixel below, right).
+        """
         if height < 1 or width < 1:
             raise ValueError(f"a frame has at least one pixel a side, not {height}x{width}")
         rows, columns = _missing(height), _missing(width)

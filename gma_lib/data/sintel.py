@@ -12,7 +12,8 @@ The official layout, of which everything but the frames may be absent::
       test/                                     frames only
         clean/... final/...
 
-Butler, Wulff, Stanley and Black, "A naturalistic open source movie for optical flow evaluation", ECCV 2012.
+Butler, Wulff, Stanley and Black, "A naturalistic open source movie for optical flow evaluation",
+ECCV 2012.
 """
 
 import re
@@ -60,18 +61,23 @@ class FramePair:
 
     @property
     def name(self) -> str:
-        """``clean/alley_1/frame_0002``: unique, and the stem of every file that belongs to the pair."""
+        """``clean/alley_1/frame_0002``: unique, and the stem of every file that belongs to the
+        pair.
+        """
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
 
     def true_flow(self) -> np.ndarray:
-        """Read the ground truth, float32 (2, H, W), in pixels; raises FileNotFoundError for a pair without."""
+        """Read the ground truth, float32 (2, H, W), in pixels; raises FileNotFoundError for a pair
+        without.
+        """
         if self.flow is None:
             raise FileNotFoundError(f"{self.name} has no ground truth")
         return read_flow(self.flow)
 
 
 def find_root(root: Path, split: str) -> Path:
-    """Return ``root`` if it is the data set's folder; otherwise raise an error that says which folder was meant.
+    """Return ``root`` if it is the data set's folder; otherwise raise an error that says which
+    folder was meant.
 
     A relative path starts at the project's folder, whatever the working directory.
     """
@@ -79,7 +85,9 @@ def find_root(root: Path, split: str) -> Path:
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give the one that holds Sintel's '{split}' folder")
+        raise FileNotFoundError(
+            f"{root}: no such folder; give the one that holds Sintel's '{split}' folder"
+        )
     if (root / split).is_dir():
         return root
     if any((root / pass_name).is_dir() for pass_name in PASSES):
@@ -90,11 +98,17 @@ def find_root(root: Path, split: str) -> Path:
     raise FileNotFoundError(f"{root} holds no '{split}' folder, so it is not the data set's root")
 
 
-def find_pairs(root: Path, *, split: str = "training", pass_name: str = "clean", scenes: Iterable[str] | None = None) -> list[FramePair]:
+def find_pairs(
+    root: Path,
+    *,
+    split: str = "training",
+    pass_name: str = "clean",
+    scenes: Iterable[str] | None = None,
+) -> list[FramePair]:
     """List the pairs of consecutive frames of one pass, sorted by scene and number.
 
-    Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame whose ground truth exists while
-    the next frame does not, is an error.
+    Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame whose
+    ground truth exists while the next frame does not, is an error.
 
     Parameters
     ----------
@@ -106,16 +120,26 @@ def find_pairs(root: Path, *, split: str = "training", pass_name: str = "clean",
     folder = find_root(root, split) / split
     frames_folder = folder / pass_name
     if not frames_folder.is_dir():
-        raise FileNotFoundError(f"{frames_folder}: no such folder; the pass '{pass_name}' is missing")
-    found = {child.name: _numbered(child, "png") for child in sorted(frames_folder.iterdir()) if child.is_dir()}
+        raise FileNotFoundError(
+            f"{frames_folder}: no such folder; the pass '{pass_name}' is missing"
+        )
+    found = {
+        child.name: _numbered(child, "png")
+        for child in sorted(frames_folder.iterdir())
+        if child.is_dir()
+    }
     found = {scene: frames for scene, frames in found.items() if frames}
     if not found:
         raise FileNotFoundError(f"{frames_folder} holds no scene with frames (frame_0001.png, ...)")
     wanted = list(found) if scenes is None else list(scenes)
     unknown = [scene for scene in wanted if scene not in found]
     if unknown:
-        raise ValueError(f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}")
-    return [pair for scene in wanted for pair in _pairs_of_scene(folder, pass_name, scene, found[scene])]
+        raise ValueError(
+            f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}"
+        )
+    return [
+        pair for scene in wanted for pair in _pairs_of_scene(folder, pass_name, scene, found[scene])
+    ]
 
 
 def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
@@ -127,15 +151,21 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def _pairs_of_scene(folder: Path, pass_name: str, scene: str, frames: dict[int, Path]) -> list[FramePair]:
+def _pairs_of_scene(
+    folder: Path, pass_name: str, scene: str, frames: dict[int, Path]
+) -> list[FramePair]:
     first, last = min(frames), max(frames)
-    truth = {kind: _numbered(folder / kind / scene, suffix) for kind, suffix in _TRUTH_SUFFIX.items()}
+    truth = {
+        kind: _numbered(folder / kind / scene, suffix) for kind, suffix in _TRUTH_SUFFIX.items()
+    }
     # A pair needs its second frame; ground truth says how far the scene should reach.
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
     missing = [number for number in range(first, needed_to + 1) if number not in frames]
     if missing:
         wanted = frames[first].with_name(f"frame_{missing[0]:04d}.png")
-        raise FileNotFoundError(f"{wanted} is missing: its scene has frames {first} to {last} and needs {needed_to}")
+        raise FileNotFoundError(
+            f"{wanted} is missing: its scene has frames {first} to {last} and needs {needed_to}"
+        )
     return [
         FramePair(
             pass_name=pass_name,
@@ -155,7 +185,8 @@ _TRUTH_SUFFIX = {"flow": "flo", "occlusions": "png", "invalid": "png"}
 
 
 def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
-    """The one (height, width) of all frames and ground truth; a file that differs is an error with its name.
+    """The one (height, width) of all frames and ground truth; a file that differs is an error with
+    its name.
 
     Only headers and file sizes are read.
     """
@@ -166,7 +197,9 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
         for path in (pair.image1, pair.image2, pair.occlusion, pair.invalid):
             if path is not None and image_size(path) != size:
                 found = "x".join(map(str, image_size(path)))
-                raise ValueError(f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: one size a run")
+                raise ValueError(
+                    f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: one size a run"
+                )
         if pair.flow is not None and pair.flow.stat().st_size != flow_file_bytes(*size):
             raise ValueError(
                 f"{pair.flow} has {pair.flow.stat().st_size} bytes; the flow of a {size[0]}x{size[1]} frame has {flow_file_bytes(*size)}"
@@ -183,20 +216,36 @@ def build_index(
     scenes: Iterable[str] | None = None,
     track: Callable[..., Iterable] | None = None,
 ) -> dict[str, Any]:
-    """Everything later stages need to know of a data set: every pair, its files and their hashes, and the one frame size.
+    """Everything later stages need to know of a data set: every pair, its files and their hashes,
+    and the one frame size.
 
     Parameters
     ----------
     description
         One phrase for tables: what these frames are.
     track
-        ``gma_lib.runs.progress.track``, or None for silence; hashing all of Sintel reads several GB.
+        ``gma_lib.runs.progress.track``, or None for silence; hashing all of Sintel reads several
+        GB.
     """
     root = find_root(root, split)
-    pairs = [pair for pass_name in passes for pair in find_pairs(root, split=split, pass_name=pass_name, scenes=scenes)]
+    pairs = [
+        pair
+        for pass_name in passes
+        for pair in find_pairs(root, split=split, pass_name=pass_name, scenes=scenes)
+    ]
     height, width = frame_size(pairs)
-    described = [_described(pair, root) for pair in (track(pairs, label="hashing", unit="pair") if track else pairs)]
-    return {"description": description, "root": shown(root), "split": split, "height": height, "width": width, "pairs": described}
+    described = [
+        _described(pair, root)
+        for pair in (track(pairs, label="hashing", unit="pair") if track else pairs)
+    ]
+    return {
+        "description": description,
+        "root": shown(root),
+        "split": split,
+        "height": height,
+        "width": width,
+        "pairs": described,
+    }
 
 
 _FILES = ("image1", "image2", "flow", "occlusion", "invalid")
@@ -217,13 +266,17 @@ def _described(pair: FramePair, root: Path) -> dict[str, Any]:
 
 
 def load_pairs(index: dict[str, Any], names: Iterable[str] | None = None) -> list[FramePair]:
-    """The pairs of an index, or those of the given names, in the index's order; a name that it does not hold is an error."""
+    """The pairs of an index, or those of the given names, in the index's order; a name that it does
+    not hold is an error.
+    """
     root = PROJECT / index["root"]
     entries = {entry["name"]: entry for entry in index["pairs"]}
     wanted = set(entries if names is None else names)
     unknown = sorted(wanted - set(entries))
     if unknown:
-        raise ValueError(f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): run 01_data and 04_infer again")
+        raise ValueError(
+            f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): run 01_data and 04_infer again"
+        )
     return [
         FramePair(
             pass_name=entry["pass_name"],
@@ -240,7 +293,9 @@ def count_pairs(index: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of a table: pairs per pass and scene, and how many have ground truth of each kind."""
     counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for pair in index["pairs"]:
-        counts[pair["pass_name"], pair["scene"]].update(["pairs", *(kind for kind in _FILES[2:] if kind in pair["files"])])
+        counts[pair["pass_name"], pair["scene"]].update(
+            ["pairs", *(kind for kind in _FILES[2:] if kind in pair["files"])]
+        )
     return [
         {
             "pass": pass_name,
@@ -259,8 +314,8 @@ def declared_subset(
 ) -> tuple[list[FramePair], str]:
     """The pairs that a batch size infers, and a sentence that says which, empty for all.
 
-    On the complete data set one batch size infers everything; the others infer the first pairs of each scene, which 05 checks to be
-    the same flow.
+    On the complete data set one batch size infers everything; the others infer the first pairs of
+    each scene, which 05 checks to be the same flow.
     """
     if full_batch_size is None or batch_size == full_batch_size or pairs_per_scene == 0:
         return pairs, ""
@@ -272,22 +327,31 @@ def declared_subset(
             chosen.append(pair)
     if len(chosen) == len(pairs):
         return pairs, ""
-    return chosen, f"a declared subset, the first {pairs_per_scene} pairs of each scene: {len(chosen)} of {len(pairs)} pairs."
+    return (
+        chosen,
+        f"a declared subset, the first {pairs_per_scene} pairs of each scene: {len(chosen)} of {len(pairs)} pairs.",
+    )
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Raise OSError before a large write that would not fit, with what is needed and what is free."""
-    existing = next(parent for parent in [Path(folder).absolute(), *Path(folder).absolute().parents] if parent.exists())
+    existing = next(
+        parent
+        for parent in [Path(folder).absolute(), *Path(folder).absolute().parents]
+        if parent.exists()
+    )
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
-        raise OSError(f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, or choose another disk")
+        raise OSError(
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, or choose another disk"
+        )
 
 
 def download(folder: Path) -> Path:
     """Fetch and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
 
-    The authors publish no checksum: pooch prints the one it found, to compare with another copy. A download that breaks
-    off starts anew.
+    The authors publish no checksum: pooch prints the one it found, to compare with another copy. A
+    download that breaks off starts anew.
     """
     import pooch
 

@@ -29,7 +29,9 @@ GROUP_LABELS = {
 }
 
 
-def evaluate(pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None) -> dict[str, dict[str, Any]]:
+def evaluate(
+    pairs: list[FramePair], folder: Path, *, track: Callable[..., Iterable] | None = None
+) -> dict[str, dict[str, Any]]:
     """Score the flow of every pair that has ground truth.
 
     Parameters
@@ -42,8 +44,9 @@ def evaluate(pairs: list[FramePair], folder: Path, *, track: Callable[..., Itera
     Returns
     -------
     dict
-        A key per pass, as ``metrics.json`` holds them: ``pairs_inferred``, ``pairs_scored``, ``pixels``, a dict of metrics per
-        group of pixels, then ``scenes`` (name -> groups) and ``pairs`` (a list in the data set's order).
+        A key per pass, as ``metrics.json`` holds them: ``pairs_inferred``, ``pairs_scored``,
+        ``pixels``, a dict of metrics per group of pixels, then ``scenes`` (name -> groups) and
+        ``pairs`` (a list in the data set's order).
 
     Raises
     ------
@@ -59,7 +62,9 @@ def evaluate(pairs: list[FramePair], folder: Path, *, track: Callable[..., Itera
         if pair.flow is None:
             continue
         sums = score_pair(pair, folder)
-        scored[pair.pass_name].append({"name": pair.name, "scene": pair.scene, "number": pair.number, **_described(sums)})
+        scored[pair.pass_name].append(
+            {"name": pair.name, "scene": pair.scene, "number": pair.number, **_described(sums)}
+        )
         for place in ((pair.pass_name,), (pair.pass_name, pair.scene)):
             for group, value in sums.items():
                 totals[place][group] = totals[place][group] + value
@@ -102,9 +107,13 @@ def check_complete(pairs: list[FramePair], folder: Path) -> None:
             f"{len(missing)} of {len(pairs)} pairs have no flow in {folder} (first: {missing[0]}): run 04_infer to its end"
         )
     written = stored_hashes(folder)
-    changed = [pair.name for pair in pairs if written.get(pair.name) != sha256(flow_path(folder, pair))]
+    changed = [
+        pair.name for pair in pairs if written.get(pair.name) != sha256(flow_path(folder, pair))
+    ]
     if changed:
-        raise ValueError(f"{len(changed)} flow files in {folder} are not what 04_infer wrote (first: {changed[0]}): run 04_infer again")
+        raise ValueError(
+            f"{len(changed)} flow files in {folder} are not what 04_infer wrote (first: {changed[0]}): run 04_infer again"
+        )
 
 
 def _described(sums: dict[str, ErrorSums]) -> dict[str, dict]:
@@ -112,18 +121,33 @@ def _described(sums: dict[str, ErrorSums]) -> dict[str, dict]:
 
 
 def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> Deviation | None:
-    """Largest deviations between two runs over the pairs that both hold; None where they share none."""
-    shared = [pair for pair in pairs if flow_path(folder, pair).is_file() and flow_path(reference, pair).is_file()]
-    found = [Deviation.between(read_flow(flow_path(folder, pair)), read_flow(flow_path(reference, pair))) for pair in shared]
+    """Largest deviations between two runs over the pairs that both hold; None where they share
+    none.
+    """
+    shared = [
+        pair
+        for pair in pairs
+        if flow_path(folder, pair).is_file() and flow_path(reference, pair).is_file()
+    ]
+    found = [
+        Deviation.between(read_flow(flow_path(folder, pair)), read_flow(flow_path(reference, pair)))
+        for pair in shared
+    ]
     if not found:
         return None
-    return Deviation(max(d.mean for d in found), max(d.p99 for d in found), max(d.max for d in found))
+    return Deviation(
+        max(d.mean for d in found), max(d.p99 for d in found), max(d.max for d in found)
+    )
 
 
 def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, Deviation]:
-    """Largest deviations from every other batch size of the same run that has been inferred, by its folder (``bs1``)."""
+    """Largest deviations from every other batch size of the same run that has been inferred, by its
+    folder (``bs1``).
+    """
     found = {}
-    for other in sorted(run.folder.parent.glob("bs*"), key=lambda folder: int(folder.name.removeprefix("bs"))):
+    for other in sorted(
+        run.folder.parent.glob("bs*"), key=lambda folder: int(folder.name.removeprefix("bs"))
+    ):
         if other != run.folder and (other / "infer.json").is_file():
             deviation = compare_folders(pairs, run.flow_folder, other / run.flow_folder.name)
             if deviation is not None:
@@ -132,9 +156,14 @@ def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, Deviation
 
 
 def beside_classical(
-    pairs: list[FramePair], folder: Path, *, most: int = 100, track: Callable[..., Iterable] | None = None
+    pairs: list[FramePair],
+    folder: Path,
+    *,
+    most: int = 100,
+    track: Callable[..., Iterable] | None = None,
 ) -> tuple[dict[str, dict[str, ErrorSums]], int]:
-    """Score the network and OpenCV's classical methods on the same pairs with ground truth, evenly chosen where there are many.
+    """Score the network and OpenCV's classical methods on the same pairs with ground truth, evenly
+    chosen where there are many.
 
     Returns
     -------
@@ -142,12 +171,19 @@ def beside_classical(
         Method -> group of pixels -> sums, and how many pairs were compared.
     """
     scored = [pair for pair in pairs if pair.flow is not None]
-    chosen = [scored[place] for place in sorted({round(place) for place in np.linspace(0, len(scored) - 1, min(most, len(scored)))})]
+    chosen = [
+        scored[place]
+        for place in sorted(
+            {round(place) for place in np.linspace(0, len(scored) - 1, min(most, len(scored)))}
+        )
+    ]
     totals: dict[str, dict[str, ErrorSums]] = defaultdict(lambda: defaultdict(ErrorSums))
     for pair in track(chosen, label="classical methods", unit="pair") if track else chosen:
         frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), pair.true_flow()
         occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-        flows = {"network": read_flow(flow_path(folder, pair))} | {name: method(frame1, frame2) for name, method in CLASSICAL.items()}
+        flows = {"network": read_flow(flow_path(folder, pair))} | {
+            name: method(frame1, frame2) for name, method in CLASSICAL.items()
+        }
         for name, flow in flows.items():
             for group, sums in error_sums(flow, truth, occluded=occluded).items():
                 totals[name][group] = totals[name][group] + sums
@@ -159,30 +195,48 @@ def classical_sentence(scores: dict[str, dict[str, ErrorSums]]) -> str:
     sentences = []
     for group, label in (("all", "Over all pixels"), ("occluded", "In occluded areas")):
         epe = {
-            name: groups[group].error / groups[group].pixels for name, groups in scores.items() if group in groups and groups[group].pixels
+            name: groups[group].error / groups[group].pixels
+            for name, groups in scores.items()
+            if group in groups and groups[group].pixels
         }
-        rivals = {name: value for name, value in epe.items() if name not in ("network", "no motion")}
+        rivals = {
+            name: value for name, value in epe.items() if name not in ("network", "no motion")
+        }
         if "network" not in epe or not rivals:
             continue
         best = min(rivals, key=rivals.__getitem__)
         word = "ahead of" if epe["network"] < rivals[best] else "behind"
-        sentences.append(f"{label} the network ({epe['network']:.2f} px) is {word} {best} ({rivals[best]:.2f} px).")
+        sentences.append(
+            f"{label} the network ({epe['network']:.2f} px) is {word} {best} ({rivals[best]:.2f} px)."
+        )
     return " ".join(sentences) or "No pair has ground truth."
 
 
 def classical_table(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
-    """A row per method: EPE in pixels over all, occluded and not occluded pixels, and the share below 1 px in percent."""
+    """A row per method: EPE in pixels over all, occluded and not occluded pixels, and the share
+    below 1 px in percent.
+    """
     rows = {}
     for name, groups in scores.items():
         described = {group: sums.described() for group, sums in groups.items()}
-        row = {f"EPE {GROUP_LABELS[group]}": described[group]["epe"] for group in ("all", "occluded", "non_occluded") if group in described}
+        row = {
+            f"EPE {GROUP_LABELS[group]}": described[group]["epe"]
+            for group in ("all", "occluded", "non_occluded")
+            if group in described
+        }
         rows[name] = row | {"1px all pixels, %": 100 * described["all"]["px1"]}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def classical_curves(scores: dict[str, dict[str, ErrorSums]]) -> dict[str, list[float]]:
-    """Method -> share of pixels within 0.05, 0.10, ..., 5 px, without the method that finds no motion."""
-    return {name: groups["all"].shares_within() for name, groups in scores.items() if name != "no motion"}
+    """Method -> share of pixels within 0.05, 0.10, ..., 5 px, without the method that finds no
+    motion.
+    """
+    return {
+        name: groups["all"].shares_within()
+        for name, groups in scores.items()
+        if name != "no motion"
+    }
 
 
 def with_truth(pairs: list[FramePair], pass_name: str) -> int:
@@ -190,7 +244,7 @@ def with_truth(pairs: list[FramePair], pass_name: str) -> int:
     return sum(pair.pass_name == pass_name and pair.flow is not None for pair in pairs)
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def scored_of(scores: dict[str, Any]) -> str:
@@ -211,12 +265,18 @@ def group_table(metrics: dict[str, dict]) -> pd.DataFrame:
 
 def scene_table(metrics: dict[str, dict]) -> pd.DataFrame:
     """Scenes x metrics over all pixels, a block per pass."""
-    rows = {(pass_name, scene): _row(groups["all"]) for pass_name, scores in metrics.items() for scene, groups in scores["scenes"].items()}
+    rows = {
+        (pass_name, scene): _row(groups["all"])
+        for pass_name, scores in metrics.items()
+        for scene, groups in scores["scenes"].items()
+    }
     return _frame(rows, ["pass", "scene"])
 
 
 def _frame(rows: dict[tuple, dict], names: list[str]) -> pd.DataFrame:
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(_row(ErrorSums().described())))
+    frame = pd.DataFrame.from_dict(
+        rows, orient="index", columns=list(_row(ErrorSums().described()))
+    )
     frame.index = pd.MultiIndex.from_tuples(rows, names=names) if rows else frame.index
     return frame
 
@@ -240,11 +300,35 @@ def published_table(metrics: dict[str, dict]) -> pd.DataFrame:
     """This run beside the published numbers, per pass; no verdict."""
     rows = []
     for pass_name, scores in metrics.items():
-        rows.append({"pass": pass_name, "what": f"this run, all pixels, {scored_of(scores)}", **_epe_and_px1(scores["all"])})
+        rows.append(
+            {
+                "pass": pass_name,
+                "what": f"this run, all pixels, {scored_of(scores)}",
+                **_epe_and_px1(scores["all"]),
+            }
+        )
         if pass_name in published.GUIDE_PX1:
-            rows.append({"pass": pass_name, "what": published.GUIDE_SOURCE, "1px, %": 100 * published.GUIDE_PX1[pass_name]})
-            rows.append({"pass": pass_name, "what": published.PAPER_SOURCE, "EPE, px": published.PAPER_EPE[pass_name]})
-            rows.append({"pass": pass_name, "what": published.PTLFLOW_SOURCE, **_epe_and_px1(published.PTLFLOW[pass_name])})
+            rows.append(
+                {
+                    "pass": pass_name,
+                    "what": published.GUIDE_SOURCE,
+                    "1px, %": 100 * published.GUIDE_PX1[pass_name],
+                }
+            )
+            rows.append(
+                {
+                    "pass": pass_name,
+                    "what": published.PAPER_SOURCE,
+                    "EPE, px": published.PAPER_EPE[pass_name],
+                }
+            )
+            rows.append(
+                {
+                    "pass": pass_name,
+                    "what": published.PTLFLOW_SOURCE,
+                    **_epe_and_px1(published.PTLFLOW[pass_name]),
+                }
+            )
     return pd.DataFrame(rows).set_index(["pass", "what"])
 
 
@@ -254,7 +338,9 @@ def _epe_and_px1(metrics: dict) -> dict:
 
 
 def verdict(metrics: dict[str, dict], *, weights_and_data_are_published: bool) -> str:
-    """Whether this run reproduces the guide's accuracy; silent unless the user vouches for weights and data."""
+    """Whether this run reproduces the guide's accuracy; silent unless the user vouches for weights
+    and data.
+    """
     if not weights_and_data_are_published:
         return (
             "No verdict: the published numbers hold for the authors' weights on the complete training split. "
@@ -264,22 +350,37 @@ def verdict(metrics: dict[str, dict], *, weights_and_data_are_published: bool) -
     for pass_name, scores in metrics.items():
         wanted = published.GUIDE_PX1[pass_name]
         if scores["pairs_scored"] != PAIRS_IN_TRAINING_SPLIT:
-            sentences.append(f"{pass_name}: no verdict, {scores['pairs_scored']} of {PAIRS_IN_TRAINING_SPLIT} pairs were scored.")
+            sentences.append(
+                f"{pass_name}: no verdict, {scores['pairs_scored']} of {PAIRS_IN_TRAINING_SPLIT} pairs were scored."
+            )
             continue
         found = scores["all"]["px1"]
         word = "reproduced" if abs(found - wanted) <= published.PX1_TOLERANCE else "NOT reproduced"
-        sentences.append(f"{pass_name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {published.PX1_TOLERANCE:.2%}.")
+        sentences.append(
+            f"{pass_name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {published.PX1_TOLERANCE:.2%}."
+        )
     return " ".join(sentences)
 
 
 def error_curves(metrics: dict[str, dict]) -> dict[str, list[float]]:
-    """Pass -> share of pixels within 0.05, 0.10, ..., 5 px; passes without scored pairs are left out."""
-    return {pass_name: scores["share_within"] for pass_name, scores in metrics.items() if scores["pairs_scored"]}
+    """Pass -> share of pixels within 0.05, 0.10, ..., 5 px; passes without scored pairs are left
+    out.
+    """
+    return {
+        pass_name: scores["share_within"]
+        for pass_name, scores in metrics.items()
+        if scores["pairs_scored"]
+    }
 
 
 def chosen_pairs(metrics: dict[str, dict]) -> dict[str, str]:
-    """The best, the median and the worst scored pair by EPE over all pixels, of all passes: role -> pair name."""
-    ranked = sorted((pair for scores in metrics.values() for pair in scores["pairs"]), key=lambda pair: (pair["all"]["epe"], pair["name"]))
+    """The best, the median and the worst scored pair by EPE over all pixels, of all passes: role ->
+    pair name.
+    """
+    ranked = sorted(
+        (pair for scores in metrics.values() for pair in scores["pairs"]),
+        key=lambda pair: (pair["all"]["epe"], pair["name"]),
+    )
     if not ranked:
         return {}
     roles = {"best": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[-1]}

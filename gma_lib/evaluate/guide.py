@@ -1,4 +1,5 @@
-"""The guide's table, rebuilt: accuracy and throughput per batch size beside the published ones, and what differs.
+"""The guide's table, rebuilt: accuracy and throughput per batch size beside the published ones, and
+what differs.
 
 Everything is taken from the records that the stages of a run left; nothing is measured here.
 """
@@ -51,12 +52,15 @@ class Records:
 
 
 def read_if_there(path: Path, *, made_by: str) -> dict[str, Any]:
-    """A JSON file of this package, or nothing where its stage ended without one, as 03 does where memory runs out."""
+    """A JSON file of this package, or nothing where its stage ended without one, as 03 does where
+    memory runs out.
+    """
     return read_json(path, made_by=made_by) if Path(path).is_file() else {}
 
 
 def table(found: Iterable[Records], *, only: Iterable[int] | None = None) -> pd.DataFrame:
-    """Batch size by batch size, the guide's row and below it the runs'; cells are words, because some of them are not numbers.
+    """Batch size by batch size, the guide's row and below it the runs'; cells are words, because
+    some of them are not numbers.
 
     Parameters
     ----------
@@ -64,11 +68,19 @@ def table(found: Iterable[Records], *, only: Iterable[int] | None = None) -> pd.
         Batch sizes to show; the guide's and those of the runs when None.
     """
     found = [records for records in found if records.has_numbers]
-    sizes = set(published.GUIDE_PAIRS_PER_SECOND) | {records.run.batch_size for records in found} if only is None else set(only)
+    sizes = (
+        set(published.GUIDE_PAIRS_PER_SECOND) | {records.run.batch_size for records in found}
+        if only is None
+        else set(only)
+    )
     rows = {}
     for size in sorted(sizes):
         rows[f"batch size {size}", GUIDE] = _published_row(size)
-        rows |= {(f"batch size {size}", records.label): _row(records) for records in found if records.run.batch_size == size}
+        rows |= {
+            (f"batch size {size}", records.label): _row(records)
+            for records in found
+            if records.run.batch_size == size
+        }
     frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     frame.index = pd.MultiIndex.from_tuples(rows)
     measured = any("pairs_per_second_with_transfers" in records.perf for records in found)
@@ -79,7 +91,10 @@ def _published_row(size: int) -> dict[str, str]:
     scored = size == published.GUIDE_ACCURACY_BATCH_SIZE
     rate = published.GUIDE_PAIRS_PER_SECOND.get(size, NOT_PUBLISHED)
     return {
-        **{f"1px {name}, %": f"{100 * px1:.2f}" if scored else NOT_PUBLISHED for name, px1 in published.GUIDE_PX1.items()},
+        **{
+            f"1px {name}, %": f"{100 * px1:.2f}" if scored else NOT_PUBLISHED
+            for name, px1 in published.GUIDE_PX1.items()
+        },
         "pairs scored": "1041 of 1041 a pass" if scored else "",
         "pairs/s": OUT_OF_MEMORY if rate is None else str(rate),
         "pairs/s with transfers": NOT_PUBLISHED if rate else "",
@@ -87,22 +102,35 @@ def _published_row(size: int) -> dict[str, str]:
 
 
 def _row(records: Records) -> dict[str, str]:
-    scores = {name: records.metrics[name] for name in published.GUIDE_PX1 if name in records.metrics}
+    scores = {
+        name: records.metrics[name] for name in published.GUIDE_PX1 if name in records.metrics
+    }
     px1 = {name: score["all"]["px1"] for name, score in scores.items() if score["pairs_scored"]}
     perf = records.perf
-    rates = {"pairs/s": "pairs_per_second", "pairs/s with transfers": "pairs_per_second_with_transfers"}
+    rates = {
+        "pairs/s": "pairs_per_second",
+        "pairs/s with transfers": "pairs_per_second_with_transfers",
+    }
     timed = {column: f"{perf[key]:.3f}" if key in perf else "" for column, key in rates.items()}
     if perf.get("status") == "out_of_memory":
         timed["pairs/s"] = OUT_OF_MEMORY
     return {
-        **{f"1px {name}, %": f"{100 * px1[name]:.2f}" if name in px1 else "" for name in published.GUIDE_PX1},
-        "pairs scored": "; ".join(f"{name} {score['pairs_scored']} of {score['pairs_inferred']}" for name, score in scores.items()),
+        **{
+            f"1px {name}, %": f"{100 * px1[name]:.2f}" if name in px1 else ""
+            for name in published.GUIDE_PX1
+        },
+        "pairs scored": "; ".join(
+            f"{name} {score['pairs_scored']} of {score['pairs_inferred']}"
+            for name, score in scores.items()
+        ),
         **timed,
     }
 
 
 def differences(found: Iterable[Records]) -> pd.DataFrame:
-    """What the numbers of each run were made with, beside the guide's; "the same" where it is. One column a run: its first batch size."""
+    """What the numbers of each run were made with, beside the guide's; "the same" where it is. One
+    column a run: its first batch size.
+    """
     first: dict[str, Records] = {}
     for records in found:
         if records.export and records.has_numbers:
@@ -110,32 +138,51 @@ def differences(found: Iterable[Records]) -> pd.DataFrame:
     columns = {GUIDE: published.GUIDE_MADE_WITH}
     for label, records in first.items():
         made = _made_with(records)
-        columns[label] = {what: "the same" if made[what] == words else made[what] for what, words in published.GUIDE_MADE_WITH.items()}
+        columns[label] = {
+            what: "the same" if made[what] == words else made[what]
+            for what, words in published.GUIDE_MADE_WITH.items()
+        }
     return pd.DataFrame(columns, index=list(published.GUIDE_MADE_WITH))
 
 
 def _made_with(records: Records) -> dict[str, str]:
     export, convert, perf = records.export, records.convert, records.perf
     weights = export["checkpoint"]
-    manifest = read_manifest(records.run.model_folder / "gma.om") if records.run.backend == "ascend" else None
+    manifest = (
+        read_manifest(records.run.model_folder / "gma.om")
+        if records.run.backend == "ascend"
+        else None
+    )
     at_once = convert.get("at_once", perf.get("at_once"))
     return {
         "weights": f"{weights['name']}, SHA-256 {weights['sha256'][:12]}",
         "frames": _frames(records),
         "updates": str(export["num_updates"]),
         "graph": f"{export['lookup']} lookup, opset {export['opset']}, "
-        + ("nothing computed twice in the updates" if export["save_work"] else "every layer as published"),
+        + (
+            "nothing computed twice in the updates"
+            if export["save_work"]
+            else "every layer as published"
+        ),
         "precision": _precision(records, manifest),
         "tools": _tools(records, manifest),
         "hardware": _hardware(records, manifest),
-        "computed at once": f"{at_once} pair{'s' if at_once > 1 else ''}" if at_once else "the whole batch",
+        "computed at once": f"{at_once} pair{'s' if at_once > 1 else ''}"
+        if at_once
+        else "the whole batch",
         "throughput": _throughput(records),
     }
 
 
 def _frames(records: Records) -> str:
-    scored = {name: records.metrics[name]["pairs_scored"] for name in published.GUIDE_PX1 if name in records.metrics}
-    if records.index.get("split") == "training" and list(scored.values()) == 2 * [published.GUIDE_PAIRS]:
+    scored = {
+        name: records.metrics[name]["pairs_scored"]
+        for name in published.GUIDE_PX1
+        if name in records.metrics
+    }
+    if records.index.get("split") == "training" and list(scored.values()) == 2 * [
+        published.GUIDE_PAIRS
+    ]:
         return published.GUIDE_MADE_WITH["frames"]
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
     return f"{records.index.get('description', 'not said')}; {f'scored: {counts}' if counts else 'not scored'}"
@@ -144,7 +191,11 @@ def _frames(records: Records) -> str:
 def _hardware(records: Records, manifest: dict | None) -> str:
     device = records.convert.get("device") or records.perf.get("device")
     if device is None:  # memory ran out before anything was loaded
-        return f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}" if manifest else "not converted"
+        return (
+            f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}"
+            if manifest
+            else "not converted"
+        )
     processor = records.export["provenance"]["machine"]["processor"]
     return f"{processor} ({device})" if "CPU" in device.upper() else device
 
@@ -153,7 +204,11 @@ def _precision(records: Records, manifest: dict | None) -> str:
     precision = records.convert.get("precision", records.run.precision)
     kept = described(manifest["options"]["keep_dtype"]) if manifest else ""
     words = f"{precision}, {kept} in float32" if kept else precision
-    return f"{words} was asked for; how a stand-in computes is its own affair" if records.simulated else words
+    return (
+        f"{words} was asked for; how a stand-in computes is its own affair"
+        if records.simulated
+        else words
+    )
 
 
 def _throughput(records: Records) -> str:

@@ -1,6 +1,8 @@
-"""Inside the network, for one pair: where a point looks, the flow update by update, and what the aggregation adds.
+"""Inside the network, for one pair: where a point looks, the flow update by update, and what the
+aggregation adds.
 
-Asked of the PyTorch model, whatever backend computed the flow; without PyTorch installed there is nothing to ask.
+Asked of the PyTorch model, whatever backend computed the flow; without PyTorch installed there is
+nothing to ask.
 """
 
 from collections.abc import Callable
@@ -30,9 +32,11 @@ class Inside:
     Attributes
     ----------
     flows, flows_without
-        Flow (2, H, W) after each update, and the same with the aggregation switched off (gamma = 0), everything else unchanged.
+        Flow (2, H, W) after each update, and the same with the aggregation switched off (gamma =
+        0), everything else unchanged.
     attention
-        (P, P) for the P cells of the padded frame, row by row: row i says where cell i looks and sums to one.
+        (P, P) for the P cells of the padded frame, row by row: row i says where cell i looks and
+        sums to one.
     gamma
         The learned weight of the aggregation; 0 would be RAFT.
     padding
@@ -57,10 +61,14 @@ class Inside:
         height, width = self.flows[0].shape[1:]
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"the point ({x}, {y}) lies outside the frame of {width}x{height} px")
-        return (y + self.padding.top) // MULTIPLE * self.grid[1] + (x + self.padding.left) // MULTIPLE
+        return (y + self.padding.top) // MULTIPLE * self.grid[1] + (
+            x + self.padding.left
+        ) // MULTIPLE
 
     def attention_from(self, point: tuple[int, int]) -> np.ndarray:
-        """Where the cell that holds a pixel (x, y) looks: weights for every pixel of the frame, (H, W), constant within a cell."""
+        """Where the cell that holds a pixel (x, y) looks: weights for every pixel of the frame, (H,
+        W), constant within a cell.
+        """
         cells = self.attention[self.cell_of(point)].reshape(self.grid)
         return self.padding.unpad(cells.repeat(MULTIPLE, axis=0).repeat(MULTIPLE, axis=1))
 
@@ -94,7 +102,9 @@ def _flow_by_update(model: "GMA", encoded: tuple, padding: Padding) -> list[np.n
 
     features1, features2, context = encoded
     steps = model.updates(features1, features2, context, None, model.config.num_updates)
-    flows = [upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in steps]
+    flows = [
+        upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in steps
+    ]
     return [padding.unpad(flow.numpy())[0] for flow in flows]
 
 
@@ -106,16 +116,19 @@ def _attention(model: "GMA", context) -> np.ndarray:
     return model.att(F.relu(context[:, -CONTEXT:]))[0].numpy()
 
 
-# --- what it means --------------------------------------------------------------------------------------------------
+# --- what it means --------------------------------------------------------------------------------
 
 
 def hidden_point(truth: np.ndarray, occluded: np.ndarray | None) -> tuple[int, int]:
-    """The pixel (x, y) deepest inside an occluded area that stays in the frame; the frame's middle where nothing is occluded.
+    """The pixel (x, y) deepest inside an occluded area that stays in the frame; the frame's middle
+    where nothing is occluded.
 
     Chosen by this rule and not by hand: no window around the point can match it.
     """
     _, height, width = truth.shape
-    hidden = np.zeros((height, width), bool) if occluded is None else occluded & ~leaves_frame(truth)
+    hidden = (
+        np.zeros((height, width), bool) if occluded is None else occluded & ~leaves_frame(truth)
+    )
     if not hidden.any():
         return width // 2, height // 2
     depth = cv2.distanceTransform(np.pad(hidden, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -125,12 +138,14 @@ def hidden_point(truth: np.ndarray, occluded: np.ndarray | None) -> tuple[int, i
 
 @dataclass(frozen=True)
 class Looking:
-    """How much attention goes to cells that truly move alike, and how much would by chance; shares from 0 to 1.
+    """How much attention goes to cells that truly move alike, and how much would by chance; shares
+    from 0 to 1.
 
     Attributes
     ----------
     point, point_chance
-        For one point: the weight on cells whose true motion is within ``LIKE`` of its own, and the share of such cells.
+        For one point: the weight on cells whose true motion is within ``LIKE`` of its own, and the
+        share of such cells.
     hidden, hidden_chance
         Means of both over all occluded cells; None where none is occluded.
     """
@@ -141,7 +156,9 @@ class Looking:
     hidden_chance: float | None
 
 
-def attention_on_like_motion(inside: Inside, truth: np.ndarray, occluded: np.ndarray | None, point: tuple[int, int]) -> Looking:
+def attention_on_like_motion(
+    inside: Inside, truth: np.ndarray, occluded: np.ndarray | None, point: tuple[int, int]
+) -> Looking:
     """Measure GMA's idea, that a hidden point looks at what moves like it, against the true motion."""
     inside_frame = _cells(np.ones(truth.shape[1:], np.float32), inside, mode="constant")
     weights, chances = [], []
@@ -149,29 +166,40 @@ def attention_on_like_motion(inside: Inside, truth: np.ndarray, occluded: np.nda
     at_point = inside.cell_of(point)
     hidden = np.zeros(0, int)
     if occluded is not None:
-        hidden = np.flatnonzero((_cells(occluded.astype(np.float32), inside) > 0.5) & (inside_frame > 0))
+        hidden = np.flatnonzero(
+            (_cells(occluded.astype(np.float32), inside) > 0.5) & (inside_frame > 0)
+        )
     for cell in [at_point, *hidden]:
         like = np.hypot(*(motion - motion[:, cell : cell + 1])) < LIKE
         weights.append(float(inside.attention[cell][like].sum()))
         chances.append(float(like.mean()))
-    mean = (float(np.mean(weights[1:])), float(np.mean(chances[1:]))) if len(hidden) else (None, None)
+    mean = (
+        (float(np.mean(weights[1:])), float(np.mean(chances[1:]))) if len(hidden) else (None, None)
+    )
     return Looking(weights[0], chances[0], *mean)
 
 
-def _cells(values: np.ndarray, inside: Inside, mode: Literal["constant", "edge"] = "edge") -> np.ndarray:
+def _cells(
+    values: np.ndarray, inside: Inside, mode: Literal["constant", "edge"] = "edge"
+) -> np.ndarray:
     """A map (H, W) of the frame at the middle of every cell, (P,)."""
-    around = ((inside.padding.top, inside.padding.bottom), (inside.padding.left, inside.padding.right))
+    around = (
+        (inside.padding.top, inside.padding.bottom),
+        (inside.padding.left, inside.padding.right),
+    )
     padded = np.pad(values, around, mode=mode)
     return padded[MULTIPLE // 2 :: MULTIPLE, MULTIPLE // 2 :: MULTIPLE].ravel()
 
 
-def errors_by_update(flows: list[np.ndarray], truth: np.ndarray, mask: np.ndarray | None = None) -> list[float]:
+def errors_by_update(
+    flows: list[np.ndarray], truth: np.ndarray, mask: np.ndarray | None = None
+) -> list[float]:
     """Mean endpoint error after each update, in pixels, over the mask's pixels or all."""
     chosen = np.ones(truth.shape[1:], bool) if mask is None else mask
     return [float(endpoint_error(flow, truth)[chosen].mean()) for flow in flows]
 
 
-# --- for the notebooks ----------------------------------------------------------------------------------------------
+# --- for the notebooks ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -187,23 +215,37 @@ class Examined:
 
 
 def most_hidden(pairs: list[FramePair]) -> FramePair | None:
-    """The scored pair with the largest share of occluded pixels (the first of equals); without masks the first scored pair."""
+    """The scored pair with the largest share of occluded pixels (the first of equals); without
+    masks the first scored pair.
+    """
     scored = [pair for pair in pairs if pair.flow is not None]
-    hidden = [-1.0 if pair.occlusion is None else float(read_mask(pair.occlusion).mean()) for pair in scored]
+    hidden = [
+        -1.0 if pair.occlusion is None else float(read_mask(pair.occlusion).mean())
+        for pair in scored
+    ]
     return scored[int(np.argmax(hidden))] if scored else None
 
 
-def examine_most_hidden(pairs: list[FramePair], examine: Callable[[FramePair], Examined]) -> tuple[Examined | None, str]:
-    """Look inside for the pair with the most occlusion; where that cannot be done, None and the reason."""
+def examine_most_hidden(
+    pairs: list[FramePair], examine: Callable[[FramePair], Examined]
+) -> tuple[Examined | None, str]:
+    """Look inside for the pair with the most occlusion; where that cannot be done, None and the
+    reason.
+    """
     pair = most_hidden(pairs)
     if pair is None:
-        return None, "No pair has ground truth, so there is nothing to compare the network's inside with."
+        return (
+            None,
+            "No pair has ground truth, so there is nothing to compare the network's inside with.",
+        )
     if find_spec("torch") is None:
         return None, "PyTorch, which has to be asked, is not installed here."
     return examine(pair), ""
 
 
-def examine(pair: FramePair, checkpoint: str | Path, *, num_updates: int, attention: str = "content") -> Examined:
+def examine(
+    pair: FramePair, checkpoint: str | Path, *, num_updates: int, attention: str = "content"
+) -> Examined:
     """Load the weights into PyTorch and look inside for one pair."""
     from gma_lib.network.checkpoints import load_model
     from gma_lib.network.model import GMAConfig
@@ -211,4 +253,6 @@ def examine(pair: FramePair, checkpoint: str | Path, *, num_updates: int, attent
     model, _ = load_model(checkpoint, GMAConfig(num_updates=num_updates, attention=attention))
     frame1, frame2 = read_frame(pair.image1), read_frame(pair.image2)
     occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-    return Examined(pair, frame1, frame2, pair.true_flow(), occluded, look_inside(model, frame1, frame2))
+    return Examined(
+        pair, frame1, frame2, pair.true_flow(), occluded, look_inside(model, frame1, frame2)
+    )

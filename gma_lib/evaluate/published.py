@@ -1,17 +1,21 @@
 """Numbers that others published, each with its source, so that ours can stand beside them.
 
-They hold for the authors' weights on all 1041 training pairs of a pass. Those weights were trained on the same frames: the numbers
-say how faithfully a deployment computes, not how well the network generalises.
+They hold for the authors' weights on all 1041 training pairs of a pass. Those weights were trained
+on the same frames: the numbers say how faithfully a deployment computes, not how well the network
+generalises.
 """
 
-# Deployment guide for Ascend 310P3: 6 updates, float16 with InstanceNorm in float32, all pixels pooled, no mask.
+# Deployment guide for Ascend 310P3: 6 updates, float16 with InstanceNorm in float32, all pixels
+# pooled, no mask.
 GUIDE_PX1 = {"clean": 0.9265, "final": 0.8895}
 GUIDE_ACCURACY_BATCH_SIZE = 1  # accuracy is given for no other
 GUIDE_PAIRS = 1041  # of each pass
 GUIDE_SOURCE = "Ascend ModelZoo guide, 310P3, float16, 6 updates"
-# Pairs per second by batch size, pure inference on the card, transfers not counted; 16 ran out of its memory.
+# Pairs per second by batch size, pure inference on the card, transfers not counted; 16 ran out of
+# its memory.
 GUIDE_PAIRS_PER_SECOND = {1: 0.766, 4: 0.772, 8: 0.678, 16: None}
-# What these numbers were made with, as far as the guide's page and code say; the page itself says neither updates nor precision.
+# What these numbers were made with, as far as the guide's page and code say; the page itself says
+# neither updates nor precision.
 GUIDE_MADE_WITH = {
     "weights": "the authors', no hash given",
     "frames": "MPI-Sintel, training split, all 1041 pairs of each pass",
@@ -24,7 +28,8 @@ GUIDE_MADE_WITH = {
     "throughput": "1000 x batch size / mean milliseconds on the card of 100 calls; zeros in, transfers not counted",
 }
 
-# Jiang et al. 2021, C+T+S+K+H weights on Sintel's training split (trained on it), as their table gives it.
+# Jiang et al. 2021, C+T+S+K+H weights on Sintel's training split (trained on it), as their table
+# gives it.
 PAPER_EPE = {"clean": 0.62, "final": 1.06}
 PAPER_SOURCE = "paper, table 1 (weights trained on these frames)"
 
@@ -35,5 +40,6 @@ PTLFLOW = {
 }
 PTLFLOW_SOURCE = "ptlflow re-evaluation, 32 updates, per-pair means, invalid masked"
 
-# The guide rounds to two decimals of a percent; half precision and another toolchain explain a little more.
+# The guide rounds to two decimals of a percent; half precision and another toolchain explain a
+# little more.
 PX1_TOLERANCE = 0.005

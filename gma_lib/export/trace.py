@@ -1,7 +1,7 @@
 """The network as ONNX: traced once, made constant, given its batch size, checked, compared.
 
-Inputs ``image1`` and ``image2`` and the output ``out1`` are named as in the deployment guide, so its ``atc`` command line works
-unchanged.
+Inputs ``image1`` and ``image2`` and the output ``out1`` are named as in the deployment guide, so
+its ``atc`` command line works unchanged.
 """
 
 import itertools
@@ -26,8 +26,14 @@ from gma_lib.network.model import GMA, STRIDE, check_sides
 from gma_lib.runs.run import written_whole
 
 DEFAULT_OPSET = 13
-# The first opset in which every operator of the form exists; grid_sample's name for bilinear changed at 20.
-OPSETS = {"matmul": range(13, 20), "rows": range(13, 20), "gather": range(12, 20), "grid_sample": range(16, 20)}
+# The first opset in which every operator of the form exists; grid_sample's name for bilinear
+# changed at 20.
+OPSETS = {
+    "matmul": range(13, 20),
+    "rows": range(13, 20),
+    "gather": range(12, 20),
+    "grid_sample": range(16, 20),
+}
 
 
 class _Features(nn.Module):
@@ -51,12 +57,21 @@ class _Context(_Features):
 class _Refine(_Features):
     """Features of both frames, context of the first and a start -> flow in pixels and in cells."""
 
-    def forward(self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return self.gma.refine(features1, features2, context, flow_init)
 
 
 def export_whole(
-    model: GMA, path: Path, *, height: int, width: int, batch_size: int, checkpoint: Checkpoint, opset: int = DEFAULT_OPSET
+    model: GMA,
+    path: Path,
+    *,
+    height: int,
+    width: int,
+    batch_size: int,
+    checkpoint: Checkpoint,
+    opset: int = DEFAULT_OPSET,
 ) -> Path:
     """Write the network from two frames to flow.
 
@@ -77,11 +92,20 @@ def export_whole(
 
 
 def export_split(
-    model: GMA, folder: Path, *, height: int, width: int, batch_size: int, checkpoint: Checkpoint, opset: int = DEFAULT_OPSET
+    model: GMA,
+    folder: Path,
+    *,
+    height: int,
+    width: int,
+    batch_size: int,
+    checkpoint: Checkpoint,
+    opset: int = DEFAULT_OPSET,
 ) -> list[Path]:
-    """Write the network in three parts, ``gma_features.onnx``, ``gma_context.onnx`` and ``gma_refine.onnx``.
+    """Write the network in three parts, ``gma_features.onnx``, ``gma_context.onnx`` and
+    ``gma_refine.onnx``.
 
-    Along a sequence the features of each frame are then computed once, and a pair can start from the flow before it.
+    Along a sequence the features of each frame are then computed once, and a pair can start from
+    the flow before it.
     """
     frame = torch.zeros(1, 3, height, width)
     grid = (height // STRIDE, width // STRIDE)
@@ -90,21 +114,38 @@ def export_split(
     traced = {
         "features": _trace(_Features(model), (frame,), ["image"], ["features"], opset=opset),
         "context": _trace(_Context(model), (frame,), ["image"], ["context"], opset=opset),
-        "refine": _trace(_Refine(model), (features, features, features, flow), inputs, ["flow", "flow_low"], opset=opset),
+        "refine": _trace(
+            _Refine(model),
+            (features, features, features, flow),
+            inputs,
+            ["flow", "flow_low"],
+            opset=opset,
+        ),
     }
-    return [_write(part, Path(folder) / f"gma_{name}.onnx", model, checkpoint, height, width, batch_size) for name, part in traced.items()]
+    return [
+        _write(
+            part, Path(folder) / f"gma_{name}.onnx", model, checkpoint, height, width, batch_size
+        )
+        for name, part in traced.items()
+    ]
 
 
-def _trace(module: nn.Module, inputs: tuple, input_names: list[str], output_names: list[str], *, opset: int) -> onnx.ModelProto:
+def _trace(
+    module: nn.Module, inputs: tuple, input_names: list[str], output_names: list[str], *, opset: int
+) -> onnx.ModelProto:
     model = module if isinstance(module, GMA) else module.gma
-    check_sides(*(side * (1 if inputs[0].shape[1] == 3 else STRIDE) for side in inputs[0].shape[-2:]))
+    check_sides(
+        *(side * (1 if inputs[0].shape[1] == 3 else STRIDE) for side in inputs[0].shape[-2:])
+    )
     allowed = OPSETS[model.config.lookup]
     if opset not in allowed:
-        raise ValueError(f"lookup '{model.config.lookup}' is exported at opset {allowed[0]} to {allowed[-1]}, not {opset}")
+        raise ValueError(
+            f"lookup '{model.config.lookup}' is exported at opset {allowed[0]} to {allowed[-1]}, not {opset}"
+        )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The tracer warns of every Python number, which is what makes the graph constant; torch, of its older exporter,
-        # which is the one that writes opsets below 18.
+        # The tracer warns of every Python number, which is what makes the graph constant; torch, of
+        # its older exporter, which is the one that writes opsets below 18.
         warnings.simplefilter("ignore")
         file = Path(folder) / "traced.onnx"
         torch.onnx.export(
@@ -119,7 +160,15 @@ def _trace(module: nn.Module, inputs: tuple, input_names: list[str], output_name
         return onnx.load(file)
 
 
-def _write(traced: onnx.ModelProto, path: Path, model: GMA, checkpoint: Checkpoint, height: int, width: int, batch_size: int) -> Path:
+def _write(
+    traced: onnx.ModelProto,
+    path: Path,
+    model: GMA,
+    checkpoint: Checkpoint,
+    height: int,
+    width: int,
+    batch_size: int,
+) -> Path:
     finished = with_batch_size(without_constant_nodes(traced), batch_size)
     _describe(
         finished,
@@ -142,13 +191,14 @@ def _write(traced: onnx.ModelProto, path: Path, model: GMA, checkpoint: Checkpoi
     return Path(path)
 
 
-# --- the graph after tracing ----------------------------------------------------------------------------------------
+# --- the graph after tracing ----------------------------------------------------------------------
 
 
 def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     """Turn Constant nodes into initializers, and compute every node whose inputs are all constant.
 
-    The tracer leaves integer arithmetic on constants behind (paddings, slice bounds), which no runtime should have to do.
+    The tracer leaves integer arithmetic on constants behind (paddings, slice bounds), which no
+    runtime should have to do.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -157,7 +207,9 @@ def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {output.name for output in graph.output}
     kept = []
     for node in graph.node:
-        foldable = all(name in values for name in node.input if name) and not outputs & set(node.output)
+        foldable = all(name in values for name in node.input if name) and not outputs & set(
+            node.output
+        )
         if foldable:
             values |= zip(node.output, _computed(node, values, model.opset_import), strict=True)
         else:
@@ -165,29 +217,46 @@ def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     used = {name for node in kept for name in node.input}
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in values.items() if name in used)
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(array), name)
+        for name, array in values.items()
+        if name in used
+    )
     return result
 
 
 def _computed(node: onnx.NodeProto, values: dict, opsets) -> list[np.ndarray]:
-    inputs = [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None) for name in node.input if name]
+    inputs = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None
+        )
+        for name in node.input
+        if name
+    ]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-    one_node = helper.make_model(helper.make_graph([node], "one", inputs, outputs), opset_imports=opsets)
-    return ReferenceEvaluator(one_node).run(None, {name: values[name] for name in node.input if name})
+    one_node = helper.make_model(
+        helper.make_graph([node], "one", inputs, outputs), opset_imports=opsets
+    )
+    return ReferenceEvaluator(one_node).run(
+        None, {name: values[name] for name in node.input if name}
+    )
 
 
 def with_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
     """Give a graph traced with one pair another batch size.
 
-    Nothing but the declared inputs and outputs mentions the batch: the network's reshapes leave it to -1. Strict shape
-    inference proves it, because a constant that still held a one would contradict the declared output.
+    Nothing but the declared inputs and outputs mentions the batch: the network's reshapes leave it
+    to -1. Strict shape inference proves it, because a constant that still held a one would
+    contradict the declared output.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in [*result.graph.input, *result.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = batch_size
     del result.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True)
+    return onnx.shape_inference.infer_shapes(
+        result, check_type=True, strict_mode=True, data_prop=True
+    )
 
 
 def _describe(model: onnx.ModelProto, properties: dict[str, str]) -> None:
@@ -201,7 +270,7 @@ def read_description(path: Path) -> dict[str, str]:
     return {item.key: item.value for item in onnx.load(path).metadata_props}
 
 
-# --- what the file holds --------------------------------------------------------------------------------------------
+# --- what the file holds --------------------------------------------------------------------------
 
 
 def count_operators(path: Path) -> dict[str, int]:
@@ -216,7 +285,8 @@ def wide_activations(path: Path) -> list[str]:
     return [
         value.name
         for value in itertools.chain(graph.input, graph.value_info, graph.output)
-        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.DOUBLE) and value.name not in constant
+        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.DOUBLE)
+        and value.name not in constant
     ]
 
 
@@ -238,7 +308,8 @@ REST = "everything else"  # coordinates, upsampling, what lies between the parts
 
 
 def count_work(path: Path) -> dict[str, float]:
-    """Multiply-accumulates of one call, in units of 1e9, by part of the network, counted from the file's shapes.
+    """Multiply-accumulates of one call, in units of 1e9, by part of the network, counted from the
+    file's shapes.
 
     Convolutions and matrix products only; the rest is below one percent.
     """
@@ -268,19 +339,26 @@ def _nodes_with_work(path: Path) -> Iterator[tuple[str, str, float]]:
             contracted = int(np.prod(shapes[node.input[1]][1:]))
         elif node.op_type == "MatMul":
             contracted = shapes[node.input[0]][-1]
-        yield node.name, _part(node, contracted), int(np.prod(shapes[node.output[0]])) * contracted / 1e9
+        yield (
+            node.name,
+            _part(node, contracted),
+            int(np.prod(shapes[node.output[0]])) * contracted / 1e9,
+        )
 
 
 def _part(node: onnx.NodeProto, contracted: int) -> str:
     scope = node.name.strip("/")
     for prefix, name in PARTS.items():
-        if scope.startswith((f"{prefix}/", f"{prefix}_")):  # later calls of a module get a number: aggregator_3
+        if scope.startswith(
+            (f"{prefix}/", f"{prefix}_")
+        ):  # later calls of a module get a number: aggregator_3
             return name
-    # Products outside any module: all pairs contract over 256 channels, the lookup over a side of the volume.
+    # Products outside any module: all pairs contract over 256 channels, the lookup over a side of
+    # the volume.
     return REST if not contracted else "correlation" if contracted == 256 else "lookup"
 
 
-# --- does it compute the same flow? ---------------------------------------------------------------------------------
+# --- does it compute the same flow? ---------------------------------------------------------------
 
 
 def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -290,30 +368,63 @@ def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.nda
 
 
 def deviation_of_one_pair(
-    exported: GMA, reference: np.ndarray, image1: np.ndarray, image2: np.ndarray, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET
+    exported: GMA,
+    reference: np.ndarray,
+    image1: np.ndarray,
+    image2: np.ndarray,
+    checkpoint: Checkpoint,
+    *,
+    opset: int = DEFAULT_OPSET,
 ) -> Deviation:
-    """Compare the graph of a network, at batch size 1, with the flow that PyTorch computes (``reference_flow``) for frames (1, 3, H, W)."""
+    """Compare the graph of a network, at batch size 1, with the flow that PyTorch computes
+    (``reference_flow``) for frames (1, 3, H, W).
+    """
     return _deviation(exported, image1, image2, reference, checkpoint, opset)
 
 
-def deviation_of_batches(exported: GMA, model: GMA, batch_size: int, checkpoint: Checkpoint, *, opset: int = DEFAULT_OPSET) -> Deviation:
-    """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small random frames, every pair another one.
+def deviation_of_batches(
+    exported: GMA,
+    model: GMA,
+    batch_size: int,
+    checkpoint: Checkpoint,
+    *,
+    opset: int = DEFAULT_OPSET,
+) -> Deviation:
+    """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small
+    random frames, every pair another one.
 
-    At full size only the graph of one pair is compared; that the others differ in nothing but the batch is shown here,
-    where sixteen pairs cost little.
+    At full size only the graph of one pair is compared; that the others differ in nothing but the
+    batch is shown here, where sixteen pairs cost little.
     """
     rng = np.random.default_rng(0)
     image1, image2 = rng.integers(0, 256, (2, batch_size, 3, 128, 160)).astype(np.float32)
-    return _deviation(exported, image1, image2, reference_flow(model, image1, image2), checkpoint, opset)
+    return _deviation(
+        exported, image1, image2, reference_flow(model, image1, image2), checkpoint, opset
+    )
 
 
-def _deviation(model: GMA, image1: np.ndarray, image2: np.ndarray, reference: np.ndarray, checkpoint: Checkpoint, opset: int) -> Deviation:
+def _deviation(
+    model: GMA,
+    image1: np.ndarray,
+    image2: np.ndarray,
+    reference: np.ndarray,
+    checkpoint: Checkpoint,
+    opset: int,
+) -> Deviation:
     """Export for frames of this shape, run with ONNX Runtime, compare."""
     from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
 
     batch_size, _, height, width = image1.shape
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "compared.onnx"
-        export_whole(model, file, height=height, width=width, batch_size=batch_size, checkpoint=checkpoint, opset=opset)
+        export_whole(
+            model,
+            file,
+            height=height,
+            width=width,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            opset=opset,
+        )
         with OnnxRuntimeBackend(file) as backend:
             return Deviation.between(backend.predict(image1, image2), reference)

@@ -7,15 +7,28 @@ import numpy as np
 
 
 def dis(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:
-    """Dense inverse search (Kroeger et al., ECCV 2016) at OpenCV's medium preset: flow float32 (2, H, W) of frames (3, H, W), 0..255."""
+    """Dense inverse search (Kroeger et al., ECCV 2016) at OpenCV's medium preset: flow float32 (2,
+    H, W) of frames (3, H, W), 0..255.
+    """
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return _channels_first(method.calc(_grey(frame1), _grey(frame2), None))
 
 
 def farneback(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:
-    """Polynomial expansion (Farneback, SCIA 2003) as OpenCV's example sets it, but two more pyramid levels for large motion."""
+    """Polynomial expansion (Farneback, SCIA 2003) as OpenCV's example sets it, but two more pyramid
+    levels for large motion.
+    """
     flow = cv2.calcOpticalFlowFarneback(
-        _grey(frame1), _grey(frame2), None, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
+        _grey(frame1),
+        _grey(frame2),
+        None,
+        pyr_scale=0.5,
+        levels=5,
+        winsize=15,
+        iterations=3,
+        poly_n=5,
+        poly_sigma=1.2,
+        flags=0,
     )
     return _channels_first(flow)
 

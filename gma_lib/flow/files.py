@@ -1,7 +1,7 @@
 """Files and arrays: frames, masks, flow fields and raw tensors.
 
-Every writer writes beside its target and renames, so that a file is either whole or absent. Every reader
-checks what it read and names the file in its error.
+Every writer writes beside its target and renames, so that a file is either whole or absent. Every
+reader checks what it read and names the file in its error.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ import numpy as np
 
 from gma_lib.runs.run import written_whole
 
-# Middlebury's sanity check, "PIEH" when read as text: https://vision.middlebury.edu/flow/code/flow-code/README.txt
+# Middlebury's sanity check, "PIEH" when read as text:
+# https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -20,19 +21,26 @@ UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middleb
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
-    """Decode an image file; OpenCV answers None for whatever it cannot read, which becomes an error here."""
+    """Decode an image file; OpenCV answers None for whatever it cannot read, which becomes an error
+    here.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'a folder where' if path.is_dir() else 'no such file;'} an image was expected")
+        raise FileNotFoundError(
+            f"{path}: {'a folder where' if path.is_dir() else 'no such file;'} an image was expected"
+        )
     content = np.fromfile(path, dtype=np.uint8)
-    # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an IEND chunk.
+    # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an
+    # IEND chunk.
     truncated = content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes()
     try:
         image = None if truncated or content.size == 0 else cv2.imdecode(content, flags)
     except cv2.error as error:  # it decodes at most 2**30 pixels
         raise ValueError(f"{path}: OpenCV refuses to decode this image: {error.err}") from error
     if image is None:
-        raise ValueError(f"{path}: not a readable image ({content.size} bytes{', truncated' if truncated else ''})")
+        raise ValueError(
+            f"{path}: not a readable image ({content.size} bytes{', truncated' if truncated else ''})"
+        )
     return image
 
 
@@ -53,7 +61,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def check_whole(path: Path) -> None:
-    """Raise ValueError for a PNG or ``.flo`` file that is cut short or something else, without decoding it."""
+    """Raise ValueError for a PNG or ``.flo`` file that is cut short or something else, without
+    decoding it.
+    """
     path = Path(path)
     with open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
@@ -62,7 +72,9 @@ def check_whole(path: Path) -> None:
     if path.suffix == ".png" and (head[:8] != PNG_SIGNATURE or b"IEND" not in end):
         raise ValueError(f"{path}: not a whole PNG file ({path.stat().st_size} bytes); truncated?")
     if path.suffix == ".flo" and np.frombuffer(head[:4].ljust(4), "<f4").item() != FLO_TAG:
-        raise ValueError(f"{path}: not a .flo file: its first bytes are {head[:4]!r} where b'PIEH' was expected")
+        raise ValueError(
+            f"{path}: not a .flo file: its first bytes are {head[:4]!r} where b'PIEH' was expected"
+        )
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -77,19 +89,25 @@ def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
     Returns
     -------
     frame, remarks
-        float32 (3, H, W), RGB, 0..255, turned upright where the file says how; sentences about grey images (repeated three times),
-        an alpha channel (ignored) and 16 bits (scaled to 0..255 without rounding), none for an ordinary image.
+        float32 (3, H, W), RGB, 0..255, turned upright where the file says how; sentences about grey
+        images (repeated three times), an alpha channel (ignored) and 16 bits (scaled to 0..255
+        without rounding), none for an ordinary image.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        For what is no image, holds several, or stores floating point numbers, whose range nobody knows.
+        For what is no image, holds several, or stores floating point numbers, whose range nobody
+        knows.
     """
     stored = _decode(path, cv2.IMREAD_UNCHANGED)
     if (pages := cv2.imcount(str(path))) > 1:
-        raise ValueError(f"{path}: holds {pages} images; give two files with one each, or a folder of frames to `gma video`")
+        raise ValueError(
+            f"{path}: holds {pages} images; give two files with one each, or a folder of frames to `gma video`"
+        )
     if stored.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path}: stores {stored.dtype} where an image of 8 or 16 bits was expected")
+        raise ValueError(
+            f"{path}: stores {stored.dtype} where an image of 8 or 16 bits was expected"
+        )
     remarks = []
     if stored.ndim == 2 or stored.shape[2] == 1:
         remarks.append(f"{path} is grey: its channel is used three times")
@@ -131,14 +149,20 @@ def read_flow(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such flow file")
     content = path.read_bytes()
     if len(content) < FLO_HEADER_BYTES:
-        raise ValueError(f"{path}: {len(content)} bytes are too few for a .flo header ({FLO_HEADER_BYTES} bytes)")
+        raise ValueError(
+            f"{path}: {len(content)} bytes are too few for a .flo header ({FLO_HEADER_BYTES} bytes)"
+        )
     tag = np.frombuffer(content, "<f4", count=1).item()
     if tag != FLO_TAG:
-        raise ValueError(f"{path}: not a .flo file: its tag is {tag!r} where {FLO_TAG} was expected")
+        raise ValueError(
+            f"{path}: not a .flo file: its tag is {tag!r} where {FLO_TAG} was expected"
+        )
     width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
     wanted = FLO_HEADER_BYTES + 8 * width * height
     if width <= 0 or height <= 0 or len(content) != wanted:
-        raise ValueError(f"{path}: {len(content)} bytes where a {width}x{height} flow field has {wanted}; truncated?")
+        raise ValueError(
+            f"{path}: {len(content)} bytes where a {width}x{height} flow field has {wanted}; truncated?"
+        )
     flow = np.frombuffer(content, "<f4", offset=FLO_HEADER_BYTES).reshape(height, width, 2)
     return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
 
@@ -160,24 +184,34 @@ def flow_file_bytes(height: int, width: int) -> int:
 
 
 def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read KITTI's 16-bit PNG as (flow (2, H, W), valid (H, W)); the format stores ``64 * flow + 2**15``."""
+    """Read KITTI's 16-bit PNG as (flow (2, H, W), valid (H, W)); the format stores ``64 * flow +
+    2**15``.
+    """
     stored = _decode(path, cv2.IMREAD_UNCHANGED)
     if stored.dtype != np.uint16 or stored.ndim != 3 or stored.shape[2] != 3:
-        raise ValueError(f"{path}: a KITTI flow file is a 16-bit PNG of three channels, not {stored.dtype} {stored.shape}")
+        raise ValueError(
+            f"{path}: a KITTI flow file is a 16-bit PNG of three channels, not {stored.dtype} {stored.shape}"
+        )
     flow = (stored[:, :, 2:0:-1].astype(np.float32) - 2**15) / 64  # OpenCV hands over (valid, v, u)
     return np.ascontiguousarray(flow.transpose(2, 0, 1)), stored[:, :, 0] > 0
 
 
 def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
-    """Write flow (2, H, W) and its valid mask (H, W) as KITTI's 16-bit PNG, in steps of 1/64 px within +-512 px."""
+    """Write flow (2, H, W) and its valid mask (H, W) as KITTI's 16-bit PNG, in steps of 1/64 px
+    within +-512 px.
+    """
     if np.abs(flow[:, valid]).max(initial=0) >= 512:
-        raise ValueError(f"{path}: KITTI's format holds flow below 512 px; found {np.abs(flow[:, valid]).max():.1f}")
+        raise ValueError(
+            f"{path}: KITTI's format holds flow below 512 px; found {np.abs(flow[:, valid]).max():.1f}"
+        )
     steps = np.rint(np.where(valid, flow, 0) * 64 + 2**15).astype(np.uint16)
     _encode(path, np.stack([valid.astype(np.uint16), steps[1], steps[0]], axis=-1))
 
 
 def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read ``.flo``, ``.npy`` or KITTI's ``.png`` as (flow (2, H, W), valid (H, W)); pixels without finite flow below 1e9 are not valid."""
+    """Read ``.flo``, ``.npy`` or KITTI's ``.png`` as (flow (2, H, W), valid (H, W)); pixels without
+    finite flow below 1e9 are not valid.
+    """
     path = Path(path)
     if path.suffix == ".png":
         return read_kitti_flow(path)
@@ -187,7 +221,9 @@ def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_flow_file(path: Path, flow: np.ndarray) -> None:
-    """Write flow (2, H, W) in the format that the path's ending names: ``.flo``, ``.npy`` (float32) or KITTI's 16-bit ``.png``."""
+    """Write flow (2, H, W) in the format that the path's ending names: ``.flo``, ``.npy`` (float32)
+    or KITTI's 16-bit ``.png``.
+    """
     path = Path(path)
     check_flow_suffix(path)
     if path.suffix == ".flo":
@@ -202,7 +238,9 @@ def write_flow_file(path: Path, flow: np.ndarray) -> None:
 def check_flow_suffix(path: Path) -> None:
     """Raise ValueError for a file name that says no format of flow."""
     if Path(path).suffix not in FLOW_SUFFIXES:
-        raise ValueError(f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit, as KITTI's)")
+        raise ValueError(
+            f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit, as KITTI's)"
+        )
 
 
 def _read_npy(path: Path) -> np.ndarray:
@@ -211,14 +249,20 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         flow = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path}: not a readable .npy file: {str(error).splitlines()[0]}"
+        ) from error
     if flow.ndim != 3 or flow.shape[0] != 2 or not np.issubdtype(flow.dtype, np.floating):
-        raise ValueError(f"{path}: a flow field is floating point of shape (2, H, W), not {flow.dtype} {flow.shape}")
+        raise ValueError(
+            f"{path}: a flow field is floating point of shape (2, H, W), not {flow.dtype} {flow.shape}"
+        )
     return np.ascontiguousarray(flow, dtype=np.float32)
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a headerless little-endian float32 file of the given shape, as ``ais_bench`` exchanges them."""
+    """Read a headerless little-endian float32 file of the given shape, as ``ais_bench`` exchanges
+    them.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such tensor file")

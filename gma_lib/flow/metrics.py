@@ -1,6 +1,8 @@
-"""How far a flow field is from the truth: pure functions of arrays, and sums that add up over pairs.
+"""How far a flow field is from the truth: pure functions of arrays, and sums that add up over
+pairs.
 
-Sums are float64 and counts are whole numbers, so pooling over a data set neither drifts nor needs its pixels in memory.
+Sums are float64 and counts are whole numbers, so pooling over a data set neither drifts nor needs
+its pixels in memory.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        When shapes differ, or when either field holds values that are not finite: those would silently count as misses.
+        When shapes differ, or when either field holds values that are not finite: those would
+        silently count as misses.
     """
     if flow.shape != truth.shape or flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow and truth have shape (2, H, W); got {flow.shape} and {truth.shape}")
@@ -32,7 +35,8 @@ def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def leaves_frame(truth: np.ndarray) -> np.ndarray:
-    """Pixels (H, W) whose correspondence lies outside the second frame, as the authors' evaluation separates them.
+    """Pixels (H, W) whose correspondence lies outside the second frame, as the authors' evaluation
+    separates them.
 
     ``x + u < 0``, ``x + u > W``, and the same for y, with pixel coordinates from 0.
     """
@@ -42,13 +46,16 @@ def leaves_frame(truth: np.ndarray) -> np.ndarray:
     return (x_to < 0) | (x_to > width) | (y_to < 0) | (y_to > height)
 
 
-def pixel_groups(truth: np.ndarray, occluded: np.ndarray | None = None, invalid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def pixel_groups(
+    truth: np.ndarray, occluded: np.ndarray | None = None, invalid: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Masks (H, W) of the pixels that each row of a table is about.
 
-    ``all`` is what the guide pools. ``valid`` leaves out what Sintel marks invalid (nothing, when there is no such mask).
-    Occlusion groups follow the authors' ``separate_inout_sintel_occ``: ``out_of_frame`` leaves the frame, ``in_frame_occluded`` is
-    occluded and stays inside. Speed bins: ``s0_10`` below 10 px, ``s10_40`` from 10 to below 40, ``s40_plus`` from 40.
-    Groups whose mask is not given are absent.
+    ``all`` is what the guide pools. ``valid`` leaves out what Sintel marks invalid (nothing, when
+    there is no such mask). Occlusion groups follow the authors' ``separate_inout_sintel_occ``:
+    ``out_of_frame`` leaves the frame, ``in_frame_occluded`` is occluded and stays inside. Speed
+    bins: ``s0_10`` below 10 px, ``s10_40`` from 10 to below 40, ``s40_plus`` from 40. Groups whose
+    mask is not given are absent.
     """
     speed = np.hypot(truth[0], truth[1])
     everything = np.ones(truth.shape[1:], bool)
@@ -61,7 +68,11 @@ def pixel_groups(truth: np.ndarray, occluded: np.ndarray | None = None, invalid:
             "in_frame_occluded": occluded & ~outside,
             "out_of_frame": outside,
         }
-    return groups | {"s0_10": speed < 10, "s10_40": (speed >= 10) & (speed < 40), "s40_plus": speed >= 40}
+    return groups | {
+        "s0_10": speed < 10,
+        "s10_40": (speed >= 10) & (speed < 40),
+        "s40_plus": speed >= 40,
+    }
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,8 @@ class ErrorSums:
     @classmethod
     def of(cls, error: np.ndarray, speed: np.ndarray) -> "ErrorSums":
         """Sums over the given pixels: errors and true speeds, one-dimensional."""
-        # The share within a threshold counts errors equal to it, so each error belongs to the first step that reaches it.
+        # The share within a threshold counts errors equal to it, so each error belongs to the first
+        # step that reaches it.
         steps = np.searchsorted(ERROR_STEPS, error, side="left")
         per_step = np.bincount(steps, minlength=len(_WAUC_STEPS) + 1)[: len(_WAUC_STEPS)]
         return cls(
@@ -116,16 +128,43 @@ class ErrorSums:
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
     def described(self) -> dict[str, Any]:
-        """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from 0 to 100; null without pixels."""
+        """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from
+        0 to 100; null without pixels.
+        """
         if not self.pixels:
-            return {"pixels": 0, "epe": None, "px1": None, "px3": None, "px5": None, "fl": None, "wauc": None}
-        shares = {f"px{threshold}": count / self.pixels for threshold, count in zip(THRESHOLDS, self.below, strict=True)}
-        wauc = 100 * float(np.dot(_WAUC_WEIGHTS, self.at_most)) / (self.pixels * float(_WAUC_WEIGHTS.sum()))
-        return {"pixels": self.pixels, "epe": self.error / self.pixels, **shares, "fl": self.outliers / self.pixels, "wauc": wauc}
+            return {
+                "pixels": 0,
+                "epe": None,
+                "px1": None,
+                "px3": None,
+                "px5": None,
+                "fl": None,
+                "wauc": None,
+            }
+        shares = {
+            f"px{threshold}": count / self.pixels
+            for threshold, count in zip(THRESHOLDS, self.below, strict=True)
+        }
+        wauc = (
+            100
+            * float(np.dot(_WAUC_WEIGHTS, self.at_most))
+            / (self.pixels * float(_WAUC_WEIGHTS.sum()))
+        )
+        return {
+            "pixels": self.pixels,
+            "epe": self.error / self.pixels,
+            **shares,
+            "fl": self.outliers / self.pixels,
+            "wauc": wauc,
+        }
 
 
 def error_sums(
-    flow: np.ndarray, truth: np.ndarray, *, occluded: np.ndarray | None = None, invalid: np.ndarray | None = None
+    flow: np.ndarray,
+    truth: np.ndarray,
+    *,
+    occluded: np.ndarray | None = None,
+    invalid: np.ndarray | None = None,
 ) -> dict[str, ErrorSums]:
     """Sums of one pair for every group of ``pixel_groups``.
 
@@ -152,11 +191,13 @@ class Deviation:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether float32 sums in another order explain it: 0.001 px on average, 99 % within 0.005 px, none off by half a pixel.
+        """Whether float32 sums in another order explain it: 0.001 px on average, 99 % within 0.005
+        px, none off by half a pixel.
 
-        Refinement amplifies rounding where there is little to match: between batch sizes, trained weights on real frames moved
-        by 0.0001 px on average, 99 % within 0.0007 px, single pixels by 0.007 px. Anything wrong in the network moves most
-        pixels by far more, and a reduced precision by more than this (bfloat16: 0.006 to 0.1 px on average).
+        Refinement amplifies rounding where there is little to match: between batch sizes, trained
+        weights on real frames moved by 0.0001 px on average, 99 % within 0.0007 px, single pixels
+        by 0.007 px. Anything wrong in the network moves most pixels by far more, and a reduced
+        precision by more than this (bfloat16: 0.006 to 0.1 px on average).
         """
         return self.mean < 1e-3 and self.p99 < 5e-3 and self.max < 0.5
 
@@ -167,4 +208,6 @@ class Deviation:
         if not (np.isfinite(flow).all() and np.isfinite(reference).all()):
             raise ValueError("a flow field holds values that are not finite")
         distance = np.linalg.norm(flow.astype(np.float64) - reference, axis=-3)
-        return cls(float(distance.mean()), float(np.percentile(distance, 99)), float(distance.max()))
+        return cls(
+            float(distance.mean()), float(np.percentile(distance, 99)), float(distance.max())
+        )

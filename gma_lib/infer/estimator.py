@@ -5,8 +5,9 @@
 >>> flow.shape
 (2, 436, 1024)
 
-A runtime's model holds for one frame size, so the first call at a new size makes one and keeps it in a cache folder (``cache_folder``);
-later calls, also of other processes, load it in about a second, without PyTorch.
+A runtime's model holds for one frame size, so the first call at a new size makes one and keeps it
+in a cache folder (``cache_folder``); later calls, also of other processes, load it in about a
+second, without PyTorch.
 """
 
 import math
@@ -28,7 +29,8 @@ from gma_lib.flow.warm_start import carried_on
 from gma_lib.perf.timing import needed_bytes, require_memory
 from gma_lib.runs.run import PROJECT, digest, sha256, versions
 
-# Peak memory grows with the square of the area. At 1280x720, a first call, which exports with PyTorch, was measured to stay below 4 GB.
+# Peak memory grows with the square of the area. At 1280x720, a first call, which exports with
+# PyTorch, was measured to stay below 4 GB.
 MAX_PIXELS = 1280 * 720
 MEMORY_BYTES = 4e9
 SMALLEST_SIDE = MULTIPLE  # below, a frame is not even one of the network's cells
@@ -50,14 +52,18 @@ def load(checkpoint: str | Path = "gma-procedural", **options: Any) -> "Estimato
 
 
 def cache_folder() -> Path:
-    """Where prepared models lie: ``$GMA_CACHE``, else ``gma`` in the user's cache folder. It may be deleted at any time."""
+    """Where prepared models lie: ``$GMA_CACHE``, else ``gma`` in the user's cache folder. It may be
+    deleted at any time.
+    """
     if "GMA_CACHE" in os.environ:
         return Path(os.environ["GMA_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gma"
 
 
 def affordable_pixels(backend: str, precision: str) -> int:
-    """The largest frame, in pixels, that is predicted to need less than 4 GB, and no more than ``MAX_PIXELS``."""
+    """The largest frame, in pixels, that is predicted to need less than 4 GB, and no more than
+    ``MAX_PIXELS``.
+    """
     side = math.isqrt(MAX_PIXELS)
     while (needed_bytes(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
         side -= MULTIPLE
@@ -81,8 +87,8 @@ class Estimator:
     num_updates
         Refinement iterations: 12 as the authors evaluate, 6 as the deployment guide.
     max_pixels
-        Frames with more are computed smaller; it is said, with the factor, and the flow is scaled back. None: what stays below 4 GB of
-        memory (``affordable_pixels``).
+        Frames with more are computed smaller; it is said, with the factor, and the flow is scaled
+        back. None: what stays below 4 GB of memory (``affordable_pixels``).
     say
         Takes sentences about what was done that somebody should know: scaling, a model being made.
     """
@@ -99,8 +105,12 @@ class Estimator:
     ):
         max_pixels = affordable_pixels(backend, precision) if max_pixels is None else max_pixels
         if max_pixels < 128 * 128:
-            raise ValueError(f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}")
-        backend_kind(backend).options(precision=precision).require()  # before a model is made for it
+            raise ValueError(
+                f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}"
+            )
+        backend_kind(backend).options(
+            precision=precision
+        ).require()  # before a model is made for it
         file = Path(checkpoint).expanduser()
         self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
         self.backend, self.precision = backend, precision
@@ -117,13 +127,14 @@ class Estimator:
         Parameters
         ----------
         frame1, frame2
-            Arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode them, (3, H, W), or a batch (N, 3, H, W). Grey frames are
-            (H, W).
+            Arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode them, (3, H, W), or
+            a batch (N, 3, H, W). Grey frames are (H, W).
 
         Returns
         -------
         numpy.ndarray or torch.Tensor
-            Flow in pixels, float32, (2, H, W), or (N, 2, H, W) for a batch, x before y; a tensor, on their device, for tensors.
+            Flow in pixels, float32, (2, H, W), or (N, 2, H, W) for a batch, x before y; a tensor,
+            on their device, for tensors.
 
         Raises
         ------
@@ -132,22 +143,30 @@ class Estimator:
         """
         images = as_frames(frame1, "frame1"), as_frames(frame2, "frame2")
         if images[0].shape != images[1].shape:
-            raise ValueError(f"the two frames differ in size: {_described(images[0])} and {_described(images[1])}; flow needs one size")
+            raise ValueError(
+                f"the two frames differ in size: {_described(images[0])} and {_described(images[1])}; flow needs one size"
+            )
         view = self._view(*images[0].shape[-2:])
         network = self._network(view, split=False)
         pairs = zip(view.shrunk(images[0]), view.shrunk(images[1]), strict=True)
-        flow = view.enlarged(np.concatenate([network.predict(image1[None], image2[None]) for image1, image2 in pairs]))
+        flow = view.enlarged(
+            np.concatenate(
+                [network.predict(image1[None], image2[None]) for image1, image2 in pairs]
+            )
+        )
         return _like(frame1, flow if np.ndim(frame1) == 4 else flow[0])
 
     def along(self, frames: Iterable[Any], *, warm: bool = False) -> Iterator[np.ndarray]:
-        """Yield the flow (2, H, W) from each frame to the next; the features of every frame are computed once.
+        """Yield the flow (2, H, W) from each frame to the next; the features of every frame are
+        computed once.
 
         Parameters
         ----------
         frames
             Frames of one size, as ``__call__`` takes them, one by one.
         warm
-            Start each pair from the flow before it, carried on along itself, as the authors do for the Sintel benchmark.
+            Start each pair from the flow before it, carried on along itself, as the authors do for
+            the Sintel benchmark.
         """
         before: np.ndarray | None = None
         flow_low: np.ndarray | None = None
@@ -158,7 +177,9 @@ class Estimator:
                 view = self._view(*size)
                 sequence = AlongSequence(self._split_network(view))
             elif image.shape[-2:] != size:
-                raise ValueError(f"frame {number} has {_described(image)} where the frames before have {size[1]}x{size[0]} px")
+                raise ValueError(
+                    f"frame {number} has {_described(image)} where the frames before have {size[1]}x{size[0]} px"
+                )
             shrunk = view.shrunk(image)
             if before is not None:
                 start = carried_on(flow_low[0])[None] if warm and flow_low is not None else None
@@ -206,7 +227,9 @@ class Estimator:
             try:
                 require_memory(self.backend, self.precision, 1, rows, columns)
             except MemoryError as error:
-                raise MemoryError(f"{columns}x{rows} px: {error}; lower --max-pixels (max_pixels)") from error
+                raise MemoryError(
+                    f"{columns}x{rows} px: {error}; lower --max-pixels (max_pixels)"
+                ) from error
             folder = self._prepared(rows, columns, split)
             self._loaded = wanted, load_backend(self.backend, folder, precision=self.precision)
         return self._loaded[1]
@@ -222,16 +245,37 @@ class Estimator:
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:
         """Folder with the model for frames of this padded size; made once, whole or not at all."""
         sources = [sha256(Path(__file__).parents[1] / name) for name in _DECISIVE]
-        made_in = self.precision if self.precision == "int8" else "floating point"  # which one is chosen when the model is loaded
-        decisive = [gma_lib.__version__, sources, versions(), self._weights_sha256, self.backend, made_in, self.num_updates]
+        made_in = (
+            self.precision if self.precision == "int8" else "floating point"
+        )  # which one is chosen when the model is loaded
+        decisive = [
+            gma_lib.__version__,
+            sources,
+            versions(),
+            self._weights_sha256,
+            self.backend,
+            made_in,
+            self.num_updates,
+        ]
         folder = cache_folder() / digest([*decisive, rows, columns, split])[:32]
         if folder.is_dir():
             return folder
-        self.say(f"first call at {columns}x{rows} px: making the model for {self.backend}, kept in {folder.parent}")
+        self.say(
+            f"first call at {columns}x{rows} px: making the model for {self.backend}, kept in {folder.parent}"
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         try:
-            _make_model(making, self.backend, self.precision, self.checkpoint, self.num_updates, rows, columns, split)
+            _make_model(
+                making,
+                self.backend,
+                self.precision,
+                self.checkpoint,
+                self.num_updates,
+                rows,
+                columns,
+                split,
+            )
             try:
                 making.rename(folder)
             except OSError:  # another process was faster
@@ -243,7 +287,9 @@ class Estimator:
 
 
 def as_frames(frame: Any, name: str) -> np.ndarray:
-    """An array or tensor as float32 (N, 3, H, W), RGB, 0..255, checked; ``name`` is what errors call it."""
+    """An array or tensor as float32 (N, 3, H, W), RGB, 0..255, checked; ``name`` is what errors
+    call it.
+    """
     array = frame.detach().cpu().numpy() if hasattr(frame, "detach") else np.asarray(frame)
     if array.dtype == np.uint16 or array.dtype == bool or not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} is {array.dtype}; frames are uint8 or floating point, 0..255")
@@ -253,7 +299,9 @@ def as_frames(frame: Any, name: str) -> np.ndarray:
     elif array.ndim == 3 and array.shape[2] == 3 and array.shape[0] != 3:
         array = array.transpose(2, 0, 1)
     if array.ndim not in (3, 4) or array.shape[-3] != 3:
-        raise ValueError(f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or (H, W) when grey")
+        raise ValueError(
+            f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or (H, W) when grey"
+        )
     if min(array.shape[-2:]) < SMALLEST_SIDE:
         raise ValueError(
             f"{name} has {array.shape[-1]}x{array.shape[-2]} px; the network sees cells of {SMALLEST_SIDE} px, so no less a side"
@@ -263,7 +311,9 @@ def as_frames(frame: Any, name: str) -> np.ndarray:
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255 + 1e-3:
         raise ValueError(f"{name} holds values from {low:g} to {high:g}; frames are 0..255")
     if fractional and 0 < high <= 1:
-        raise ValueError(f"{name} holds values up to {high:g}; frames are 0..255, so multiply what is 0..1 by 255")
+        raise ValueError(
+            f"{name} holds values up to {high:g}; frames are 0..255, so multiply what is 0..1 by 255"
+        )
     return array if array.ndim == 4 else array[None]
 
 
@@ -282,7 +332,9 @@ def _like(frame: Any, flow: np.ndarray) -> Any:
 
 
 class _View:
-    """How frames of one size are given to the network: made smaller where they have to be, then padded; and the way back."""
+    """How frames of one size are given to the network: made smaller where they have to be, then
+    padded; and the way back.
+    """
 
     def __init__(self, full: tuple[int, int], height: int, width: int):
         self.full = full
@@ -292,13 +344,17 @@ class _View:
 
     @classmethod
     def within(cls, height: int, width: int, max_pixels: int) -> "_View":
-        """The largest size of the same shape whose padded frame has at most ``max_pixels``; the frame's own where that fits."""
+        """The largest size of the same shape whose padded frame has at most ``max_pixels``; the
+        frame's own where that fits.
+        """
         view = cls((height, width), height, width)
         step = 1.0
         while view.padded[0] * view.padded[1] > max_pixels:
             factor = step * math.sqrt(max_pixels / (height * width))
             step *= 0.99
-            view = cls((height, width), max(1, round(height * factor)), max(1, round(width * factor)))
+            view = cls(
+                (height, width), max(1, round(height * factor)), max(1, round(width * factor))
+            )
         return view
 
     def shrunk(self, frames: np.ndarray) -> np.ndarray:
@@ -317,12 +373,19 @@ class _View:
 
 
 def _resized(arrays: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
-    pictures = [cv2.resize(np.ascontiguousarray(array.transpose(1, 2, 0)), (width, height), interpolation=method) for array in arrays]
+    pictures = [
+        cv2.resize(
+            np.ascontiguousarray(array.transpose(1, 2, 0)), (width, height), interpolation=method
+        )
+        for array in arrays
+    ]
     return np.stack([picture.transpose(2, 0, 1) for picture in pictures])
 
 
 def _weights_sha256(checkpoint: str) -> str:
-    """Hash of the weights, without reading them into PyTorch; a wrong name gets the list of those there are."""
+    """Hash of the weights, without reading them into PyTorch; a wrong name gets the list of those
+    there are.
+    """
     from_file = PROJECT / Path(checkpoint).expanduser()
     for path in (PROJECT / "weights" / f"{checkpoint}.safetensors", from_file):
         if path.is_file():
@@ -333,7 +396,14 @@ def _weights_sha256(checkpoint: str) -> str:
 
 
 def _make_model(
-    folder: Path, backend: str, precision: str, checkpoint: str, num_updates: int, rows: int, columns: int, split: bool
+    folder: Path,
+    backend: str,
+    precision: str,
+    checkpoint: str,
+    num_updates: int,
+    rows: int,
+    columns: int,
+    split: bool,
 ) -> None:
     """Export the network for one frame size and convert it for the backend."""
     from gma_lib.convert.conversion import convert
@@ -342,13 +412,22 @@ def _make_model(
     from gma_lib.network.deploy import lean
     from gma_lib.network.model import GMAConfig
 
-    model, weights = load_model(checkpoint, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup))
+    model, weights = load_model(
+        checkpoint, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup)
+    )
     size = {"height": rows, "width": columns, "batch_size": 1}
     exported = lean(model)
     export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)
     if split:
         export_split(exported, folder, **size, checkpoint=weights)
     attention = model.config.attention
-    conversion = convert(backend, folder, checkpoint=checkpoint, num_updates=num_updates, attention=attention, precision=precision)
+    conversion = convert(
+        backend,
+        folder,
+        checkpoint=checkpoint,
+        num_updates=num_updates,
+        attention=attention,
+        precision=precision,
+    )
     for file in set(folder.glob("*.onnx")) - set(conversion.files):
         file.unlink()

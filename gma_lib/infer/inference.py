@@ -58,9 +58,10 @@ def infer(
 ) -> InferenceSummary:
     """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
 
-    A pair is computed only if its file is not there, or was not made under the same key, or is no longer what was written.
-    The ledger in ``folder`` knows, one line a pair: interrupt at any moment and call again. Where the backend computes pair by pair and in
-    parts, the features of a frame that two pairs share are computed once.
+    A pair is computed only if its file is not there, or was not made under the same key, or is no
+    longer what was written. The ledger in ``folder`` knows, one line a pair: interrupt at any
+    moment and call again. Where the backend computes pair by pair and in parts, the features of a
+    frame that two pairs share are computed once.
 
     Parameters
     ----------
@@ -87,18 +88,29 @@ def infer(
         batches = []
     else:
         computing, filled = 0.0, len(batches) * batch_size - len(todo)
-    sequence = AlongSequence(backend) if isinstance(backend, SplitBackend) and backend.at_once == 1 else None
+    sequence = (
+        AlongSequence(backend)
+        if isinstance(backend, SplitBackend) and backend.at_once == 1
+        else None
+    )
     for batch in track(batches, label="flow", unit="batch") if track else batches:
         image1, image2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
         if sequence:
             frames = zip(batch, image1, image2, strict=False)  # without what fills the batch up
-            flow = np.concatenate([sequence.flow(pair.image1, first[None], pair.image2, second[None])[0] for pair, first, second in frames])
+            flow = np.concatenate(
+                [
+                    sequence.flow(pair.image1, first[None], pair.image2, second[None])[0]
+                    for pair, first, second in frames
+                ]
+            )
         else:
             flow = backend.predict(image1, image2)
         computing += time.monotonic() - before
         _check_flow(flow, image1, batch)
-        for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # what filled the batch up is cut away
+        for pair, pair_flow in zip(
+            batch, padding.unpad(flow), strict=False
+        ):  # what filled the batch up is cut away
             _store(folder, pair, pair_flow, keys[pair.name])
     return InferenceSummary(
         pairs=len(pairs),
@@ -118,19 +130,25 @@ def _infer_folders(
     batch_size: int,
     track: Callable[..., Iterable] | None,
 ) -> tuple[float, int]:
-    """The guide's way: a folder of tensors per frame, one call a pass. Returns seconds in the backend, and places that were filled up.
+    """The guide's way: a folder of tensors per frame, one call a pass. Returns seconds in the
+    backend, and places that were filled up.
 
-    The tensors of a pass need 10.8 MB a pair at Sintel's size; they lie in the temporary folder and go when the pass is done.
+    The tensors of a pass need 10.8 MB a pair at Sintel's size; they lie in the temporary folder and
+    go when the pass is done.
     """
     computing, filled = 0.0, 0
     for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
-        mine = {pair.name: replace(pair, flow=None) for pair in pairs if pair.pass_name == pass_name}
+        mine = {
+            pair.name: replace(pair, flow=None) for pair in pairs if pair.pass_name == pass_name
+        }
         filled += -len(mine) % batch_size
         with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
             tensors = write_guide_tensors(list(mine.values()), Path(place), track=track) / pass_name
             named = {stem: name for name, stem in _guide_stems(list(mine.values())).items()}
             before = time.monotonic()
-            for stem, flow in backend.predict_folders(tensors / "image1", tensors / "image2", track=track):
+            for stem, flow in backend.predict_folders(
+                tensors / "image1", tensors / "image2", track=track
+            ):
                 pair = mine[named[stem]]
                 padding = Padding.for_size(*read_frame(pair.image1).shape[1:])
                 _store(folder, pair, padding.unpad(flow), keys[pair.name])
@@ -139,9 +157,22 @@ def _infer_folders(
 
 
 def inference_key(converted: dict) -> str:
-    """What the flow depends on besides the frames, from ``convert.json``: the model's content, what runs it, and in which precision."""
-    runtime = {name: converted["provenance"]["versions"].get(name) for name in ("openvino", "onnxruntime", "torch")}
-    return digest([converted["model_sha256"], converted["backend"], converted["precision"], converted["device"], runtime])
+    """What the flow depends on besides the frames, from ``convert.json``: the model's content, what
+    runs it, and in which precision.
+    """
+    runtime = {
+        name: converted["provenance"]["versions"].get(name)
+        for name in ("openvino", "onnxruntime", "torch")
+    }
+    return digest(
+        [
+            converted["model_sha256"],
+            converted["backend"],
+            converted["precision"],
+            converted["device"],
+            runtime,
+        ]
+    )
 
 
 def flow_path(folder: Path, pair: FramePair) -> Path:
@@ -150,19 +181,29 @@ def flow_path(folder: Path, pair: FramePair) -> Path:
 
 
 def read_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
-    """First and second frames (batch_size, 3, H, W), padded, filled up with copies of the last pair, and the padding to undo."""
+    """First and second frames (batch_size, 3, H, W), padded, filled up with copies of the last
+    pair, and the padding to undo.
+    """
     images = []
     for frames in ([pair.image1 for pair in batch], [pair.image2 for pair in batch]):
         stack = np.stack([read_frame(path) for path in frames])
         padding = Padding.for_size(*stack.shape[-2:])
-        images.append(np.pad(padding.pad(stack), [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)], mode="edge"))
+        images.append(
+            np.pad(
+                padding.pad(stack),
+                [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)],
+                mode="edge",
+            )
+        )
     return images[0], images[1], padding
 
 
 def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> None:
     wanted = (2, *image.shape[2:])
     if flow.shape[1:] != wanted or len(flow) not in (len(batch), len(image)):
-        raise ValueError(f"the backend answered with shape {flow.shape} where {(len(image), *wanted)} was expected")
+        raise ValueError(
+            f"the backend answered with shape {flow.shape} where {(len(image), *wanted)} was expected"
+        )
     for pair, pair_flow in zip(batch, flow, strict=False):
         if not np.isfinite(pair_flow).all():
             raise ValueError(f"the flow of {pair.name} holds values that are not finite")
@@ -179,7 +220,9 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
 
 
 def _ledger_lines(folder: Path) -> Iterator[dict]:
-    """Entries of the ledger; a line that an interruption cut short is skipped, and its pair counts as not stored."""
+    """Entries of the ledger; a line that an interruption cut short is skipped, and its pair counts
+    as not stored.
+    """
     ledger = Path(folder) / LEDGER
     if not ledger.is_file():
         return
@@ -209,13 +252,19 @@ def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
 
 
 def write_guide_tensors(
-    pairs: list[FramePair], folder: Path, *, plain_names: bool = False, track: Callable[..., Iterable] | None = None
+    pairs: list[FramePair],
+    folder: Path,
+    *,
+    plain_names: bool = False,
+    track: Callable[..., Iterable] | None = None,
 ) -> Path:
-    """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools that read files.
+    """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools
+    that read files.
 
-    Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded; ``gt/<i>.bin`` is float32
-    (H, W, 2), not padded, and only there where ground truth is. Stems are zero-padded, so that both ways of sorting agree,
-    or with ``plain_names`` as in the guide (0, 1, ..., 10); ``pairs.json`` says which pair a number is.
+    Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded;
+    ``gt/<i>.bin`` is float32 (H, W, 2), not padded, and only there where ground truth is. Stems are
+    zero-padded, so that both ways of sorting agree, or with ``plain_names`` as in the guide (0, 1,
+    ..., 10); ``pairs.json`` says which pair a number is.
     """
     folder = Path(folder)
     height, width = read_frame(pairs[0].image1).shape[1:]
@@ -226,7 +275,9 @@ def write_guide_tensors(
     for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
         place, stem = folder / pair.pass_name, stems[pair.name]
         for kind in ("image1", "image2"):
-            write_tensor(place / kind / f"{stem}.bin", padding.pad(read_frame(getattr(pair, kind)))[None])
+            write_tensor(
+                place / kind / f"{stem}.bin", padding.pad(read_frame(getattr(pair, kind)))[None]
+            )
         if pair.flow is not None:
             write_tensor(place / "gt" / f"{stem}.bin", read_flow(pair.flow).transpose(1, 2, 0))
     with written_whole(folder / "pairs.json") as partial:
@@ -239,5 +290,8 @@ def _guide_stems(pairs: list[FramePair], *, plain: bool = False) -> dict[str, st
     stems: dict[str, str] = {}
     for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
         names = [pair.name for pair in pairs if pair.pass_name == pass_name]
-        stems |= {name: str(index).zfill(1 if plain else len(str(len(names) - 1))) for index, name in enumerate(names)}
+        stems |= {
+            name: str(index).zfill(1 if plain else len(str(len(names) - 1)))
+            for index, name in enumerate(names)
+        }
     return stems

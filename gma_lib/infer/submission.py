@@ -1,7 +1,9 @@
-"""Flow for Sintel's benchmark: the test split of both passes, in the folder that the data set's ``bundler`` takes.
+"""Flow for Sintel's benchmark: the test split of both passes, in the folder that the data set's
+``bundler`` takes.
 
-Pairs start warm, as the authors submit (https://github.com/zacjiang/GMA at 2f1fd29, ``evaluate.py``, ``create_sintel_submission``):
-32 updates, each from the flow of the pair before in its scene, carried on along itself; the first pair of a scene from zero.
+Pairs start warm, as the authors submit (https://github.com/zacjiang/GMA at 2f1fd29,
+``evaluate.py``, ``create_sintel_submission``): 32 updates, each from the flow of the pair before in
+its scene, carried on along itself; the first pair of a scene from zero.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,9 +35,9 @@ def write_submission(
 ) -> list[FramePair]:
     """Write the flow of every pair of both passes and check the result; returns the pairs.
 
-    Interrupted and called again, it goes on with the first scene that is not whole; a scene is computed as one, because its pairs
-    depend on each other. ``<folder>.json`` beside the folder says with what the flow was made; a folder made with something else is
-    refused.
+    Interrupted and called again, it goes on with the first scene that is not whole; a scene is
+    computed as one, because its pairs depend on each other. ``<folder>.json`` beside the folder
+    says with what the flow was made; a folder made with something else is refused.
 
     Parameters
     ----------
@@ -48,14 +50,24 @@ def write_submission(
     split
         ``training`` serves to try it out.
     """
-    pairs = [pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)]
+    pairs = [
+        pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)
+    ]
     height, width = frame_size(pairs)
     if height * width > estimator.max_pixels:
-        raise ValueError(f"frames of {width}x{height} px would be computed smaller; raise max_pixels for a submission")
+        raise ValueError(
+            f"frames of {width}x{height} px would be computed smaller; raise max_pixels for a submission"
+        )
     check_foreign(pairs, folder)
     _claim(Path(folder), estimator.described() | {"warm": warm, "split": split})
-    scenes = [list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))]
-    todo = [scene for scene in scenes if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)]
+    scenes = [
+        list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
+    ]
+    todo = [
+        scene
+        for scene in scenes
+        if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
+    ]
     check_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
     for scene in track(todo, label="submission", unit="scene") if track else todo:
         frames = [scene[0].image1, *(pair.image2 for pair in scene)]
@@ -74,16 +86,21 @@ def check_submission(pairs: list[FramePair], folder: Path) -> None:
     FileNotFoundError
         A file is missing.
     ValueError
-        A file is cut short, is no flow, is of another size than its frame, or does not belong there.
+        A file is cut short, is no flow, is of another size than its frame, or does not belong
+        there.
     """
     missing = [path for pair in pairs if not (path := submission_path(folder, pair)).is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(pairs)} files are missing in {folder} (first: {missing[0]})")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(pairs)} files are missing in {folder} (first: {missing[0]})"
+        )
     for pair in pairs:
         path = submission_path(folder, pair)
         wanted = flow_file_bytes(*image_size(pair.image1))
         if path.stat().st_size != wanted:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes where the flow of its frame has {wanted}")
+            raise ValueError(
+                f"{path}: {path.stat().st_size} bytes where the flow of its frame has {wanted}"
+            )
         check_whole(path)
     check_foreign(pairs, folder)
 
@@ -91,9 +108,13 @@ def check_submission(pairs: list[FramePair], folder: Path) -> None:
 def check_foreign(pairs: list[FramePair], folder: Path) -> None:
     """Raise ValueError if the folder holds a file that is not one of the pairs'."""
     expected = {submission_path(folder, pair) for pair in pairs}
-    foreign = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path not in expected)
+    foreign = sorted(
+        path for path in Path(folder).rglob("*") if path.is_file() and path not in expected
+    )
     if foreign:
-        raise ValueError(f"{folder} holds other things too (first: {foreign[0]}); give a folder of its own")
+        raise ValueError(
+            f"{folder} holds other things too (first: {foreign[0]}); give a folder of its own"
+        )
 
 
 def _claim(folder: Path, settings: dict) -> None:
@@ -103,7 +124,9 @@ def _claim(folder: Path, settings: dict) -> None:
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
         write_json(record, {"settings": settings})
     elif written is None or written.get("settings") != settings:
-        raise ValueError(f"{folder} was made with other settings or weights ({record.name} says which); give another folder")
+        raise ValueError(
+            f"{folder} was made with other settings or weights ({record.name} says which); give another folder"
+        )
 
 
 def _is_whole(path: Path, height: int, width: int) -> bool:

@@ -1,7 +1,8 @@
 """Named weights and weight files, loaded strictly, each with the hash of what was loaded.
 
-The authors publish theirs in their repository (https://github.com/zacjiang/GMA at 2f1fd29) as ``checkpoints/gma-sintel.pth``
-and others; this package cannot redistribute them. Give the file's path as the checkpoint.
+The authors publish theirs in their repository (https://github.com/zacjiang/GMA at 2f1fd29) as
+``checkpoints/gma-sintel.pth`` and others; this package cannot redistribute them. Give the file's
+path as the checkpoint.
 """
 
 import json
@@ -58,7 +59,13 @@ class Checkpoint:
         return self.card.get("note", f"Weights: {self.name}.")
 
     def described(self) -> dict:
-        return {"name": self.name, "source": self.source, "sha256": self.sha256, "trained": self.trained, "note": self.note}
+        return {
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "trained": self.trained,
+            "note": self.note,
+        }
 
 
 def shipped() -> list[str]:
@@ -74,14 +81,17 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     FileNotFoundError
         Neither a shipped name nor a file.
     ValueError
-        Unreadable, or not exactly this network's entries; names the first missing and unexpected ones.
+        Unreadable, or not exactly this network's entries; names the first missing and unexpected
+        ones.
     """
     if str(checkpoint) == SEEDED:
         return Checkpoint(SEEDED, SEEDED, digest(["recipe", SEED]), False, seeded_weights())
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{checkpoint}: neither a weights file nor one of the shipped weights ({', '.join(shipped())})")
+        raise FileNotFoundError(
+            f"{checkpoint}: neither a weights file nor one of the shipped weights ({', '.join(shipped())})"
+        )
     card = path.with_suffix(".json")
     return Checkpoint(
         name=path.stem,
@@ -97,7 +107,9 @@ def _read_card(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: the card of these weights is not JSON ({error}); mend it, or move it elsewhere") from error
+        raise ValueError(
+            f"{path}: the card of these weights is not JSON ({error}); mend it, or move it elsewhere"
+        ) from error
 
 
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
@@ -113,19 +125,32 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+    ) as error:
         first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path}: not a readable weights file ({type(error).__name__}: {first_line})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict (name -> tensor)")
+        raise ValueError(
+            f"{path}: not a readable weights file ({type(error).__name__}: {first_line})"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise ValueError(
+            f"{path}: holds a {type(content).__name__}, not a state dict (name -> tensor)"
+        )
     return content
 
 
 def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
     """Check entries against the network, undo what savers add or leave out, return float32.
 
-    Official files were saved from ``DataParallel`` and carry ``module.`` before every name. The norm of a shortcut has two
-    names, ``norm3`` and ``downsample.1``; either may be absent.
+    Official files were saved from ``DataParallel`` and carry ``module.`` before every name. The
+    norm of a shortcut has two names, ``norm3`` and ``downsample.1``; either may be absent.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     for name in list(state):
@@ -136,11 +161,19 @@ def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str,
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     if missing or unexpected:
-        parts = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-        raise ValueError(f"{source}: not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}")
+        parts = [
+            f"{len(names)} {kind} (first: {names[0]})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise ValueError(
+            f"{source}: not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}"
+        )
     for name, tensor in wanted.items():
         if state[name].shape != tensor.shape:
-            raise ValueError(f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is {tuple(tensor.shape)}"
+            )
         if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             raise ValueError(f"{source}: {name} holds values that are not finite")
     return {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
@@ -155,7 +188,9 @@ def _twin(name: str) -> str | None:
     return None
 
 
-def save_checkpoint(path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None) -> Path:
+def save_checkpoint(
+    path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> Path:
     """Write a state dict as safetensors, each shared norm once."""
     kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
     with written_whole(path) as partial:
@@ -171,7 +206,8 @@ def save_official(path: Path, state: dict[str, Tensor]) -> Path:
 
 
 def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
-    """Weights that anyone can rebuild, the same bytes everywhere: noise scaled so that signals neither die nor explode.
+    """Weights that anyone can rebuild, the same bytes everywhere: noise scaled so that signals
+    neither die nor explode.
 
     The recipe is that of the reference vectors the package is tested with.
     """

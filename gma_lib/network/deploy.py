@@ -1,7 +1,9 @@
-"""The same function with less work: what the recurrent updates repeat without need is computed once.
+"""The same function with less work: what the recurrent updates repeat without need is computed
+once.
 
-Every step takes a network and returns another that computes the same flow, up to rounding, from fewer multiplications or fewer passes
-over memory. The state dict changes its names, so a network is made lean after its weights are loaded, before it is exported or run.
+Every step takes a network and returns another that computes the same flow, up to rounding, from
+fewer multiplications or fewer passes over memory. The state dict changes its names, so a network is
+made lean after its weights are loaded, before it is exported or run.
 """
 
 import copy
@@ -18,9 +20,10 @@ MOTION = 2 * 128  # motion features and what was aggregated of them
 class HoistedGRU(nn.Module):
     """``SeparableGRU`` whose convolutions are split by what they read.
 
-    The context stays the same in all updates, so its quarter of every convolution is computed once, bias included (as RAFT-Stereo does,
-    https://github.com/princeton-vl/RAFT-Stereo): exact, because a convolution is linear, also at its zero padding. The two gates z and r
-    read the same input and become one convolution.
+    The context stays the same in all updates, so its quarter of every convolution is computed once,
+    bias included (as RAFT-Stereo does, https://github.com/princeton-vl/RAFT-Stereo): exact, because
+    a convolution is linear, also at its zero padding. The two gates z and r read the same input and
+    become one convolution.
     """
 
     def __init__(self, gru: SeparableGRU):
@@ -33,18 +36,33 @@ class HoistedGRU(nn.Module):
             changing = torch.cat([hidden, motion], dim=1)
             self.add_module(f"context{number}", _convolution(context, update.padding, biases))
             self.add_module(f"gates{number}", _convolution(changing[: 2 * HIDDEN], update.padding))
-            self.add_module(f"candidate{number}", _convolution(changing[2 * HIDDEN :], update.padding))
+            self.add_module(
+                f"candidate{number}", _convolution(changing[2 * HIDDEN :], update.padding)
+            )
 
     def prepare(self, context: Tensor) -> list[Tensor]:
-        """Context (N, 128, h, w) -> for each pass its share of z and r (N, 256, h, w) and of q (N, 128, h, w)."""
-        return [part for convolve in (self.context1, self.context2) for part in convolve(context).split([2 * HIDDEN, HIDDEN], dim=1)]
+        """Context (N, 128, h, w) -> for each pass its share of z and r (N, 256, h, w) and of q (N,
+        128, h, w).
+        """
+        return [
+            part
+            for convolve in (self.context1, self.context2)
+            for part in convolve(context).split([2 * HIDDEN, HIDDEN], dim=1)
+        ]
 
     def forward(self, hidden: Tensor, prepared: list[Tensor], motion: Tensor) -> Tensor:
         hidden = _hoisted_pass(hidden, motion, *prepared[:2], self.gates1, self.candidate1)
         return _hoisted_pass(hidden, motion, *prepared[2:], self.gates2, self.candidate2)
 
 
-def _hoisted_pass(hidden: Tensor, motion: Tensor, of_gates: Tensor, of_candidate: Tensor, gates: nn.Module, candidate: nn.Module) -> Tensor:
+def _hoisted_pass(
+    hidden: Tensor,
+    motion: Tensor,
+    of_gates: Tensor,
+    of_candidate: Tensor,
+    gates: nn.Module,
+    candidate: nn.Module,
+) -> Tensor:
     z, r = torch.sigmoid(gates(torch.cat([hidden, motion], dim=1)) + of_gates).split(HIDDEN, dim=1)
     q = torch.tanh(candidate(torch.cat([r * hidden, motion], dim=1)) + of_candidate)
     return hidden + z * (q - hidden)
@@ -60,7 +78,9 @@ def _convolution(weight: Tensor, padding, bias: Tensor | None = None) -> nn.Conv
 
 
 class BareAggregate(nn.Module):
-    """Attention times motion and nothing else; projection, scale and sum have moved into the GRU's weights."""
+    """Attention times motion and nothing else; projection, scale and sum have moved into the GRU's
+    weights.
+    """
 
     def forward(self, attention: Tensor, motion: Tensor) -> Tensor:
         return attended(attention, motion)
@@ -75,8 +95,9 @@ def hoist_context(model: GMA) -> GMA:
 def fold_aggregator(model: GMA) -> GMA:
     """Move the aggregator's projection, scale and sum into the weights that read its result.
 
-    The GRU reads motion m and m + gamma A (V m), where A is attention and V a 1x1 projection. With u = A m and the GRU's weights W_m and
-    W_g for the two, W_m m + W_g (m + gamma V u) = (W_m + W_g) m + (gamma W_g V) u.
+    The GRU reads motion m and m + gamma A (V m), where A is attention and V a 1x1 projection. With
+    u = A m and the GRU's weights W_m and W_g for the two, W_m m + W_g (m + gamma V u) = (W_m + W_g)
+    m + (gamma W_g V) u.
     """
     gru, aggregator = model.update_block.gru, model.update_block.aggregator
     projection = aggregator.to_v.weight[:, :, 0, 0]
@@ -84,12 +105,17 @@ def fold_aggregator(model: GMA) -> GMA:
         weight = convolution.weight
         rest, of_motion, of_aggregated = weight.split([weight.shape[1] - MOTION, 128, 128], dim=1)
         folded = aggregator.gamma * torch.einsum("ogyx,gm->omyx", of_aggregated, projection)
-        convolution.weight = nn.Parameter(torch.cat([rest, of_motion + of_aggregated, folded], dim=1).detach())
+        convolution.weight = nn.Parameter(
+            torch.cat([rest, of_motion + of_aggregated, folded], dim=1).detach()
+        )
     model.update_block.aggregator = BareAggregate()
     return model
 
 
-STEPS: dict[str, Callable[[GMA], GMA]] = {"aggregator folded": fold_aggregator, "context hoisted": hoist_context}
+STEPS: dict[str, Callable[[GMA], GMA]] = {
+    "aggregator folded": fold_aggregator,
+    "context hoisted": hoist_context,
+}
 
 
 @torch.no_grad()

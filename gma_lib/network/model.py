@@ -1,12 +1,13 @@
-"""The network, top to bottom: encoders, correlation, attention, motion aggregation, recurrent updates.
+"""The network, top to bottom: encoders, correlation, attention, motion aggregation, recurrent
+updates.
 
-Written from the paper "Learning to Estimate Hidden Motions with Global Motion Aggregation" (Jiang et al., ICCV 2021,
-https://arxiv.org/abs/2104.02409), which extends RAFT (Teed and Deng, ECCV 2020). Modules carry the names of the
-published state dicts (``fnet``, ``cnet``, ``update_block``, ``att``; zacjiang/GMA at 2f1fd29), so that official
-checkpoints load as they are.
+Written from the paper "Learning to Estimate Hidden Motions with Global Motion Aggregation" (Jiang
+et al., ICCV 2021, https://arxiv.org/abs/2104.02409), which extends RAFT (Teed and Deng, ECCV 2020).
+Modules carry the names of the published state dicts (``fnet``, ``cnet``, ``update_block``, ``att``;
+zacjiang/GMA at 2f1fd29), so that official checkpoints load as they are.
 
-Shapes use N for the batch, H x W for the frame, h x w for the feature grid at 1/8 of it, and P = h * w. Reshapes leave the
-batch to ``-1``: a traced graph then holds for every batch size.
+Shapes use N for the batch, H x W for the frame, h x w for the feature grid at 1/8 of it, and P = h
+* w. Reshapes leave the batch to ``-1``: a traced graph then holds for every batch size.
 """
 
 from collections import deque
@@ -25,7 +26,8 @@ CONTEXT = 128
 LEVELS = 4
 RADIUS = 4
 WINDOW = 2 * RADIUS + 1
-# The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer defined.
+# The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer
+# defined.
 SMALLEST_SIDE = 128
 
 
@@ -38,7 +40,8 @@ class GMAConfig:
     num_updates
         Refinement iterations: 6 as the deployment guide uses, 12 and 32 as the authors evaluate.
     attention
-        ``content`` (the authors' best on Sintel), ``position`` or ``position_and_content`` (paper, section 3.3).
+        ``content`` (the authors' best on Sintel), ``position`` or ``position_and_content`` (paper,
+        section 3.3).
     lookup
         How the correlation volume is sampled; every entry of ``LOOKUPS`` gives the same flow.
     """
@@ -52,10 +55,12 @@ class GMAConfig:
             raise ValueError(f"num_updates is a whole number from 1 up, not {self.num_updates!r}")
         for field, known in (("attention", ATTENTION_SCORES), ("lookup", LOOKUPS)):
             if getattr(self, field) not in known:
-                raise ValueError(f"{field} is one of {', '.join(known)}, not {getattr(self, field)!r}")
+                raise ValueError(
+                    f"{field} is one of {', '.join(known)}, not {getattr(self, field)!r}"
+                )
 
 
-# --- encoders -------------------------------------------------------------------------------------------------------
+# --- encoders -------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -71,7 +76,9 @@ class ResidualBlock(nn.Module):
         if stride > 1:
             # One module under two names, as in the published state dicts.
             self.norm3 = norm(channels)
-            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride=stride), self.norm3)
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride), self.norm3
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -100,27 +107,29 @@ class Encoder(nn.Module):
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _residual_pair(in_channels: int, channels: int, *, norm: type[nn.Module], stride: int) -> nn.Sequential:
+def _residual_pair(
+    in_channels: int, channels: int, *, norm: type[nn.Module], stride: int
+) -> nn.Sequential:
     return nn.Sequential(
         ResidualBlock(in_channels, channels, norm=norm, stride=stride),
         ResidualBlock(channels, channels, norm=norm, stride=1),
     )
 
 
-# --- correlation ----------------------------------------------------------------------------------------------------
+# --- correlation ----------------------------------------------------------------------------------
 
 
 def correlation_pyramid(features1: Tensor, features2: Tensor) -> list[Tensor]:
     """Correlate every cell of frame 1 with every cell of frame 2, at four resolutions of frame 2.
 
-    Pooling the features instead of the volume gives the same numbers, because pooling is linear (RAFT, section 3.2),
-    and never touches the h*w x h*w volume.
+    Pooling the features instead of the volume gives the same numbers, because pooling is linear
+    (RAFT, section 3.2), and never touches the h*w x h*w volume.
 
     Parameters
     ----------
     features1, features2
-        (N, 256, h, w), computed in float32 whatever the precision around it: RAFT's authors report that rounding
-        here costs accuracy.
+        (N, 256, h, w), computed in float32 whatever the precision around it: RAFT's authors report
+        that rounding here costs accuracy.
 
     Returns
     -------
@@ -141,7 +150,9 @@ def correlation_pyramid(features1: Tensor, features2: Tensor) -> list[Tensor]:
 
 
 def _sides(grid: Tensor) -> tuple[int, int]:
-    """Height and width as plain numbers, so that a traced graph holds constants instead of shape arithmetic."""
+    """Height and width as plain numbers, so that a traced graph holds constants instead of shape
+    arithmetic.
+    """
     return int(grid.shape[-2]), int(grid.shape[-1])
 
 
@@ -160,8 +171,9 @@ def _float32(x: Tensor) -> Tensor:
 def _constant(make: Callable[..., np.ndarray], *sizes: int, device: torch.device) -> Tensor:
     """The numbers that ``make`` gives for these sizes, on the device.
 
-    Made outside torch, so that a traced graph holds the numbers instead of the operators behind them; and kept for good, because a CUDA
-    graph can neither record a copy from the host nor notice that memory it reads was given to somebody else.
+    Made outside torch, so that a traced graph holds the numbers instead of the operators behind
+    them; and kept for good, because a CUDA graph can neither record a copy from the host nor notice
+    that memory it reads was given to somebody else.
     """
     with torch.inference_mode(False):  # or training could not use what inference has made
         return torch.from_numpy(np.ascontiguousarray(make(*sizes))).to(device)
@@ -177,7 +189,9 @@ def _offsets_of_cells(cells: int) -> np.ndarray:
 
 
 def _moves(axis: int) -> np.ndarray:
-    """(1, 9, 9): where each sample of a window lies along x (0) or y (1); x changes along the first axis of the window."""
+    """(1, 9, 9): where each sample of a window lies along x (0) or y (1); x changes along the first
+    axis of the window.
+    """
     return np.meshgrid(_offsets(), _offsets(), indexing="ij")[axis][None]
 
 
@@ -188,15 +202,17 @@ def _first_cells(maps: int, height: int) -> np.ndarray:
 
 def _grid(height: int, width: int) -> np.ndarray:
     """(1, 2, h, w): where each cell lies, x before y."""
-    return np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)))[None]
+    return np.stack(
+        np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    )[None]
 
 
 def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Sample a window around (x, y) with two small matrix products.
 
-    Bilinear interpolation weighs cell j by ``max(0, 1 - |position - j|)``: a hat function that is zero outside the volume, as
-    zero padding asks. With the hats of nine rows and nine columns as matrices, the window is columns . volume^T . rows^T.
-    No gather, no integer index, any opset.
+    Bilinear interpolation weighs cell j by ``max(0, 1 - |position - j|)``: a hat function that is
+    zero outside the volume, as zero padding asks. With the hats of nine rows and nine columns as
+    matrices, the window is columns . volume^T . rows^T. No gather, no integer index, any opset.
 
     Parameters
     ----------
@@ -212,14 +228,17 @@ def lookup_by_matmul(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """
     height, width = _sides(volume)
     rows, columns = _hats(y, height), _hats(x, width)  # (M, 9, height), (M, 9, width)
-    return (volume @ columns.transpose(1, 2)).transpose(1, 2) @ rows.transpose(1, 2)  # (M, 9, height) x (M, height, 9)
+    return (volume @ columns.transpose(1, 2)).transpose(1, 2) @ rows.transpose(
+        1, 2
+    )  # (M, 9, height) x (M, height, 9)
 
 
 def lookup_by_rows(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Take the ten rows that a window can touch, then the products of ``lookup_by_matmul`` (its parameters) over these alone.
+    """Take the ten rows that a window can touch, then the products of ``lookup_by_matmul`` (its
+    parameters) over these alone.
 
-    The products are cheap, reading the whole volume for them is not. Near an edge the ten rows are the nearest inside: what the window
-    has beyond is zero in both.
+    The products are cheap, reading the whole volume for them is not. Near an edge the ten rows are
+    the nearest inside: what the window has beyond is zero in both.
     """
     height, width = _sides(volume)
     taken = WINDOW + 1
@@ -227,7 +246,9 @@ def lookup_by_rows(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return lookup_by_matmul(volume, x, y)
     first = (torch.floor(y) - RADIUS).clamp(0, height - taken)
     maps = _sides(y)[0] * _sides(y)[1]  # of each pair
-    pair = torch.cumsum(y[:, 0, :1, :1].clamp(1, 1), dim=0).long() - 1  # (N, 1, 1), counted in the graph, which knows no batch size
+    pair = (
+        torch.cumsum(y[:, 0, :1, :1].clamp(1, 1), dim=0).long() - 1
+    )  # (N, 1, 1), counted in the graph, which knows no batch size
     row = _constant(_first_cells, maps, height, device=volume.device)  # (P, 10)
     row = (row + pair * (maps * height) + first.reshape(-1, maps, 1).long()).reshape(-1, taken)
     touched = volume.reshape(-1, width)[row]  # (M, 10, width)
@@ -235,11 +256,12 @@ def lookup_by_rows(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _hats(center: Tensor, cells: int) -> Tensor:
-    """Weights (M, 9, cells) of bilinear interpolation at nine positions around each center (N, 1, h, w).
+    """Weights (M, 9, cells) of bilinear interpolation at nine positions around each center (N, 1,
+    h, w).
 
-    Half precision would move a center by up to a quarter of a cell. As a whole number and the rest it survives, and only those two have
-    to be computed in float32. The whole number is rounded with its sign turned, because OpenVINO rewrites a difference and forgets its
-    precision.
+    Half precision would move a center by up to a quarter of a cell. As a whole number and the rest
+    it survives, and only those two have to be computed in float32. The whole number is rounded with
+    its sign turned, because OpenVINO rewrites a difference and forgets its precision.
     """
     opposite = torch.round(-center)
     rest = center + opposite
@@ -253,10 +275,11 @@ def _window(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample a window with GatherElements, as the deployment guide does; parameters as in ``lookup_by_matmul``.
+    """Sample a window with GatherElements, as the deployment guide does; parameters as in
+    ``lookup_by_matmul``.
 
-    Positions make the round trip through -1..1 that a replaced ``grid_sample`` makes, and the map is padded by one cell of
-    zeros instead of masking the samples outside.
+    Positions make the round trip through -1..1 that a replaced ``grid_sample`` makes, and the map
+    is padded by one cell of zeros instead of masking the samples outside.
     """
     height, width = _sides(volume)
     x, y = _window(x.reshape(-1, 1, 1), y.reshape(-1, 1, 1))
@@ -283,7 +306,9 @@ def _limited(index: Tensor, last: int) -> Tensor:
 
 
 def lookup_by_grid_sample(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Sample a window with ``grid_sample`` (ONNX opset 16 and above); parameters as in ``lookup_by_matmul``."""
+    """Sample a window with ``grid_sample`` (ONNX opset 16 and above); parameters as in
+    ``lookup_by_matmul``.
+    """
     height, width = _sides(volume)
     x, y = _window(x.reshape(-1, 1, 1), y.reshape(-1, 1, 1))
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)  # (M, 9, 9, 2)
@@ -298,7 +323,9 @@ LOOKUPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def look_up(pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = lookup_by_matmul) -> Tensor:
+def look_up(
+    pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = lookup_by_matmul
+) -> Tensor:
     """Sample 9x9 windows of every level around the current correspondences.
 
     Parameters
@@ -320,10 +347,14 @@ def look_up(pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = looku
         for volume in pyramid:
             windows.append(lookup(volume, x, y).reshape(-1, height * width, WINDOW**2))
             x, y = x / 2, y / 2  # the next level has half the resolution
-        return torch.cat(windows, dim=-1).transpose(1, 2).reshape(-1, LEVELS * WINDOW**2, height, width)
+        return (
+            torch.cat(windows, dim=-1)
+            .transpose(1, 2)
+            .reshape(-1, LEVELS * WINDOW**2, height, width)
+        )
 
 
-# --- attention and motion aggregation -------------------------------------------------------------------------------
+# --- attention and motion aggregation -------------------------------------------------------------
 
 
 class RelativePosition(nn.Module):
@@ -385,7 +416,9 @@ class Attention(nn.Module):
         self.scores = ATTENTION_SCORES[scores]
         self.scale = channels**-0.5
         self.to_qk = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.pos_emb = RelativePosition(channels)  # in every published state dict, used by the position variants
+        self.pos_emb = RelativePosition(
+            channels
+        )  # in every published state dict, used by the position variants
 
     def forward(self, context: Tensor) -> Tensor:
         """Context (N, 128, h, w) -> weights (N, P, P); each row sums to one."""
@@ -413,11 +446,13 @@ class Aggregate(nn.Module):
         return motion + self.gamma * attended(attention, self.to_v(motion))
 
 
-# --- recurrent update -----------------------------------------------------------------------------------------------
+# --- recurrent update -----------------------------------------------------------------------------
 
 
 class MotionEncoder(nn.Module):
-    """Correlation (N, 324, h, w) and flow (N, 2, h, w) -> motion features (N, 128, h, w), the flow among them."""
+    """Correlation (N, 324, h, w) and flow (N, 2, h, w) -> motion features (N, 128, h, w), the flow
+    among them.
+    """
 
     def __init__(self):
         super().__init__()
@@ -431,11 +466,15 @@ class MotionEncoder(nn.Module):
         correlation = F.relu(self.convc2(F.relu(self.convc1(correlation))))
         motion = F.relu(self.convf2(F.relu(self.convf1(flow))))
         motion = F.relu(self.conv(torch.cat([correlation, motion], dim=1)))
-        return torch.cat([motion, flow if flow.dtype == motion.dtype else flow.to(motion.dtype)], dim=1)
+        return torch.cat(
+            [motion, flow if flow.dtype == motion.dtype else flow.to(motion.dtype)], dim=1
+        )
 
 
 class SeparableGRU(nn.Module):
-    """A convolutional GRU in two passes, along the rows, then along the columns (RAFT, section 3.3)."""
+    """A convolutional GRU in two passes, along the rows, then along the columns (RAFT, section
+    3.3).
+    """
 
     convz1: nn.Conv2d
     convr1: nn.Conv2d
@@ -452,17 +491,23 @@ class SeparableGRU(nn.Module):
                 self.add_module(f"conv{gate}{number}", convolution)
 
     def prepare(self, context: Tensor) -> Tensor:
-        """What every update needs of the context (N, 128, h, w): here the context itself; ``network.deploy`` computes more of it ahead."""
+        """What every update needs of the context (N, 128, h, w): here the context itself;
+        ``network.deploy`` computes more of it ahead.
+        """
         return context
 
     def forward(self, hidden: Tensor, prepared: Tensor, motion: Tensor) -> Tensor:
-        """Hidden state (N, 128, h, w), prepared context and motion features (N, 256, h, w) -> hidden state."""
+        """Hidden state (N, 128, h, w), prepared context and motion features (N, 256, h, w) ->
+        hidden state.
+        """
         inputs = torch.cat([prepared, motion], dim=1)
         hidden = _gru_pass(hidden, inputs, self.convz1, self.convr1, self.convq1)
         return _gru_pass(hidden, inputs, self.convz2, self.convr2, self.convq2)
 
 
-def _gru_pass(hidden: Tensor, inputs: Tensor, update: nn.Module, reset: nn.Module, candidate: nn.Module) -> Tensor:
+def _gru_pass(
+    hidden: Tensor, inputs: Tensor, update: nn.Module, reset: nn.Module, candidate: nn.Module
+) -> Tensor:
     both = torch.cat([hidden, inputs], dim=1)
     z = torch.sigmoid(update(both))
     r = torch.sigmoid(reset(both))
@@ -490,10 +535,16 @@ class UpdateBlock(nn.Module):
         self.encoder = MotionEncoder()
         self.gru = SeparableGRU(HIDDEN, CONTEXT + 2 * 128)
         self.flow_head = FlowHead()
-        self.mask = nn.Sequential(nn.Conv2d(HIDDEN, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(256, STRIDE**2 * 9, 1))
+        self.mask = nn.Sequential(
+            nn.Conv2d(HIDDEN, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, STRIDE**2 * 9, 1),
+        )
         self.aggregator = Aggregate(128)
 
-    def forward(self, hidden: Tensor, prepared, correlation: Tensor, flow: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, prepared, correlation: Tensor, flow: Tensor, attention: Tensor
+    ) -> tuple[Tensor, Tensor]:
         motion = self.encoder(flow, correlation)
         aggregated = self.aggregator(attention, motion)
         hidden = self.gru(hidden, prepared, torch.cat([motion, aggregated], dim=1))
@@ -505,22 +556,28 @@ class UpdateBlock(nn.Module):
 
 
 def upsample_flow(flow: Tensor, weights: Tensor) -> Tensor:
-    """Enlarge flow (N, 2, h, w) to (N, 2, H, W): each pixel is a convex mix of nine neighbouring cells (RAFT, 3.3).
+    """Enlarge flow (N, 2, h, w) to (N, 2, H, W): each pixel is a convex mix of nine neighbouring
+    cells (RAFT, 3.3).
 
-    Ranks stay at four, and the neighbours are slices instead of an unfold, for the sake of accelerators.
+    Ranks stay at four, and the neighbours are slices instead of an unfold, for the sake of
+    accelerators.
     """
     height, width = _sides(flow)
     with torch.autocast(flow.device.type, enabled=False):
         shares = _float32(weights).reshape(-1, 9, STRIDE**2, height * width).softmax(dim=1)
         padded = F.pad(STRIDE * flow, (1, 1, 1, 1))
         shifted = [padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
-        neighbours = torch.cat([n.reshape(-1, 1, 2, height * width) for n in shifted], dim=1)  # (N, 9, 2, P)
-        components = [(shares * neighbours[:, :, c : c + 1]).sum(dim=1) for c in (0, 1)]  # (N, 64, P) each
+        neighbours = torch.cat(
+            [n.reshape(-1, 1, 2, height * width) for n in shifted], dim=1
+        )  # (N, 9, 2, P)
+        components = [
+            (shares * neighbours[:, :, c : c + 1]).sum(dim=1) for c in (0, 1)
+        ]  # (N, 64, P) each
         enlarged = torch.cat(components, dim=1).reshape(-1, 2 * STRIDE**2, height, width)
         return F.pixel_shuffle(enlarged, STRIDE)
 
 
-# --- the network ----------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 class GMA(nn.Module):
@@ -533,8 +590,8 @@ class GMA(nn.Module):
 
     Notes
     -----
-    5,879,873 learnable parameters in every variant. Frames are (N, 3, H, W), RGB, 0..255, sides multiples of 8 and at
-    least 128; ``gma_lib.data.padding`` makes them so.
+    5,879,873 learnable parameters in every variant. Frames are (N, 3, H, W), RGB, 0..255, sides
+    multiples of 8 and at least 128; ``gma_lib.data.padding`` makes them so.
     """
 
     def __init__(self, config: GMAConfig | None = None):
@@ -548,18 +605,30 @@ class GMA(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """Frame (N, 3, H, W) -> features (N, 256, h, w) that are compared between frames.
 
-        Along a sequence those of each frame are computed once: they serve as the second frame's and then as the first's.
+        Along a sequence those of each frame are computed once: they serve as the second frame's and
+        then as the first's.
         """
         return _float32(self.fnet(_scaled(image)))
 
     def context(self, image: Tensor) -> Tensor:
-        """First frame (N, 3, H, W) -> (N, 256, h, w): initial hidden state and context, before their nonlinearities."""
+        """First frame (N, 3, H, W) -> (N, 256, h, w): initial hidden state and context, before
+        their nonlinearities.
+        """
         return self.cnet(_scaled(image))
 
     def updates(
-        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor | None, num_updates: int, *, lead: int = 0
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        context: Tensor,
+        flow_init: Tensor | None,
+        num_updates: int,
+        *,
+        lead: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (hidden state, flow in cells (N, 2, h, w)) after each refinement; the first ``lead`` of them leave no gradient."""
+        """Yield (hidden state, flow in cells (N, 2, h, w)) after each refinement; the first
+        ``lead`` of them leave no gradient.
+        """
         pyramid = correlation_pyramid(features1, features2)
         hidden, context = context.split([HIDDEN, CONTEXT], dim=1)
         hidden, context = torch.tanh(hidden), F.relu(context)
@@ -567,11 +636,14 @@ class GMA(nn.Module):
         prepared = self.update_block.gru.prepare(context)
         height, width = _sides(context)
         start = _constant(_grid, height, width, device=features1.device)
-        # Zero times data instead of zeros: the traced graph then needs no operator that knows the batch size.
+        # Zero times data instead of zeros: the traced graph then needs no operator that knows the
+        # batch size.
         flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
         for number in range(num_updates):
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= lead):
-                flow = flow.detach()  # no gradient through the previous refinement (RAFT, section 3.4)
+                flow = (
+                    flow.detach()
+                )  # no gradient through the previous refinement (RAFT, section 3.4)
                 correlation = look_up(pyramid, start + flow, LOOKUPS[self.config.lookup])
                 hidden, change = self.update_block(hidden, prepared, correlation, flow, attention)
                 flow = flow + _float32(change)
@@ -597,20 +669,39 @@ class GMA(nn.Module):
         Returns
         -------
         flow, flow_low
-            (N, 2, H, W) in pixels, and (N, 2, h, w) in cells, from which the next pair can start warm.
+            (N, 2, H, W) in pixels, and (N, 2, h, w) in cells, from which the next pair can start
+            warm.
         """
-        updates = self.updates(features1, features2, context, flow_init, num_updates or self.config.num_updates)
+        updates = self.updates(
+            features1, features2, context, flow_init, num_updates or self.config.num_updates
+        )
         ((hidden, flow_low),) = deque(updates, maxlen=1)  # only the last is kept
         return upsample_flow(flow_low, self.update_block.upsampling_weights(hidden)), flow_low
 
-    def forward(self, image1: Tensor, image2: Tensor, num_updates: int | None = None, flow_init: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image1: Tensor,
+        image2: Tensor,
+        num_updates: int | None = None,
+        flow_init: Tensor | None = None,
+    ) -> Tensor:
         """Two frames (N, 3, H, W) -> flow (N, 2, H, W) in pixels."""
         check_frames(image1, image2)
-        flow, _ = self.refine(self.features(image1), self.features(image2), self.context(image1), flow_init, num_updates)
+        flow, _ = self.refine(
+            self.features(image1),
+            self.features(image2),
+            self.context(image1),
+            flow_init,
+            num_updates,
+        )
         return flow
 
-    def predict_sequence(self, image1: Tensor, image2: Tensor, num_updates: int | None = None) -> list[Tensor]:
-        """Flow (N, 2, H, W) after every refinement, for training and for looking at how it converges."""
+    def predict_sequence(
+        self, image1: Tensor, image2: Tensor, num_updates: int | None = None
+    ) -> list[Tensor]:
+        """Flow (N, 2, H, W) after every refinement, for training and for looking at how it
+        converges.
+        """
         check_frames(image1, image2)
         updates = self.updates(
             self.features(image1),
@@ -619,7 +710,10 @@ class GMA(nn.Module):
             None,
             num_updates or self.config.num_updates,
         )
-        return [upsample_flow(flow, self.update_block.upsampling_weights(hidden)) for hidden, flow in updates]
+        return [
+            upsample_flow(flow, self.update_block.upsampling_weights(hidden))
+            for hidden, flow in updates
+        ]
 
 
 def _scaled(image: Tensor) -> Tensor:
@@ -629,7 +723,9 @@ def _scaled(image: Tensor) -> Tensor:
 def check_frames(image1: Tensor, image2: Tensor) -> None:
     """Raise ValueError unless the network can take these frames."""
     if tuple(image1.shape) != tuple(image2.shape):
-        raise ValueError(f"the two frames differ in shape: {tuple(image1.shape)} and {tuple(image2.shape)}")
+        raise ValueError(
+            f"the two frames differ in shape: {tuple(image1.shape)} and {tuple(image2.shape)}"
+        )
     if image1.ndim != 4 or image1.shape[1] != 3:
         raise ValueError(f"frames have shape (N, 3, H, W), not {tuple(image1.shape)}")
     check_sides(*_sides(image1))

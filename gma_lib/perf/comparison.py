@@ -1,9 +1,10 @@
-"""Which variant is faster, by how much, and what it costs: variants take turns, each in a process of its own.
+"""Which variant is faster, by how much, and what it costs: variants take turns, each in a process
+of its own.
 
     python -m gma_lib.perf.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
 
-On a machine whose speed drifts, seconds mean little and ratios within a round mean much. While a variant waits for its turn its process is
-stopped, so that threads that spin cannot slow the others.
+On a machine whose speed drifts, seconds mean little and ratios within a round mean much. While a
+variant waits for its turn its process is stopped, so that threads that spin cannot slow the others.
 """
 
 import argparse
@@ -64,7 +65,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants by name, the first being the baseline, and what they all share; ``rounds`` counted after one to warm up."""
+    """Variants by name, the first being the baseline, and what they all share; ``rounds`` counted
+    after one to warm up.
+    """
 
     height: int
     width: int
@@ -78,7 +81,9 @@ def load_comparison(path: Path) -> Comparison:
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     unknown = set(content) - {field.name for field in fields(Comparison)}
     if unknown or not content.get("variants"):
-        raise ValueError(f"{path}: unknown {', '.join(sorted(unknown))}" if unknown else f"{path}: no variants")
+        raise ValueError(
+            f"{path}: unknown {', '.join(sorted(unknown))}" if unknown else f"{path}: no variants"
+        )
     known = {field.name for field in fields(Variant)}
     variants: dict[str, Variant] = {}
     baseline: dict[str, Any] = {}
@@ -89,17 +94,23 @@ def load_comparison(path: Path) -> Comparison:
             )
         baseline = baseline or given
         if missing := known - set(baseline):
-            raise ValueError(f"{path}: the first variant, '{name}', has to name every setting; missing: {', '.join(sorted(missing))}")
+            raise ValueError(
+                f"{path}: the first variant, '{name}', has to name every setting; missing: {', '.join(sorted(missing))}"
+            )
         settings = baseline | given
         variants[name] = Variant(**settings | {"steps": tuple(settings["steps"])})
-    return Comparison(**{key: value for key, value in content.items() if key != "variants"}, variants=variants)
+    return Comparison(
+        **{key: value for key, value in content.items() if key != "variants"}, variants=variants
+    )
 
 
-# --- preparing ------------------------------------------------------------------------------------------------------
+# --- preparing ------------------------------------------------------------------------------------
 
 
 def prepare(variant: Variant, folder: Path, comparison: Comparison) -> dict[str, float]:
-    """Export and convert a variant's model into ``folder``; return its work by part (``count_work``)."""
+    """Export and convert a variant's model into ``folder``; return its work by part
+    (``count_work``).
+    """
     from gma_lib.convert.conversion import convert
     from gma_lib.export.trace import count_work, export_split, export_whole
     from gma_lib.network.checkpoints import load_model
@@ -109,12 +120,22 @@ def prepare(variant: Variant, folder: Path, comparison: Comparison) -> dict[str,
     config = GMAConfig(num_updates=variant.num_updates, lookup=variant.lookup)
     model, checkpoint = load_model(comparison.checkpoint, config)
     model = lean(model, variant.steps)
-    size = {"height": comparison.height, "width": comparison.width, "batch_size": variant.batch_size, "opset": variant.opset}
+    size = {
+        "height": comparison.height,
+        "width": comparison.width,
+        "batch_size": variant.batch_size,
+        "opset": variant.opset,
+    }
     folder.mkdir(parents=True)
     whole = export_whole(model, folder / "gma.onnx", **size, checkpoint=checkpoint)
     if variant.sequence:
         export_split(model, folder, **size, checkpoint=checkpoint)
-    about = {"num_updates": variant.num_updates, "attention": config.attention, "at_once": variant.at_once, "precision": variant.precision}
+    about = {
+        "num_updates": variant.num_updates,
+        "attention": config.attention,
+        "at_once": variant.at_once,
+        "precision": variant.precision,
+    }
     convert(variant.backend, folder, checkpoint=comparison.checkpoint, **about)
     return {part: work / variant.batch_size for part, work in count_work(whole).items()}
 
@@ -125,21 +146,24 @@ def demo_frames(height: int, width: int, count: int = 4) -> list[np.ndarray]:
 
     scene = DEMO_SCENES[0]
     renderer = Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
-    return [np.ascontiguousarray(renderer.render(number).clean[None], np.float32) for number in range(count)]
+    return [
+        np.ascontiguousarray(renderer.render(number).clean[None], np.float32)
+        for number in range(count)
+    ]
 
 
 def counted_gmac(work: dict[str, float], comparison: Comparison, variant: Variant) -> float:
     """Multiply-accumulates of a pair, 1e9, that any implementation has to make.
 
-    The lookup's products and the coarser levels of the correlation are one way of doing what needs almost none, and do not count; along a
-    sequence neither does the second encoding of each frame.
+    The lookup's products and the coarser levels of the correlation are one way of doing what needs
+    almost none, and do not count; along a sequence neither does the second encoding of each frame.
     """
     cells = (comparison.height // 8) * (comparison.width // 8)
     total = sum(work.values()) - work.get("lookup", 0) - work["correlation"] + cells**2 * 256 / 1e9
     return total - (work["feature encoder"] / 2 if variant.sequence else 0)
 
 
-# --- a worker: one variant, one process -----------------------------------------------------------------------------
+# --- a worker: one variant, one process -----------------------------------------------------------
 
 
 def worker(variant: Variant, folder: Path, frames: list[np.ndarray]) -> None:
@@ -149,26 +173,46 @@ def worker(variant: Variant, folder: Path, frames: list[np.ndarray]) -> None:
     start = time.perf_counter()
     with load_backend(variant.backend, folder, precision=variant.precision) as backend:
         loaded = time.perf_counter()
-        call = _along(backend, frames) if variant.sequence else _independent(backend, frames, variant.batch_size)
+        call = (
+            _along(backend, frames)
+            if variant.sequence
+            else _independent(backend, frames, variant.batch_size)
+        )
         np.save(folder / "flow.npy", call())
         first = time.perf_counter()
-        print(json.dumps({"load_s": loaded - start, "first_call_s": first - loaded, "precision_read_back": backend.precision}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "load_s": loaded - start,
+                    "first_call_s": first - loaded,
+                    "precision_read_back": backend.precision,
+                }
+            ),
+            flush=True,
+        )
         for _ in sys.stdin:
             before = time.perf_counter()
             call()
             seconds = (time.perf_counter() - before) / variant.batch_size
-            memory = {"peak_rss_bytes": peak_rss_bytes(), "peak_device_bytes": backend.device_bytes()}
+            memory = {
+                "peak_rss_bytes": peak_rss_bytes(),
+                "peak_device_bytes": backend.device_bytes(),
+            }
             print(json.dumps({"seconds": seconds} | memory), flush=True)
 
 
 def _independent(backend, frames: list[np.ndarray], batch_size: int) -> Callable[[], np.ndarray]:
     """Flow of the first two frames, in every place of the batch."""
-    image1, image2 = (np.ascontiguousarray(np.repeat(frame, batch_size, axis=0)) for frame in frames[:2])
+    image1, image2 = (
+        np.ascontiguousarray(np.repeat(frame, batch_size, axis=0)) for frame in frames[:2]
+    )
     return lambda: backend.predict(image1, image2)[:1]
 
 
 def _along(backend, frames: list[np.ndarray]) -> Callable[[], np.ndarray]:
-    """Flow from each frame to the next, to and fro without end; the first call gives that of the first two frames."""
+    """Flow from each frame to the next, to and fro without end; the first call gives that of the
+    first two frames.
+    """
     there_and_back = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
     pairs = itertools.pairwise(itertools.cycle(there_and_back))
     sequence = AlongSequence(backend)
@@ -188,7 +232,9 @@ class Worker:
         command = [sys.executable, "-m", "gma_lib.perf.comparison", "--worker", str(folder)]
         (folder / "variant.json").write_text(json.dumps(asdict(variant)), encoding="utf-8")
         with open(folder / "errors.txt", "w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
         self.about = self._answer()
 
     def call(self) -> dict[str, float]:
@@ -202,7 +248,9 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
-            message = (self.folder / "errors.txt").read_text(encoding="utf-8").strip().splitlines() or ["no message"]
+            message = (self.folder / "errors.txt").read_text(
+                encoding="utf-8"
+            ).strip().splitlines() or ["no message"]
             raise RuntimeError(f"the process ended with {self.process.returncode}: {message[-1]}")
         os.kill(self.process.pid, signal.SIGSTOP)
         return json.loads(line)
@@ -214,7 +262,7 @@ class Worker:
         self.process.stdout.close()
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def compare(comparison: Comparison, *, lock_file: Path) -> dict[str, Any]:
@@ -223,21 +271,28 @@ def compare(comparison: Comparison, *, lock_file: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``variants``: for each what ``statistics`` says, ``deviation`` in pixels from PyTorch's float32 flow, ``peak_rss_bytes``,
-        ``peak_device_bytes`` (null without a GPU), ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak
-        is not measured); or
-        ``error``, a sentence, where it could not run.
+        ``variants``: for each what ``statistics`` says, ``deviation`` in pixels from PyTorch's
+        float32 flow, ``peak_rss_bytes``, ``peak_device_bytes`` (null without a GPU), ``load_s``,
+        ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak is not measured);
+        or ``error``, a sentence, where it could not run.
     """
     names = list(comparison.variants)
     baseline, others = names[0], names[1:]
-    groups = [others[first : first + AT_A_TIME] for first in range(0, len(others), AT_A_TIME)] or [[]]
+    groups = [others[first : first + AT_A_TIME] for first in range(0, len(others), AT_A_TIME)] or [
+        []
+    ]
     results: dict[str, dict[str, Any]] = {}
     with alone(lock_file), tempfile.TemporaryDirectory() as folder:
         frames = demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups):
             print(f"group {number + 1} of {len(groups)}: {', '.join(group)}", flush=True)
             place = Path(folder) / f"group-{number}"
-            found = _compare_group({name: comparison.variants[name] for name in [baseline, *group]}, place, comparison, frames)
+            found = _compare_group(
+                {name: comparison.variants[name] for name in [baseline, *group]},
+                place,
+                comparison,
+                frames,
+            )
             results |= {name: found[name] for name in found if name != baseline or not number}
     return {
         "height": comparison.height,
@@ -252,12 +307,16 @@ def _compare_group(
     variants: dict[str, Variant], folder: Path, comparison: Comparison, frames: list[np.ndarray]
 ) -> dict[str, dict[str, Any]]:
     """Measure variants in turns; the first is the baseline."""
-    results: dict[str, dict[str, Any]] = {name: {"settings": asdict(variant)} for name, variant in variants.items()}
+    results: dict[str, dict[str, Any]] = {
+        name: {"settings": asdict(variant)} for name, variant in variants.items()
+    }
     workers: dict[str, Worker] = {}
     folder.mkdir(parents=True)
     np.savez(folder / "frames.npz", *frames)  # where the workers look for them
     try:
-        for number, (name, variant) in enumerate(track(list(variants.items()), label="start", unit="variant")):
+        for number, (name, variant) in enumerate(
+            track(list(variants.items()), label="start", unit="variant")
+        ):
             place = folder / f"variant-{number}"
             try:
                 work = prepare(variant, place, comparison)
@@ -265,22 +324,36 @@ def _compare_group(
             except (RuntimeError, ValueError) as error:
                 results[name]["error"] = str(error)
                 continue
-            deviation = Deviation.between(np.load(place / "flow.npy"), _reference(comparison, variant, frames))
-            results[name] |= workers[name].about | {"deviation": vars(deviation), "gmac": counted_gmac(work, comparison, variant)}
+            deviation = Deviation.between(
+                np.load(place / "flow.npy"), _reference(comparison, variant, frames)
+            )
+            results[name] |= workers[name].about | {
+                "deviation": vars(deviation),
+                "gmac": counted_gmac(work, comparison, variant),
+            }
         baseline = next(iter(variants))
         if baseline not in workers:
             raise RuntimeError(f"the baseline cannot run: {results[baseline]['error']}")
         kinds = {_arithmetic(variants[name]) for name in workers}
-        measurements = {kind: measure_peak for kind in kinds if (measure_peak := peak_measurement(*kind))}
+        measurements = {
+            kind: measure_peak for kind in kinds if (measure_peak := peak_measurement(*kind))
+        }
         peaks = dict.fromkeys(measurements, 0.0)
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for number in track(range(comparison.rounds + 1), label="measure", unit="round"):
             for name in _in_turn(list(workers), number):
                 answer = workers[name].call()
-                results[name] |= {key: answer[key] for key in ("peak_rss_bytes", "peak_device_bytes")}
+                results[name] |= {
+                    key: answer[key] for key in ("peak_rss_bytes", "peak_device_bytes")
+                }
                 if number:  # the first round warms up
                     seconds[name].append(answer["seconds"])
-            for kind, measure_peak in measurements.items():  # every round: the machine drifts for the products as for the variants
+            for (
+                kind,
+                measure_peak,
+            ) in (
+                measurements.items()
+            ):  # every round: the machine drifts for the products as for the variants
                 peaks[kind] = max(peaks[kind], measure_peak(PRODUCTS_A_ROUND))
             time.sleep(SPINNING_S)
     finally:
@@ -289,7 +362,9 @@ def _compare_group(
     for name, samples in seconds.items():
         results[name] |= statistics(samples, seconds[baseline])
         peak = peaks.get(_arithmetic(variants[name]))
-        results[name]["share_of_peak"] = None if peak is None else 2e9 * results[name]["gmac"] / results[name]["median_s"] / peak
+        results[name]["share_of_peak"] = (
+            None if peak is None else 2e9 * results[name]["gmac"] / results[name]["median_s"] / peak
+        )
     return results
 
 
@@ -317,7 +392,8 @@ def _reference(comparison: Comparison, variant: Variant, frames: list[np.ndarray
 def statistics(seconds: list[float], baseline: list[float]) -> dict[str, Any]:
     """Times per pair, and how many times as fast as the baseline of the same round.
 
-    Ratios are medians over rounds with their middle half, and a caution where that is wider than 5 % of the median.
+    Ratios are medians over rounds with their middle half, and a caution where that is wider than 5
+    % of the median.
     """
     ratios = np.asarray(baseline) / np.asarray(seconds)
     low, ratio, high = np.percentile(ratios, [25, 50, 75])
@@ -327,7 +403,9 @@ def statistics(seconds: list[float], baseline: list[float]) -> dict[str, Any]:
         "samples_s": [round(sample, 6) for sample in seconds],
         "ratio": float(ratio),
         "ratio_middle_half": [float(low), float(high)],
-        "caution": f"unstable: the middle half of the ratios spreads over {spread:.0%}" if spread > UNSTABLE_SPREAD else "",
+        "caution": f"unstable: the middle half of the ratios spreads over {spread:.0%}"
+        if spread > UNSTABLE_SPREAD
+        else "",
     }
 
 
@@ -355,7 +433,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare variants of the network, round by round.")
     parser.add_argument("--config", type=Path, help="a file such as benchmarks/cpu.yaml")
     parser.add_argument("--out", type=Path, help="where to write the results, JSON")
-    parser.add_argument("--lock", type=Path, default=Path("outputs/.machine.lock"), help="held while measuring, as by 06_perf")
+    parser.add_argument(
+        "--lock",
+        type=Path,
+        default=Path("outputs/.machine.lock"),
+        help="held while measuring, as by 06_perf",
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -1,9 +1,10 @@
-"""What a reduced precision costs in accuracy, on scenes that neither training nor calibration has seen.
+"""What a reduced precision costs in accuracy, on scenes that neither training nor calibration has
+seen.
 
     python -m gma_lib.perf.precision --out benchmarks/results/precision.json
 
-Speed means nothing without it. A precision is recommended only if it costs at most 0.1 percentage points of 1px and 1 % of the endpoint
-error on every held-out family.
+Speed means nothing without it. A precision is recommended only if it costs at most 0.1 percentage
+points of 1px and 1 % of the endpoint error on every held-out family.
 """
 
 import argparse
@@ -36,7 +37,9 @@ SCENES = dataclasses.replace(VALIDATION, height=440, width=1024, max_displacemen
 
 
 def cost(
-    flow_of: Callable[[np.ndarray, np.ndarray], np.ndarray], pairs: Iterable[TrainingPair], references: Iterable[np.ndarray]
+    flow_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    pairs: Iterable[TrainingPair],
+    references: Iterable[np.ndarray],
 ) -> dict[str, float]:
     """Errors of a reduced precision beside those of float32, over all pixels of all pairs.
 
@@ -50,8 +53,9 @@ def cost(
     Returns
     -------
     dict
-        ``epe``, ``px1`` and ``epe_float32``, ``px1_float32``; ``px1_loss`` in percentage points, ``epe_loss`` as a share; ``distance``
-        and ``distance_p99`` between the two flows in pixels (the 99th percentile is the mean of the pairs').
+        ``epe``, ``px1`` and ``epe_float32``, ``px1_float32``; ``px1_loss`` in percentage points,
+        ``epe_loss`` as a share; ``distance`` and ``distance_p99`` between the two flows in pixels
+        (the 99th percentile is the mean of the pairs').
     """
     sums = {"": ErrorSums(), "_float32": ErrorSums()}
     distances = []
@@ -60,7 +64,11 @@ def cost(
         for name, flow in flows.items():
             sums[name] += error_sums(flow, pair.flow.numpy())["all"]
         distances.append(np.linalg.norm(flows[""] - flows["_float32"], axis=0))
-    found = {f"{what}{name}": total.described()[what] for name, total in sums.items() for what in ("epe", "px1")}
+    found = {
+        f"{what}{name}": total.described()[what]
+        for name, total in sums.items()
+        for what in ("epe", "px1")
+    }
     return found | {
         "pairs": len(distances),
         "px1_loss": 100 * (found["px1_float32"] - found["px1"]),
@@ -76,16 +84,26 @@ def _frames(pair: TrainingPair) -> tuple[np.ndarray, np.ndarray]:
 
 def is_recommended(families: dict[str, dict[str, float]]) -> bool:
     """Whether a precision costs little enough on every family."""
-    return all(one["px1_loss"] <= LARGEST_PX1_LOSS and one["epe_loss"] <= LARGEST_EPE_LOSS for one in families.values())
+    return all(
+        one["px1_loss"] <= LARGEST_PX1_LOSS and one["epe_loss"] <= LARGEST_EPE_LOSS
+        for one in families.values()
+    )
 
 
-def measure(weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6) -> dict[str, Any]:
+def measure(
+    weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6
+) -> dict[str, Any]:
     """Cost of each precision on both held-out families."""
-    model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup))
+    model, checkpoint = load_model(
+        weights, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup)
+    )
     config = load_config(PROJECT / "params" / "train.yaml")
     families = validation_families(config, PairSource(config), SCENES)
     exact = {
-        family: [reference_flow(model, *_frames(pair)) for pair in track(pairs, label=f"float32 on {family}", unit="pair")]
+        family: [
+            reference_flow(model, *_frames(pair))
+            for pair in track(pairs, label=f"float32 on {family}", unit="pair")
+        ]
         for family, pairs in families.items()
     }
     found = {}
@@ -94,11 +112,19 @@ def measure(weights: str, backend: str, precisions: Iterable[str], *, num_update
             place = Path(folder)
             size = {"height": SCENES.height, "width": SCENES.width, "batch_size": 1}
             export_whole(lean(model), place / "gma.onnx", **size, checkpoint=checkpoint)
-            about = {"num_updates": num_updates, "attention": model.config.attention, "precision": precision}
+            about = {
+                "num_updates": num_updates,
+                "attention": model.config.attention,
+                "precision": precision,
+            }
             convert(backend, place, checkpoint=weights, **about)
             with load_backend(backend, place, precision=precision) as network:
                 costs = {
-                    family: cost(network.predict, track(pairs, label=f"{precision} on {family}", unit="pair"), exact[family])
+                    family: cost(
+                        network.predict,
+                        track(pairs, label=f"{precision} on {family}", unit="pair"),
+                        exact[family],
+                    )
                     for family, pairs in families.items()
                 }
         found[precision] = {"families": costs, "recommended": is_recommended(costs)}
@@ -114,14 +140,18 @@ def measure(weights: str, backend: str, precisions: Iterable[str], *, num_update
 
 
 def advice(results: Path = RESULTS) -> str:
-    """A sentence for each reduced precision that was measured: whether to use it, with the weights that come with the package."""
+    """A sentence for each reduced precision that was measured: whether to use it, with the weights
+    that come with the package.
+    """
     try:
         found = json.loads(results.read_text(encoding="utf-8"))
     except OSError:
         return "not measured: make bench"
     if found["weights_sha256"] != load_checkpoint(found["weights"]).sha256:
         return f"measured with other weights than {found['weights']} now has: make bench"
-    return ". ".join(_advice(precision, one, found["weights"]) for precision, one in found["precisions"].items())
+    return ". ".join(
+        _advice(precision, one, found["weights"]) for precision, one in found["precisions"].items()
+    )
 
 
 def _advice(precision: str, found: dict[str, Any], weights: str) -> str:

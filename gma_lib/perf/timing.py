@@ -1,7 +1,7 @@
 """Time and memory of a converted model, with the machine it was measured on.
 
-A measurement runs in a process of its own: its memory is the model's, and when the system kills it, the batch size gets a row that
-says so while everything else goes on.
+A measurement runs in a process of its own: its memory is the model's, and when the system kills it,
+the batch size gets a row that says so while everything else goes on.
 """
 
 import fcntl
@@ -23,8 +23,9 @@ from gma_lib.backends import backend_kind
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.runs.run import DoesNotFit, cores, memory_bytes, shown
 
-# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first pair: the peaks measured by 06_perf at
-# batch sizes 1 and 4 and 440x1024, and a tenth more. They decide only what is not started.
+# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
+# pair: the peaks measured by 06_perf at batch sizes 1 and 4 and 440x1024, and a tenth more. They
+# decide only what is not started.
 MEMORY = {
     ("openvino", "float32"): (1.2, 0.25e9),
     ("openvino", "bfloat16"): (0.65, 0.25e9),
@@ -50,7 +51,8 @@ class Task:
     batch_size, height, width
         Of the model's input; height and width padded.
     at_once
-        Pairs that the model computes together inside a batch (``gma_lib.convert.conversion.convert``); None: the whole batch.
+        Pairs that the model computes together inside a batch
+        (``gma_lib.convert.conversion.convert``); None: the whole batch.
     budget_s
         Time for the counted rounds; three are made in any case.
     gmac_per_pair
@@ -68,11 +70,19 @@ class Task:
     gmac_per_pair: float
 
 
-def needed_bytes(backend: str, precision: str, batch_size: int, height: int, width: int, at_once: int | None = None) -> int | None:
+def needed_bytes(
+    backend: str,
+    precision: str,
+    batch_size: int,
+    height: int,
+    width: int,
+    at_once: int | None = None,
+) -> int | None:
     """Predicted peak memory; None for a backend that was never measured.
 
-    For each pair that is computed together with others (``at_once``; None: all of the batch) the correlation pyramid and the attention
-    matrix, which grow with the square of the area, and the encoders' widest layers; for each pair of the batch its frames and its flow.
+    For each pair that is computed together with others (``at_once``; None: all of the batch) the
+    correlation pyramid and the attention matrix, which grow with the square of the area, and the
+    encoders' widest layers; for each pair of the batch its frames and its flow.
     """
     if (backend, precision) not in MEMORY:
         return None
@@ -81,7 +91,11 @@ def needed_bytes(backend: str, precision: str, batch_size: int, height: int, wid
     pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
     widest_layers = 3 * 64 * (height // 2) * (width // 2)
     frames_and_flow = (2 * 3 + 2 * 2) * height * width  # the flow twice, while its parts are joined
-    return int(base + factor * (at_once or batch_size) * 4 * (pyramid + cells**2 + widest_layers) + batch_size * 4 * frames_and_flow)
+    return int(
+        base
+        + factor * (at_once or batch_size) * 4 * (pyramid + cells**2 + widest_layers)
+        + batch_size * 4 * frames_and_flow
+    )
 
 
 def require_memory(
@@ -111,18 +125,21 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     Parameters
     ----------
     lock_file
-        Held exclusively, so that nothing of this package that honours it runs beside the measurement.
+        Held exclusively, so that nothing of this package that honours it runs beside the
+        measurement.
     available_bytes
         Memory to plan with; the machine's when None.
 
     Returns
     -------
     dict
-        ``status`` is ``ok``, ``out_of_memory`` (predicted, or the process was killed) or ``failed``, ``reason`` says why; then
-        ``median_s``, ``p90_s``, ``spread`` (interquartile range by median) and ``samples_s`` of one call, ``rounds``,
-        ``pairs_per_second``, ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``peak_device_bytes`` (null where the
-        model has no memory but this machine's), ``predicted_bytes``; ``matrix_product_peak`` in operations
-        a second, and ``share_of_peak``, the model's share of it (null where this precision's peak was not measured).
+        ``status`` is ``ok``, ``out_of_memory`` (predicted, or the process was killed) or
+        ``failed``, ``reason`` says why; then ``median_s``, ``p90_s``, ``spread`` (interquartile
+        range by median) and ``samples_s`` of one call, ``rounds``, ``pairs_per_second``,
+        ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``peak_device_bytes`` (null where the
+        model has no memory but this machine's), ``predicted_bytes``; ``matrix_product_peak`` in
+        operations a second, and ``share_of_peak``, the model's share of it (null where this
+        precision's peak was not measured).
     """
     shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
     result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "simulated": False}
@@ -131,7 +148,9 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
-    if task.backend == "ascend":  # its own tool measures it, on the card and in a process of its own already
+    if (
+        task.backend == "ascend"
+    ):  # its own tool measures it, on the card and in a process of its own already
         from gma_lib.backends.ascend import measure_on_card
 
         with alone(lock_file):
@@ -143,28 +162,52 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         peak_before = matrix_product_peak(task.precision, computes_on)
         answer = Path(folder) / "answer.json"
         limit = 600 + 30 * task.budget_s
-        command = [sys.executable, "-m", "gma_lib.perf.timing", json.dumps(asdict(task)), str(answer)]
+        command = [
+            sys.executable,
+            "-m",
+            "gma_lib.perf.timing",
+            json.dumps(asdict(task)),
+            str(answer),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             return result | {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if answer.is_file():
             measured = json.loads(answer.read_text(encoding="utf-8"))
-            share = _share_of_peak(task, measured["pairs_per_second"], peak_before, matrix_product_peak(task.precision, computes_on))
+            share = _share_of_peak(
+                task,
+                measured["pairs_per_second"],
+                peak_before,
+                matrix_product_peak(task.precision, computes_on),
+            )
             return result | {"status": "ok", "reason": ""} | measured | share
         if done.returncode == -9:
-            return result | {"status": "out_of_memory", "reason": "the system killed the measurement, most likely for its memory"}
+            return result | {
+                "status": "out_of_memory",
+                "reason": "the system killed the measurement, most likely for its memory",
+            }
         last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
         out_of_memory = "bad allocation" in done.stderr or "MemoryError" in done.stderr
-        return result | {"status": "out_of_memory" if out_of_memory else "failed", "reason": last_line}
+        return result | {
+            "status": "out_of_memory" if out_of_memory else "failed",
+            "reason": last_line,
+        }
 
 
-def _share_of_peak(task: Task, pairs_per_second: float, *peaks: float | None) -> dict[str, float | None]:
-    """The model's rate as a share of the matrix product's, measured before and after; the better of the two counts."""
+def _share_of_peak(
+    task: Task, pairs_per_second: float, *peaks: float | None
+) -> dict[str, float | None]:
+    """The model's rate as a share of the matrix product's, measured before and after; the better of
+    the two counts.
+    """
     measured = [peak for peak in peaks if peak is not None]
     if len(measured) < len(peaks):
         return {"matrix_product_peak": None, "share_of_peak": None}
-    return {"matrix_product_peak": max(measured), "share_of_peak": 2e9 * task.gmac_per_pair * pairs_per_second / max(measured)}
+    return {
+        "matrix_product_peak": max(measured),
+        "share_of_peak": 2e9 * task.gmac_per_pair * pairs_per_second / max(measured),
+    }
 
 
 def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -174,15 +217,27 @@ def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
     if perf["status"] == "ok":
         share = perf["share_of_peak"]
         rows += [
-            ("pairs per second, network alone", f"{perf['pairs_per_second']:.3f}", "" if guide is None else str(guide)),
+            (
+                "pairs per second, network alone",
+                f"{perf['pairs_per_second']:.3f}",
+                "" if guide is None else str(guide),
+            ),
             ("seconds per call, median", f"{perf['median_s']:.3f}", ""),
             ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
             ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
             ("rounds", str(perf["rounds"]), "100"),
-            ("pairs computed at once", str(perf["at_once"] or perf["batch_size"]), str(perf["batch_size"])),
+            (
+                "pairs computed at once",
+                str(perf["at_once"] or perf["batch_size"]),
+                str(perf["batch_size"]),
+            ),
             ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
             *_memory_and_start(perf),
-            ("share of the matrix-product peak", "not measured" if share is None else f"{share:.0%}", ""),
+            (
+                "share of the matrix-product peak",
+                "not measured" if share is None else f"{share:.0%}",
+                "",
+            ),
         ]
     if perf["predicted_bytes"] is not None:
         rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
@@ -190,7 +245,9 @@ def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _memory_and_start(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of a measurement in this machine's memory, or of one on a card, which counts the way there apart."""
+    """Rows of a measurement in this machine's memory, or of one on a card, which counts the way
+    there apart.
+    """
     if "peak_rss_bytes" in perf:
         on_device = perf.get("peak_device_bytes")
         return [
@@ -200,8 +257,16 @@ def _memory_and_start(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
             ("first call, s", f"{perf['first_call_s']:.2f}", ""),
         ]
     return [
-        ("pairs per second with transfers to and from the card", f"{perf['pairs_per_second_with_transfers']:.3f}", "not published"),
-        ("to the card / back, ms per call", f"{perf['h2d_ms']:.2f} / {perf['d2h_ms']:.2f}", "not published"),
+        (
+            "pairs per second with transfers to and from the card",
+            f"{perf['pairs_per_second_with_transfers']:.3f}",
+            "not published",
+        ),
+        (
+            "to the card / back, ms per call",
+            f"{perf['h2d_ms']:.2f} / {perf['d2h_ms']:.2f}",
+            "not published",
+        ),
     ]
 
 
@@ -225,7 +290,9 @@ def _caution(rounds: int, spread: float) -> str:
     if rounds < ROUNDS_THAT_MEAN_SOMETHING:
         parts.append(f"only {rounds} rounds: p90 means little; raise budget_s")
     if spread > UNSTABLE_SPREAD:
-        parts.append(f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median")
+        parts.append(
+            f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median"
+        )
     return "; ".join(parts)
 
 
@@ -259,8 +326,12 @@ def _measure_here(task: Task) -> dict[str, Any]:
         }
 
 
-def _time_by_part(task: Task, backend, image1: np.ndarray, image2: np.ndarray) -> dict[str, float] | None:
-    """Seconds per pair that each part of the network takes, where the runtime tells; None where it does not."""
+def _time_by_part(
+    task: Task, backend, image1: np.ndarray, image2: np.ndarray
+) -> dict[str, float] | None:
+    """Seconds per pair that each part of the network takes, where the runtime tells; None where it
+    does not.
+    """
     if not hasattr(backend, "profile"):
         return None
     from gma_lib.export.trace import REST, parts_of_nodes
@@ -275,14 +346,17 @@ def _time_by_part(task: Task, backend, image1: np.ndarray, image2: np.ndarray) -
 
 
 def peak_memory_bytes(perf: Mapping[str, Any]) -> int | None:
-    """Peak of the memory that limits the batch size: the GPU's where one computes; None where no tool says it."""
+    """Peak of the memory that limits the batch size: the GPU's where one computes; None where no
+    tool says it.
+    """
     return perf.get("peak_device_bytes") or perf.get("peak_rss_bytes")
 
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process.
 
-    Linux's VmHWM belongs to this program alone; ``ru_maxrss`` would still remember the process that started it.
+    Linux's VmHWM belongs to this program alone; ``ru_maxrss`` would still remember the process that
+    started it.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -295,8 +369,11 @@ def peak_rss_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def matrix_product_peak(precision: str, computes_on: str = "cpu", *, size: int | None = None, rounds: int = 10) -> float | None:
-    """Floating-point operations a second that this machine, or its GPU, reaches in a large matrix product.
+def matrix_product_peak(
+    precision: str, computes_on: str = "cpu", *, size: int | None = None, rounds: int = 10
+) -> float | None:
+    """Floating-point operations a second that this machine, or its GPU, reaches in a large matrix
+    product.
 
     None where no library has the precision.
     """
@@ -304,22 +381,28 @@ def matrix_product_peak(precision: str, computes_on: str = "cpu", *, size: int |
     return measure_peak(rounds) if measure_peak else None
 
 
-def peak_measurement(precision: str, computes_on: str = "cpu", *, size: int | None = None) -> Callable[[int], float] | None:
-    """Make the products of ``matrix_product_peak`` ready; what is returned takes a number of rounds, and may be called again and again.
+def peak_measurement(
+    precision: str, computes_on: str = "cpu", *, size: int | None = None
+) -> Callable[[int], float] | None:
+    """Make the products of ``matrix_product_peak`` ready; what is returned takes a number of
+    rounds, and may be called again and again.
 
-    The best round of the best library at hand (NumPy, OpenVINO, PyTorch) counts: none of them is best on every processor, and a
-    weak one would make a model look better than the machine.
+    The best round of the best library at hand (NumPy, OpenVINO, PyTorch) counts: none of them is
+    best on every processor, and a weak one would make a model look better than the machine.
     """
     rng = np.random.default_rng(0)
     side = size or LARGE[computes_on]
     a, b = rng.standard_normal((2, side, side), dtype=np.float32)
-    products = [product for make in PRODUCTS[computes_on] if (product := make(a, b, precision)) is not None]
+    products = [
+        product for make in PRODUCTS[computes_on] if (product := make(a, b, precision)) is not None
+    ]
     if not products:
         return None
 
     def measure_peak(rounds: int) -> float:
         best = float("inf")
-        # One library after the other: the threads of one keep spinning for a while, and would slow the next if they took turns.
+        # One library after the other: the threads of one keep spinning for a while, and would slow
+        # the next if they took turns.
         for product in products:
             for _ in range(rounds):
                 start = time.perf_counter()
@@ -342,11 +425,17 @@ def _openvino_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[
     except ImportError:
         return None
     core = openvino.Core()
-    if hint is None or (hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+    if hint is None or (
+        hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    ):
         return None
     left = opset13.parameter(list(a.shape), np.float32)
     model = openvino.Model([opset13.matmul(left, opset13.constant(b), False, False)], [left])
-    settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": cores(), "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": cores(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     compiled = core.compile_model(model, "CPU", settings)
     return lambda: compiled([a], share_inputs=True, share_outputs=True)
 
@@ -367,7 +456,9 @@ def _cuda_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], 
 
     if precision not in ("float32", "bfloat16", "float16") or not torch.cuda.is_available():
         return None
-    left, right = (torch.from_numpy(matrix).to("cuda", getattr(torch, precision)) for matrix in (a, b))
+    left, right = (
+        torch.from_numpy(matrix).to("cuda", getattr(torch, precision)) for matrix in (a, b)
+    )
 
     def product() -> None:
         left @ right
@@ -381,7 +472,7 @@ PRODUCTS = {"cpu": (_numpy_product, _openvino_product, _torch_product), "cuda": 
 LARGE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that fills it
 
 
-# --- the machine, shared or alone -----------------------------------------------------------------------------------
+# --- the machine, shared or alone -----------------------------------------------------------------
 
 
 @contextmanager
@@ -412,4 +503,6 @@ def _locked(lock_file: Path, kind: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8")
+    Path(sys.argv[2]).write_text(
+        json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8"
+    )

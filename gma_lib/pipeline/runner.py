@@ -1,11 +1,13 @@
 """Run a notebook so that its result can be trusted.
 
-A thin layer around papermill: parameters are checked before anything starts; the notebook runs under a temporary name and is renamed
-when it ends, to ``<stage>.ipynb`` or to ``<stage>.failed.ipynb``; a stamp with the manifest is written last. What is up to date by content
+A thin layer around papermill: parameters are checked before anything starts; the notebook runs
+under a temporary name and is renamed when it ends, to ``<stage>.ipynb`` or to
+``<stage>.failed.ipynb``; a stamp with the manifest is written last. What is up to date by content
 (notebook cells, parameters, library, the stages before, inputs, outputs) is not run again.
 
-Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed; 2 wrong parameters; 3 another run writes
-the same files; 124 too slow; 130 interrupted; 138 the kernel died.
+Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed; 2
+wrong parameters; 3 another run writes the same files; 124 too slow; 130 interrupted; 138 the kernel
+died.
 """
 
 import ast
@@ -29,7 +31,17 @@ import click
 import yaml
 
 from gma_lib.report.pages import with_header_scopes
-from gma_lib.runs.run import PROJECT, Run, digest, open_run, provenance, provenance_line, sha256, shown, written_whole
+from gma_lib.runs.run import (
+    PROJECT,
+    Run,
+    digest,
+    open_run,
+    provenance,
+    provenance_line,
+    sha256,
+    shown,
+    written_whole,
+)
 
 NOTEBOOKS = PROJECT / "notebooks"
 TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
@@ -44,7 +56,8 @@ STAGES = {
     "06_perf": ("03_convert",),
 }
 SHARED_STAGES = {"01_data"}  # once per profile, whatever the batch size and the backend
-# What a stage leaves beside its notebook: patterns relative to its folder, each of which matches a file at least
+# What a stage leaves beside its notebook: patterns relative to its folder, each of which matches a
+# file at least
 PRODUCTS = {
     "01_data": ("index.json",),
     "02_export": (
@@ -55,7 +68,10 @@ PRODUCTS = {
         "model/gma_refine.onnx",
         "model/reference.flo",
     ),
-    "03_convert": ("convert.json", "model/*"),  # not what lies in folders there: compiled models, which any stage may add
+    "03_convert": (
+        "convert.json",
+        "model/*",
+    ),  # not what lies in folders there: compiled models, which any stage may add
     "04_infer": ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo"),
     "05_evaluate": ("metrics.json",),
     "06_perf": ("perf.json",),
@@ -63,14 +79,22 @@ PRODUCTS = {
 DOES_NOT_FIT = "DoesNotFit"  # gma_lib.runs.run.DoesNotFit, as a notebook reports it
 # Parameters of the runner itself, beside those that the notebooks declare
 RUNNER_PARAMETERS = {"limit_s": "float", "cell_limit_s": "float"}
-EXIT = {"ok": 0, "out_of_memory": 0, "skipped": 0, "failed": 1, "timeout": 124, "interrupted": 130, "died": 138}
+EXIT = {
+    "ok": 0,
+    "out_of_memory": 0,
+    "skipped": 0,
+    "failed": 1,
+    "timeout": 124,
+    "interrupted": 130,
+    "died": 138,
+}
 
 
 class WrongParameters(ValueError):
     """Parameters that no notebook would accept."""
 
 
-# --- parameters -----------------------------------------------------------------------------------------------------
+# --- parameters -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -91,13 +115,19 @@ def notebook_cells(stage: str) -> tuple[dict, ...]:
 
 @functools.cache
 def declared_parameters(stage: str) -> dict[str, Parameter]:
-    """The parameters of a notebook, read from its tagged cell: ``name = literal  # type: int|None - what it is``.
+    """The parameters of a notebook, read from its tagged cell: ``name = literal  # type: int|None -
+    what it is``.
 
-    The type is a comment because papermill reads it there too (``papermill --help-notebook``), and no other notation of ``None``.
+    The type is a comment because papermill reads it there too (``papermill --help-notebook``), and
+    no other notation of ``None``.
     """
-    tagged = [cell for cell in notebook_cells(stage) if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = [
+        cell for cell in notebook_cells(stage) if "parameters" in cell["metadata"].get("tags", [])
+    ]
     if len(tagged) != 1:
-        raise ValueError(f"notebooks/{stage}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs one")
+        raise ValueError(
+            f"notebooks/{stage}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs one"
+        )
     lines = "".join(tagged[0]["source"]).splitlines()
     parameters = {}
     for line in lines:
@@ -109,12 +139,14 @@ def declared_parameters(stage: str) -> dict[str, Parameter]:
 
 
 def resolve_parameters(profile: str, batch_size: Any, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Merge ``params/common.yaml``, the profile's file, the batch size's file and the overrides, later ones winning, and check them.
+    """Merge ``params/common.yaml``, the profile's file, the batch size's file and the overrides,
+    later ones winning, and check them.
 
     Raises
     ------
     WrongParameters
-        For a name that no notebook declares, with the nearest known one, or a value of another type than declared.
+        For a name that no notebook declares, with the nearest known one, or a value of another type
+        than declared.
     """
     files = [PARAMS / "common.yaml", PARAMS / f"{profile}.yaml", PARAMS / f"bs{batch_size}.yaml"]
     if not files[1].is_file():
@@ -125,12 +157,20 @@ def resolve_parameters(profile: str, batch_size: Any, overrides: dict[str, Any])
         if file.is_file():
             merged |= _read_yaml(file)
     merged |= overrides | {"profile": profile}
-    known = {name: parameter.annotation for stage in STAGES for name, parameter in declared_parameters(stage).items()}
+    known = {
+        name: parameter.annotation
+        for stage in STAGES
+        for name, parameter in declared_parameters(stage).items()
+    }
     known |= RUNNER_PARAMETERS
     for name, value in merged.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(known))}"
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; there are: {', '.join(sorted(known))}"
+            )
             raise WrongParameters(f"no notebook has a parameter {name!r}{hint}")
         if not _fits(value, known[name]):
             raise WrongParameters(f"{name} is {known[name]}, not {value!r}")
@@ -145,13 +185,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise WrongParameters(f"{shown(path)} is not readable YAML: {str(error).splitlines()[0]}") from error
+        raise WrongParameters(
+            f"{shown(path)} is not readable YAML: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(content, dict):
-        raise WrongParameters(f"{shown(path)} holds a {type(content).__name__}, not 'name: value' lines")
+        raise WrongParameters(
+            f"{shown(path)} holds a {type(content).__name__}, not 'name: value' lines"
+        )
     return content
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "bool": bool,
+    "None": type(None),
+}
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -177,28 +227,49 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def run_of(parameters: dict[str, Any]) -> Run:
     """The run that the parameters describe; checks the ones that all notebooks share."""
-    shared = {name: parameters[name] for name in ("profile", "backend", "precision", "batch_size", "run", "outputs") if name in parameters}
+    shared = {
+        name: parameters[name]
+        for name in ("profile", "backend", "precision", "batch_size", "run", "outputs")
+        if name in parameters
+    }
     try:
         return open_run(**shared)
     except ValueError as error:
         raise WrongParameters(str(error)) from error
 
 
-# --- what is up to date ---------------------------------------------------------------------------------------------
+# --- what is up to date ---------------------------------------------------------------------------
 
 
 @functools.cache
 def library_digest() -> str:
-    """Digest of every module that may decide a stage's result; training does so only through the weights it leaves."""
+    """Digest of every module that may decide a stage's result; training does so only through the
+    weights it leaves.
+    """
     modules = sorted((PROJECT / "gma_lib").rglob("*.py"))
     aside = ("doctor.py", "index.py", "trainer.py")
-    return digest([[str(path.relative_to(PROJECT)), sha256(path)] for path in modules if path.name not in aside])
+    return digest(
+        [
+            [str(path.relative_to(PROJECT)), sha256(path)]
+            for path in modules
+            if path.name not in aside
+        ]
+    )
 
 
 def stage_key(stage: str, run: Run, parameters: dict[str, Any]) -> str:
     """Digest of all that a stage's result depends on; a change in it means running the stage again."""
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in notebook_cells(stage)]
-    return digest([stage, cells, parameters, library_digest(), upstream_keys(stage, run), _inputs(stage, parameters)])
+    return digest(
+        [
+            stage,
+            cells,
+            parameters,
+            library_digest(),
+            upstream_keys(stage, run),
+            _inputs(stage, parameters),
+        ]
+    )
 
 
 def upstream_keys(stage: str, run: Run) -> list[str | None]:
@@ -207,13 +278,21 @@ def upstream_keys(stage: str, run: Run) -> list[str | None]:
 
 
 def _inputs(stage: str, parameters: dict[str, Any]) -> Any:
-    """What a stage reads from outside the project: names, sizes and times of the data set, the content of the weights, the chip's name."""
+    """What a stage reads from outside the project: names, sizes and times of the data set, the
+    content of the weights, the chip's name.
+    """
     if stage == "01_data" and parameters.get("sintel_root"):
         root = PROJECT / Path(parameters["sintel_root"]).expanduser()
         files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-        return [[str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        return [
+            [str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns]
+            for path in files
+        ]
     if stage == "02_export":
-        named = [PROJECT / Path(parameters["checkpoint"]).expanduser(), PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors"]
+        named = [
+            PROJECT / Path(parameters["checkpoint"]).expanduser(),
+            PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors",
+        ]
         return [sha256(path) for path in named if path.is_file()]
     if stage == "03_convert" and parameters.get("backend") == "ascend":
         return [os.environ.get("GMA_SOC") or None, os.environ.get("GMA_KEEP") or None]
@@ -237,7 +316,9 @@ def read_stamp(stage: str, run: Run) -> dict[str, Any] | None:
 
 
 def is_up_to_date(stage: str, run: Run, key: str) -> bool:
-    """Whether the stamp carries this key and everything that the stage left is still there, unchanged."""
+    """Whether the stamp carries this key and everything that the stage left is still there,
+    unchanged.
+    """
     stamp = read_stamp(stage, run)
     if stamp is None or stamp["key"] != key or stamp["status"] != "ok":
         return False
@@ -245,23 +326,37 @@ def is_up_to_date(stage: str, run: Run, key: str) -> bool:
 
 
 def fingerprints(stage: str, folder: Path) -> dict[str, str]:
-    """Every file that a stage left -> SHA-256; flow files by size, because the ledger beside them holds their hashes."""
+    """Every file that a stage left -> SHA-256; flow files by size, because the ledger beside them
+    holds their hashes.
+    """
     patterns = (f"{stage}.ipynb", f"{stage}.html", *PRODUCTS[stage])
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return {str(path.relative_to(folder)): str(path.stat().st_size) if path.suffix == ".flo" else sha256(path) for path in files}
+    files = sorted(
+        {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    )
+    return {
+        str(path.relative_to(folder)): str(path.stat().st_size)
+        if path.suffix == ".flo"
+        else sha256(path)
+        for path in files
+    }
 
 
 def current_status(stage: str, run: Run) -> str | None:
-    """How a stage's last run ended; ``stale`` when a stage before it has run since or has not ended well, None if it never ran."""
+    """How a stage's last run ended; ``stale`` when a stage before it has run since or has not ended
+    well, None if it never ran.
+    """
     stamp = read_stamp(stage, run)
     if stamp is None:
         return None
     stale = stamp["upstream"] != upstream_keys(stage, run)
-    stale = stale or any(_stops(before, stage, run) or current_status(before, run) == "stale" for before in STAGES[stage])
+    stale = stale or any(
+        _stops(before, stage, run) or current_status(before, run) == "stale"
+        for before in STAGES[stage]
+    )
     return "stale" if stale and stamp["status"] == "ok" else stamp["status"]
 
 
-# --- running --------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def run_stage(stage: str, parameters: dict[str, Any], *, force: bool = False) -> str:
@@ -310,7 +405,9 @@ def run_stage(stage: str, parameters: dict[str, Any], *, force: bool = False) ->
 
 
 def _stops(before: str, stage: str, run: Run) -> bool:
-    """Whether the stage before left nothing to work on. 06 measures whatever was converted: it has its own row for what does not fit."""
+    """Whether the stage before left nothing to work on. 06 measures whatever was converted: it has
+    its own row for what does not fit.
+    """
     status = (read_stamp(before, run) or {}).get("status")
     return status != "ok" and not (stage == "06_perf" and status == "out_of_memory")
 
@@ -319,29 +416,57 @@ def _skip(stage: str, run: Run, label: str, before: str) -> str:
     upstream = read_stamp(before, run) or {}
     if upstream.get("status") in ("out_of_memory", "skipped"):
         reason = upstream["reason"]
-        nothing = {"key": "", "upstream": upstream_keys(stage, run), "seconds": 0, "parameters": {}, "outputs": {}}
+        nothing = {
+            "key": "",
+            "upstream": upstream_keys(stage, run),
+            "seconds": 0,
+            "parameters": {},
+            "outputs": {},
+        }
         _write_stamp(stage, run, {"status": "skipped", "reason": reason, **nothing})
         print(f"{label}: skipped: {reason}", flush=True)
         return "skipped"
-    print(f"{label}: not started: {before} did not end well; run it first", file=sys.stderr, flush=True)
+    print(
+        f"{label}: not started: {before} did not end well; run it first",
+        file=sys.stderr,
+        flush=True,
+    )
     return "failed"
 
 
 def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
-    """Last of all: a stamp says that everything before it is in place. A failed stage leaves one too, for the report."""
+    """Last of all: a stamp says that everything before it is in place. A failed stage leaves one
+    too, for the report.
+    """
     path = stamp_path(stage, run)
     with written_whole(path) as partial:
-        partial.write_text(json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1), encoding="utf-8")
+        partial.write_text(
+            json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1),
+            encoding="utf-8",
+        )
 
 
-def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, limit_s: float, cell_limit_s: float) -> tuple[str, str]:
-    """Run the notebook and publish it under the name that says how it ended; returns (status, reason)."""
+def _execute(
+    stage: str,
+    run: Run,
+    parameters: dict[str, Any],
+    label: str,
+    *,
+    limit_s: float,
+    cell_limit_s: float,
+) -> tuple[str, str]:
+    """Run the notebook and publish it under the name that says how it ended; returns (status,
+    reason).
+    """
     from gma_lib.perf.timing import beside_others
 
     folder = stage_folder(stage, run)
     folder.mkdir(parents=True, exist_ok=True)
-    running, done, failed = (folder / f"{stage}{ending}" for ending in (".running.ipynb", ".ipynb", ".failed.ipynb"))
-    # Whatever happens now, an older result must not pass for this run's; models and flow are checked by what reads them.
+    running, done, failed = (
+        folder / f"{stage}{ending}" for ending in (".running.ipynb", ".ipynb", ".failed.ipynb")
+    )
+    # Whatever happens now, an older result must not pass for this run's; models and flow are
+    # checked by what reads them.
     numbers = [folder / name for name in PRODUCTS[stage] if name.endswith(".json")]
     for old in (running, done, failed, done.with_suffix(".html"), *numbers):
         old.unlink(missing_ok=True)
@@ -359,12 +484,25 @@ def _execute(stage: str, run: Run, parameters: dict[str, Any], label: str, *, li
         if missing:
             os.replace(done, failed)
             return "failed", f"the notebook ended without writing {missing[0]}"
-        notebook_to_html(done, index=run.outputs / run.profile / "index.html", neighbours=_neighbours(stage, run))
+        notebook_to_html(
+            done, index=run.outputs / run.profile / "index.html", neighbours=_neighbours(stage, run)
+        )
     return status, reason
 
 
-def _papermill(stage: str, running: Path, parameters: dict[str, Any], label: str, limit_s: float, cell_limit_s: float) -> tuple[str, str]:
-    os.environ |= {"GMA_HEADLESS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+def _papermill(
+    stage: str,
+    running: Path,
+    parameters: dict[str, Any],
+    label: str,
+    limit_s: float,
+    cell_limit_s: float,
+) -> tuple[str, str]:
+    os.environ |= {
+        "GMA_HEADLESS": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -381,7 +519,9 @@ def _papermill(stage: str, running: Path, parameters: dict[str, Any], label: str
                 start_timeout=120,
                 execution_timeout=cell_limit_s,
                 stdout_file=_Prefixed(label),
-                extra_arguments=["--log-level=CRITICAL"],  # what a cell raises is in the notebook; the rest is noise
+                extra_arguments=[
+                    "--log-level=CRITICAL"
+                ],  # what a cell raises is in the notebook; the rest is noise
             )
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -397,7 +537,8 @@ def _papermill(stage: str, running: Path, parameters: dict[str, Any], label: str
     except KeyboardInterrupt:
         return "interrupted", "interrupted; start again to go on"
     except Exception as error:
-        # papermill and jupyter_client raise many kinds (no such kernel, a port in use); whatever it is, the stage failed
+        # papermill and jupyter_client raise many kinds (no such kernel, a port in use); whatever it
+        # is, the stage failed
         return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
     return "ok", ""
 
@@ -441,20 +582,26 @@ def _only_one(lock_file: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another run is writing {shown(lock_file.parent)}; wait for it or name this one with run=...", file=sys.stderr)
+            print(
+                f"another run is writing {shown(lock_file.parent)}; wait for it or name this one with run=...",
+                file=sys.stderr,
+            )
             raise SystemExit(3) from None
         yield
 
 
 def _tidy(path: Path, stage: str, status: str, reason: str) -> None:
-    """Take machine paths and widget state out of a notebook's metadata, and say there how the run ended.
+    """Take machine paths and widget state out of a notebook's metadata, and say there how the run
+    ended.
 
     After a dead kernel papermill leaves a notebook that looks complete.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     metadata = content["metadata"]
     metadata.pop("widgets", None)
-    metadata.setdefault("papermill", {}).update(input_path=f"notebooks/{stage}.ipynb", output_path=f"{stage}.ipynb")
+    metadata.setdefault("papermill", {}).update(
+        input_path=f"notebooks/{stage}.ipynb", output_path=f"{stage}.ipynb"
+    )
     metadata["gma"] = {"status": status, "reason": reason}
     if status != "ok":
         metadata["papermill"]["exception"] = True
@@ -462,19 +609,28 @@ def _tidy(path: Path, stage: str, status: str, reason: str) -> None:
 
 
 def _neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
-    """The pages before and after a stage's; 01, which serves every batch size, leads to the index only."""
+    """The pages before and after a stage's; 01, which serves every batch size, leads to the index
+    only.
+    """
     stages = list(STAGES)
     place = stages.index(stage)
-    before, after = (stages[place + step] if 0 <= place + step < len(stages) else None for step in (-1, 1))
-    pages = [None if name is None else stage_folder(name, run) / f"{name}.html" for name in (before, after)]
+    before, after = (
+        stages[place + step] if 0 <= place + step < len(stages) else None for step in (-1, 1)
+    )
+    pages = [
+        None if name is None else stage_folder(name, run) / f"{name}.html"
+        for name in (before, after)
+    ]
     return pages[0], None if stage in SHARED_STAGES else pages[1]
 
 
-def notebook_to_html(notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)) -> Path:
+def notebook_to_html(
+    notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)
+) -> Path:
     """Write an executed notebook as one HTML file that needs no network.
 
-    Code is folded away, pictures have their alternative texts, table headers their scope; links lead to the index and to the pages
-    before and after, and the foot says what made the page.
+    Code is folded away, pictures have their alternative texts, table headers their scope; links
+    lead to the index and to the pages before and after, and the foot says what made the page.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -483,10 +639,15 @@ def notebook_to_html(notebook: Path, *, index: Path, neighbours: tuple[Path | No
     exporter = HTMLExporter(
         template_name="gma",
         extra_template_basedirs=[str(TEMPLATES)],
-        config=Config({"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "mermaid_js_url": ""}}),
+        config=Config(
+            {"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "mermaid_js_url": ""}}
+        ),
     )
     content = nbformat.read(notebook, as_version=4)
-    ways = [path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem} for path in neighbours]
+    ways = [
+        path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
+        for path in neighbours
+    ]
     resources = {
         "index_href": os.path.relpath(index, notebook.parent),
         "previous": ways[0],
@@ -505,12 +666,22 @@ def notebook_to_html(notebook: Path, *, index: Path, neighbours: tuple[Path | No
 @click.argument("stage", type=click.Choice(list(STAGES)))
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option("--batch-size", default="1", show_default=True, help="Pairs per call of the network.")
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Override a parameter; may be repeated.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Override a parameter; may be repeated.",
+)
 @click.option("--force", is_flag=True, help="Run even what is up to date.")
-def main(stage: str, profile: str, batch_size: str, overrides: tuple[str, ...], force: bool) -> None:
+def main(
+    stage: str, profile: str, batch_size: str, overrides: tuple[str, ...], force: bool
+) -> None:
     """Run one notebook headless and leave it executed in outputs/."""
     try:
-        parameters = resolve_parameters(profile, yaml.safe_load(batch_size), dict(map(parse_override, overrides)))
+        parameters = resolve_parameters(
+            profile, yaml.safe_load(batch_size), dict(map(parse_override, overrides))
+        )
         run_of(parameters)
     except WrongParameters as error:
         print(f"{stage}: {error}", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""Something to play with in JupyterLab: slide through pairs and updates, and move the point whose attention is shown."""
+"""Something to play with in JupyterLab: slide through pairs and updates, and move the point whose
+attention is shown.
+"""
 
 import os
 from collections.abc import Callable
@@ -11,7 +13,9 @@ from gma_lib.evaluate.insight import Examined, hidden_point
 from gma_lib.report.figures import attention_figure, encoded, show, update_figure
 
 
-def explore(pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined) -> None:
+def explore(
+    pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined
+) -> None:
     """Show sliders where somebody can move them, and a picture where nobody can.
 
     Parameters
@@ -29,16 +33,24 @@ def explore(pairs: list[FramePair], examine: Callable[[FramePair], Examined], fi
         display(panel(pairs, examine, first))
         return
     show(update_figure(first, 1), photo=True)
-    print("A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point.")
+    print(
+        "A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
+    )
 
 
 def is_live() -> bool:
     """Whether a Jupyter server's front end may answer, and the widgets are installed."""
-    return "JPY_SESSION_NAME" in os.environ and not os.environ.get("GMA_HEADLESS") and find_spec("ipywidgets") is not None
+    return (
+        "JPY_SESSION_NAME" in os.environ
+        and not os.environ.get("GMA_HEADLESS")
+        and find_spec("ipywidgets") is not None
+    )
 
 
 def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined):
-    """The widgets: a menu of pairs, sliders for the update and for the point's x and y, and the two pictures that follow them."""
+    """The widgets: a menu of pairs, sliders for the update and for the point's x and y, and the two
+    pictures that follow them.
+    """
     import ipywidgets
 
     known = {first.pair.name: first}
@@ -49,7 +61,9 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
     update = ipywidgets.IntSlider(min=1, continuous_update=False, description="update", layout=wide)
     x = ipywidgets.IntSlider(min=0, continuous_update=False, description="x", layout=wide)
     y = ipywidgets.IntSlider(min=0, continuous_update=False, description="y", layout=wide)
-    pictures = [ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%")) for _ in range(2)]
+    pictures = [
+        ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%")) for _ in range(2)
+    ]
 
     def draw(change=None) -> None:
         examined = known[menu.value]
@@ -72,7 +86,9 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
     choose()
     for slider in (update, x, y):
         slider.observe(draw, names="value")
-    return ipywidgets.VBox([ipywidgets.HBox([menu, status]), update, ipywidgets.HBox([x, y]), *pictures])
+    return ipywidgets.VBox(
+        [ipywidgets.HBox([menu, status]), update, ipywidgets.HBox([x, y]), *pictures]
+    )
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,4 +1,6 @@
-"""The index page over all stages, batch sizes and runs of a profile, from whatever the stages have left."""
+"""The index page over all stages, batch sizes and runs of a profile, from whatever the stages have
+left.
+"""
 
 import json
 import os
@@ -35,9 +37,14 @@ def write_index(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>/index.html`` from whatever the stages have left there."""
     folder = Path(outputs) / profile
     found = _columns(folder)
-    runs = {name: [run for run in found if run.name == name] for name in dict.fromkeys(run.name for run in found)}
+    runs = {
+        name: [run for run in found if run.name == name]
+        for name in dict.fromkeys(run.name for run in found)
+    }
     metrics = {run: _result(run, "05_evaluate") for run in found}
-    passes = list(dict.fromkeys(pass_name for content in metrics.values() for pass_name in _passes(content))) or ["clean", "final"]
+    passes = list(
+        dict.fromkeys(pass_name for content in metrics.values() for pass_name in _passes(content))
+    ) or ["clean", "final"]
     page = _template().render(
         profile=profile,
         data_line=_data_line(_json(folder / "data" / "index.json")),
@@ -47,7 +54,10 @@ def write_index(outputs: Path, profile: str) -> Path:
         **_beside_the_guide(folder, found, metrics),
         throughput=_throughput(runs),
         stages=list(pipeline.STAGES),
-        runs=[{"name": name, "rows": [_stage_row(folder, run) for run in group]} for name, group in runs.items()],
+        runs=[
+            {"name": name, "rows": [_stage_row(folder, run) for run in group]}
+            for name, group in runs.items()
+        ],
         tables=_tables(metrics),
         footer=_footer(),
     )
@@ -57,41 +67,67 @@ def write_index(outputs: Path, profile: str) -> Path:
 
 
 def write_archive(outputs: Path, profile: str) -> Path:
-    """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed notebooks and numbers; no models, no flow.
+    """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
+    notebooks and numbers; no models, no flow.
 
-    Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError where nothing has run.
+    Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
+    where nothing has run.
     """
     folder = Path(outputs) / profile
     if not _columns(folder):
-        raise FileNotFoundError(f"{shown(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first")
+        raise FileNotFoundError(
+            f"{shown(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
+        )
     archive = folder.with_name(f"{profile}.zip")
-    with written_whole(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content:
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in SENT and not path.name.startswith(".")):
+    with (
+        written_whole(archive) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content,
+    ):
+        for path in sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix in SENT and not path.name.startswith(".")
+        ):
             content.write(path, path.relative_to(folder.parent))
     return archive
 
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("index.html.j2")
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    ).get_template("index.html.j2")
 
 
 def _columns(folder: Path) -> list[Run]:
     """Every run and batch size that has left a stamp, sorted by name, then by size."""
     found = []
     for path in sorted(folder.glob("*/bs*")):
-        stamps: list[dict[str, Any]] = [stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))]
+        stamps: list[dict[str, Any]] = [
+            stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))
+        ]
         size = path.name.removeprefix("bs")
         if stamps and size.isdigit():
-            known: dict[str, Any] = next((stamp["parameters"] for stamp in stamps if stamp["parameters"]), {})
+            known: dict[str, Any] = next(
+                (stamp["parameters"] for stamp in stamps if stamp["parameters"]), {}
+            )
             found.append(
-                Run(folder.parent, folder.name, known.get("backend", "?"), known.get("precision", "?"), int(size), path.parent.name)
+                Run(
+                    folder.parent,
+                    folder.name,
+                    known.get("backend", "?"),
+                    known.get("precision", "?"),
+                    int(size),
+                    path.parent.name,
+                )
             )
     return sorted(found, key=lambda run: (run.name, run.batch_size))
 
 
 def _result(run: Run, stage: str) -> dict[str, Any]:
-    """The numbers that a stage left, empty unless it ended well and nothing before it has changed since."""
+    """The numbers that a stage left, empty unless it ended well and nothing before it has changed
+    since.
+    """
     if pipeline.current_status(stage, run) != "ok":
         return {}
     return _json(pipeline.stage_folder(stage, run) / pipeline.PRODUCTS[stage][0])
@@ -106,7 +142,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _passes(metrics: dict) -> dict[str, dict]:
     """The passes of a ``metrics.json``: whatever has been scored in it."""
-    return {name: value for name, value in metrics.items() if isinstance(value, dict) and "pairs_scored" in value}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, dict) and "pairs_scored" in value
+    }
 
 
 def _data_line(index: dict) -> str:
@@ -115,14 +155,16 @@ def _data_line(index: dict) -> str:
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)
-    return (
-        f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
-    )
+    return f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
 
 
 def _notes(run: Run) -> list[str]:
-    """Sentences that must stand beside the numbers: what the weights are, what was left out, what a stand-in produced."""
-    export, convert, infer, perf = (_result(run, stage) for stage in ("02_export", "03_convert", "04_infer", "06_perf"))
+    """Sentences that must stand beside the numbers: what the weights are, what was left out, what a
+    stand-in produced.
+    """
+    export, convert, infer, perf = (
+        _result(run, stage) for stage in ("02_export", "03_convert", "04_infer", "06_perf")
+    )
     notes = [export["checkpoint"]["note"]] if export else []
     if infer.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
@@ -146,12 +188,19 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
     deviation = converted.get("deviation") or {}
     status, kind = _overall(run)
     return {
-        "run": run.name + (" (SIMULATED)" if perf.get("simulated") or converted.get("simulated") else ""),
+        "run": run.name
+        + (" (SIMULATED)" if perf.get("simulated") or converted.get("simulated") else ""),
         "batch_size": run.batch_size,
         "status": status,
         "kind": kind,
-        "accuracy": [_number(pixels.get("epe"), 3) for pixels in everything] + [_percent(pixels.get("px1")) for pixels in everything],
-        "scored": [f"{scores[name]['pairs_scored']}/{scores[name]['pairs_inferred']}" if name in scores else "" for name in passes],
+        "accuracy": [_number(pixels.get("epe"), 3) for pixels in everything]
+        + [_percent(pixels.get("px1")) for pixels in everything],
+        "scored": [
+            f"{scores[name]['pairs_scored']}/{scores[name]['pairs_inferred']}"
+            if name in scores
+            else ""
+            for name in passes
+        ],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
         "median": _number(perf.get("median_s"), 2),
         "memory": _number(peak / 1e9 if (peak := peak_memory_bytes(perf)) else None, 2),
@@ -161,21 +210,36 @@ def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
 
 
 def _overall(run: Run) -> tuple[str, str]:
-    """One word for all stages of a batch size, and its kind: the first that did not end well, or how many are done."""
+    """One word for all stages of a batch size, and its kind: the first that did not end well, or
+    how many are done.
+    """
     found = {stage: pipeline.current_status(stage, run) for stage in pipeline.STAGES}
     for stage, status in found.items():
         word, kind = WORDS.get(status, (str(status), "bad"))
         if kind == "bad":
             return f"{word}: {stage}" if status != "stale" else f"! stale: {stage}", kind
     done = sum(status == "ok" for status in found.values())
-    return ("✓ all stages", "ok") if done == len(found) else (f"· {done} of {len(found)} stages", "none")
+    return (
+        ("✓ all stages", "ok")
+        if done == len(found)
+        else (f"· {done} of {len(found)} stages", "none")
+    )
 
 
 def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -> dict[str, Any]:
-    """The guide's table with the runs' rows among its own, what differs, and the verdicts, each said once."""
+    """The guide's table with the runs' rows among its own, what differs, and the verdicts, each
+    said once.
+    """
     index = _json(folder / "data" / "index.json")
     found = [
-        guide.Records(run, index, _result(run, "02_export"), _result(run, "03_convert"), metrics[run], _result(run, "06_perf"))
+        guide.Records(
+            run,
+            index,
+            _result(run, "02_export"),
+            _result(run, "03_convert"),
+            metrics[run],
+            _result(run, "06_perf"),
+        )
         for run in runs
     ]
     said: dict[str, dict[str, None]] = {}  # verdict -> the runs that it holds for, in order
@@ -194,8 +258,14 @@ def _words_table(table: pd.DataFrame) -> str:
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
-    rows = {name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))} for name, group in runs.items()}
-    rows = {name + (" (SIMULATED)" if any(row["simulated"] for row in sizes.values()) else ""): sizes for name, sizes in rows.items()}
+    rows = {
+        name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))}
+        for name, group in runs.items()
+    }
+    rows = {
+        name + (" (SIMULATED)" if any(row["simulated"] for row in sizes.values()) else ""): sizes
+        for name, sizes in rows.items()
+    }
     if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
         return None
     from gma_lib.report.figures import encoded, throughput_figure
@@ -206,7 +276,10 @@ def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
 
 
 def _stage_row(folder: Path, run: Run) -> dict[str, Any]:
-    return {"batch_size": run.batch_size, "cells": [_stage_cell(folder, stage, run) for stage in pipeline.STAGES]}
+    return {
+        "batch_size": run.batch_size,
+        "cells": [_stage_cell(folder, stage, run) for stage in pipeline.STAGES],
+    }
 
 
 def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
@@ -229,7 +302,9 @@ def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
 
 
 def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
-    """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05 has checked."""
+    """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05
+    has checked.
+    """
     shown_runs: dict[str, tuple[Run, dict]] = {}
     for run, content in metrics.items():
         if _passes(content):
@@ -241,10 +316,23 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
     tables = []
     for name, (run, content) in shown_runs.items():
         scores = _passes(content)
-        counts = "; ".join(f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items())
-        html = group_table(scores).to_html(float_format="{:.2f}".format, formatters={"pixels": "{:,.0f}".format}, na_rep="", border=0)
+        counts = "; ".join(
+            f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items()
+        )
+        html = group_table(scores).to_html(
+            float_format="{:.2f}".format,
+            formatters={"pixels": "{:,.0f}".format},
+            na_rep="",
+            border=0,
+        )
         html = with_header_scopes(html)
-        tables.append({"title": f"Scores by group of pixels: {name}, batch size {run.batch_size}", "counts": counts, "html": html})
+        tables.append(
+            {
+                "title": f"Scores by group of pixels: {name}, batch size {run.batch_size}",
+                "counts": counts,
+                "html": html,
+            }
+        )
     return tables
 
 

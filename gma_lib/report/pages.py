@@ -7,7 +7,8 @@ _HEADER = re.compile(r"<th(?![^>]*\bscope=)(?=[\s>])")
 
 
 def with_header_scopes(html: str) -> str:
-    """Say of every table header whether it heads a column or a row; headers that say so already stay as they are.
+    """Say of every table header whether it heads a column or a row; headers that say so already
+    stay as they are.
 
     Examples
     --------

@@ -1,4 +1,6 @@
-"""Progress with rate and time left: live bars where somebody watches, plain lines where a log is written."""
+"""Progress with rate and time left: live bars where somebody watches, plain lines where a log is
+written.
+"""
 
 import os
 import sys
@@ -10,11 +12,13 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def track(items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None
+) -> Iterator[Item]:
     """Pass items through and show how far it is.
 
-    In JupyterLab and in a terminal this is a tqdm bar. Under papermill, in a pipe or in a log it is one line every few
-    seconds: a widget would freeze at 0 % in the saved notebook.
+    In JupyterLab and in a terminal this is a tqdm bar. Under papermill, in a pipe or in a log it is
+    one line every few seconds: a widget would freeze at 0 % in the saved notebook.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -27,7 +31,9 @@ def track(items: Iterable[Item], *, label: str, unit: str = "item", total: int |
 
 
 def elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
-    """Pass moments, in seconds since a start, through, and print one every few seconds: for a tool that says nothing while it works."""
+    """Pass moments, in seconds since a start, through, and print one every few seconds: for a tool
+    that says nothing while it works.
+    """
     last = 0.0
     for moment in moments:
         if moment - last >= SECONDS_BETWEEN_LINES:
@@ -40,11 +46,15 @@ def _somebody_watches() -> bool:
     if os.environ.get("GMA_HEADLESS"):
         return False
     if "ipykernel" in sys.modules:
-        return "JPY_SESSION_NAME" in os.environ  # set by a Jupyter server for its kernels, not by papermill
+        return (
+            "JPY_SESSION_NAME" in os.environ
+        )  # set by a Jupyter server for its kernels, not by papermill
     return sys.stderr.isatty()
 
 
-def _plain_lines(items: Iterable[Item], *, label: str, unit: str, total: int | None) -> Iterator[Item]:
+def _plain_lines(
+    items: Iterable[Item], *, label: str, unit: str, total: int | None
+) -> Iterator[Item]:
     start = last = time.monotonic()
     done = 0
     for item in items:

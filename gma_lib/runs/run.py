@@ -1,7 +1,7 @@
 """Where the files of a run lie, and what every JSON file of this package carries.
 
-Everything of one run lies in ``outputs/<profile>/<run>/bs<N>/``; what does not depend on the run (the data set's index, frames
-that the package renders) is shared in ``outputs/<profile>/data/``.
+Everything of one run lies in ``outputs/<profile>/<run>/bs<N>/``; what does not depend on the run
+(the data set's index, frames that the package renders) is shared in ``outputs/<profile>/data/``.
 """
 
 import hashlib
@@ -24,12 +24,25 @@ import gma_lib
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
-SIMULATED = "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
-VERSIONED = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "nncf", "opencv-python-headless", "papermill")
+SIMULATED = (
+    "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
+)
+VERSIONED = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "opencv-python-headless",
+    "papermill",
+)
 
 
 class DoesNotFit(MemoryError):
-    """A batch size that the memory of this machine, or of its card, does not hold; the pipeline gives it a row and goes on."""
+    """A batch size that the memory of this machine, or of its card, does not hold; the pipeline
+    gives it a row and goes on.
+    """
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,19 @@ class Run:
         return Run(self.outputs, self.profile, self.backend, self.precision, batch_size, self.name)
 
 
-def open_run(*, profile: str, backend: str, precision: str, batch_size: int, run: str | None = None, outputs: str = "outputs") -> Run:
+def open_run(
+    *,
+    profile: str,
+    backend: str,
+    precision: str,
+    batch_size: int,
+    run: str | None = None,
+    outputs: str = "outputs",
+) -> Run:
     """Check the parameters that every notebook shares and return where its files lie.
 
-    ``outputs`` is taken relative to the project, never to the working directory, which differs between JupyterLab and
-    papermill.
+    ``outputs`` is taken relative to the project, never to the working directory, which differs
+    between JupyterLab and papermill.
     """
     # bool is an int to Python, not to a user
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -92,7 +113,9 @@ def open_run(*, profile: str, backend: str, precision: str, batch_size: int, run
     name = run or f"{backend}-{precision}"
     for label, value in (("profile", profile), ("run", name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) or value == "data":
-            raise ValueError(f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; got {value!r}")
+            raise ValueError(
+                f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; got {value!r}"
+            )
     return Run(PROJECT / outputs, profile, backend, precision, batch_size, name)
 
 
@@ -101,15 +124,15 @@ def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
     return PROJECT / outputs / profile / "data"
 
 
-# --- JSON files -----------------------------------------------------------------------------------------------------
+# --- JSON files -----------------------------------------------------------------------------------
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so no reader of
-    this package takes it for a result.
+    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so
+    no reader of this package takes it for a result.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +145,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity become null."""
-    text = json.dumps({"schema": SCHEMA, "provenance": provenance(), **_plain(content)}, indent=1, allow_nan=False)
+    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity
+    become null.
+    """
+    text = json.dumps(
+        {"schema": SCHEMA, "provenance": provenance(), **_plain(content)}, indent=1, allow_nan=False
+    )
     with written_whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -132,13 +159,19 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
     """Read a JSON file of this package; a missing one says which notebook to run first."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{shown(path)} is missing: run {made_by} first, with the same parameters")
+        raise FileNotFoundError(
+            f"{shown(path)} is missing: run {made_by} first, with the same parameters"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{shown(path)} is damaged ({error}): delete it and run {made_by} again") from error
+        raise ValueError(
+            f"{shown(path)} is damaged ({error}): delete it and run {made_by} again"
+        ) from error
     if content.get("schema") != SCHEMA:
-        raise ValueError(f"{shown(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again")
+        raise ValueError(
+            f"{shown(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again"
+        )
     return content
 
 
@@ -160,7 +193,11 @@ def _plain(value: Any) -> Any:
 def shown(path: Path) -> str:
     """A path as the reader should see it: relative to the project where it lies inside."""
     path = Path(path)
-    return str(path.relative_to(PROJECT)) if path.is_absolute() and path.is_relative_to(PROJECT) else str(path)
+    return (
+        str(path.relative_to(PROJECT))
+        if path.is_absolute() and path.is_relative_to(PROJECT)
+        else str(path)
+    )
 
 
 def sha256(path: Path) -> str:
@@ -174,7 +211,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
 
 
-# --- provenance -----------------------------------------------------------------------------------------------------
+# --- provenance -----------------------------------------------------------------------------------
 
 
 def provenance() -> dict[str, Any]:
@@ -206,7 +243,9 @@ def git_commit() -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -221,7 +260,9 @@ def processor() -> str:
     """Model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -232,7 +273,8 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process can count on: the machine's, or its container's limit where that is lower.
+    """Memory that this process can count on: the machine's, or its container's limit where that is
+    lower.
 
     The environment variable GMA_MEMORY_BYTES lowers it further, for a machine that is to be shared.
     """

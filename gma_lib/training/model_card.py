@@ -1,10 +1,11 @@
 """The card of the shipped weights: how they were made and how they score, as numbers and as a page.
 
-    python -m gma_lib.training.model_card --score [--sintel FOLDER]     # measure again, then write all three files
-    python -m gma_lib.training.model_card                               # write the page from the numbers
+    python -m gma_lib.training.model_card --score [--sintel FOLDER]     # measure again, then write
+    all three files python -m gma_lib.training.model_card                               # write the
+    page from the numbers
 
-``weights/gma-procedural.json`` holds the numbers; ``weights/gma-procedural.md``, with a figure beside it, says the same to a reader and is
-never edited by hand.
+``weights/gma-procedural.json`` holds the numbers; ``weights/gma-procedural.md``, with a figure
+beside it, says the same to a reader and is never edited by hand.
 """
 
 import argparse
@@ -37,38 +38,66 @@ GROUP_TITLES = {
 }
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def sintel_scores(weights: str, root: Path) -> dict[str, dict[str, dict]]:
-    """Scores of weights and of DIS on the pairs with ground truth below ``root``, by pass, method and group of pixels."""
+    """Scores of weights and of DIS on the pairs with ground truth below ``root``, by pass, method
+    and group of pixels.
+    """
     model, _ = load_model(weights)
     scores: dict[str, dict[str, dict]] = {}
     for pass_name in ("clean", "final"):
         sums: dict[str, dict[str, ErrorSums]] = {}
-        pairs = [pair for pair in find_pairs(find_root(root, "training"), pass_name=pass_name) if pair.flow is not None]
+        pairs = [
+            pair
+            for pair in find_pairs(find_root(root, "training"), pass_name=pass_name)
+            if pair.flow is not None
+        ]
         for pair in track(pairs, label=f"Sintel {pass_name}", unit="pair"):
             image1, image2 = read_frame(pair.image1), read_frame(pair.image2)
             padding = Padding.for_size(*image1.shape[1:])
-            padded = [torch.from_numpy(np.ascontiguousarray(padding.pad(image)[None])) for image in (image1, image2)]
+            padded = [
+                torch.from_numpy(np.ascontiguousarray(padding.pad(image)[None]))
+                for image in (image1, image2)
+            ]
             with torch.inference_mode():
                 flows = model.predict_sequence(*padded, num_updates=max(UPDATES))
-            found = {str(count): padding.unpad(flows[count - 1][0].numpy()) for count in UPDATES} | {"dis": dis(image1, image2)}
+            found = {
+                str(count): padding.unpad(flows[count - 1][0].numpy()) for count in UPDATES
+            } | {"dis": dis(image1, image2)}
             occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
             for method, flow in found.items():
-                for group, errors in error_sums(np.ascontiguousarray(flow), read_flow(pair.flow), occluded=occluded).items():
+                for group, errors in error_sums(
+                    np.ascontiguousarray(flow), read_flow(pair.flow), occluded=occluded
+                ).items():
                     known = sums.setdefault(method, {})
                     known[group] = known.get(group, ErrorSums()) + errors
-        scores[pass_name] = {method: {group: groups[group].described() for group in SCORED_GROUPS} for method, groups in sums.items()}
+        scores[pass_name] = {
+            method: {group: groups[group].described() for group in SCORED_GROUPS}
+            for method, groups in sums.items()
+        }
     return scores
 
 
 def scored(card: dict[str, Any], *, sintel: Path | None = None) -> dict[str, Any]:
-    """The card with its weights measured again; without ``sintel`` the scores of real frames are left out if the weights have changed."""
+    """The card with its weights measured again; without ``sintel`` the scores of real frames are
+    left out if the weights have changed.
+    """
     weights = load_checkpoint(NAME)
     families = score_card(load_config(PROJECT / "params" / "train.yaml"), NAME)
-    excerpt = sintel_scores(NAME, sintel) if sintel else card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
-    scores = card["scores"] | {"held_out_pairs_each": TEST_PAIRS, "held_out_families": families, "sintel_excerpt": excerpt}
+    excerpt = (
+        sintel_scores(NAME, sintel)
+        if sintel
+        else card["scores"]["sintel_excerpt"]
+        if weights.sha256 == card["sha256"]
+        else {}
+    )
+    scores = card["scores"] | {
+        "held_out_pairs_each": TEST_PAIRS,
+        "held_out_families": families,
+        "sintel_excerpt": excerpt,
+    }
     file = WEIGHTS_FOLDER / f"{NAME}.safetensors"
     return card | {
         "sha256": weights.sha256,
@@ -81,8 +110,12 @@ def scored(card: dict[str, Any], *, sintel: Path | None = None) -> dict[str, Any
 
 def beats_dis(families: dict[str, dict]) -> bool:
     """Whether 12 updates have a lower EPE and a higher 1px than DIS on every family."""
-    mine, classical = ([one[method]["all"] for one in families.values()] for method in ("12", "dis"))
-    return all(a["epe"] < b["epe"] and a["px1"] > b["px1"] for a, b in zip(mine, classical, strict=True))
+    mine, classical = (
+        [one[method]["all"] for one in families.values()] for method in ("12", "dis")
+    )
+    return all(
+        a["epe"] < b["epe"] and a["px1"] > b["px1"] for a, b in zip(mine, classical, strict=True)
+    )
 
 
 def note(minutes: float, excerpt: dict[str, dict]) -> str:
@@ -99,7 +132,7 @@ def note(minutes: float, excerpt: dict[str, dict]) -> str:
     )
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def page(card: dict[str, Any]) -> str:
@@ -138,11 +171,35 @@ def page(card: dict[str, Any]) -> str:
         "",
     ]
     for family, methods in scores["held_out_families"].items():
-        lines += [f"**{family}**", "", *_scores({(_method(name),): groups for name, groups in methods.items()}, ("",)), ""]
+        lines += [
+            f"**{family}**",
+            "",
+            *_scores({(_method(name),): groups for name, groups in methods.items()}, ("",)),
+            "",
+        ]
     if scores["sintel_excerpt"]:
-        rows = {(name, _method(method)): groups for name, methods in scores["sintel_excerpt"].items() for method, groups in methods.items()}
-        lines += ["## Real frames", "", f"{scores['sintel_excerpt_what']}", "", *_scores(rows, ("pass", "")), ""]
-    lines += [_summary(card), "", "## Again", "", "    make train", "    python -m gma_lib.training.model_card --score --sintel FOLDER", ""]
+        rows = {
+            (name, _method(method)): groups
+            for name, methods in scores["sintel_excerpt"].items()
+            for method, groups in methods.items()
+        }
+        lines += [
+            "## Real frames",
+            "",
+            f"{scores['sintel_excerpt_what']}",
+            "",
+            *_scores(rows, ("pass", "")),
+            "",
+        ]
+    lines += [
+        _summary(card),
+        "",
+        "## Again",
+        "",
+        "    make train",
+        "    python -m gma_lib.training.model_card --score --sintel FOLDER",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -153,7 +210,12 @@ def plot_curve(curve: list[dict]):
     spans = [tuple(map(int, point["steps"].split("-"))) for point in curve]
     ends = np.cumsum([last - first + 1 for first, last in spans])
     figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="steps, all parts one after the other", ylabel="EPE (px)", yscale="log", xlim=(0, ends[-1]))
+    axes = figure.add_subplot(
+        xlabel="steps, all parts one after the other",
+        ylabel="EPE (px)",
+        yscale="log",
+        xlim=(0, ends[-1]),
+    )
     axes.set_yticks([1, 2, 3, 5, 10], labels=["1", "2", "3", "5", "10"])
     axes.minorticks_off()
     parts = [point["phase"] for point in curve]
@@ -161,12 +223,34 @@ def plot_curve(curve: list[dict]):
     for part, (first, end) in enumerate(pairwise([0, *changes, len(parts)])):
         x = np.concatenate([[ends[first - 1] if first else 0], ends[first:end]])
         labels = ("no motion at all", "training") if part == 0 else (None, None)
-        for name, label, colour in zip(("zero_flow_epe", "epe"), labels, ("0.7", "tab:blue"), strict=True):
-            axes.stairs([point[name] for point in curve[first:end]], x, baseline=None, color=colour, label=label, linewidth=1.5)
+        for name, label, colour in zip(
+            ("zero_flow_epe", "epe"), labels, ("0.7", "tab:blue"), strict=True
+        ):
+            axes.stairs(
+                [point[name] for point in curve[first:end]],
+                x,
+                baseline=None,
+                color=colour,
+                label=label,
+                linewidth=1.5,
+            )
         axes.axvspan(x[0], x[-1], color="0.96" if part % 2 else "white", zorder=0)
-        axes.text((x[0] + x[-1]) / 2, 0.02, parts[first], transform=axes.get_xaxis_transform(), rotation=90, fontsize=7, ha="center")
-    lowest, highest = min(point["epe"] for point in curve), max(point["zero_flow_epe"] for point in curve)
-    axes.set_ylim(0.4 * lowest, 1.6 * highest)  # room for the names of the parts below, and the legend above
+        axes.text(
+            (x[0] + x[-1]) / 2,
+            0.02,
+            parts[first],
+            transform=axes.get_xaxis_transform(),
+            rotation=90,
+            fontsize=7,
+            ha="center",
+        )
+    lowest, highest = (
+        min(point["epe"] for point in curve),
+        max(point["zero_flow_epe"] for point in curve),
+    )
+    axes.set_ylim(
+        0.4 * lowest, 1.6 * highest
+    )  # room for the names of the parts below, and the legend above
     axes.legend(loc="upper right", ncols=2)
     return figure
 
@@ -176,16 +260,45 @@ def _method(name: str) -> str:
 
 
 def _stages(stages: list[dict]) -> list[str]:
-    titles = ["part", "seed", "minutes", "optimiser", "phase", "steps", "frames", "batch", "updates"]
+    titles = [
+        "part",
+        "seed",
+        "minutes",
+        "optimiser",
+        "phase",
+        "steps",
+        "frames",
+        "batch",
+        "updates",
+    ]
     titles += ["learning rate", "motion up to", "covered pixels"]
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for stage in stages:
         for number, phase in enumerate(stage["phases"]):
-            what = (stage["what"], stage["seed"], f"{stage['minutes']:.0f}", stage["optimiser"]) if not number else ("", "", "", "")
+            what = (
+                (stage["what"], stage["seed"], f"{stage['minutes']:.0f}", stage["optimiser"])
+                if not number
+                else ("", "", "", "")
+            )
             rate = f"{phase['learning_rate']:g} to {phase['final_learning_rate']:g}"
-            size, motion = f"{phase['height']}x{phase['width']}", f"{phase['max_displacement']:g} px"
-            counts = (phase["name"], phase["steps"], size, phase["batch_size"], phase["num_updates"])
-            cells = (*what, *counts, rate, motion, "learnt" if phase["learn_occluded"] else "left out")
+            size, motion = (
+                f"{phase['height']}x{phase['width']}",
+                f"{phase['max_displacement']:g} px",
+            )
+            counts = (
+                phase["name"],
+                phase["steps"],
+                size,
+                phase["batch_size"],
+                phase["num_updates"],
+            )
+            cells = (
+                *what,
+                *counts,
+                rate,
+                motion,
+                "learnt" if phase["learn_occluded"] else "left out",
+            )
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
@@ -196,19 +309,31 @@ def _scores(rows: dict[tuple[str, ...], dict], titles: tuple[str, ...]) -> list[
     for names, groups in rows.items():
         everything = groups["all"]
         shares = [f"{100 * everything[share]:.1f} %" for share in ("px1", "px3", "px5")]
-        errors = ["-" if groups[group]["epe"] is None else f"{groups[group]['epe']:.2f}" for group in GROUP_TITLES]
-        lines.append(f"| {' | '.join([*names, format(everything['epe'], '.2f'), *shares, *errors])} |")
+        errors = [
+            "-" if groups[group]["epe"] is None else f"{groups[group]['epe']:.2f}"
+            for group in GROUP_TITLES
+        ]
+        lines.append(
+            f"| {' | '.join([*names, format(everything['epe'], '.2f'), *shares, *errors])} |"
+        )
     return lines
 
 
 def _summary(card: dict[str, Any]) -> str:
     """Who is ahead, over all pixels and in covered areas, at 12 updates."""
     places = {f"*{name}*": methods for name, methods in card["scores"]["held_out_families"].items()}
-    places |= {f"the excerpt, {name}": methods for name, methods in card["scores"]["sintel_excerpt"].items()}
+    places |= {
+        f"the excerpt, {name}": methods
+        for name, methods in card["scores"]["sintel_excerpt"].items()
+    }
     sentences = []
-    for group, where in (("all", "Over all pixels"), ("occluded", "In covered areas, where GMA aggregates")):
+    for group, where in (
+        ("all", "Over all pixels"),
+        ("occluded", "In covered areas, where GMA aggregates"),
+    ):
         parts = [
-            f"{name} {methods['12'][group]['epe']:.2f} px against {methods['dis'][group]['epe']:.2f}" for name, methods in places.items()
+            f"{name} {methods['12'][group]['epe']:.2f} px against {methods['dis'][group]['epe']:.2f}"
+            for name, methods in places.items()
         ]
         sentences.append(f"{where}, EPE of 12 updates against DIS: {'; '.join(parts)}.")
     return " ".join(sentences)
@@ -217,7 +342,9 @@ def _summary(card: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the card of the shipped weights.")
     parser.add_argument("--score", action="store_true", help="measure again first")
-    parser.add_argument("--sintel", type=Path, help="with --score: a folder of Sintel, for scores on real frames")
+    parser.add_argument(
+        "--sintel", type=Path, help="with --score: a folder of Sintel, for scores on real frames"
+    )
     arguments = parser.parse_args()
     numbers, text = WEIGHTS_FOLDER / f"{NAME}.json", WEIGHTS_FOLDER / f"{NAME}.md"
     card = json.loads(numbers.read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
-"""Procedural scenes for training: layers with exact flow and exact masks, drawn in PyTorch on the device that trains.
+"""Procedural scenes for training: layers with exact flow and exact masks, drawn in PyTorch on the
+device that trains.
 
-Layers move as those of ``gma_lib.data.demo`` (the same ``Motion``), but outlines and textures come from banks drawn once. Every scene is a
-function of a random generator alone; what is trained on which scene stands in ``gma_lib.training.trainer``.
+Layers move as those of ``gma_lib.data.demo`` (the same ``Motion``), but outlines and textures come
+from banks drawn once. Every scene is a function of a random generator alone; what is trained on
+which scene stands in ``gma_lib.training.trainer``.
 """
 
 import dataclasses
@@ -20,12 +22,15 @@ TEXTURE_SIDE = 512  # samples
 OUTLINE_SIDE = 192  # samples
 OUTLINE_REACH = 1.25  # the bank's outlines lie within one unit; samples cover a little more
 EDGE = 0.7  # half width, in pixels, of the ramp that smooths an edge
-WARP_STEPS = 6  # fixed-point steps that invert a non-rigid warp; each divides the error by three or more
+WARP_STEPS = (
+    6  # fixed-point steps that invert a non-rigid warp; each divides the error by three or more
+)
 
 
-# --- banks of textures and outlines ---------------------------------------------------------------------------------
+# --- banks of textures and outlines ---------------------------------------------------------------
 #
-# A texture is float32 (512, 512, 3), 0..1, three loosely related channels; scenes mix the channels to colours of their own.
+# A texture is float32 (512, 512, 3), 0..1, three loosely related channels; scenes mix the channels
+# to colours of their own.
 
 
 def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> np.ndarray:
@@ -52,10 +57,22 @@ def _leaves_texture(rng: np.random.Generator) -> np.ndarray:
     smallest = rng.uniform(3, 14)
     for _ in range(int(9000 / smallest)):
         radius = min(130.0, smallest / rng.uniform(0.03, 1))
-        middle, colour = rng.uniform(0, TEXTURE_SIDE, 2), rng.random(3) * rng.uniform(0.4, 1) + rng.normal(0, 0.1)
+        middle, colour = (
+            rng.uniform(0, TEXTURE_SIDE, 2),
+            rng.random(3) * rng.uniform(0.4, 1) + rng.normal(0, 0.1),
+        )
         if rng.random() < 0.5:
             axes = (int(radius), max(1, int(radius * rng.uniform(0.3, 1))))
-            cv2.ellipse(canvas, middle.astype(int).tolist(), axes, rng.uniform(0, 360), 0, 360, colour.tolist(), -1)
+            cv2.ellipse(
+                canvas,
+                middle.astype(int).tolist(),
+                axes,
+                rng.uniform(0, 360),
+                0,
+                360,
+                colour.tolist(),
+                -1,
+            )
         else:
             angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7)))
             corners = middle + radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -79,18 +96,34 @@ def _smooth_texture(rng: np.random.Generator) -> np.ndarray:
     """Almost flat: a gradient and a breath of noise."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE - 0.5
     slope = rng.normal(0, 0.4, (2, 3))
-    return 0.5 + x[..., None] * slope[0] + y[..., None] * slope[1] + rng.uniform(0.03, 0.25) * (_noise_texture(rng) - 0.5)
+    return (
+        0.5
+        + x[..., None] * slope[0]
+        + y[..., None] * slope[1]
+        + rng.uniform(0.03, 0.25) * (_noise_texture(rng) - 0.5)
+    )
 
 
 def _marks_texture(rng: np.random.Generator) -> np.ndarray:
     """Writing-like marks on a mottled ground."""
-    canvas = np.ascontiguousarray(255 * (0.5 + 0.4 * (_noise_texture(rng) - 0.5))).astype(np.uint8)  # all that putText draws on
+    canvas = np.ascontiguousarray(255 * (0.5 + 0.4 * (_noise_texture(rng) - 0.5))).astype(
+        np.uint8
+    )  # all that putText draws on
     letters = np.array(list("abcdefghkmnprstuvwxyzABEGHKMRSTX0123456789#&%?"))
     for _ in range(int(rng.integers(30, 160))):
         place = rng.integers(-20, TEXTURE_SIDE, 2).tolist()
         size, colour = rng.uniform(0.4, 2.5), (255 * rng.random(3)).tolist()
         word = "".join(rng.choice(letters, rng.integers(1, 7)))
-        cv2.putText(canvas, word, place, int(rng.integers(0, 8)), size, colour, int(rng.integers(1, 5)), cv2.LINE_8)
+        cv2.putText(
+            canvas,
+            word,
+            place,
+            int(rng.integers(0, 8)),
+            size,
+            colour,
+            int(rng.integers(1, 5)),
+            cv2.LINE_8,
+        )
     return canvas / np.float32(255)
 
 
@@ -101,15 +134,25 @@ def _strokes_texture(rng: np.random.Generator) -> np.ndarray:
     for _ in range(int(rng.integers(400, 1500))):
         angle = direction + rng.normal(0, spread)
         along = np.linspace(0, rng.uniform(20, 120), 6)[:, None] * [np.cos(angle), np.sin(angle)]
-        bend = rng.normal(0, 6) * np.linspace(0, 1, 6)[:, None] ** 2 * [-np.sin(angle), np.cos(angle)]
+        bend = (
+            rng.normal(0, 6) * np.linspace(0, 1, 6)[:, None] ** 2 * [-np.sin(angle), np.cos(angle)]
+        )
         points = (rng.uniform(-40, TEXTURE_SIDE, 2) + along + bend).astype(np.int32)
-        cv2.polylines(canvas, [points], False, (rng.random(3) * rng.random()).tolist(), int(rng.integers(1, 5)))
+        cv2.polylines(
+            canvas,
+            [points],
+            False,
+            (rng.random(3) * rng.random()).tolist(),
+            int(rng.integers(1, 5)),
+        )
     return canvas
 
 
 def _patched_texture(rng: np.random.Generator) -> np.ndarray:
     """Two textures side by side, as moss on stone."""
-    mask = np.clip(0.5 + rng.uniform(4, 20) * (_noise(rng, 2.0) - rng.uniform(0.3, 0.7)), 0, 1)[..., None]
+    mask = np.clip(0.5 + rng.uniform(4, 20) * (_noise(rng, 2.0) - rng.uniform(0.3, 0.7)), 0, 1)[
+        ..., None
+    ]
     first, second = (TRAINING_TEXTURES[rng.integers(6)](rng) for _ in range(2))
     return mask * first + (1 - mask) * second
 
@@ -145,7 +188,13 @@ def _marble_texture(rng: np.random.Generator) -> np.ndarray:
     """Veins: a sine of position bent by smooth noise."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE
     bent = rng.uniform(2, 8) * x + rng.uniform(2, 8) * y + rng.uniform(2, 7) * _noise(rng, 1.8)
-    return np.stack([0.5 + 0.5 * np.sin(2 * np.pi * bent + shift) for shift in rng.uniform(0, 1.5, 3)], axis=-1) ** 2
+    return (
+        np.stack(
+            [0.5 + 0.5 * np.sin(2 * np.pi * bent + shift) for shift in rng.uniform(0, 1.5, 3)],
+            axis=-1,
+        )
+        ** 2
+    )
 
 
 def _bricks_texture(rng: np.random.Generator) -> np.ndarray:
@@ -155,13 +204,27 @@ def _bricks_texture(rng: np.random.Generator) -> np.ndarray:
     row = (y // height).astype(int)
     x = x + (row % 2) * width / 2
     shade = rng.uniform(0.3, 1, (64, 64))[row % 64, (x // width).astype(int) % 64]
-    joint = (np.minimum(y % height, height - y % height) < 2) | (np.minimum(x % width, width - x % width) < 2)
+    joint = (np.minimum(y % height, height - y % height) < 2) | (
+        np.minimum(x % width, width - x % width) < 2
+    )
     rough = 0.3 * (_noise(rng, 1.0) - 0.5)
     return np.where(joint, 0.15, shade + rough)[..., None] * rng.uniform(0.5, 1, 3)
 
 
-# Pictures that come inside scikit-image, each in the public domain or CC0 as its docstring there says.
-PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "retina", "rocket")
+# Pictures that come inside scikit-image, each in the public domain or CC0 as its docstring there
+# says.
+PHOTOGRAPHS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "retina",
+    "rocket",
+)
 
 
 def photograph_texture(rng: np.random.Generator) -> np.ndarray:
@@ -169,12 +232,20 @@ def photograph_texture(rng: np.random.Generator) -> np.ndarray:
     try:
         from skimage import data
     except ImportError as error:
-        raise ValueError("photographs needs scikit-image: pip install scikit-image, or set it to 0") from error
+        raise ValueError(
+            "photographs needs scikit-image: pip install scikit-image, or set it to 0"
+        ) from error
 
-    photograph = getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])().astype(np.float32) / 255
+    photograph = (
+        getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])().astype(np.float32) / 255
+    )
     side = int(min(photograph.shape[0], photograph.shape[1], rng.uniform(256, 640)))
     top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
-    piece = cv2.resize(photograph[top : top + side, left : left + side], (TEXTURE_SIDE, TEXTURE_SIDE), interpolation=cv2.INTER_AREA)
+    piece = cv2.resize(
+        photograph[top : top + side, left : left + side],
+        (TEXTURE_SIDE, TEXTURE_SIDE),
+        interpolation=cv2.INTER_AREA,
+    )
     if piece.ndim == 2:
         piece = np.repeat(piece[..., None], 3, axis=-1)
     piece = np.rot90(piece, rng.integers(4))
@@ -196,7 +267,9 @@ def texture_bank(makers: tuple, count: int, seed: int) -> Tensor:
 
 
 def _drawn_outline(rng: np.random.Generator) -> np.ndarray:
-    """A silhouette, uint8 (side, side): blobs, polygons and bars joined, sometimes with holes or only a thin rest."""
+    """A silhouette, uint8 (side, side): blobs, polygons and bars joined, sometimes with holes or
+    only a thin rest.
+    """
     canvas = np.zeros((OUTLINE_SIDE, OUTLINE_SIDE), np.uint8)
     unit = OUTLINE_SIDE / (2 * OUTLINE_REACH)
     for part in range(int(rng.integers(1, 6))):
@@ -205,15 +278,23 @@ def _drawn_outline(rng: np.random.Generator) -> np.ndarray:
         angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
         radii = np.full(60, size)
         if kind == 0:  # a wavy blob
-            radii *= 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angles + rng.uniform(0, 6.3)) for k in range(2, 7))
+            radii *= 1 + sum(
+                rng.normal(0, 0.25 / k) * np.cos(k * angles + rng.uniform(0, 6.3))
+                for k in range(2, 7)
+            )
         elif kind == 1:  # a polygon, convex or a star
             angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 14)))
             radii = size * rng.uniform(0.35, 1, len(angles))
         elif kind == 2:  # a bar
             angles = np.array([-0.1, 0.1, np.pi - 0.1, np.pi + 0.1]) + rng.uniform(0, np.pi)
             radii = np.full(4, min(unit, 1.6 * size))
-        points = np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.4, 1)], axis=-1) * radii[:, None]
-        cv2.fillPoly(canvas, [(middle + np.clip(points, -1.1 * unit, 1.1 * unit)).astype(np.int32)], 255)
+        points = (
+            np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.4, 1)], axis=-1)
+            * radii[:, None]
+        )
+        cv2.fillPoly(
+            canvas, [(middle + np.clip(points, -1.1 * unit, 1.1 * unit)).astype(np.int32)], 255
+        )
     if rng.random() < 0.25:
         hole = (OUTLINE_SIDE / 2 + unit * rng.uniform(-0.3, 0.3, 2)).astype(int).tolist()
         cv2.circle(canvas, hole, int(unit * rng.uniform(0.12, 0.4)), 0, -1)
@@ -221,18 +302,24 @@ def _drawn_outline(rng: np.random.Generator) -> np.ndarray:
 
 
 def outline_bank(count: int, seed: int) -> Tensor:
-    """Signed distances to outlines, (count, 1, side, side), positive inside, in units of the outline's half size."""
+    """Signed distances to outlines, (count, 1, side, side), positive inside, in units of the
+    outline's half size.
+    """
     bank = np.empty((count, 1, OUTLINE_SIDE, OUTLINE_SIDE), np.float32)
     for number in range(count):
         drawn = _drawn_outline(np.random.default_rng([seed, 7, number]))
-        inside, outside = (cv2.distanceTransform(mask, cv2.DIST_L2, 5) for mask in (drawn, 255 - drawn))
+        inside, outside = (
+            cv2.distanceTransform(mask, cv2.DIST_L2, 5) for mask in (drawn, 255 - drawn)
+        )
         # a drawing that its own hole swallowed is infinitely far from everything
         distance = np.clip(inside - outside, -OUTLINE_SIDE, OUTLINE_SIDE)
-        bank[number, 0] = cv2.GaussianBlur(distance, (0, 0), 1.2) * (2 * OUTLINE_REACH / OUTLINE_SIDE)
+        bank[number, 0] = cv2.GaussianBlur(distance, (0, 0), 1.2) * (
+            2 * OUTLINE_REACH / OUTLINE_SIDE
+        )
     return torch.from_numpy(bank)
 
 
-# --- scenes ---------------------------------------------------------------------------------------------------------
+# --- scenes ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,9 +329,11 @@ class LayeredScene:
     Attributes
     ----------
     to_layer
-        (2, L, 3, 3): homogeneous frame coordinates at each of the two times -> the layer's own, in pixels.
+        (2, L, 3, 3): homogeneous frame coordinates at each of the two times -> the layer's own, in
+        pixels.
     warp
-        (L, 2, 3): amplitude in pixels, wave vector length and phase of a wave in x and in y by which a layer bends until frame 2.
+        (L, 2, 3): amplitude in pixels, wave vector length and phase of a wave in x and in y by
+        which a layer bends until frame 2.
     outline, texture
         (L,) numbers in the banks.
     outline_map, texture_map
@@ -258,7 +347,8 @@ class LayeredScene:
     haze
         (L,) share of ``haze_colour`` (3,) in what a layer shows.
     shadow
-        (dx, dy, softness) in pixels and darkness of the shadows that layers cast on those behind; darkness 0 for none.
+        (dx, dy, softness) in pixels and darkness of the shadows that layers cast on those behind;
+        darkness 0 for none.
     """
 
     to_layer: Tensor
@@ -277,7 +367,12 @@ class LayeredScene:
 
     def to(self, device: torch.device) -> "LayeredScene":
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return LayeredScene(**{name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()})
+        return LayeredScene(
+            **{
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )
 
 
 def draw_scene(
@@ -316,11 +411,19 @@ def draw_scene(
         motion = camera if layer == 0 else _object_motion(rng, speed, height, width)
         matrices[0, layer], matrices[1, layer] = _matrix(motion, 0), _matrix(motion, 1)
         if layer:  # objects are carried along by the camera, near ones more
-            carried = dataclasses.replace(camera, step=tuple((0.6 + 0.8 * nearness[layer]) * np.array(camera.step)))
-            matrices[1, layer] = matrices[1, layer] @ np.linalg.inv(_matrix(carried, 0)) @ _matrix(carried, 1)
+            carried = dataclasses.replace(
+                camera, step=tuple((0.6 + 0.8 * nearness[layer]) * np.array(camera.step))
+            )
+            matrices[1, layer] = (
+                matrices[1, layer] @ np.linalg.inv(_matrix(carried, 0)) @ _matrix(carried, 1)
+            )
         if projective:
             middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
-            tilt = np.eye(3) + rng.normal(0, 1, (3, 3)) * [[0.02, 0.02, 0], [0.02, 0.02, 0], [2.5e-4, 2.5e-4, 0]] * min(1, speed / 10)
+            tilt = np.eye(3) + rng.normal(0, 1, (3, 3)) * [
+                [0.02, 0.02, 0],
+                [0.02, 0.02, 0],
+                [2.5e-4, 2.5e-4, 0],
+            ] * min(1, speed / 10)
             matrices[1, layer] = matrices[1, layer] @ middle @ tilt @ np.linalg.inv(middle)
         size[layer] = height * np.clip(np.exp(rng.normal(-1.4, 0.6)), 0.07, 0.9)
     colour, mix = _colours(rng, count + 1)
@@ -333,7 +436,9 @@ def draw_scene(
         "to_layer": matrices,
         "warp": warp,
         "outline_map": _map(rng, 1 / (size * OUTLINE_REACH), stretch=0.35),
-        "texture_map": _map(rng, rng.uniform(0.6, 1.8, count + 1) * 2 / TEXTURE_SIDE, stretch=0.15, shift=1.0),
+        "texture_map": _map(
+            rng, rng.uniform(0.6, 1.8, count + 1) * 2 / TEXTURE_SIDE, stretch=0.15, shift=1.0
+        ),
         "outline_unit": size,
         "colour": colour,
         "mix": mix,
@@ -361,7 +466,9 @@ def _camera(rng: np.random.Generator, speed: float, height: int, width: int) -> 
 
 
 def _object_motion(rng: np.random.Generator, speed: float, height: int, width: int) -> Motion:
-    """Most objects move little, a few move far: a power of a Gaussian, after FlyingChairs' generator."""
+    """Most objects move little, a few move far: a power of a Gaussian, after FlyingChairs'
+    generator.
+    """
     angle, length = rng.uniform(0, 2 * np.pi), speed * min(1.0, rng.standard_normal() ** 2 / 2.5)
     return Motion(
         start=(rng.uniform(-0.1, 1.1) * width, rng.uniform(-0.1, 1.1) * height),
@@ -373,13 +480,20 @@ def _object_motion(rng: np.random.Generator, speed: float, height: int, width: i
 
 def _matrix(motion: Motion, time: float) -> np.ndarray:
     """The affine map ``motion.to_layer`` as a homogeneous matrix."""
-    origin, right, down = (np.array(motion.to_layer(x, y, time)) for x, y in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
+    origin, right, down = (
+        np.array(motion.to_layer(x, y, time)) for x, y in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    )
     return np.vstack([np.stack([right - origin, down - origin, origin], axis=1), [0, 0, 1]])
 
 
-def _map(rng: np.random.Generator, scale: np.ndarray, *, stretch: float, shift: float = 0.0) -> np.ndarray:
+def _map(
+    rng: np.random.Generator, scale: np.ndarray, *, stretch: float, shift: float = 0.0
+) -> np.ndarray:
     """Maps (L, 2, 3) that scale, turn at random, stretch and shift."""
-    angle, wider = rng.uniform(0, 2 * np.pi, scale.shape), np.exp(rng.normal(0, stretch, scale.shape))
+    angle, wider = (
+        rng.uniform(0, 2 * np.pi, scale.shape),
+        np.exp(rng.normal(0, stretch, scale.shape)),
+    )
     cosine, sine = np.cos(angle) * scale, np.sin(angle) * scale
     offset = rng.uniform(-shift, shift, (2, *scale.shape)) if shift else np.zeros((2, *scale.shape))
     rows = [[cosine * wider, -sine * wider, offset[0]], [sine / wider, cosine / wider, offset[1]]]
@@ -387,22 +501,30 @@ def _map(rng: np.random.Generator, scale: np.ndarray, *, stretch: float, shift: 
 
 
 def _warps(rng: np.random.Generator, speed: float, size: np.ndarray, rigid: bool) -> np.ndarray:
-    """Waves (L, 2, 3) by which some layers bend; their steepness stays below 1/3, so the bend can be undone."""
+    """Waves (L, 2, 3) by which some layers bend; their steepness stays below 1/3, so the bend can
+    be undone.
+    """
     bends = (rng.random(size.shape) < 0.3) & (not rigid)
     wave = 2 * np.pi / (size * rng.uniform(1.0, 3.0, size.shape))
     amplitude = bends * np.minimum(0.3 / wave * rng.random(size.shape), 0.3 * speed)
-    return np.stack([[amplitude, wave, rng.uniform(0, 6.3, size.shape)] for _ in range(2)]).transpose(2, 0, 1)
+    return np.stack(
+        [[amplitude, wave, rng.uniform(0, 6.3, size.shape)] for _ in range(2)]
+    ).transpose(2, 0, 1)
 
 
 def _relief(rng: np.random.Generator, speed: float, width: int) -> np.ndarray:
-    """A wave (2, 3) as long as the frame, for a background of varying depth, whose motion changes gradually, as a ground's does."""
+    """A wave (2, 3) as long as the frame, for a background of varying depth, whose motion changes
+    gradually, as a ground's does.
+    """
     wave = 2 * np.pi / (width * rng.uniform(0.4, 2.0, 2))
     amplitude = np.minimum(0.3 / wave, 0.5 * speed) * rng.uniform(0.05, 1, 2)
     return np.stack([amplitude, wave, rng.uniform(0, 6.3, 2)], axis=-1)
 
 
 def _colours(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of layers; a third share the palette of the one behind, so that some edges hardly show."""
+    """Colours of layers; a third share the palette of the one behind, so that some edges hardly
+    show.
+    """
     exposure = np.exp(rng.normal(-0.1, 0.25))
     colour, mix = np.empty((count, 3)), np.empty((count, 3, 3))
     for layer in range(count):
@@ -415,12 +537,14 @@ def _colours(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarr
     return colour, mix
 
 
-# --- rendering ------------------------------------------------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """Two frames (3, H, W), 0..255, the flow (2, H, W) between them in pixels, and which pixels (H, W) are covered in the second."""
+    """Two frames (3, H, W), 0..255, the flow (2, H, W) between them in pixels, and which pixels (H,
+    W) are covered in the second.
+    """
 
     image1: Tensor
     image2: Tensor
@@ -438,7 +562,10 @@ class SceneRenderer:
     def render(self, scene: LayeredScene, *, height: int, width: int) -> TrainingPair:
         """Both frames without any photometric change, flow and occlusion."""
         scene = scene.to(self.device)
-        y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=self.device) for n in (height, width)), indexing="ij")
+        y, x = torch.meshgrid(
+            *(torch.arange(n, dtype=torch.float32, device=self.device) for n in (height, width)),
+            indexing="ij",
+        )
         pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)  # (P, 3)
         frames, tops, places = [], [], []
         for time_ in (0, 1):
@@ -455,18 +582,27 @@ class SceneRenderer:
         return TrainingPair(255 * frames[0], 255 * frames[1], flow, covered.reshape(height, width))
 
     def _distance(self, scene: LayeredScene, place: Tensor) -> Tensor:
-        """Distance (L, P) in pixels to each layer's outline, positive inside; the background has no end."""
+        """Distance (L, P) in pixels to each layer's outline, positive inside; the background has no
+        end.
+        """
         grid = _mapped(scene.outline_map, place)[:, None]  # (L, 1, P, 2)
-        distance = F.grid_sample(self.outlines[scene.outline], grid, padding_mode="border", align_corners=False)
-        # Beyond the bank's square the border value would go on for ever; it lies outside every outline.
+        distance = F.grid_sample(
+            self.outlines[scene.outline], grid, padding_mode="border", align_corners=False
+        )
+        # Beyond the bank's square the border value would go on for ever; it lies outside every
+        # outline.
         beyond = (grid.abs().amax(dim=-1) - 1).clamp(min=0)[:, 0] * OUTLINE_REACH
         distance = (distance[:, 0, 0] - beyond) * scene.outline_unit[:, None]
         return torch.cat([torch.full_like(distance[:1], torch.inf), distance[1:]])
 
     def _composite(self, scene: LayeredScene, place: Tensor, distance: Tensor) -> Tensor:
-        """Colours (P, 3), 0..1, of all layers laid over each other with smooth edges and soft shadows."""
+        """Colours (P, 3), 0..1, of all layers laid over each other with smooth edges and soft
+        shadows.
+        """
         grid = _mapped(scene.texture_map, place)[:, None]
-        texture = F.grid_sample(self.textures[scene.texture], grid, padding_mode="reflection", align_corners=False)[:, :, 0]
+        texture = F.grid_sample(
+            self.textures[scene.texture], grid, padding_mode="reflection", align_corners=False
+        )[:, :, 0]
         colour = scene.colour[:, :, None] + scene.mix @ (texture - 0.5)  # (L, 3, P)
         shade = 1 + (place @ scene.shade[:, :, None])[..., 0].clamp(-0.5, 0.5)
         haze = scene.haze[:, None, None]
@@ -474,7 +610,9 @@ class SceneRenderer:
         cover = (0.5 + distance / (2 * EDGE)).clamp(0, 1)
         *offset, softness, darkness = scene.shadow
         if darkness:
-            cast = self._distance(scene, place - torch.tensor(offset, dtype=torch.float32, device=self.device))
+            cast = self._distance(
+                scene, place - torch.tensor(offset, dtype=torch.float32, device=self.device)
+            )
             light = 1 - darkness * (0.5 + cast / (2 * softness)).clamp(0, 1)
         canvas = colour[0]
         for layer in range(1, len(colour)):
@@ -482,13 +620,17 @@ class SceneRenderer:
             canvas = below + cover[layer] * (colour[layer] - below)
         return canvas.clamp(0, 1).T
 
-    def _covered(self, scene: LayeredScene, target: Tensor, top: Tensor, height: int, width: int) -> Tensor:
+    def _covered(
+        self, scene: LayeredScene, target: Tensor, top: Tensor, height: int, width: int
+    ) -> Tensor:
         """Points (P,) whose place in frame 2 lies in the frame and under another layer."""
         homogeneous = torch.cat([target, torch.ones_like(target[:, :1])], dim=-1)
         distance = self._distance(scene, _layer_coordinates(scene, homogeneous, 1))
         in_front = torch.arange(len(distance), device=self.device)[:, None] > top
         last = torch.tensor([width - 1, height - 1], device=self.device)
-        return ((distance >= 0) & in_front).any(dim=0) & ((target >= 0) & (target <= last)).all(dim=-1)
+        return ((distance >= 0) & in_front).any(dim=0) & ((target >= 0) & (target <= last)).all(
+            dim=-1
+        )
 
 
 def _mapped(maps: Tensor, place: Tensor) -> Tensor:
@@ -523,18 +665,24 @@ def _layer_coordinates(scene: LayeredScene, pixels: Tensor, time_: int) -> Tenso
 
 
 def _frame_coordinates(scene: LayeredScene, place: Tensor, top: Tensor) -> Tensor:
-    """Points (P, 2) of the layers ``top`` -> where they are in frame 2, (P, 2); the inverse of ``_layer_coordinates``."""
+    """Points (P, 2) of the layers ``top`` -> where they are in frame 2, (P, 2); the inverse of
+    ``_layer_coordinates``.
+    """
     place = place + _bend(scene.warp[top], place)
     inverse = torch.linalg.inv(scene.to_layer[1].double()).float()[top]  # (P, 3, 3)
-    mapped = (inverse @ torch.cat([place, torch.ones_like(place[:, :1])], dim=-1)[..., None])[..., 0]
+    mapped = (inverse @ torch.cat([place, torch.ones_like(place[:, :1])], dim=-1)[..., None])[
+        ..., 0
+    ]
     return mapped[:, :2] / mapped[:, 2:]
 
 
-# --- what a camera adds ---------------------------------------------------------------------------------------------
+# --- what a camera adds ---------------------------------------------------------------------------
 
 
 def photographed(pair: TrainingPair, rng: np.random.Generator, strength: float) -> TrainingPair:
-    """The pair as a camera might see it: light that stays where it is, other exposure, blur, noise. Flow stays exact."""
+    """The pair as a camera might see it: light that stays where it is, other exposure, blur, noise.
+    Flow stays exact.
+    """
     frames = [pair.image1 / 255, pair.image2 / 255]
     if rng.random() < 0.5 * strength:
         light = _light(rng, frames[0])
@@ -549,25 +697,40 @@ def photographed(pair: TrainingPair, rng: np.random.Generator, strength: float) 
     if rng.random() < 0.6 * strength:
         noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
         sigma = float(0.04 * rng.random() ** 2)
-        frames = [frame + sigma * torch.randn(frame.shape, generator=noise).to(frame.device) for frame in frames]
+        frames = [
+            frame + sigma * torch.randn(frame.shape, generator=noise).to(frame.device)
+            for frame in frames
+        ]
     image1, image2 = (255 * frame.clamp(0, 1) for frame in frames)
     return dataclasses.replace(pair, image1=image1, image2=image2)
 
 
 def dimmed(pair: TrainingPair, rng: np.random.Generator) -> TrainingPair:
-    """The pair in so little light that grey is 8 to 60 on average, in whole levels as files hold them; darker pairs stay as they are."""
-    gain = min(1.0, float(np.exp(rng.uniform(np.log(8), np.log(60)))) / max(1.0, float(pair.image1.mean())))
-    return dataclasses.replace(pair, image1=(gain * pair.image1).round(), image2=(gain * pair.image2).round())
+    """The pair in so little light that grey is 8 to 60 on average, in whole levels as files hold
+    them; darker pairs stay as they are.
+    """
+    gain = min(
+        1.0, float(np.exp(rng.uniform(np.log(8), np.log(60)))) / max(1.0, float(pair.image1.mean()))
+    )
+    return dataclasses.replace(
+        pair, image1=(gain * pair.image1).round(), image2=(gain * pair.image2).round()
+    )
 
 
 def _light(rng: np.random.Generator, frame: Tensor) -> Tensor:
     """A field of brightness (1, H, W) that does not move with anything."""
-    coarse = torch.from_numpy(rng.uniform(0.55, 1.3, (1, 1, 3, 4)).astype(np.float32)).to(frame.device)
+    coarse = torch.from_numpy(rng.uniform(0.55, 1.3, (1, 1, 3, 4)).astype(np.float32)).to(
+        frame.device
+    )
     return F.interpolate(coarse, size=frame.shape[-2:], mode="bicubic", align_corners=True)[0]
 
 
 def _exposure(rng: np.random.Generator, spread: float) -> tuple[float, float, np.ndarray]:
-    return float(np.exp(rng.normal(0, spread))), float(np.exp(rng.normal(0, spread))), np.exp(rng.normal(0, spread / 4, 3))
+    return (
+        float(np.exp(rng.normal(0, spread))),
+        float(np.exp(rng.normal(0, spread))),
+        np.exp(rng.normal(0, spread / 4, 3)),
+    )
 
 
 def _exposed(frame: Tensor, gain: float, gamma: float, tint: np.ndarray) -> Tensor:
@@ -580,16 +743,30 @@ def _soft(frame: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     padded = F.pad(frame[:, None], (4, 4, 4, 4), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.reshape(1, 1, 1, -1)), kernel.reshape(1, 1, -1, 1))[:, 0]
+    return F.conv2d(F.conv2d(padded, kernel.reshape(1, 1, 1, -1)), kernel.reshape(1, 1, -1, 1))[
+        :, 0
+    ]
 
 
 def _moving_blur(frames: list[Tensor], flow: Tensor, shutter: float) -> list[Tensor]:
-    """Blur along the motion, as in Sintel's final pass; frame 2 takes the motion at the same place of frame 1."""
+    """Blur along the motion, as in Sintel's final pass; frame 2 takes the motion at the same place
+    of frame 1.
+    """
     height, width = flow.shape[-2:]
-    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=flow.device) for n in (height, width)), indexing="ij")
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32, device=flow.device) for n in (height, width)),
+        indexing="ij",
+    )
     size = torch.tensor([width, height], dtype=torch.float32, device=flow.device)
     shares = torch.linspace(-0.5, 0.5, 7, device=flow.device) * shutter
-    grid = torch.stack([x, y], dim=-1) + shares[:, None, None, None] * flow.permute(1, 2, 0)  # (7, H, W, 2)
+    grid = torch.stack([x, y], dim=-1) + shares[:, None, None, None] * flow.permute(
+        1, 2, 0
+    )  # (7, H, W, 2)
     grid = (2 * grid + 1) / size - 1
-    blurred = [F.grid_sample(frame.expand(len(shares), -1, -1, -1), grid, padding_mode="border", align_corners=False) for frame in frames]
+    blurred = [
+        F.grid_sample(
+            frame.expand(len(shares), -1, -1, -1), grid, padding_mode="border", align_corners=False
+        )
+        for frame in frames
+    ]
     return [samples.mean(dim=0) for samples in blurred]

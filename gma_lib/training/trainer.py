@@ -1,10 +1,12 @@
-"""From procedural scenes to weights: training on pictures whose motion is known because the package draws them itself.
+"""From procedural scenes to weights: training on pictures whose motion is known because the package
+draws them itself.
 
-Every scene (``gma_lib.training.scenes``) is a function of the seed and its number alone: training that was killed and resumed sees the same
-scenes as training that was not, and nothing has to be remembered about the generator.
+Every scene (``gma_lib.training.scenes``) is a function of the seed and its number alone: training
+that was killed and resumed sees the same scenes as training that was not, and nothing has to be
+remembered about the generator.
 
-    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER [--resume | --weights FILE]
-    python -m gma_lib.training.trainer --config params/train.yaml --score gma-procedural
+    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER [--resume | --weights
+    FILE] python -m gma_lib.training.trainer --config params/train.yaml --score gma-procedural
 """
 
 import argparse
@@ -28,7 +30,14 @@ from torch.nn import functional as F
 from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import load_checkpoint, load_model, save_checkpoint
-from gma_lib.network.model import GMA, STRIDE, GMAConfig, check_sides, correlation_pyramid, upsample_flow
+from gma_lib.network.model import (
+    GMA,
+    STRIDE,
+    GMAConfig,
+    check_sides,
+    correlation_pyramid,
+    upsample_flow,
+)
 from gma_lib.runs.progress import track
 from gma_lib.runs.run import written_whole
 from gma_lib.training.scenes import (
@@ -50,7 +59,7 @@ LARGEST_BATCH = 64  # scene numbers set aside for each step
 HELD_OUT = 1_000_000_000
 
 
-# --- configuration --------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -66,27 +75,31 @@ class Phase:
     num_updates
         Refinements; with 0 only the features learn, from the matching loss.
     lead_updates
-        At every other step a random number of refinements, at most this many, run ahead without gradient: what is learnt then starts where
-        many updates have led, so that still more of them do not lead away.
+        At every other step a random number of refinements, at most this many, run ahead without
+        gradient: what is learnt then starts where many updates have led, so that still more of them
+        do not lead away.
     loss_power
-        1 for the absolute error; below 1 the error is raised to it, so that small errors gain and hopeless pixels lose weight (the loss
-        that PWC-Net is fine-tuned with, Sun et al., https://arxiv.org/abs/1709.02371).
+        1 for the absolute error; below 1 the error is raised to it, so that small errors gain and
+        hopeless pixels lose weight (the loss that PWC-Net is fine-tuned with, Sun et al.,
+        https://arxiv.org/abs/1709.02371).
     learning_rate
-        At its highest; it rises over the first twentieth of the phase and falls linearly to ``final_learning_rate``.
+        At its highest; it rises over the first twentieth of the phase and falls linearly to
+        ``final_learning_rate``.
     layers
         Fewest and most objects in front of the background.
     min_displacement, max_displacement
-        Pixels; scenes draw their speed between them, evenly on a logarithmic scale. With a minimum of 2 px or less a tenth of the scenes
-        move by less than about a pixel.
+        Pixels; scenes draw their speed between them, evenly on a logarithmic scale. With a minimum
+        of 2 px or less a tenth of the scenes move by less than about a pixel.
     photometric
-        From 0 (clean) to 1: strength of noise, blur, haze, shadows and changes of light between the frames.
+        From 0 (clean) to 1: strength of noise, blur, haze, shadows and changes of light between the
+        frames.
     relief
         Share of scenes whose background has depth: its motion changes gradually.
     dim
         Share of scenes with little light, in whole grey levels.
     learn_occluded
-        Whether pixels that become covered are learnt from. Leaving them out at first helps (Kwon et al.,
-        https://arxiv.org/abs/2308.07378).
+        Whether pixels that become covered are learnt from. Leaving them out at first helps (Kwon et
+        al., https://arxiv.org/abs/2308.07378).
     matching
         Weight of the matching loss, see ``matching_loss``; 0 for none.
     freeze_batch_norm
@@ -117,14 +130,31 @@ class Phase:
         _check_types(self)
         for name in ("steps", "batch_size", "min_displacement", "learning_rate"):
             _check(self, name, getattr(self, name) > 0, "above 0")
-        _check(self, "max_displacement", self.max_displacement > self.min_displacement, f"above min_displacement ({self.min_displacement})")
-        _check(self, "final_learning_rate", 0 <= self.final_learning_rate <= self.learning_rate, "between 0 and learning_rate")
+        _check(
+            self,
+            "max_displacement",
+            self.max_displacement > self.min_displacement,
+            f"above min_displacement ({self.min_displacement})",
+        )
+        _check(
+            self,
+            "final_learning_rate",
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "between 0 and learning_rate",
+        )
         _check(self, "batch_size", self.batch_size <= LARGEST_BATCH, f"at most {LARGEST_BATCH}")
         _check(self, "num_updates", self.num_updates >= 0, "at least 0")
         _check(self, "lead_updates", self.lead_updates >= 0, "at least 0")
         _check(self, "loss_power", 0 < self.loss_power <= 1, "above 0 and at most 1")
-        _check(self, "matching", self.matching >= (0 if self.num_updates else 1e-6), "at least 0, and above it where num_updates is 0")
-        _check(self, "layers", 0 <= self.layers[0] <= self.layers[1], "two rising numbers from 0 up")
+        _check(
+            self,
+            "matching",
+            self.matching >= (0 if self.num_updates else 1e-6),
+            "at least 0, and above it where num_updates is 0",
+        )
+        _check(
+            self, "layers", 0 <= self.layers[0] <= self.layers[1], "two rising numbers from 0 up"
+        )
         for name in ("photometric", "relief", "dim"):
             _check(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         check_sides(self.height, self.width)
@@ -141,11 +171,13 @@ class TrainingConfig:
     textures
         Size of the bank of drawn textures.
     photographs
-        Textures beside them that are cut from photographs (``gma_lib.training.scenes.PHOTOGRAPHS``); validation never shows them.
+        Textures beside them that are cut from photographs
+        (``gma_lib.training.scenes.PHOTOGRAPHS``); validation never shows them.
     precision
         ``bfloat16`` (coordinates, correlation and loss stay float32) or ``float32``.
     optimiser
-        ``adamw``, or ``muon`` for the convolutions' kernels and AdamW for the rest, see ``KernelMuon``; both take the same learning rates.
+        ``adamw``, or ``muon`` for the convolutions' kernels and AdamW for the rest, see
+        ``KernelMuon``; both take the same learning rates.
     sequence_gamma
         Each earlier update's loss counts this much less (RAFT, equation 7).
     clip
@@ -176,7 +208,13 @@ class TrainingConfig:
         _check_types(self)
         _check(self, "precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         _check(self, "optimiser", self.optimiser in OPTIMISERS, f"one of {', '.join(OPTIMISERS)}")
-        for name in ("textures", "clip", "checkpoint_minutes", "validate_every", "validation_pairs"):
+        for name in (
+            "textures",
+            "clip",
+            "checkpoint_minutes",
+            "validate_every",
+            "validation_pairs",
+        ):
             _check(self, name, getattr(self, name) > 0, "above 0")
         for name in ("sequence_gamma", "ema_decay"):
             _check(self, name, 0 < getattr(self, name) <= 1, "above 0 and at most 1")
@@ -217,11 +255,15 @@ def _check(settings: object, name: str, fine: bool, wanted: str) -> None:
 
 
 def _check_types(settings: object) -> None:
-    """Fields hold what their annotation says; whole numbers pass for floats, True does not pass for 1."""
+    """Fields hold what their annotation says; whole numbers pass for floats, True does not pass for
+    1.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         wanted = (int, float) if field.type is float else field.type
-        if wanted in (int, str, bool, (int, float)) and (not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)):
+        if wanted in (int, str, bool, (int, float)) and (
+            not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool)
+        ):
             raise ValueError(f"{field.name} is of type {field.type.__name__}, not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} is a finite number, not {value!r}")
@@ -245,8 +287,14 @@ def config_from(content: dict) -> TrainingConfig:
     for number, phase in enumerate(content["phases"]):
         _check_names(phase, Phase, f"phase {number}")
         layers = phase["layers"]
-        if not isinstance(layers, list | tuple) or len(layers) != 2 or not all(type(count) is int for count in layers):
-            raise ValueError(f"phase {number}: layers is two whole numbers, fewest and most, not {layers!r}")
+        if (
+            not isinstance(layers, list | tuple)
+            or len(layers) != 2
+            or not all(type(count) is int for count in layers)
+        ):
+            raise ValueError(
+                f"phase {number}: layers is two whole numbers, fewest and most, not {layers!r}"
+            )
         phases.append(Phase(**phase | {"layers": tuple(layers)}))
     return TrainingConfig(**content | {"phases": tuple(phases)})
 
@@ -258,11 +306,15 @@ def _check_names(content: object, kind: type, where: str) -> None:
     unknown = sorted(set(map(str, content)) - set(known))
     missing = [name for name in known if name not in content]
     if unknown or missing:
-        parts = [f"{words} {', '.join(names)}" for words, names in (("unknown", unknown), ("missing", missing)) if names]
+        parts = [
+            f"{words} {', '.join(names)}"
+            for words, names in (("unknown", unknown), ("missing", missing))
+            if names
+        ]
         raise ValueError(f"{where}: {'; '.join(parts)} (it has {', '.join(known)})")
 
 
-# --- which pairs ------------------------------------------------------------------------------------------------------
+# --- which pairs ----------------------------------------------------------------------------------
 
 
 class PairSource:
@@ -278,21 +330,41 @@ class PairSource:
         self.config = config
         outlines = outline_bank(64, config.seed)
         textures = texture_bank(TRAINING_TEXTURES, config.textures, config.seed)
-        self.drawn = SceneRenderer(textures, outlines, device)  # without photographs, for validation
+        self.drawn = SceneRenderer(
+            textures, outlines, device
+        )  # without photographs, for validation
         photographs = texture_bank((photograph_texture,), config.photographs, config.seed + 2)
-        self.renderer = SceneRenderer(torch.cat([textures, photographs]), outlines, device) if config.photographs else self.drawn
+        self.renderer = (
+            SceneRenderer(torch.cat([textures, photographs]), outlines, device)
+            if config.photographs
+            else self.drawn
+        )
 
     def pair(self, number: int, phase: Phase) -> TrainingPair:
         """The scene with this number as a phase sees it."""
-        return _pair(self.renderer, np.random.default_rng([self.config.seed, number]), phase, projective=False)
+        return _pair(
+            self.renderer,
+            np.random.default_rng([self.config.seed, number]),
+            phase,
+            projective=False,
+        )
 
     def batch(self, step: int, phase: Phase) -> TrainingPair:
         """What step ``step`` learns from; each field with a leading batch dimension."""
-        pairs = [self.pair(LARGEST_BATCH * step + index, phase) for index in range(phase.batch_size)]
-        return TrainingPair(*(torch.stack([getattr(pair, field.name) for pair in pairs]) for field in dataclasses.fields(TrainingPair)))
+        pairs = [
+            self.pair(LARGEST_BATCH * step + index, phase) for index in range(phase.batch_size)
+        ]
+        return TrainingPair(
+            *(
+                torch.stack([getattr(pair, field.name) for pair in pairs])
+                for field in dataclasses.fields(TrainingPair)
+            )
+        )
 
 
-def _pair(renderer: SceneRenderer, rng: np.random.Generator, phase: Phase, *, projective: bool) -> TrainingPair:
+def _pair(
+    renderer: SceneRenderer, rng: np.random.Generator, phase: Phase, *, projective: bool
+) -> TrainingPair:
     scene = draw_scene(
         rng,
         height=phase.height,
@@ -311,7 +383,7 @@ def _pair(renderer: SceneRenderer, rng: np.random.Generator, phase: Phase, *, pr
     return dimmed(pair, rng) if phase.dim and rng.random() < phase.dim else pair
 
 
-# --- validation -----------------------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------
 
 VALIDATION = Phase(
     name="validation",
@@ -337,15 +409,29 @@ VALIDATION = Phase(
 
 
 def validation_families(
-    config: TrainingConfig, source: PairSource, phase: Phase = VALIDATION, *, numbers: range | None = None
+    config: TrainingConfig,
+    source: PairSource,
+    phase: Phase = VALIDATION,
+    *,
+    numbers: range | None = None,
 ) -> dict[str, list[TrainingPair]]:
-    """Held-out scenes: ``layers`` with unseen seeds, ``planes`` with textures of other kinds, moved by homographies.
+    """Held-out scenes: ``layers`` with unseen seeds, ``planes`` with textures of other kinds, moved
+    by homographies.
 
-    ``numbers`` says which; without it the first ``validation_pairs`` of each, by which weights may be chosen.
+    ``numbers`` says which; without it the first ``validation_pairs`` of each, by which weights may
+    be chosen.
     """
     families = {"layers": [], "planes": []}
-    other = SceneRenderer(texture_bank(HELD_OUT_TEXTURES, 12, config.seed + 1), outline_bank(24, config.seed + 1), source.renderer.device)
-    for number in track(range(config.validation_pairs) if numbers is None else numbers, label="held-out scenes", unit="pair"):
+    other = SceneRenderer(
+        texture_bank(HELD_OUT_TEXTURES, 12, config.seed + 1),
+        outline_bank(24, config.seed + 1),
+        source.renderer.device,
+    )
+    for number in track(
+        range(config.validation_pairs) if numbers is None else numbers,
+        label="held-out scenes",
+        unit="pair",
+    ):
         rng = np.random.default_rng([config.seed, HELD_OUT + number])
         families["layers"].append(_pair(source.drawn, rng, phase, projective=False))
         rng = np.random.default_rng([config.seed + 1, HELD_OUT + number])
@@ -353,8 +439,11 @@ def validation_families(
     return families
 
 
-def score(flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: Iterable[TrainingPair]) -> dict[str, dict[str, ErrorSums]]:
-    """Sums of errors over all pixels of all pairs: for each method, for every group of ``gma_lib.flow.metrics``.
+def score(
+    flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: Iterable[TrainingPair]
+) -> dict[str, dict[str, ErrorSums]]:
+    """Sums of errors over all pixels of all pairs: for each method, for every group of
+    ``gma_lib.flow.metrics``.
 
     Parameters
     ----------
@@ -371,8 +460,12 @@ def score(flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: It
     return total
 
 
-def network_flows(model: GMA, updates: tuple[int, ...]) -> Callable[[Tensor, Tensor], dict[str, np.ndarray]]:
-    """The network's flow after each of the given numbers of updates, in float32, as ``score`` asks for it."""
+def network_flows(
+    model: GMA, updates: tuple[int, ...]
+) -> Callable[[Tensor, Tensor], dict[str, np.ndarray]]:
+    """The network's flow after each of the given numbers of updates, in float32, as ``score`` asks
+    for it.
+    """
 
     def flows_of(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
         with torch.inference_mode():
@@ -387,40 +480,55 @@ def classical_flows(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
     return {"dis": dis(image1[0].cpu().numpy(), image2[0].cpu().numpy())}
 
 
-TEST_PAIRS = 32  # of each family; they follow those of validation, so that nothing was chosen by them
+TEST_PAIRS = (
+    32  # of each family; they follow those of validation, so that nothing was chosen by them
+)
 SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
 SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
 
 
 def score_card(config: TrainingConfig, weights: str | Path, *, device: str = "cpu") -> dict:
-    """Scores of weights and of DIS on test scenes of both held-out families, as they stand on the card of the shipped weights."""
+    """Scores of weights and of DIS on test scenes of both held-out families, as they stand on the
+    card of the shipped weights.
+    """
     model, _ = load_model(weights)
     first = config.validation_pairs
-    families = validation_families(config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS))
+    families = validation_families(
+        config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS)
+    )
     flows_of = network_flows(model.to(device), SCORED_UPDATES)
 
     def both(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
         return flows_of(image1, image2) | classical_flows(image1, image2)
 
-    found = {family: score(both, track(pairs, label=family, unit="pair")) for family, pairs in families.items()}
+    found = {
+        family: score(both, track(pairs, label=family, unit="pair"))
+        for family, pairs in families.items()
+    }
     return {
-        family: {method: {name: sums[name].described() for name in SCORED_GROUPS} for method, sums in methods.items()}
+        family: {
+            method: {name: sums[name].described() for name in SCORED_GROUPS}
+            for method, sums in methods.items()
+        }
         for family, methods in found.items()
     }
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-def sequence_loss(flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: float, power: float) -> Tensor:
-    """Mean absolute error over the learnt pixels (N, H, W), the last update counting most (RAFT, equation 7).
+def sequence_loss(
+    flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: float, power: float
+) -> Tensor:
+    """Mean absolute error over the learnt pixels (N, H, W), the last update counting most (RAFT,
+    equation 7).
 
-    Each pixel's error is raised to ``power`` (see ``Phase.loss_power``); a hundredth of a pixel is added first, where the slope below
-    1 would be infinite.
+    Each pixel's error is raised to ``power`` (see ``Phase.loss_power``); a hundredth of a pixel is
+    added first, where the slope below 1 would be infinite.
     """
     weights = [gamma ** (len(flows) - 1 - number) for number in range(len(flows))]
     count = learnt.sum().clamp(min=1)
@@ -433,10 +541,12 @@ def sequence_loss(flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: flo
 
 
 def matching_loss(features1: Tensor, features2: Tensor, truth: Tensor, learnt: Tensor) -> Tensor:
-    """Cross entropy of where each cell of frame 1 finds itself in frame 2, given by the correlation's softmax.
+    """Cross entropy of where each cell of frame 1 finds itself in frame 2, given by the
+    correlation's softmax.
 
-    The sequence loss reaches the features only through the recurrent part, which at first cannot read them: both wait for each other
-    for a thousand steps. This loss tells the features directly what to match.
+    The sequence loss reaches the features only through the recurrent part, which at first cannot
+    read them: both wait for each other for a thousand steps. This loss tells the features directly
+    what to match.
 
     Parameters
     ----------
@@ -448,31 +558,48 @@ def matching_loss(features1: Tensor, features2: Tensor, truth: Tensor, learnt: T
     height, width = features1.shape[-2:]
     # Averages over a cell; the flow in cells, so that cell (i, j) is found at (i, j) + flow.
     flow = F.avg_pool2d(truth, STRIDE) / STRIDE
-    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32, device=flow.device) for n in (height, width)), indexing="ij")
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32, device=flow.device) for n in (height, width)),
+        indexing="ij",
+    )
     x, y = (x + flow[:, 0]).flatten(1), (y + flow[:, 1]).flatten(1)  # (N, P)
     known = (F.avg_pool2d(learnt[:, None].float(), STRIDE) > 0.9).flatten(1)
     known &= (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    logits = correlation_pyramid(features1, features2)[0].reshape(len(flow), height * width, height * width)
+    logits = correlation_pyramid(features1, features2)[0].reshape(
+        len(flow), height * width, height * width
+    )
     scores = logits.log_softmax(dim=-1).reshape(len(flow), height * width, height, width)
     # the four cells around the target share it, as in linear interpolation
-    share_x = (1 - (x[..., None] - torch.arange(width, device=x.device)).abs()).clamp(min=0)  # (N, P, w)
-    share_y = (1 - (y[..., None] - torch.arange(height, device=y.device)).abs()).clamp(min=0)  # (N, P, h)
+    share_x = (1 - (x[..., None] - torch.arange(width, device=x.device)).abs()).clamp(
+        min=0
+    )  # (N, P, w)
+    share_y = (1 - (y[..., None] - torch.arange(height, device=y.device)).abs()).clamp(
+        min=0
+    )  # (N, P, h)
     entropy = -(share_y[:, :, None] @ scores @ share_x[..., None])[:, :, 0, 0]  # (N, P)
     return (entropy * known).sum() / known.sum().clamp(min=1)
 
 
 class KernelMuon(torch.optim.Muon):
-    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions: a kernel is the matrix (output channels, all the rest).
+    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions: a kernel is the matrix
+    (output channels, all the rest).
 
-    Every direction of a matrix moves by the same amount, not every number in it, so that what a batch of one says about a few directions
-    does not drown the others. Steps are as large as AdamW's (Liu et al., https://arxiv.org/abs/2502.16982).
+    Every direction of a matrix moves by the same amount, not every number in it, so that what a
+    batch of one says about a few directions does not drown the others. Steps are as large as
+    AdamW's (Liu et al., https://arxiv.org/abs/2502.16982).
     """
 
     def __init__(self, kernels: list[Tensor], *, weight_decay: float):
         self.kernels = kernels
         self.matrices = [kernel.detach().flatten(1) for kernel in kernels]  # the same memory
         # the gradients' norm may lie far below the usual epsilon, see ``_optimisers``
-        super().__init__(self.matrices, lr=1e-9, weight_decay=weight_decay, eps=1e-30, adjust_lr_fn="match_rms_adamw")
+        super().__init__(
+            self.matrices,
+            lr=1e-9,
+            weight_decay=weight_decay,
+            eps=1e-30,
+            adjust_lr_fn="match_rms_adamw",
+        )
 
     def step(self) -> None:  # type: ignore[override]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
@@ -487,12 +614,21 @@ def _optimisers(model: GMA, config: TrainingConfig) -> list[torch.optim.Optimize
     parameters, optimisers = list(model.parameters()), []
     if config.optimiser == "muon":
         # a few rows or columns are no matrix to speak of
-        kernels = [values for values in parameters if values.ndim == 4 and min(values.flatten(1).shape) >= 16]
-        parameters = [values for values in parameters if not any(values is kernel for kernel in kernels)]
+        kernels = [
+            values
+            for values in parameters
+            if values.ndim == 4 and min(values.flatten(1).shape) >= 16
+        ]
+        parameters = [
+            values for values in parameters if not any(values is kernel for kernel in kernels)
+        ]
         optimisers.append(KernelMuon(kernels, weight_decay=config.weight_decay))
-    # Before the recurrent part reads the correlation, its clipped gradients are of the order of AdamW's usual epsilon (1e-8),
-    # which would stop it from learning.
-    return [*optimisers, torch.optim.AdamW(parameters, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11)]
+    # Before the recurrent part reads the correlation, its clipped gradients are of the order of
+    # AdamW's usual epsilon (1e-8), which would stop it from learning.
+    return [
+        *optimisers,
+        torch.optim.AdamW(parameters, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11),
+    ]
 
 
 class Trainer:
@@ -503,19 +639,24 @@ class Trainer:
     config
         What to train.
     weights
-        A checkpoint (name or file) to start from: a warm restart, which knows nothing of the optimiser's state.
+        A checkpoint (name or file) to start from: a warm restart, which knows nothing of the
+        optimiser's state.
     device
         Where to train.
     """
 
-    def __init__(self, config: TrainingConfig, *, weights: str | Path | None = None, device: str = "cpu"):
+    def __init__(
+        self, config: TrainingConfig, *, weights: str | Path | None = None, device: str = "cpu"
+    ):
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         # of all lookups, the one whose gradient is cheapest
         self.model = GMA(GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
             self.model.load_state_dict(load_checkpoint(weights).state)
-        self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.averaged = {
+            name: value.detach().clone() for name, value in self.model.state_dict().items()
+        }
         self.optimisers = _optimisers(self.model, config)
         self.step = 0
         self.seconds = 0.0
@@ -543,7 +684,9 @@ class Trainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not torch.isfinite(norm):
-            raise TrainingDivergedError(f"step {self.step} ({phase.name}): the gradient is {norm.item()}; the last checkpoint is untouched")
+            raise TrainingDivergedError(
+                f"step {self.step} ({phase.name}): the gradient is {norm.item()}; the last checkpoint is untouched"
+            )
         for optimiser in self.optimisers:
             optimiser.step()
         self._average()
@@ -566,19 +709,33 @@ class Trainer:
         learnt = speed < LARGEST_FLOW
         if not phase.learn_occluded:
             learnt &= ~batch.occluded
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not torch.float32):
+        with torch.autocast(
+            self.device.type, dtype=precision, enabled=precision is not torch.float32
+        ):
             features1, features2 = model.features(batch.image1), model.features(batch.image2)
             flows = []
             if phase.num_updates:
                 lead = self._lead(phase)
-                updates = model.updates(features1, features2, model.context(batch.image1), None, lead + phase.num_updates, lead=lead)
-                flows = [upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in islice(updates, lead, None)]
+                updates = model.updates(
+                    features1,
+                    features2,
+                    model.context(batch.image1),
+                    None,
+                    lead + phase.num_updates,
+                    lead=lead,
+                )
+                flows = [
+                    upsample_flow(flow, model.update_block.upsampling_weights(hidden))
+                    for hidden, flow in islice(updates, lead, None)
+                ]
         loss, about = torch.zeros((), device=self.device), {}
         if phase.matching:
             matching = matching_loss(features1, features2, truth, learnt & ~batch.occluded)
             loss, about = loss + phase.matching * matching, {"matching": matching.item()}
         if flows:
-            loss = loss + sequence_loss(flows, truth, learnt, self.config.sequence_gamma, phase.loss_power)
+            loss = loss + sequence_loss(
+                flows, truth, learnt, self.config.sequence_gamma, phase.loss_power
+            )
             about["epe"] = (flows[-1].detach() - truth).square().sum(dim=1).sqrt().mean().item()
         # what a network that knows nothing would score on these scenes
         return loss, about | {"zero_epe": speed.mean().item()}
@@ -586,11 +743,14 @@ class Trainer:
     def _lead(self, phase: Phase) -> int:
         if self.step % 2 == 0:
             return 0
-        return int(np.random.default_rng([self.config.seed, self.step, 1]).integers(phase.lead_updates + 1))
+        return int(
+            np.random.default_rng([self.config.seed, self.step, 1]).integers(phase.lead_updates + 1)
+        )
 
     @torch.no_grad()
     def _average(self) -> None:
-        # young averages follow quickly, or the random start would weigh on them for a thousand steps
+        # young averages follow quickly, or the random start would weigh on them for a thousand
+        # steps
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
@@ -618,16 +778,22 @@ class Trainer:
             with written_whole(path) as partial:
                 torch.save(state, partial)
         except RuntimeError as error:  # how torch.save reports a full disk
-            raise OSError(f"{path}: the checkpoint could not be written; is the disk full? The one before is untouched") from error
+            raise OSError(
+                f"{path}: the checkpoint could not be written; is the disk full? The one before is untouched"
+            ) from error
 
     def resume(self, path: Path) -> None:
         """Go on from a saved state of the same configuration."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no checkpoint to resume from; leave out --resume to start anew")
+            raise FileNotFoundError(
+                f"{path}: no checkpoint to resume from; leave out --resume to start anew"
+            )
         state = torch.load(path, map_location=self.device, weights_only=True)
         differing = _differing(state["config"], dataclasses.asdict(self.config))
         if differing:
-            raise ValueError(f"{path}: made with a configuration that differs in {', '.join(differing)}; restore it, or start anew")
+            raise ValueError(
+                f"{path}: made with a configuration that differs in {', '.join(differing)}; restore it, or start anew"
+            )
         self.model.load_state_dict(state["model"])
         self.averaged = state["averaged"]
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -654,12 +820,20 @@ def _differing(old: dict, new: dict, prefix: str = "") -> list[str]:
     return names
 
 
-def train(config: TrainingConfig, folder: Path, *, resume: bool = False, weights: str | Path | None = None, device: str = "cpu") -> Trainer:
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+) -> Trainer:
     """Train to the end of the configuration's phases.
 
-    Writes into ``folder``: ``checkpoint.pt`` (to resume), ``averaged.safetensors`` (the averaged weights then), ``best.safetensors`` (those
-    of the validation with the lowest EPE, both families counting the same), ``log.jsonl`` (a line per step and per validation) and
-    ``curves.png`` (a figure of it, new after every validation).
+    Writes into ``folder``: ``checkpoint.pt`` (to resume), ``averaged.safetensors`` (the averaged
+    weights then), ``best.safetensors`` (those of the validation with the lowest EPE, both families
+    counting the same), ``log.jsonl`` (a line per step and per validation) and ``curves.png`` (a
+    figure of it, new after every validation).
     """
     folder = Path(folder)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
@@ -717,10 +891,17 @@ def _validated(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> dic
     model = trainer.averaged_model()
     entry = {"step": trainer.step, "validation": {}}
     for family, pairs in families.items():
-        groups = score(network_flows(model, (VALIDATION.num_updates,)), pairs)[str(VALIDATION.num_updates)]
-        entry["validation"][family] = {name: groups[name].described() for name in ("all", "occluded", "non_occluded")}
+        groups = score(network_flows(model, (VALIDATION.num_updates,)), pairs)[
+            str(VALIDATION.num_updates)
+        ]
+        entry["validation"][family] = {
+            name: groups[name].described() for name in ("all", "occluded", "non_occluded")
+        }
         overall = entry["validation"][family]["all"]
-        print(f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %", flush=True)
+        print(
+            f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %",
+            flush=True,
+        )
     return entry
 
 
@@ -742,17 +923,23 @@ def _cut_log(path: Path, step: int) -> None:
 
 def held_out_epe(validation: dict) -> float:
     """What decides which weights are kept: EPE in pixels, the mean of both families."""
-    return sum(family["all"]["epe"] for family in validation["validation"].values()) / len(validation["validation"])
+    return sum(family["all"]["epe"] for family in validation["validation"].values()) / len(
+        validation["validation"]
+    )
 
 
 def read_log(path: Path) -> tuple[list[dict], list[dict]]:
     """Entries of ``log.jsonl``: those of steps and those of validations."""
     entries = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return [entry for entry in entries if "loss" in entry], [entry for entry in entries if "validation" in entry]
+    return [entry for entry in entries if "loss" in entry], [
+        entry for entry in entries if "validation" in entry
+    ]
 
 
 def plot_curves(path: Path):
-    """Figure of a ``log.jsonl``: the training error, smoothed, and the held-out error of both families over the steps."""
+    """Figure of a ``log.jsonl``: the training error, smoothed, and the held-out error of both
+    families over the steps.
+    """
     from matplotlib.figure import Figure
 
     steps, validations = read_log(path)
@@ -761,11 +948,22 @@ def plot_curves(path: Path):
     steps = [entry for entry in steps if "epe" in entry]
     window = max(1, min(50, len(steps)))
     lines = (("epe", "training", "0.3"), ("zero_epe", "zero flow on the same scenes", "0.7"))
-    for name, label, colour in lines if steps else ():  # none where features alone have learnt so far
-        smooth = np.convolve([entry[name] for entry in steps], np.ones(window) / window, mode="valid")
-        axes.plot([entry["step"] for entry in steps][window - 1 :], smooth, label=f"{label}, mean of {window} steps", color=colour)
+    for name, label, colour in (
+        lines if steps else ()
+    ):  # none where features alone have learnt so far
+        smooth = np.convolve(
+            [entry[name] for entry in steps], np.ones(window) / window, mode="valid"
+        )
+        axes.plot(
+            [entry["step"] for entry in steps][window - 1 :],
+            smooth,
+            label=f"{label}, mean of {window} steps",
+            color=colour,
+        )
     for family in validations[0]["validation"] if validations else ():
-        curve = [(entry["step"], entry["validation"][family]["all"]["epe"]) for entry in validations]
+        curve = [
+            (entry["step"], entry["validation"][family]["all"]["epe"]) for entry in validations
+        ]
         axes.plot(*zip(*curve, strict=True), marker="o", label=f"held out: {family}")
     if axes.lines:
         axes.legend()
@@ -773,13 +971,23 @@ def plot_curves(path: Path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m gma_lib.training.trainer", description="Train GMA on procedural scenes.")
-    parser.add_argument("--config", type=Path, required=True, help="configuration, such as params/train.yaml")
+    parser = argparse.ArgumentParser(
+        prog="python -m gma_lib.training.trainer", description="Train GMA on procedural scenes."
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="configuration, such as params/train.yaml"
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--out", type=Path, help="train, with checkpoints and the log in this folder")
-    task.add_argument("--score", metavar="WEIGHTS", help="print the scores of these weights on both held-out families as JSON")
+    task.add_argument(
+        "--score",
+        metavar="WEIGHTS",
+        help="print the scores of these weights on both held-out families as JSON",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    parser.add_argument("--weights", help="start from these weights (a name or a file) with a fresh optimiser")
+    parser.add_argument(
+        "--weights", help="start from these weights (a name or a file) with a fresh optimiser"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     if arguments.resume and arguments.weights:
@@ -791,7 +999,13 @@ def main() -> None:
                 scores = score_card(config, arguments.score, device=arguments.device)
             print(json.dumps(scores, indent=1))
         else:
-            train(config, arguments.out, resume=arguments.resume, weights=arguments.weights, device=arguments.device)
+            train(
+                config,
+                arguments.out,
+                resume=arguments.resume,
+                weights=arguments.weights,
+                device=arguments.device,
+            )
     except (ValueError, OSError, TrainingDivergedError) as error:
         raise SystemExit(f"training: {error}") from error
 

@@ -1,4 +1,6 @@
-"""The Ascend path against stand-ins that hold to the tools' contract; tests name the section of ascend.md that they are about."""
+"""The Ascend path against stand-ins that hold to the tools' contract; tests name the section of
+ascend.md that they are about.
+"""
 
 import json
 import os
@@ -33,7 +35,9 @@ def standins(monkeypatch):
     """The stand-ins in front of the path; no variable of the outside reaches them."""
     for name in [name for name in os.environ if name.startswith(("STANDIN_", "GMA_", "ASCEND_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", f"{STANDINS / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv(
+        "PATH", f"{STANDINS / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     monkeypatch.setenv("PYTHONPATH", str(STANDINS / "python"))
     monkeypatch.setenv("GMA_AIS_PYTHON", sys.executable)
     return monkeypatch
@@ -41,16 +45,22 @@ def standins(monkeypatch):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A network that takes no time, with the guide's names: flow is the first two channels of the second frame less the first's."""
+    """A network that takes no time, with the guide's names: flow is the first two channels of the
+    second frame less the first's.
+    """
     folder = tmp_path_factory.mktemp("small")
     from onnx import TensorProto, helper, numpy_helper
 
     for batch in (1, 2, 4, 16):
         sides = [batch, *SHAPE]
         constants = [
-            numpy_helper.from_array(np.array(value, np.int32), name) for name, value in (("start", [0]), ("end", [2]), ("axis", [1]))
+            numpy_helper.from_array(np.array(value, np.int32), name)
+            for name, value in (("start", [0]), ("end", [2]), ("axis", [1]))
         ]
-        ones = [numpy_helper.from_array(np.full(3, value, np.float32), name) for name, value in (("scale", 1.0), ("bias", 0.0))]
+        ones = [
+            numpy_helper.from_array(np.full(3, value, np.float32), name)
+            for name, value in (("scale", 1.0), ("bias", 0.0))
+        ]
         nodes = [
             helper.make_node("Sub", ["image2", "image1"], ["d"], name="difference"),
             helper.make_node("InstanceNormalization", ["d", "scale", "bias"], ["n"], name="norm"),
@@ -63,7 +73,10 @@ def models(tmp_path_factory):
             [helper.make_tensor_value_info("out1", TensorProto.FLOAT, [batch, 2, *SHAPE[1:]])],
             [*constants, *ones, numpy_helper.from_array(np.zeros(1, np.float32), "zero")],
         )  # fmt: skip
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / f"GMA_m_{batch}.onnx")
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+            folder / f"GMA_m_{batch}.onnx",
+        )
     return folder
 
 
@@ -89,7 +102,13 @@ def folders(tmp_path):
 
 def infer(om, folders, output, python=sys.executable, **more):
     return ais_bench.infer_folders(
-        AisBench(python, **more), om, folders, output, batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES
+        AisBench(python, **more),
+        om,
+        folders,
+        output,
+        batch_size=2,
+        output_shape=(2, 128, 160),
+        input_bytes=BYTES,
     )
 
 
@@ -106,13 +125,17 @@ def raw(om, folders, output, *more):
         "--output",
         str(output.parent),
     ]
-    return subprocess.run([*command, "--output_dirname", output.name, *more], capture_output=True, text=True)
+    return subprocess.run(
+        [*command, "--output_dirname", output.name, *more], capture_output=True, text=True
+    )
 
 
-# --- chip: ascend.md 3 ----------------------------------------------------------------------------------------------
+# --- chip: ascend.md 3 ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["310P3", "Ascend310P3", "Ascend 310P3", "AscendAscend310P3", " 310P3 "])
+@pytest.mark.parametrize(
+    "word", ["310P3", "Ascend310P3", "Ascend 310P3", "AscendAscend310P3", " 310P3 "]
+)
 def test_the_prefix_stands_exactly_once(word):
     """ascend.md 3 'Practice', 7.8."""
     assert chip.soc_version(word) == "Ascend310P3"
@@ -130,9 +153,14 @@ def test_every_chip_s_name(name):
     """ascend.md 3 'Names': as atc wants it, in the table, and in the mapping with its space."""
     assert chip.soc_version(name) == f"Ascend{name}"
     row = f"| 0       {name}     | Critical        | 0.0          47                15   / 15             |"
-    assert [found.soc for found in chip.parse_table(f"{row}\n| 0       0            | NA   | 0     1 / 8192    |")] == [f"Ascend{name}"]
+    assert [
+        found.soc
+        for found in chip.parse_table(f"{row}\n| 0       0            | NA   | 0     1 / 8192    |")
+    ] == [f"Ascend{name}"]
     mapping = f"        0      0      3      Ascend {name}\n        0      1      -      Mcu"
-    assert [(found.soc, found.device) for found in chip.parse_mapping(mapping)] == [(f"Ascend{name}", 3)]
+    assert [(found.soc, found.device) for found in chip.parse_mapping(mapping)] == [
+        (f"Ascend{name}", 3)
+    ]
 
 
 @pytest.mark.parametrize("word", ["", "Ascend", "A100", "31", "python3"])
@@ -172,7 +200,9 @@ def test_then_the_mapping_with_logic_ids(standins):
     ],
 )
 def test_then_the_table_in_every_shape(standins, kind, expected):
-    """ascend.md 3 'Variants': rows of the process table are no cards, although one here looks like it; Bus-Id NA, Health Alarm."""
+    """ascend.md 3 'Variants': rows of the process table are no cards, although one here looks like
+    it; Bus-Id NA, Health Alarm.
+    """
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NO_MAPPING", "1")
     standins.setenv("STANDIN_NPU_SMI", kind)
@@ -184,12 +214,17 @@ def test_the_a3_is_told_by_its_board(standins):
     """ascend.md 3 'Rules': ChipName_NPUName."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", "A3")
-    assert [(one.soc, one.device) for one in chip.find_chips(python=sys.executable)] == [("Ascend910_9391", 0), ("Ascend910_9391", 1)]
+    assert [(one.soc, one.device) for one in chip.find_chips(python=sys.executable)] == [
+        ("Ascend910_9391", 0),
+        ("Ascend910_9391", 1),
+    ]
 
 
 @pytest.mark.parametrize("named", ["0,1", "32768", "-1", "npu"])
 def test_a_device_is_one_logic_id(standins, named):
-    """ascend.md 3 'Rules': the NPU id of the table is no device; 1.1: a list would start several processes."""
+    """ascend.md 3 'Rules': the NPU id of the table is no device; 1.1: a list would start several
+    processes.
+    """
     standins.setenv("GMA_DEVICE", named)
     with pytest.raises(ValueError, match="logic ID of one chip"):
         backend.chosen_device()
@@ -201,7 +236,10 @@ def test_the_user_s_word_goes_before_all(standins):
     assert chip.find_chips(word="910B3", python=sys.executable)[0].soc == "Ascend910B3"
 
 
-@pytest.mark.parametrize(("kind", "message"), [("busy", "-8020"), ("nodriver", "driver does not answer"), ("nolib", "libdrvdsmi")])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("busy", "-8020"), ("nodriver", "driver does not answer"), ("nolib", "libdrvdsmi")],
+)
 def test_no_chip_says_why_and_what_to_do(standins, kind, message):
     """ascend.md 3 'Errors instead of table'."""
     standins.setenv("STANDIN_NO_ACL", "1")
@@ -217,7 +255,7 @@ def test_no_driver_at_all(monkeypatch):
         chip.find_chips(python=sys.executable)
 
 
-# --- CANN: ascend.md 2.5 --------------------------------------------------------------------------------------------
+# --- CANN: ascend.md 2.5 --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
@@ -225,7 +263,9 @@ def test_cann_in_its_old_and_new_places(tmp_path, place):
     """ascend.md 2.5: the paths of set_env.sh."""
     (tmp_path / place / "latest").mkdir(parents=True)
     (tmp_path / place / "set_env.sh").write_text("export FROM_CANN=1\n")
-    (tmp_path / place / "latest" / "version.cfg").write_text("# version: 1.0\ntoolkit_running_version=[8.0.RC1:8.0.RC1]\n")
+    (tmp_path / place / "latest" / "version.cfg").write_text(
+        "# version: 1.0\ntoolkit_running_version=[8.0.RC1:8.0.RC1]\n"
+    )
     found = toolkit.find_toolkit(tmp_path, {})
     assert found.script == tmp_path / place / "set_env.sh"
     assert found.version == "8.0.RC1"
@@ -246,7 +286,9 @@ def test_ais_bench_lives_in_another_python(standins):
 
 
 def test_the_doctor_finds_them(standins, tmp_path):
-    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and memory."""
+    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and
+    memory.
+    """
     (tmp_path / "set_env.sh").write_text("")
     (tmp_path / "version.cfg").write_text("toolkit_running_version=[7.0.0:7.0.0]\n")
     standins.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
@@ -254,15 +296,20 @@ def test_the_doctor_finds_them(standins, tmp_path):
     assert found["CANN", f"{tmp_path / 'set_env.sh'}, version 7.0.0, opset 9 to 18"] == "OK"
     assert found["ais_bench", sys.executable] == "OK"
     chips = [detail for what, detail in found if what == "Ascend chip"]
-    assert chips == [f"Ascend310P3, device {device}, 22.6 GB (acl.get_soc_name)" for device in (0, 1)]
+    assert chips == [
+        f"Ascend310P3, device {device}, 22.6 GB (acl.get_soc_name)" for device in (0, 1)
+    ]
 
 
-# --- operators: ascend.md 2.5, 2.6 ----------------------------------------------------------------------------------
+# --- operators: ascend.md 2.5, 2.6 ----------------------------------------------------------------
 
 
 def _graph(tmp_path, operator, opset):
     node = onnx.helper.make_node(operator, ["x"], ["y"])
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", opset)])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", [], []),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+    )
     onnx.save(model, tmp_path / "g.onnx")
     return tmp_path / "g.onnx"
 
@@ -299,11 +346,19 @@ def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
 
 def test_a_loop_within_a_body_is_found(tmp_path):
     """ascend.md 2.6: Loop and Scan, never."""
-    inner = onnx.helper.make_graph([onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], [])
+    inner = onnx.helper.make_graph(
+        [onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], []
+    )
     node = onnx.helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []), opset_imports=[onnx.helper.make_opsetid("", 13)])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", [], []),
+        opset_imports=[onnx.helper.make_opsetid("", 13)],
+    )
     onnx.save(model, tmp_path / "g.onnx")
-    words = {verdict.what: verdict.word for verdict in operators.check_operators(tmp_path / "g.onnx", "8.5")}
+    words = {
+        verdict.what: verdict.word
+        for verdict in operators.check_operators(tmp_path / "g.onnx", "8.5")
+    }
     assert words == {"opset 13": "fine", "If": "fine", "Loop": "refused"}
 
 
@@ -317,7 +372,15 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     for lookup, opset in (("matmul", 13), ("gather", 12), ("grid_sample", 16)):
         model, checkpoint = load_model("seeded", GMAConfig(lookup=lookup, num_updates=1))
-        export.export_whole(model, folder / f"{lookup}.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint, opset=opset)
+        export.export_whole(
+            model,
+            folder / f"{lookup}.onnx",
+            height=128,
+            width=160,
+            batch_size=1,
+            checkpoint=checkpoint,
+            opset=opset,
+        )
     return folder
 
 
@@ -336,17 +399,21 @@ def exported(tmp_path_factory):
     ],
 )
 def test_the_graph_that_goes_to_atc(exported, lookup, cann, opset, refused):
-    """ascend.md 2.5, 2.6: nothing of our graphs is refused but GridSample where it was absent; what nobody wrote down is unknown."""
+    """ascend.md 2.5, 2.6: nothing of our graphs is refused but GridSample where it was absent; what
+    nobody wrote down is unknown.
+    """
     first, *rest = operators.check_operators(exported / f"{lookup}.onnx", cann)
     assert first.word == opset
     words = {verdict.what: verdict.word for verdict in rest}
     assert {name for name, word in words.items() if word == "refused"} == refused
     assert words["Conv"] == "unknown"  # the page does not name it
     assert words["Softmax"] == ("fine" if cann.startswith("8") else "unknown")
-    assert set(words) == {node.op_type for node in onnx.load(exported / f"{lookup}.onnx").graph.node}
+    assert set(words) == {
+        node.op_type for node in onnx.load(exported / f"{lookup}.onnx").graph.node
+    }
 
 
-# --- atc: ascend.md 2.1 to 2.4 --------------------------------------------------------------------------------------
+# --- atc: ascend.md 2.1 to 2.4 --------------------------------------------------------------------
 
 
 def test_the_guide_s_command_argument_by_argument():
@@ -365,7 +432,13 @@ def test_the_guide_s_command_argument_by_argument():
 
 def test_every_other_flag_on_request():
     """ascend.md 2.3."""
-    options = AtcOptions("310P3", input_format="NCHW", precision_mode_v2="mixed_float16", output_type="FP32", log="error")
+    options = AtcOptions(
+        "310P3",
+        input_format="NCHW",
+        precision_mode_v2="mixed_float16",
+        output_type="FP32",
+        log="error",
+    )
     assert atc.command("m.onnx", "o", {}, options)[-4:] == [
         "--input_format=NCHW",
         "--precision_mode_v2=mixed_float16",
@@ -394,7 +467,9 @@ def test_keep_cfg_is_linted(models, line, message):
 
 
 def test_what_stays_float32(exported, standins, tmp_path):
-    """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report says it in a few words."""
+    """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report
+    says it in a few words.
+    """
     source = exported / "matmul.onnx"
     assert backend.options_for("310P3", "float16", source).keep_dtype == ("OpType::InstanceNorm",)
     assert backend.options_for("310P3", "float32", source).keep_dtype == ()
@@ -404,8 +479,13 @@ def test_what_stays_float32(exported, standins, tmp_path):
     assert options.keep_dtype[0] == "OpType::InstanceNorm"
     assert len(options.keep_dtype) > 50
     assert not products & set(options.keep_dtype)
-    manifest = atc.convert_to_om(source, tmp_path / "gma.om", options)  # every line names a node of the graph
-    assert keep.described(manifest["options"]["keep_dtype"]) == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
+    manifest = atc.convert_to_om(
+        source, tmp_path / "gma.om", options
+    )  # every line names a node of the graph
+    assert (
+        keep.described(manifest["options"]["keep_dtype"])
+        == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
+    )
     standins.setenv("GMA_KEEP", "everything")
     with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
         backend.options_for("310P3", "float16", source)
@@ -416,7 +496,10 @@ def test_another_chip_named_means_converting_again(standins, tmp_path):
 
     def keys():
         run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
-        return [pipeline.stage_key("03_convert", run, {"backend": name}) for name in ("ascend", "openvino")]
+        return [
+            pipeline.stage_key("03_convert", run, {"backend": name})
+            for name in ("ascend", "openvino")
+        ]
 
     before = keys()
     assert keys() == before
@@ -444,7 +527,9 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
     source, options = models / "GMA_m_2.onnx", AtcOptions("310P3")
     assert atc.convert_to_om(source, om, options)["reused"]
     assert not atc.convert_to_om(source, om, options, cann="7.0.0")["reused"]
-    assert not atc.convert_to_om(source, om, replace(options, output_type="FP32"), cann="7.0.0")["reused"]
+    assert not atc.convert_to_om(source, om, replace(options, output_type="FP32"), cann="7.0.0")[
+        "reused"
+    ]
     assert not atc.convert_to_om(models / "GMA_m_4.onnx", om, options)["reused"]
     om.write_bytes(b"damaged")
     assert not atc.convert_to_om(models / "GMA_m_4.onnx", om, options)["reused"]
@@ -458,20 +543,36 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
         ("atc-empty-file", r"left 1 model.*not empty"),
         ("atc-hangs", r"did not end within"),
         ("atc-loader", r"libascend_hal.so.*devlib"),
-        ("atc-code:EZ3003: No supported Ops kernel and engine are found for [/a], optype [GridSample].", "ops .kernels. package"),
-        ("atc-code:E19010: No parser is registered for Op [x, optype [ai.onnx::23::Div]].", "export with an opset"),
-        ("atc-code:E16002: No ONNX parser is registered for optype ai.onnx::20::X", "export with an opset"),
-        ("atc-code:[PID: 1] 2026-01-01 Failed_Import(EC0010): Failed to import Python module [decorator].", "decorator"),
+        (
+            "atc-code:EZ3003: No supported Ops kernel and engine are found for [/a], optype [GridSample].",
+            "ops .kernels. package",
+        ),
+        (
+            "atc-code:E19010: No parser is registered for Op [x, optype [ai.onnx::23::Div]].",
+            "export with an opset",
+        ),
+        (
+            "atc-code:E16002: No ONNX parser is registered for optype ai.onnx::20::X",
+            "export with an opset",
+        ),
+        (
+            "atc-code:[PID: 1] 2026-01-01 Failed_Import(EC0010): Failed to import Python module [decorator].",
+            "decorator",
+        ),
         ("atc-code:E13004: File cannot be read", "rights"),
         ("atc-code:E10019: something else", r"not known here \(E10019: something else"),
         ("atc-code:something new", "something new"),
     ],
 )
-def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(standins, models, tmp_path, fault, message):
+def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(
+    standins, models, tmp_path, fault, message
+):
     """ascend.md 2.2, 2.4: success is exit code, text and file; the old and the new form of a code."""
     standins.setenv("STANDIN_FAULT", fault)
     with pytest.raises(AtcError, match=message) as raised:
-        atc.convert_to_om(models / "GMA_m_1.onnx", tmp_path / "gma.om", AtcOptions("310P3", timeout_s=5))
+        atc.convert_to_om(
+            models / "GMA_m_1.onnx", tmp_path / "gma.om", AtcOptions("310P3", timeout_s=5)
+        )
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -482,7 +583,13 @@ CODES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["{}: Value is wrong", "[PID: 1234] 2026-01-01-00:00:00.000.000 Invalid_Argument({}): Value is wrong"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}: Value is wrong",
+        "[PID: 1234] 2026-01-01-00:00:00.000.000 Invalid_Argument({}): Value is wrong",
+    ],
+)
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_is_a_meaning_and_a_remedy(code, form):
     """ascend.md 2.4, both print formats."""
@@ -493,8 +600,12 @@ def test_every_code_is_a_meaning_and_a_remedy(code, form):
 
 @pytest.mark.parametrize("code", ["E10019", "E16004", "E16005"])
 def test_a_code_without_a_meaning_is_quoted(code):
-    """ascend.md 2.4 names these and does not say what they mean; so their line is shown, not the last one."""
-    assert f"({code}: Value is wrong)" in atc.explain(f"ATC run failed\n{code}: Value is wrong\n  TraceBack: x.cc")
+    """ascend.md 2.4 names these and does not say what they mean; so their line is shown, not the
+    last one.
+    """
+    assert f"({code}: Value is wrong)" in atc.explain(
+        f"ATC run failed\n{code}: Value is wrong\n  TraceBack: x.cc"
+    )
 
 
 def test_help_is_no_success(standins):
@@ -528,7 +639,14 @@ def test_atc_is_not_installed(models, tmp_path, monkeypatch):
 def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
     """ascend.md 7.8: the stand-in refuses AscendAscend310P3, with exit code 255 on stdout."""
     done = subprocess.run(
-        ["atc", "--framework=5", "--model=a", "--output=b", "--input_shape=x:1", "--soc_version=AscendAscend310P3"],
+        [
+            "atc",
+            "--framework=5",
+            "--model=a",
+            "--output=b",
+            "--input_shape=x:1",
+            "--soc_version=AscendAscend310P3",
+        ],
         capture_output=True,
         text=True,
     )
@@ -543,10 +661,15 @@ def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
     with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)
     assert atc.require_device_memory(manifest, None, 16) > 0
-    assert atc.require_device_memory(manifest | {"memory": vars(atc.parse_memory("nothing of use"))}, 1, 16) is None
+    assert (
+        atc.require_device_memory(
+            manifest | {"memory": vars(atc.parse_memory("nothing of use"))}, 1, 16
+        )
+        is None
+    )
 
 
-# --- the stand-in for ais_bench is held to its contract: ascend.md 1.2 to 1.6 ----------------------------------------
+# --- the stand-in for ais_bench is held to its contract: ascend.md 1.2 to 1.6 ---------------------
 
 
 def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
@@ -563,10 +686,24 @@ def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path)
     """ascend.md 1.2."""
     raw(om, folders, tmp_path / "out" / "bs2")
     content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
-    assert {"filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "throughput", "npu_compute_time_list", "pid"} <= set(
-        content
-    )
-    assert set(content["NPU_compute_time"]) == {"min", "max", "mean", "median", "percentile(99%)", "count"}
+    assert {
+        "filesinfo",
+        "args",
+        "NPU_compute_time",
+        "H2D_latency",
+        "D2H_latency",
+        "throughput",
+        "npu_compute_time_list",
+        "pid",
+    } <= set(content)
+    assert set(content["NPU_compute_time"]) == {
+        "min",
+        "max",
+        "mean",
+        "median",
+        "percentile(99%)",
+        "count",
+    }
     assert list(content["filesinfo"]) == ["0", "1", "2", "3", "4"]
 
 
@@ -578,7 +715,9 @@ def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
 
 
 def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
-    """ascend.md 1.3.7: a missing first file shifts every pair, exit code 0; the wrapper never starts."""
+    """ascend.md 1.3.7: a missing first file shifts every pair, exit code 0; the wrapper never
+    starts.
+    """
     (folders[0] / "000000.bin").unlink()
     assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
     shifted = np.fromfile(tmp_path / "out" / "bs2" / "000001_0.bin", np.float32)
@@ -590,7 +729,9 @@ def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
 
 @pytest.mark.parametrize(("sort", "first"), [("natural", "2"), ("plain", "10")])
 def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
-    """ascend.md 1.4: samples are numbered in the tool's order; outputs are mapped by name all the same."""
+    """ascend.md 1.4: samples are numbered in the tool's order; outputs are mapped by name all the
+    same.
+    """
     standins.setenv("STANDIN_SORT", sort)
     folders = [tmp_path / "in" / "image1", tmp_path / "in" / "image2"]
     for folder, add in zip(folders, (0, 1), strict=True):
@@ -601,7 +742,10 @@ def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
     content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
     assert Path(content["filesinfo"]["0"]["infiles"][0]).stem == first
     files, _ = infer(om, folders, tmp_path / "other" / "bs2")
-    assert {stem: np.fromfile(file, np.float32)[0] for stem, file in files.items()} == {"2": 2.0, "10": 10.0}
+    assert {stem: np.fromfile(file, np.float32)[0] for stem, file in files.items()} == {
+        "2": 2.0,
+        "10": 10.0,
+    }
 
 
 def test_contract_exit_codes(om, folders, tmp_path):
@@ -615,10 +759,15 @@ def test_contract_exit_codes(om, folders, tmp_path):
 
 
 def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
-    """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare RuntimeError; 1.3.1 for the text."""
+    """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare
+    RuntimeError; 1.3.1 for the text.
+    """
     empty = tmp_path / "empty"
     empty.mkdir()
-    for inputs, said in (([folders[0], tmp_path / "none"], "is not a real dir path"), ([empty, empty], "not find valid file")):
+    for inputs, said in (
+        ([folders[0], tmp_path / "none"], "is not a real dir path"),
+        ([empty, empty], "not find valid file"),
+    ):
         done = raw(om, inputs, tmp_path / "out" / "bs2")
         assert done.returncode == 1
         assert said in done.stdout
@@ -643,11 +792,15 @@ def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_
     assert done.returncode == 1
     assert "subprocess run failed error_callback" in done.stdout
     with pytest.raises(AisBenchError, match="left 3 of 5 outputs; missing: 000003, 000004"):
-        ais_bench.collect_outputs(tmp_path / "out" / "bs2", [f"{number:06d}" for number in range(5)], (2, 128, 160))
+        ais_bench.collect_outputs(
+            tmp_path / "out" / "bs2", [f"{number:06d}" for number in range(5)], (2, 128, 160)
+        )
 
 
 def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models, folders, tmp_path):
-    """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind; the wrapper never starts."""
+    """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind;
+    the wrapper never starts.
+    """
     one = tmp_path / "one.om"
     atc.convert_to_om(models / "GMA_m_1.onnx", one, AtcOptions("310P3"))
     (folders[1] / "000002.bin").write_bytes(b"cut")
@@ -661,21 +814,48 @@ def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models,
 
 def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
     """ascend.md 1.2: pure_infer_data_0.bin."""
-    command = [sys.executable, "-m", "ais_bench", "--model", str(om), "--output", str(tmp_path), "--output_dirname", "pure", "--loop", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--output",
+        str(tmp_path),
+        "--output_dirname",
+        "pure",
+        "--loop",
+        "3",
+    ]
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert [path.name for path in (tmp_path / "pure").iterdir()] == ["pure_infer_data_0.bin"]
-    assert json.loads((tmp_path / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 3
+    assert (
+        json.loads((tmp_path / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 3
+    )
 
 
 def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_path):
     """ascend.md 1.1 --output, --output_dirname."""
-    command = [sys.executable, "-m", "ais_bench", "--model", str(om), "--input", ",".join(map(str, folders))]
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--input",
+        ",".join(map(str, folders)),
+    ]
     assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "in"}
-    assert subprocess.run([*command, "--output_dirname", "bs2"], capture_output=True, cwd=tmp_path).returncode == 1
+    assert (
+        subprocess.run(
+            [*command, "--output_dirname", "bs2"], capture_output=True, cwd=tmp_path
+        ).returncode
+        == 1
+    )
 
 
-# --- the wrapper: ascend.md 1.5 to 1.7, 8.1 -------------------------------------------------------------------------
+# --- the wrapper: ascend.md 1.5 to 1.7, 8.1 -------------------------------------------------------
 
 
 @pytest.mark.parametrize("generation", ["T", "N"])
@@ -683,11 +863,17 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
     """ascend.md 1.1: told apart by the help; 1.4: mapped by name."""
     standins.setenv("STANDIN_GENERATION", generation)
     files, timing = infer(om, folders, tmp_path / "out" / "bs2")
-    flows = {stem: np.fromfile(file, np.float32).reshape(2, 128, 160) for stem, file in files.items()}
-    assert {stem: (flow[0, 0, 0], flow[1, 5, 5]) for stem, flow in flows.items()} == {f"{i:06d}": (i, i + 1) for i in range(5)}
+    flows = {
+        stem: np.fromfile(file, np.float32).reshape(2, 128, 160) for stem, file in files.items()
+    }
+    assert {stem: (flow[0, 0, 0], flow[1, 5, 5]) for stem, flow in flows.items()} == {
+        f"{i:06d}": (i, i + 1) for i in range(5)
+    }
     assert len(timing.compute_ms) == 3
     assert timing.simulated
-    assert ais_bench.generation(AisBench(sys.executable)) == {"T": "older", "N": "newer"}[generation]
+    assert (
+        ais_bench.generation(AisBench(sys.executable)) == {"T": "older", "N": "newer"}[generation]
+    )
 
 
 @pytest.mark.parametrize(
@@ -705,7 +891,9 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
     ],
 )
 def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, fault, message):
-    """ascend.md 1.5: success is exit code 0, a fresh summary, and every output there, whole and finite."""
+    """ascend.md 1.5: success is exit code 0, a fresh summary, and every output there, whole and
+    finite.
+    """
     standins.setenv("STANDIN_FAULT", fault)
     with pytest.raises(AisBenchError, match=message) as raised:
         infer(om, folders, tmp_path / "out" / "bs2", timeout_s=15 if fault != "ais-hangs" else 6)
@@ -761,7 +949,11 @@ def test_ctrl_c_ends_the_tool(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tool.run_tool(["sh", "-c", f"echo $$ > {tmp_path / 'pid'}; exec sleep 100"], timeout_s=50, watch=interrupted)
+        tool.run_tool(
+            ["sh", "-c", f"echo $$ > {tmp_path / 'pid'}; exec sleep 100"],
+            timeout_s=50,
+            watch=interrupted,
+        )
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
@@ -772,7 +964,9 @@ def test_both_channels_of_a_tool_in_one_text():
 
 
 def test_the_cause_that_only_the_log_has(om, folders, tmp_path, standins):
-    """ascend.md 1.5: all failures to load share one text; the cause can stand in ~/ascend/log/debug/plog alone."""
+    """ascend.md 1.5: all failures to load share one text; the cause can stand in
+    ~/ascend/log/debug/plog alone.
+    """
     standins.setenv("HOME", str(tmp_path))
     standins.setenv("STANDIN_FAULT", "ais-cause-in-plog")
     standins.setenv("STANDIN_SOC", "310P1")
@@ -801,7 +995,14 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
 
     bench = AisBench(sys.executable)
     ais_bench.infer_folders(
-        bench, om, folders, tmp_path / "out" / "bs2", batch_size=2, output_shape=(2, 128, 160), input_bytes=BYTES, track=track
+        bench,
+        om,
+        folders,
+        tmp_path / "out" / "bs2",
+        batch_size=2,
+        output_shape=(2, 128, 160),
+        input_bytes=BYTES,
+        track=track,
     )
     assert seen == [("ais_bench", "pair", number, 5) for number in range(5)]
 
@@ -814,8 +1015,12 @@ def test_elapsed_seconds_are_said_now_and_then(capsys):
 def test_no_room_for_outputs(om, standins, monkeypatch):
     """ascend.md 7.30: said before anything is launched."""
     with backend.AscendBackend(om, backend.AscendOptions(python=sys.executable)) as network:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-        monkeypatch.setattr(ais_bench, "run_tool", lambda *arguments, **settings: pytest.fail("was launched"))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+        )
+        monkeypatch.setattr(
+            ais_bench, "run_tool", lambda *arguments, **settings: pytest.fail("was launched")
+        )
         with pytest.raises(OSError, match=r"needs 0\.00 GB"):
             network.predict(*np.zeros((2, 2, *SHAPE), np.float32))
 
@@ -838,14 +1043,19 @@ def test_a_backend_where_the_group_may_write(om, standins, generation):
 
 
 def test_models_that_the_backend_refuses(om, standins):
-    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of another precision, is none."""
+    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of
+    another precision, is none.
+    """
     options = backend.AscendOptions(python=sys.executable)
     with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
         backend.AscendBackend(om, replace(options, precision="float32"))
     with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):
         backend.AscendBackend(om, replace(options, precision="bfloat16"))
     standins.setenv("STANDIN_SOC", "310P1")
-    with pytest.raises(ValueError, match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again"):
+    with pytest.raises(
+        ValueError,
+        match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again",
+    ):
         backend.AscendBackend(om, options)
     standins.setenv("STANDIN_SOC", "310P3")
     om.write_bytes(om.read_bytes() + b"more")
@@ -864,7 +1074,9 @@ def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
     folders[0].chmod(0o775)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
-    with pytest.raises(AisBenchError, match=r"refuses the path.*permission should not be over 0o755"):
+    with pytest.raises(
+        AisBenchError, match=r"refuses the path.*permission should not be over 0o755"
+    ):
         infer(om, folders, tmp_path / "out" / "bs3")
 
 
@@ -874,7 +1086,9 @@ def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
     os.chown(folders[0], 12345, -1)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
-    with pytest.raises(AisBenchError, match=r"refuses the path: it wants real files of this user.*is not the owner"):
+    with pytest.raises(
+        AisBenchError, match=r"refuses the path: it wants real files of this user.*is not the owner"
+    ):
         infer(om, folders, tmp_path / "out" / "bs3")
 
 
@@ -927,7 +1141,9 @@ def test_another_chip_s_model(om, folders, tmp_path, standins):
 
 
 def test_memory_that_runs_out_is_a_status(om, folders, tmp_path, standins):
-    """ascend.md 1.5: when loading (EL0004) and when running (aclrtMalloc), which leaves outputs and no summary."""
+    """ascend.md 1.5: when loading (EL0004) and when running (aclrtMalloc), which leaves outputs and
+    no summary.
+    """
     standins.setenv("STANDIN_FAULT", "ais-oom-run")
     with pytest.raises(DoesNotFit, match=r"batch size 2: out of memory on the card .*aclrtMalloc"):
         infer(om, folders, tmp_path / "out" / "bs1")
@@ -956,14 +1172,32 @@ def _outputs(folder, values):
 
 
 def test_outputs_of_every_layout(tmp_path, om, folders, standins):
-    """ascend.md 1.6: deviceN/ of the older tool splits the files, deviceN_M/ of the newer repeats them."""
+    """ascend.md 1.6: deviceN/ of the older tool splits the files, deviceN_M/ of the newer repeats
+    them.
+    """
     assert raw(om, folders, tmp_path / "t" / "bs2", "--device", "0,1").returncode == 0
-    assert len(ais_bench.collect_outputs(tmp_path / "t" / "bs2", [f"{i:06d}" for i in range(5)], (2, 128, 160))) == 5
-    assert ais_bench.find_summary(tmp_path / "t" / "bs2", newer_than=0).name == "device0_summary.json"
+    assert (
+        len(
+            ais_bench.collect_outputs(
+                tmp_path / "t" / "bs2", [f"{i:06d}" for i in range(5)], (2, 128, 160)
+            )
+        )
+        == 5
+    )
+    assert (
+        ais_bench.find_summary(tmp_path / "t" / "bs2", newer_than=0).name == "device0_summary.json"
+    )
     standins.setenv("STANDIN_GENERATION", "N")
     assert raw(om, folders, tmp_path / "n" / "bs2", "--device", "0,1").returncode == 0
     assert len(list((tmp_path / "n").rglob("*_0.bin"))) == 10
-    assert len(ais_bench.collect_outputs(tmp_path / "n" / "bs2", [f"{i:06d}" for i in range(5)], (2, 128, 160))) == 5
+    assert (
+        len(
+            ais_bench.collect_outputs(
+                tmp_path / "n" / "bs2", [f"{i:06d}" for i in range(5)], (2, 128, 160)
+            )
+        )
+        == 5
+    )
     _outputs(tmp_path / "d" / "device0_0", {"a": 1})
     _outputs(tmp_path / "d" / "device1_1", {"a": 2})
     with pytest.raises(AisBenchError, match="2 devices, which disagree"):
@@ -979,7 +1213,9 @@ def test_outputs_that_nobody_asked_for(tmp_path):
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_the_loop_as_the_guide_measures(om, standins, generation):
-    """ascend.md 1.2: throughput is 1000 x batch size / mean time, without transfers; 1.9: times of both generations."""
+    """ascend.md 1.2: throughput is 1000 x batch size / mean time, without transfers; 1.9: times of
+    both generations.
+    """
     standins.setenv("STANDIN_GENERATION", generation)
     standins.setenv("STANDIN_TIMES_MS", "1305,5181,11799,0")
     standins.setenv("STANDIN_MB_PER_SAMPLE", "1")
@@ -993,8 +1229,13 @@ def test_the_loop_as_the_guide_measures(om, standins, generation):
 
 @pytest.mark.parametrize(("loop", "batches"), [(1, 3), (100, 1), (100, 3)])
 def test_copies_are_those_of_one_call(tmp_path, loop, batches):
-    """ascend.md 1.2: the latencies are of single copies, one per input and batch, however often the batch is repeated."""
-    copies = {"H2D_latency": {"mean": 5.0, "count": 2 * batches}, "D2H_latency": {"mean": 3.0, "count": batches}}
+    """ascend.md 1.2: the latencies are of single copies, one per input and batch, however often the
+    batch is repeated.
+    """
+    copies = {
+        "H2D_latency": {"mean": 5.0, "count": 2 * batches},
+        "D2H_latency": {"mean": 3.0, "count": batches},
+    }
     content = {"npu_compute_time_list": [10.0] * loop * batches, "throughput": 100.0, **copies}
     (tmp_path / "s.json").write_text(json.dumps(content))
     timing = ais_bench.read_summary(tmp_path / "s.json", loop=loop)
@@ -1027,7 +1268,7 @@ def test_a_damaged_summary(tmp_path):
         ais_bench.read_summary(tmp_path / "s.json")
 
 
-# --- without any tool -----------------------------------------------------------------------------------------------
+# --- without any tool -----------------------------------------------------------------------------
 
 
 def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
@@ -1036,13 +1277,23 @@ def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "gma.onnx").write_bytes((models / "GMA_m_4.onnx").read_bytes())
     commands = dry_run.write_commands(tmp_path / "model", tmp_path / "ascend", AtcOptions("310P3"))
-    assert [Path(command[0]).name for command in commands] == ["atc", "atc", "python3", "python3", "python3"]
+    assert [Path(command[0]).name for command in commands] == [
+        "atc",
+        "atc",
+        "python3",
+        "python3",
+        "python3",
+    ]
     script = (tmp_path / "ascend" / "commands_bs4.sh").read_text()
-    assert "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script  # the ';' is quoted: 7.6, E10054
+    assert (
+        "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script
+    )  # the ';' is quoted: 7.6, E10054
     assert (tmp_path / "ascend" / "keep.cfg").read_text() == "OpType::InstanceNorm\n"
     assert "# no rewrite needed" in script
     assert "# CANN 6.0: refused: nothing; unknown: Add" in script
-    assert subprocess.run(["bash", "-n", str(tmp_path / "ascend" / "commands_bs4.sh")]).returncode == 0
+    assert (
+        subprocess.run(["bash", "-n", str(tmp_path / "ascend" / "commands_bs4.sh")]).returncode == 0
+    )
 
 
 def test_dry_run_too_early(tmp_path):

@@ -1,4 +1,6 @@
-"""64 bits become 32 where ONNX allows it, nothing else changes, and what cannot be done has a reason."""
+"""64 bits become 32 where ONNX allows it, nothing else changes, and what cannot be done has a
+reason.
+"""
 
 import sys
 from pathlib import Path
@@ -12,7 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from gma_lib.ascend import rewrite
 from gma_lib.ascend.rewrite import RewriteError, narrowed, rewrite_file, verify
 
-INT64, INT32, DOUBLE, FLOAT = TensorProto.INT64, TensorProto.INT32, TensorProto.DOUBLE, TensorProto.FLOAT
+INT64, INT32, DOUBLE, FLOAT = (
+    TensorProto.INT64,
+    TensorProto.INT32,
+    TensorProto.DOUBLE,
+    TensorProto.FLOAT,
+)
 
 
 def make(nodes, inputs, outputs, constants=(), opset=13, domains=()):
@@ -24,7 +31,10 @@ def make(nodes, inputs, outputs, constants=(), opset=13, domains=()):
         [helper.make_tensor_value_info(*value) for value in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants],
     )
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in domains),
+    ]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
 
 
@@ -33,7 +43,9 @@ def operators(model):
 
 
 def test_index_arithmetic_becomes_int32():
-    """float -> int64 -> + 1 -> Gather: the Cast changes its target, the constant is copied, no Cast is added."""
+    """float -> int64 -> + 1 -> Gather: the Cast changes its target, the constant is copied, no Cast
+    is added.
+    """
     model = make(
         [
             helper.make_node("Cast", ["x"], ["i"], to=INT64),
@@ -48,12 +60,19 @@ def test_index_arithmetic_becomes_int32():
     verify(model, after)
     assert operators(after) == ["Cast", "Add", "Gather"]
     assert after.graph.node[0].attribute[0].i == INT32
-    assert (report.wide_before, report.wide_after, report.casts_added, report.initializers) == (3, 0, 0, 1)
+    assert (report.wide_before, report.wide_after, report.casts_added, report.initializers) == (
+        3,
+        0,
+        0,
+        1,
+    )
     assert model.graph.node[0].attribute[0].i == INT64  # the original is as it was
 
 
 def test_what_onnx_demands_stays_with_its_reason():
-    """Shape gives int64 and Reshape reads it: the arithmetic between is int32, one Cast at each border."""
+    """Shape gives int64 and Reshape reads it: the arithmetic between is int32, one Cast at each
+    border.
+    """
     model = make(
         [
             helper.make_node("Shape", ["x"], ["s"]),
@@ -67,14 +86,24 @@ def test_what_onnx_demands_stays_with_its_reason():
     after, report = narrowed(model)
     verify(model, after)
     assert operators(after) == ["Shape", "Cast", "Gather", "Cast", "Reshape"]
-    assert set(report.left.values()) == {"Shape gives int64 at opset 13", "Reshape reads int64 at opset 13"}
+    assert set(report.left.values()) == {
+        "Shape gives int64 at opset 13",
+        "Reshape reads int64 at opset 13",
+    }
     assert report.refused == {}
 
 
 @pytest.mark.parametrize("opset", [8, 11, 13])
 def test_the_model_s_own_opset_decides(opset):
-    """Max takes int32 from opset 12 on; with the newest schema in hand, one would break older models."""
-    model = make([helper.make_node("Max", ["x", "x"], ["y"])], [("x", DOUBLE, [2])], [("y", DOUBLE, [2])], opset=opset)
+    """Max takes int32 from opset 12 on; with the newest schema in hand, one would break older
+    models.
+    """
+    model = make(
+        [helper.make_node("Max", ["x", "x"], ["y"])],
+        [("x", DOUBLE, [2])],
+        [("y", DOUBLE, [2])],
+        opset=opset,
+    )
     after, report = narrowed(model)
     verify(model, after)
     whole = make(
@@ -104,7 +133,9 @@ def test_one_cast_serves_all_readers():
     after, report = narrowed(model)
     verify(model, after)
     assert operators(after) == ["Cast", "Add", "Mul", "Sub", "Cast"]
-    assert [value.type.tensor_type.elem_type for value in (after.graph.input[0], after.graph.output[0])] == [INT64, INT64]
+    assert [
+        value.type.tensor_type.elem_type for value in (after.graph.input[0], after.graph.output[0])
+    ] == [INT64, INT64]
     assert report.casts_added == 2
 
 
@@ -131,7 +162,10 @@ def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
     )
     after, report = narrowed(sliced)
     verify(sliced, after)
-    assert {tuple(numpy_helper.to_array(tensor)) for tensor in after.graph.initializer} == {(1,), (2**31 - 1,)}
+    assert {tuple(numpy_helper.to_array(tensor)) for tensor in after.graph.initializer} == {
+        (1,),
+        (2**31 - 1,),
+    }
     assert report.refused == {}
 
 
@@ -152,7 +186,9 @@ def test_constant_of_shape_keeps_type_and_payload_together():
     )
     after, report = narrowed(model)
     verify(model, after)
-    constant = next(node for node in after.graph.node if node.op_type == "ConstantOfShape").attribute[0].t
+    constant = (
+        next(node for node in after.graph.node if node.op_type == "ConstantOfShape").attribute[0].t
+    )
     assert numpy_helper.to_array(constant).tolist() == [7]
     assert constant.data_type == INT32
     assert list(report.left.values()) == ["ConstantOfShape reads int64 at opset 13"]
@@ -196,7 +232,12 @@ def test_a_cast_with_nothing_left_to_do_goes():
 def test_double_and_other_people_s_operators():
     """float64 arithmetic, TopK, Where and an If whose bodies read from outside."""
     branch = [
-        helper.make_graph([helper.make_node(op, ["d", "d"], ["o"])], op, [], [helper.make_tensor_value_info("o", DOUBLE, [4])])
+        helper.make_graph(
+            [helper.make_node(op, ["d", "d"], ["o"])],
+            op,
+            [],
+            [helper.make_tensor_value_info("o", DOUBLE, [4])],
+        )
         for op in ("Add", "Mul")
     ]
     model = make(
@@ -214,7 +255,12 @@ def test_double_and_other_people_s_operators():
         ],
         [("x", FLOAT, [4])],
         [("y", FLOAT, [2])],
-        [("half", np.array(0.5)), ("axes", np.array([0])), ("zero", np.array(0, np.float32)), ("two", np.array([2]))],
+        [
+            ("half", np.array(0.5)),
+            ("axes", np.array([0])),
+            ("zero", np.array(0, np.float32)),
+            ("two", np.array([2])),
+        ],
     )
     after, report = narrowed(model)
     verify(model, after)
@@ -225,7 +271,10 @@ def test_double_and_other_people_s_operators():
 def test_unknown_operators_are_left_alone_and_keep_their_domain():
     """The vendor's tool drops every domain but ONNX's own."""
     model = make(
-        [helper.make_node("Strange", ["x"], ["i"], domain="people"), helper.make_node("Gather", ["x", "n"], ["y"])],
+        [
+            helper.make_node("Strange", ["x"], ["i"], domain="people"),
+            helper.make_node("Gather", ["x", "n"], ["y"]),
+        ],
         [("x", FLOAT, [4])],
         [("y", FLOAT, [1]), ("i", INT64, [1])],
         [("n", np.array([0]))],
@@ -237,7 +286,12 @@ def test_unknown_operators_are_left_alone_and_keep_their_domain():
 
 
 def test_twice_is_once():
-    model = make([helper.make_node("Gather", ["x", "n"], ["y"])], [("x", FLOAT, [4])], [("y", FLOAT, [1])], [("n", np.array([0]))])
+    model = make(
+        [helper.make_node("Gather", ["x", "n"], ["y"])],
+        [("x", FLOAT, [4])],
+        [("y", FLOAT, [1])],
+        [("n", np.array([0]))],
+    )
     once, first = narrowed(model)
     twice, second = narrowed(once)
     assert first.changed
@@ -248,21 +302,35 @@ def test_twice_is_once():
 
 @pytest.mark.parametrize("damage", ["value", "type", "input"])
 def test_a_wrong_result_is_refused(damage):
-    model = make([helper.make_node("Gather", ["x", "n"], ["y"])], [("x", FLOAT, [4])], [("y", FLOAT, [1])], [("n", np.array([0]))])
+    model = make(
+        [helper.make_node("Gather", ["x", "n"], ["y"])],
+        [("x", FLOAT, [4])],
+        [("y", FLOAT, [1])],
+        [("n", np.array([0]))],
+    )
     after, _ = narrowed(model)
     if damage == "value":
-        after.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([1], np.int32), after.graph.initializer[0].name))
+        after.graph.initializer[0].CopyFrom(
+            numpy_helper.from_array(np.array([1], np.int32), after.graph.initializer[0].name)
+        )
     elif damage == "type":
-        after.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([0], np.float32), after.graph.initializer[0].name))
+        after.graph.initializer[0].CopyFrom(
+            numpy_helper.from_array(np.array([0], np.float32), after.graph.initializer[0].name)
+        )
     else:
         after.graph.input[0].name = "z"
         after.graph.node[0].input[0] = "z"
-    with pytest.raises(RewriteError, match={"value": "other values", "type": "not valid", "input": "other inputs"}[damage]):
+    with pytest.raises(
+        RewriteError,
+        match={"value": "other values", "type": "not valid", "input": "other inputs"}[damage],
+    ):
         verify(model, after)
 
 
 def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
-    """The schema allows Unique of int32; should ONNX Runtime not have it, the user can leave it out."""
+    """The schema allows Unique of int32; should ONNX Runtime not have it, the user can leave it
+    out.
+    """
     model = make(
         [
             helper.make_node("Cast", ["x"], ["i"], to=INT64),
@@ -274,7 +342,9 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
         [("y", FLOAT, [1])],
     )
     onnx.save(model, tmp_path / "in.onnx")
-    with pytest.raises(RewriteError, match=r"ONNX Runtime does not load the rewritten graph.*leave="):
+    with pytest.raises(
+        RewriteError, match=r"ONNX Runtime does not load the rewritten graph.*leave="
+    ):
         rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
     report = rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx", leave=frozenset({"Unique"}))
@@ -282,13 +352,23 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
 
 
 def test_an_invalid_graph_is_refused():
-    model = make([helper.make_node("Add", ["x", "n"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])], [("n", np.array([0]))])
+    model = make(
+        [helper.make_node("Add", ["x", "n"], ["y"])],
+        [("x", FLOAT, [1])],
+        [("y", FLOAT, [1])],
+        [("n", np.array([0]))],
+    )
     with pytest.raises(RewriteError, match="not valid to begin with"):
         narrowed(model)
 
 
 def test_inputs_without_a_shape_ask_for_feeds():
-    model = make([helper.make_node("Gather", ["x", "n"], ["y"])], [("x", FLOAT, ["k"])], [("y", FLOAT, [1])], [("n", np.array([0]))])
+    model = make(
+        [helper.make_node("Gather", ["x", "n"], ["y"])],
+        [("x", FLOAT, ["k"])],
+        [("y", FLOAT, [1])],
+        [("n", np.array([0]))],
+    )
     with pytest.raises(ValueError, match="no fixed shape"):
         rewrite.random_feeds(model)
 
@@ -301,7 +381,9 @@ def guide_style(tmp_path_factory):
 
     model, checkpoint = load_model("seeded", GMAConfig(lookup="gather"))
     path = tmp_path_factory.mktemp("guide") / "gma.onnx"
-    return export.export_whole(model, path, height=128, width=160, batch_size=1, checkpoint=checkpoint, opset=12)
+    return export.export_whole(
+        model, path, height=128, width=160, batch_size=1, checkpoint=checkpoint, opset=12
+    )
 
 
 def test_the_guide_s_graph(guide_style, tmp_path):
@@ -315,14 +397,18 @@ def test_the_guide_s_graph(guide_style, tmp_path):
     assert all(" at opset 12" in reason for reason in report.left.values())
     after = onnx.load(tmp_path / "out.onnx")
     computed = {name for node in after.graph.node for name in node.output}
-    assert not computed & set(report.left)  # what remains are constants: shapes that Reshape, Expand and the like demand
+    assert not computed & set(
+        report.left
+    )  # what remains are constants: shapes that Reshape, Expand and the like demand
 
 
 def test_the_default_graph_needs_none(tmp_path, seeded):
     from gma_lib.export import trace as export
 
     model, checkpoint = seeded
-    path = export.export_whole(model, tmp_path / "gma.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint)
+    path = export.export_whole(
+        model, tmp_path / "gma.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint
+    )
     assert not rewrite.computes_wide(path)
     after, report = narrowed(onnx.load(path))
     assert report.casts_added == report.casts_removed == 0
@@ -331,17 +417,29 @@ def test_the_default_graph_needs_none(tmp_path, seeded):
 
 
 def _other_graphs():
-    """Small graphs as other exporters leave them, of operators that GMA does not use: name -> (model, what stays 64-bit)."""
+    """Small graphs as other exporters leave them, of operators that GMA does not use: name ->
+    (model, what stays 64-bit).
+    """
 
     def node(op, inputs, outputs, **attributes):
         return helper.make_node(op, inputs, outputs, **attributes)
 
     to_float = node("Cast", ["i"], ["y"], to=FLOAT)
     body = helper.make_graph(
-        [node("Identity", ["go"], ["more"]), node("Add", ["sum", "number"], ["next"]), node("Identity", ["next"], ["seen"])],
+        [
+            node("Identity", ["go"], ["more"]),
+            node("Add", ["sum", "number"], ["next"]),
+            node("Identity", ["next"], ["seen"]),
+        ],
         "body",
-        [helper.make_tensor_value_info(*value) for value in (("number", INT64, []), ("go", TensorProto.BOOL, []), ("sum", INT64, []))],
-        [helper.make_tensor_value_info(*value) for value in (("more", TensorProto.BOOL, []), ("next", INT64, []), ("seen", INT64, []))],
+        [
+            helper.make_tensor_value_info(*value)
+            for value in (("number", INT64, []), ("go", TensorProto.BOOL, []), ("sum", INT64, []))
+        ],
+        [
+            helper.make_tensor_value_info(*value)
+            for value in (("more", TensorProto.BOOL, []), ("next", INT64, []), ("seen", INT64, []))
+        ],
     )
     x4, y4 = [("x", FLOAT, [4])], [("y", FLOAT, [4])]
     x22 = [("x", FLOAT, [2, 2])]
@@ -407,7 +505,11 @@ def _other_graphs():
     ("name", "left", "casts"),
     [
         ("position code: Range, CumSum, Mod", set(), 0),
-        ("detection head: NonMaxSuppression", {"Reshape reads", "NonMaxSuppression reads", "NonMaxSuppression gives"}, 1),
+        (
+            "detection head: NonMaxSuppression",
+            {"Reshape reads", "NonMaxSuppression reads", "NonMaxSuppression gives"},
+            1,
+        ),
         ("classifier: ArgMax and OneHot", {"ArgMax gives", "refused, see there"}, 0),
         ("mask: NonZero, Transpose, GatherND", {"NonZero gives", "GatherND reads"}, 2),
         ("resize with an empty input between", {"Resize reads"}, 0),
@@ -417,9 +519,13 @@ def _other_graphs():
     ],
 )
 def test_other_people_s_graphs(name, left, casts):
-    """Whatever stays has the operator that demands it as its reason, Casts stand beside those only, and the numbers are the same."""
+    """Whatever stays has the operator that demands it as its reason, Casts stand beside those only,
+    and the numbers are the same.
+    """
     model = _other_graphs()[name]
-    leave = frozenset({"OneHot"} if "OneHot" in name else ())  # ONNX Runtime has none for int32, although the schema allows it
+    leave = frozenset(
+        {"OneHot"} if "OneHot" in name else ()
+    )  # ONNX Runtime has none for int32, although the schema allows it
     after, report = narrowed(model, leave=leave)
     verify(model, after)
     said = {reason.split(" int64")[0] for reason in report.left.values()}
@@ -470,13 +576,18 @@ def test_open_shapes_of_inputs_and_outputs_stay_open():
 
 
 def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
-    """A batch of a card's size may not fit here; nothing but inputs and outputs mentions it, or ONNX Runtime refuses."""
+    """A batch of a card's size may not fit here; nothing but inputs and outputs mentions it, or
+    ONNX Runtime refuses.
+    """
     seen = []
     monkeypatch.setattr(rewrite, "random_feeds", _noting(seen))
 
     def graph(reshaped):
         return make(
-            [helper.make_node("Gather", ["x", "n"], ["g"], axis=1), helper.make_node("Reshape", ["g", "to"], ["y"])],
+            [
+                helper.make_node("Gather", ["x", "n"], ["g"], axis=1),
+                helper.make_node("Reshape", ["g", "to"], ["y"]),
+            ],
             [("x", FLOAT, [16, 4])],
             [("y", FLOAT, [16, 1])],
             [("n", np.array([1])), ("to", np.array([reshaped, 1]))],
@@ -485,7 +596,10 @@ def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
     onnx.save(graph(-1), tmp_path / "in.onnx")
     rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx", largest_batch=2)
     assert seen == [2]
-    assert onnx.load(tmp_path / "out.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 16
+    assert (
+        onnx.load(tmp_path / "out.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        == 16
+    )
     onnx.save(graph(16), tmp_path / "fixed.onnx")
     with pytest.raises(Exception, match="reshape"):
         rewrite_file(tmp_path / "fixed.onnx", tmp_path / "never.onnx", largest_batch=2)
@@ -502,7 +616,7 @@ def _noting(seen):
     return noting
 
 
-# --- the vendor's tool, by its stand-in, and the command line --------------------------------------------------------
+# --- the vendor's tool, by its stand-in, and the command line -------------------------------------
 
 
 @pytest.fixture
@@ -540,7 +654,9 @@ def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path
         ("opt-clip", "has other values"),
     ],
 )
-def test_the_vendor_s_tool_says_success_and_is_not_believed(vendor, gather, tmp_path, fault, message):
+def test_the_vendor_s_tool_says_success_and_is_not_believed(
+    vendor, gather, tmp_path, fault, message
+):
     """ascend.md 4.2: exit code 0 whatever happened; 4.3: results that are not valid."""
     vendor.setenv("STANDIN_FAULT", fault)
     with pytest.raises(RewriteError, match=message):
@@ -560,24 +676,37 @@ def test_the_command_line(vendor, gather, tmp_path):
     done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx")])
     assert done.exit_code == 0
     assert "1 values of 64 bits before, 0 after" in done.output
-    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--leave", "Gather"])
+    done = CliRunner().invoke(
+        rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--leave", "Gather"]
+    )
     assert "Gather was to be left as it is" in done.output
-    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--vendor-python", sys.executable])
+    done = CliRunner().invoke(
+        rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--vendor-python", sys.executable]
+    )
     assert "it leaves 0 values" in done.output
     vendor.setenv("STANDIN_FAULT", "opt-nothing")
-    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "other.onnx"), "--vendor-python", sys.executable])
+    done = CliRunner().invoke(
+        rewrite.main, [str(gather), str(tmp_path / "other.onnx"), "--vendor-python", sys.executable]
+    )
     assert done.exit_code == 1
     assert "wrote nothing" in done.output
 
 
 def test_what_computes_nothing_wide_is_copied(gather, tmp_path):
     """A constant of 64 bits is no reason; a node that computes one is."""
-    assert rewrite.rewrite_where_needed(gather, tmp_path / "same.onnx").startswith("no rewrite needed")
+    assert rewrite.rewrite_where_needed(gather, tmp_path / "same.onnx").startswith(
+        "no rewrite needed"
+    )
     assert (tmp_path / "same.onnx").read_bytes() == gather.read_bytes()
     model = make(
-        [helper.make_node("Cast", ["x"], ["i"], to=INT64), helper.make_node("Cast", ["i"], ["y"], to=FLOAT)],
+        [
+            helper.make_node("Cast", ["x"], ["i"], to=INT64),
+            helper.make_node("Cast", ["i"], ["y"], to=FLOAT),
+        ],
         [("x", FLOAT, [4])],
         [("y", FLOAT, [4])],
     )
     onnx.save(model, tmp_path / "wide.onnx")
-    assert "64 bits before" in rewrite.rewrite_where_needed(tmp_path / "wide.onnx", tmp_path / "out.onnx")
+    assert "64 bits before" in rewrite.rewrite_where_needed(
+        tmp_path / "wide.onnx", tmp_path / "out.onnx"
+    )

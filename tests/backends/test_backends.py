@@ -1,4 +1,6 @@
-"""Every backend computes the network's flow, says what it computes in, and refuses what it cannot do."""
+"""Every backend computes the network's flow, says what it computes in, and refuses what it cannot
+do.
+"""
 
 import sys
 
@@ -17,7 +19,9 @@ from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import lean
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
-RUNTIMES = tuple(name for name, kind in BACKENDS.items() if name != "ascend" and kind.computes_on == "cpu")
+RUNTIMES = tuple(
+    name for name, kind in BACKENDS.items() if name != "ascend" and kind.computes_on == "cpu"
+)
 SMALL = {"height": 128, "width": 160}
 
 
@@ -27,7 +31,9 @@ def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RU
     export.export_whole(lean(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
     export.export_split(lean(model), folder, **size, checkpoint=checkpoint)
     for name in backends:
-        convert(name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once)
+        convert(
+            name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once
+        )
     return folder
 
 
@@ -50,7 +56,9 @@ def test_same_flow(name, models, small_frames, reference):
     assert found.dtype == np.float32
     assert found.shape == (2, 2, 128, 160)
     assert Deviation.between(found, reference).max < 1e-3
-    assert Deviation.between(found[::-1], reference).max > 1  # the order of the batch matters, and is noticed
+    assert (
+        Deviation.between(found[::-1], reference).max > 1
+    )  # the order of the batch matters, and is noticed
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +77,19 @@ def test_together_or_one_after_the_other(name, models, whole_batches, small_fram
         assert Deviation.between(together.predict(*small_frames), reference).max < 1e-3
         assert Deviation.between(pair_by_pair.predict(*small_frames), reference).max < 1e-3
         more = [np.concatenate([frames, frames[::-1]]) for frames in small_frames]
-        assert Deviation.between(together.predict(*more), np.concatenate([reference, reference[::-1]])).max < 1e-3
+        assert (
+            Deviation.between(
+                together.predict(*more), np.concatenate([reference, reference[::-1]])
+            ).max
+            < 1e-3
+        )
 
 
 def test_parts_that_do_not_fill_a_batch_are_refused(models):
     with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
-        convert("openvino", models, checkpoint="seeded", num_updates=6, attention="content", at_once=3)
+        convert(
+            "openvino", models, checkpoint="seeded", num_updates=6, attention="content", at_once=3
+        )
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -102,13 +117,19 @@ def test_reduced_precision_is_reduced(name, models, small_frames, reference):
 
 
 def test_coordinates_stay_in_float32(tmp_path):
-    """Where a frame is 128 cells wide, bfloat16 coordinates would lie half a cell apart; weights that see notice."""
+    """Where a frame is 128 cells wide, bfloat16 coordinates would lie half a cell apart; weights
+    that see notice.
+    """
     if not has_bf16():
         pytest.skip("needs a processor with bfloat16")
     trained = load_model("gma-procedural")
-    folder = prepare(tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",))
+    folder = prepare(
+        tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",)
+    )
     rng = np.random.default_rng(2)
-    image1 = rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
+    image1 = (
+        rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
+    )
     image2 = np.roll(image1, (2, 5), axis=(2, 3))
     reference = export.reference_flow(trained[0], image1, image2)
     deviations = []
@@ -126,7 +147,13 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
     for _ in range(2):
         with load_backend(name, folder, precision="float32") as backend:
             flows.append(backend.predict(image1, image2))
-        stored.append({path: path.stat().st_mtime_ns for path in (folder / "compiled").rglob("*") if path.is_file()})
+        stored.append(
+            {
+                path: path.stat().st_mtime_ns
+                for path in (folder / "compiled").rglob("*")
+                if path.is_file()
+            }
+        )
     assert stored[0]
     assert stored[0] == stored[1]
     np.testing.assert_array_equal(*flows)
@@ -135,7 +162,12 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
     export.export_whole(other, folder / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint)
     convert(name, folder, checkpoint="gma-procedural", num_updates=6, attention="content")
     with load_backend(name, folder, precision="float32") as backend:
-        assert Deviation.between(backend.predict(image1, image2), export.reference_flow(other, image1, image2)).max < 1e-3
+        assert (
+            Deviation.between(
+                backend.predict(image1, image2), export.reference_flow(other, image1, image2)
+            ).max
+            < 1e-3
+        )
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -158,12 +190,21 @@ def test_frames_in_any_memory_layout(name, models, small_frames, reference):
 def test_what_is_no_frame_is_refused(name, models, small_frames):
     image1, image2 = small_frames
     with load_backend(name, models, precision="float32") as backend:
-        for wrong in (image2[:1], image2[:, :, :120], image2.astype(np.float64), image2[:, :1], image2[0]):
+        for wrong in (
+            image2[:1],
+            image2[:, :, :120],
+            image2.astype(np.float64),
+            image2[:, :1],
+            image2[0],
+        ):
             with pytest.raises(ValueError, match=r"image2 is float32|has shape|differ in shape"):
                 backend.predict(image1, wrong)
 
 
-@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bfloat16"), ("onnxruntime", "int8"), ("torch", "float16")])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("onnxruntime", "bfloat16"), ("onnxruntime", "int8"), ("torch", "float16")],
+)
 def test_precisions_that_would_run_as_another(name, precision, models):
     with pytest.raises(ValueError, match=f"{name} here computes in .*, not {precision}"):
         load_backend(name, models, precision=precision)

@@ -1,4 +1,6 @@
-"""ONNX Runtime's CANN provider, as far as it can be tested without one: what the runtime is told, and what is refused."""
+"""ONNX Runtime's CANN provider, as far as it can be tested without one: what the runtime is told,
+and what is refused.
+"""
 
 import sys
 from types import SimpleNamespace
@@ -33,13 +35,19 @@ def runtime(*, available=(CANN, CPU), runs=(CANN, CPU), computes=None, refuses=N
             return list(runs)
 
         def get_provider_options(self):
-            return {provider: dict(options) if computes is None else {"precision_mode": computes} for provider, options in self.told}
+            return {
+                provider: dict(options) if computes is None else {"precision_mode": computes}
+                for provider, options in self.told
+            }
 
         def get_inputs(self):
             return [SimpleNamespace(name="image1", shape=[1, 3, 128, 160])]
 
     return SimpleNamespace(
-        InferenceSession=InferenceSession, SessionOptions=Settings, get_available_providers=lambda: list(available), sessions=sessions
+        InferenceSession=InferenceSession,
+        SessionOptions=Settings,
+        get_available_providers=lambda: list(available),
+        sessions=sessions,
     )
 
 
@@ -49,19 +57,27 @@ def load(tmp_path, monkeypatch):
 
     def load(fake, precision="float32"):
         monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-        return OnnxRuntimeBackend(tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=CANN))
+        return OnnxRuntimeBackend(
+            tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=CANN)
+        )
 
     return load
 
 
-@pytest.mark.parametrize(("precision", "mode"), [("float32", "must_keep_origin_dtype"), ("float16", "force_fp16")])
+@pytest.mark.parametrize(
+    ("precision", "mode"), [("float32", "must_keep_origin_dtype"), ("float16", "force_fp16")]
+)
 def test_what_the_runtime_is_told(load, precision, mode):
-    """ascend.md 5: the default is force_fp16, so the precision is always said; an operator may not go to the CPU."""
+    """ascend.md 5: the default is force_fp16, so the precision is always said; an operator may not
+    go to the CPU.
+    """
     fake = runtime()
     backend = load(fake, precision)
     assert (backend.device, backend.precision) == (CANN, precision)
     session = fake.sessions[0]
-    assert session.told == [(CANN, {"precision_mode": mode})]  # the CPU is not offered as a second one
+    assert session.told == [
+        (CANN, {"precision_mode": mode})
+    ]  # the CPU is not offered as a second one
     assert session.settings.entries == {"session.disable_cpu_ep_fallback": "1"}
 
 
@@ -78,11 +94,17 @@ def test_a_silent_fall_back_is_an_error(load):
 
 def test_an_operator_that_the_card_lacks_is_an_error(load):
     with pytest.raises(RuntimeError, match="fallback to CPU EP has been explicitly disabled"):
-        load(runtime(refuses="nodes are assigned to the default CPU EP, but fallback to CPU EP has been explicitly disabled"))
+        load(
+            runtime(
+                refuses="nodes are assigned to the default CPU EP, but fallback to CPU EP has been explicitly disabled"
+            )
+        )
 
 
 def test_another_precision_than_asked_is_an_error(load):
-    with pytest.raises(RuntimeError, match="was told must_keep_origin_dtype, and computes in force_fp16"):
+    with pytest.raises(
+        RuntimeError, match="was told must_keep_origin_dtype, and computes in force_fp16"
+    ):
         load(runtime(computes="force_fp16"))
 
 
@@ -92,7 +114,9 @@ def test_a_precision_that_it_has_not(load):
 
 
 def test_the_real_runtime_refuses_to_fall_back(tmp_path, monkeypatch):
-    """With a provider that every build has, and one that takes nothing: the setting is known to the installed version, too."""
+    """With a provider that every build has, and one that takes nothing: the setting is known to the
+    installed version, too.
+    """
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper
@@ -101,8 +125,13 @@ def test_the_real_runtime_refuses_to_fall_back(tmp_path, monkeypatch):
         pytest.skip("this build has no provider that takes nothing")
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", value[:1], value[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8),
+        tmp_path / "m.onnx",
+    )
     settings = onnxruntime.SessionOptions()
     settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with pytest.raises(Exception, match=r"[Ff]allback"):
-        onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), settings, providers=["AzureExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(tmp_path / "m.onnx"), settings, providers=["AzureExecutionProvider"]
+        )

@@ -1,4 +1,6 @@
-"""What runs on an NVIDIA GPU: its form of the network on the CPU, its recording on a stand-in, and all of it where there is a GPU."""
+"""What runs on an NVIDIA GPU: its form of the network on the CPU, its recording on a stand-in, and
+all of it where there is a GPU.
+"""
 
 import copy
 from contextlib import nullcontext
@@ -28,7 +30,14 @@ def models(tmp_path_factory, seeded):
     """What 03 makes for a batch of two small pairs, computed one after the other."""
     folder = tmp_path_factory.mktemp("gpu")
     network, checkpoint = seeded
-    export.export_whole(lean(network), folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=checkpoint)
+    export.export_whole(
+        lean(network),
+        folder / "gma.onnx",
+        height=128,
+        width=160,
+        batch_size=2,
+        checkpoint=checkpoint,
+    )
     convert("cuda", folder, checkpoint="seeded", num_updates=6, attention="content", at_once=1)
     return folder
 
@@ -39,11 +48,14 @@ def reference(seeded, small_frames):
 
 
 def on_the_cpu(network, frames, precision):
-    with torch.inference_mode(), torch.autocast("cpu", dtype=getattr(torch, precision), enabled=precision != "float32"):
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=getattr(torch, precision), enabled=precision != "float32"),
+    ):
         return network(*map(torch.from_numpy, frames)).numpy()
 
 
-# --- the form of the network ----------------------------------------------------------------------------------------
+# --- the form of the network ----------------------------------------------------------------------
 
 
 def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
@@ -56,7 +68,10 @@ def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
 
 
 def test_in_half_precision_everything_keeps_channels_last(seeded, small_frames, monkeypatch):
-    assert not_channels_last(seeded[0], small_frames) == {"fnet.conv1", "cnet.conv1"}  # the frames themselves
+    assert not_channels_last(seeded[0], small_frames) == {
+        "fnet.conv1",
+        "cnet.conv1",
+    }  # the frames themselves
     monkeypatch.setattr(gpu, "replace_instance_norm", lambda encoder: None)
     assert "fnet.layer1.0.conv2" in not_channels_last(seeded[0], small_frames)  # the look notices
 
@@ -103,7 +118,10 @@ def test_half_precision_costs_weights_that_see_next_to_nothing():
     trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample"))[0]
     frames = demo_frames(128, 160, count=2)
     exact = export.reference_flow(trained, *frames)
-    off = {name: Deviation.between(on_the_cpu(gpu.for_gpu(trained, name), frames, name), exact).mean for name in ("bfloat16", "float16")}
+    off = {
+        name: Deviation.between(on_the_cpu(gpu.for_gpu(trained, name), frames, name), exact).mean
+        for name in ("bfloat16", "float16")
+    }
     assert 1e-5 < off["float16"] < 0.002 < off["bfloat16"] < 0.02
 
 
@@ -114,7 +132,10 @@ def test_attention_recomputed_or_stored(attention, small_frames):
     whole.update_block.aggregator.gamma.data[:] = 0.8  # or aggregation would not be noticed
     network = gpu.for_gpu(whole, "bfloat16").float()
     assert isinstance(network.att, gpu.QueriesAndKeys) == (attention == "content")
-    found, expected = on_the_cpu(network, small_frames, "float32"), on_the_cpu(whole, small_frames, "float32")
+    found, expected = (
+        on_the_cpu(network, small_frames, "float32"),
+        on_the_cpu(whole, small_frames, "float32"),
+    )
     rounded = on_the_cpu(lean(whole).to(torch.bfloat16).float(), small_frames, "float32")
     assert Deviation.between(found, expected).mean < 2 * Deviation.between(rounded, expected).mean
     with torch.no_grad():
@@ -122,7 +143,7 @@ def test_attention_recomputed_or_stored(attention, small_frames):
     assert Deviation.between(on_the_cpu(network, small_frames, "float32"), expected).mean > 1e-3
 
 
-# --- nothing that a recording refuses -------------------------------------------------------------------------------
+# --- nothing that a recording refuses -------------------------------------------------------------
 
 
 class FromTheHost(TorchDispatchMode):
@@ -134,8 +155,14 @@ class FromTheHost(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, given=(), named=None):
         result = operation(*given, **(named or {}))
-        devices = {tensor.device.type for tensor in tree_leaves((given, named)) if isinstance(tensor, torch.Tensor)}
-        arrived = {tensor.device.type for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)}
+        devices = {
+            tensor.device.type
+            for tensor in tree_leaves((given, named))
+            if isinstance(tensor, torch.Tensor)
+        }
+        arrived = {
+            tensor.device.type for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)
+        }
         if "cpu" in devices and arrived != {"cpu"}:
             self.found.append(str(operation))
         return result
@@ -143,17 +170,24 @@ class FromTheHost(TorchDispatchMode):
 
 @pytest.fixture(params=["float32", "float16"])
 def away(request):
-    """The network on PyTorch's device without numbers: what comes from the host shows, and asking for a value raises."""
+    """The network on PyTorch's device without numbers: what comes from the host shows, and asking
+    for a value raises.
+    """
     yield gpu.for_gpu(GMA(GMAConfig(lookup="grid_sample")), request.param).float().to("meta")
     model._constant.cache_clear()
 
 
 @pytest.mark.parametrize("part", ["_flow", "_features", "_context", "_refine"])
 def test_recording_needs_nothing_from_the_host(part, away, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no device without numbers
+    monkeypatch.setattr(
+        torch, "autocast", lambda *_, **__: nullcontext()
+    )  # knows no device without numbers
     backend = object.__new__(gpu.CudaBackend)
     backend._network = away
-    shapes = {"_flow": [(1, 3, 128, 160)] * 2, "_refine": [(1, 256, 16, 20)] * 3 + [(1, 2, 16, 20)]}.get(part, [(1, 3, 128, 160)])
+    shapes = {
+        "_flow": [(1, 3, 128, 160)] * 2,
+        "_refine": [(1, 256, 16, 20)] * 3 + [(1, 2, 16, 20)],
+    }.get(part, [(1, 3, 128, 160)])
     given = [torch.empty(shape, device="meta") for shape in shapes]
     with torch.inference_mode():
         getattr(backend, part)(*given)  # as the warm-up does, which keeps the constants
@@ -179,7 +213,7 @@ def test_constants_are_kept_and_serve_training_too():
     (torch.ones(1, requires_grad=True) * first).sum().backward()
 
 
-# --- recording and replaying ----------------------------------------------------------------------------------------
+# --- recording and replaying ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -194,7 +228,9 @@ def test_replayed_on_other_frames(stood_in, small_frames, reference):
     image1, image2 = small_frames
     assert stood_in.at_once == 1
     assert Deviation.between(stood_in.predict(image1, image2), reference).max < 1e-3
-    assert Deviation.between(stood_in.predict(image1[::-1], image2[::-1]), reference[::-1]).max < 1e-3
+    assert (
+        Deviation.between(stood_in.predict(image1[::-1], image2[::-1]), reference[::-1]).max < 1e-3
+    )
     assert len(stood_in._recorded) == 1  # one shape, recorded once for four pairs
 
 
@@ -209,7 +245,10 @@ def test_replaying_runs_no_python():
         standin.install(monkeypatch)
         recorded = gpu.Recorded(twice, (torch.ones(2),))
         before = len(calls)
-        assert [recorded(torch.full((2,), float(value)))[0].tolist() for value in (3, 5)] == [[6, 6], [10, 10]]
+        assert [recorded(torch.full((2,), float(value)))[0].tolist() for value in (3, 5)] == [
+            [6, 6],
+            [10, 10],
+        ]
     assert before == len(calls) == gpu.WARM_UP_CALLS + 1
 
 
@@ -237,18 +276,29 @@ def test_what_does_not_fit_says_so(stood_in, small_frames, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 95.00 GiB.\nMore lines")
 
     monkeypatch.setattr(stood_in._network, "refine", full)
-    with pytest.raises(DoesNotFit, match=r"stand-in has too little memory to compute 1 of these at once; at_once .* 95\.00 GiB\.$"):
+    with pytest.raises(
+        DoesNotFit,
+        match=r"stand-in has too little memory to compute 1 of these at once; at_once .* 95\.00 GiB\.$",
+    ):
         stood_in.predict(*small_frames)
 
 
 def test_the_settings_of_the_process_are_left_as_they_were(stood_in, small_frames):
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    )
     with stood_in._arithmetic():
         assert not torch.backends.cuda.matmul.allow_tf32
     stood_in.precision = "bfloat16"
     with stood_in._arithmetic():
         assert torch.backends.cuda.matmul.allow_tf32
-    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    assert before == (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    )
 
 
 def test_without_a_gpu_it_says_what_to_do(models):
@@ -260,7 +310,7 @@ def test_without_a_gpu_it_says_what_to_do(models):
         load_backend("cuda", models, precision="int8")
 
 
-# --- on a GPU -------------------------------------------------------------------------------------------------------
+# --- on a GPU -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -274,5 +324,7 @@ def test_on_a_gpu(precision, models, small_frames, reference):
             assert deviation.max < 1e-2 if precision == "float32" else 1e-4 < deviation.mean < 0.3
         features = [backend.features(frames) for frames in small_frames]
         flow, _ = backend.refine(*features, backend.context(small_frames[0]))
-        assert Deviation.between(flow, backend.predict(*small_frames)).mean < (1e-3 if precision == "float32" else 0.3)
+        assert Deviation.between(flow, backend.predict(*small_frames)).mean < (
+            1e-3 if precision == "float32" else 0.3
+        )
         assert backend.device_bytes() > 0

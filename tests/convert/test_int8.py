@@ -1,4 +1,6 @@
-"""Eight-bit integers: calibrated on scenes of their own, everything else left alone, refused where they would be something else."""
+"""Eight-bit integers: calibrated on scenes of their own, everything else left alone, refused where
+they would be something else.
+"""
 
 import numpy as np
 import openvino
@@ -40,7 +42,14 @@ def folder(tmp_path_factory, trained):
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": checkpoint}
     export.export_whole(lean(model), place / "gma.onnx", **size)
     export.export_split(lean(model), place, **size)
-    conversion = convert("openvino", place, checkpoint="gma-procedural", num_updates=UPDATES, attention="content", precision="int8")
+    conversion = convert(
+        "openvino",
+        place,
+        checkpoint="gma-procedural",
+        num_updates=UPDATES,
+        attention="content",
+        precision="int8",
+    )
     assert "8-bit integers" in conversion.changes
     return place
 
@@ -56,7 +65,11 @@ def test_int8_is_near_and_is_not_float32(folder, trained, frames):
     with load_backend("openvino", folder, precision="int8") as backend:
         assert backend.precision == "int8"
         whole = backend.predict(*frames)
-        features1, features2, context = backend.features(frames[0]), backend.features(frames[1]), backend.context(frames[0])
+        features1, features2, context = (
+            backend.features(frames[0]),
+            backend.features(frames[1]),
+            backend.context(frames[0]),
+        )
         parts, _ = backend.refine(features1, features2, context)
     assert 1e-4 < Deviation.between(whole, reference).mean < 0.05
     assert 1e-4 < Deviation.between(parts, reference).mean < 0.05
@@ -68,8 +81,12 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("GMA_HEADLESS", "1")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    model = openvino.convert_model(torch.nn.Conv2d(3, 8, 3), example_input=torch.zeros(1, 3, 16, 16), input=[1, 3, 16, 16])
-    samples = [{model.input(0).any_name: np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}] * 3
+    model = openvino.convert_model(
+        torch.nn.Conv2d(3, 8, 3), example_input=torch.zeros(1, 3, 16, 16), input=[1, 3, 16, 16]
+    )
+    samples = [
+        {model.input(0).any_name: np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}
+    ] * 3
     quantization.quantized(model, samples, label="8-bit integers for a layer")
     lines = capsys.readouterr().out.splitlines()
     assert lines
@@ -78,22 +95,34 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
 
 def test_calibration_that_would_not_fit_is_refused(monkeypatch):
     """A convolution that reads 0.25 GB, held four times beside 2.4 GB: 3.4 GB."""
-    model = openvino.convert_model(torch.nn.Conv2d(1, 1, 3), example_input=torch.zeros(1, 1, 16, 16), input=[1, 1, 8192, 8192])
+    model = openvino.convert_model(
+        torch.nn.Conv2d(1, 1, 3), example_input=torch.zeros(1, 1, 16, 16), input=[1, 1, 8192, 8192]
+    )
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3900000000")
     quantization.require_memory_to_calibrate(model)
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3700000000")
-    with pytest.raises(MemoryError, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"):
+    with pytest.raises(
+        MemoryError, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"
+    ):
         quantization.quantized(model, [], label="8-bit integers")
 
 
 def test_a_warm_start_is_not_cut_off(folder, trained, frames):
-    """Ranges that were seen from zero flow only would be far too small for a start that is not zero."""
+    """Ranges that were seen from zero flow only would be far too small for a start that is not
+    zero.
+    """
     start = np.full((2, 2, 16, 20), 0.5, np.float32)
     with load_backend("openvino", folder, precision="int8") as backend:
-        encoded = backend.features(frames[0]), backend.features(frames[1]), backend.context(frames[0])
+        encoded = (
+            backend.features(frames[0]),
+            backend.features(frames[1]),
+            backend.context(frames[0]),
+        )
         found, _ = backend.refine(*encoded, start)
     with torch.inference_mode():
-        exact = trained[0].refine(*map(torch.from_numpy, encoded), torch.from_numpy(start))[0].numpy()
+        exact = (
+            trained[0].refine(*map(torch.from_numpy, encoded), torch.from_numpy(start))[0].numpy()
+        )
     assert Deviation.between(found, exact).mean < 0.1
 
 
@@ -101,7 +130,9 @@ def test_what_rounds_and_never_between_a_product_and_its_reshapes(folder):
     model = openvino.Core().read_model(folder / "gma.xml")
     rounded, float_layers, products = 0, set(), []
     for operation in model.get_ordered_ops():
-        inputs = [operation.input_value(port).get_node() for port in range(operation.get_input_size())]
+        inputs = [
+            operation.input_value(port).get_node() for port in range(operation.get_input_size())
+        ]
         if operation.get_type_name() == "FakeQuantize":
             assert inputs[0].get_type_name() != "MatMul"
         if operation.get_type_name() == "Convolution":
@@ -117,9 +148,17 @@ def test_what_rounds_and_never_between_a_product_and_its_reshapes(folder):
             assert not any(node.get_type_name() == "FakeQuantize" for node in inputs)
     assert float_layers == {"fnet", "cnet", "update_block"}
     assert rounded > 25
-    # the four levels of the correlation, attention's scores and the aggregation; the lookup's products stay as they are
+    # the four levels of the correlation, attention's scores and the aggregation; the lookup's
+    # products stay as they are
     in_integers = [name for name, both in products if all(both)]
-    assert sorted(in_integers) == ["/MatMul", "/MatMul_1", "/MatMul_2", "/MatMul_3", "/att/MatMul", "/update_block/aggregator/MatMul"]
+    assert sorted(in_integers) == [
+        "/MatMul",
+        "/MatMul_1",
+        "/MatMul_2",
+        "/MatMul_3",
+        "/att/MatMul",
+        "/update_block/aggregator/MatMul",
+    ]
     assert len(products) == 6 + 2 * 4 * UPDATES
     assert not any(any(both) for name, both in products if name not in in_integers)
 
@@ -132,12 +171,25 @@ def _rounds(node) -> bool:
 
 
 def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
-    with pytest.raises(ValueError, match=r"computes in 8-bit integers, not in float32: run 03_convert again"):
+    with pytest.raises(
+        ValueError, match=r"computes in 8-bit integers, not in float32: run 03_convert again"
+    ):
         load_backend("openvino", folder, precision="float32")
     model, checkpoint = trained
-    export.export_whole(lean(model), tmp_path / "gma.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint)
-    convert("openvino", tmp_path, checkpoint="gma-procedural", num_updates=UPDATES, attention="content")
-    with pytest.raises(ValueError, match=r"computes in floating point, not in int8: run 03_convert again"):
+    export.export_whole(
+        lean(model),
+        tmp_path / "gma.onnx",
+        height=128,
+        width=160,
+        batch_size=1,
+        checkpoint=checkpoint,
+    )
+    convert(
+        "openvino", tmp_path, checkpoint="gma-procedural", num_updates=UPDATES, attention="content"
+    )
+    with pytest.raises(
+        ValueError, match=r"computes in floating point, not in int8: run 03_convert again"
+    ):
         load_backend("openvino", tmp_path, precision="int8")
 
 
@@ -152,9 +204,23 @@ def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():
 
 
 def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
-    monkeypatch.setattr("gma_lib.backends.openvino.possible_precisions", lambda core, device: ("float32",))
-    with pytest.raises(ValueError, match=r"openvino here computes in float32, not int8: .*without, float32 would run there"):
+    monkeypatch.setattr(
+        "gma_lib.backends.openvino.possible_precisions", lambda core, device: ("float32",)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"openvino here computes in float32, not int8: .*without, float32 would run there",
+    ):
         load_backend("openvino", folder, precision="int8")
-    monkeypatch.setattr("gma_lib.convert.conversion.possible_precisions", lambda core, device: ("float32",))
+    monkeypatch.setattr(
+        "gma_lib.convert.conversion.possible_precisions", lambda core, device: ("float32",)
+    )
     with pytest.raises(ValueError, match="without, float32 would run there"):
-        convert("openvino", folder, checkpoint="gma-procedural", num_updates=UPDATES, attention="content", precision="int8")
+        convert(
+            "openvino",
+            folder,
+            checkpoint="gma-procedural",
+            num_updates=UPDATES,
+            attention="content",
+            precision="int8",
+        )

@@ -11,7 +11,9 @@ CELLS, CHANNELS = 600, 8
 
 
 def _graph(*, transposed: bool, queries: bool = False):
-    """Scores (or queries and keys) and values in, attention times values out, with the names of the exported network."""
+    """Scores (or queries and keys) and values in, attention times values out, with the names of the
+    exported network.
+    """
     values = _input("values", CHANNELS, CELLS) if transposed else _input("values", CELLS, CHANNELS)
     if queries:
         inputs = [_input(name, CELLS, 16) for name in ("queries", "keys")]
@@ -33,7 +35,13 @@ def _input(name: str, rows: int, columns: int):
 
 
 def _run(model, *inputs: np.ndarray) -> np.ndarray:
-    return next(iter(openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([*inputs]).values()))[0]
+    return next(
+        iter(
+            openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+                [*inputs]
+            ).values()
+        )
+    )[0]
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
@@ -42,9 +50,14 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _rounding(shares: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """What steps of 1/255 of a row's largest share and 1/127 of a channel's largest value can move, were all errors on one side."""
+    """What steps of 1/255 of a row's largest share and 1/127 of a channel's largest value can move,
+    were all errors on one side.
+    """
     size = np.abs(values - values.mean(axis=0)).max(axis=0)
-    return shares.max(axis=1)[:, None] / 510 * np.abs(values - values.mean(axis=0)).sum(axis=0) + 1.01 * size / 254
+    return (
+        shares.max(axis=1)[:, None] / 510 * np.abs(values - values.mean(axis=0)).sum(axis=0)
+        + 1.01 * size / 254
+    )
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -52,7 +65,9 @@ def test_the_aggregation_is_near_whatever_the_sizes_of_its_channels(transposed):
     rng = np.random.default_rng(0)
     scores = rng.normal(0, 2, (CELLS, CELLS)).astype(np.float32)
     # flow in cells beside features after a ReLU, and a channel that is the same everywhere
-    values = rng.random((CELLS, CHANNELS), np.float32) * np.array([90, 30, 1, 0.5, 0.1, 0.01, 1, 0], np.float32)
+    values = rng.random((CELLS, CHANNELS), np.float32) * np.array(
+        [90, 30, 1, 0.5, 0.1, 0.01, 1, 0], np.float32
+    )
     values[:, 6] = 3
     model = _graph(transposed=transposed)
     assert attend_in_integers(model, []) == 1
@@ -66,7 +81,9 @@ def test_the_aggregation_is_near_whatever_the_sizes_of_its_channels(transposed):
 
 
 def test_what_is_too_small_for_a_step_does_not_vanish():
-    """Half of every row lies on one cell, the other half evenly on all: each of those shares is a third of a step."""
+    """Half of every row lies on one cell, the other half evenly on all: each of those shares is a
+    third of a step.
+    """
     rng = np.random.default_rng(1)
     even = 0.5 / CELLS
     scores = np.full((CELLS, CELLS), np.log(even), np.float32)
@@ -86,7 +103,10 @@ def test_what_is_too_small_for_a_step_does_not_vanish():
 def test_scores_take_their_range_from_the_samples():
     rng = np.random.default_rng(2)
     samples = [
-        {name: rng.normal(0, 0.7, (1, CELLS, 16)).astype(np.float32) for name in ("queries", "keys")}
+        {
+            name: rng.normal(0, 0.7, (1, CELLS, 16)).astype(np.float32)
+            for name in ("queries", "keys")
+        }
         | {"values": rng.random((1, CHANNELS, CELLS), np.float32)}
         for _ in range(2)
     ]

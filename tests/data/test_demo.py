@@ -1,4 +1,6 @@
-"""Procedural scenes: the flow is exact, the masks agree with it, the same seed gives the same pixels."""
+"""Procedural scenes: the flow is exact, the masks agree with it, the same seed gives the same
+pixels.
+"""
 
 import dataclasses
 import hashlib
@@ -38,14 +40,23 @@ MOTIONS = {
 
 def two_layers(motion: Motion, *, kind: str = "noise") -> Scene:
     """A blob with a hole that moves over a background that drifts."""
-    background = Layer(Texture("noise", 1, 24.0, **COLOURS), Motion(start=(80, 64), step=(-1.5, 0.75)))
-    blob = Layer(Texture(kind, 2, 20.0, **COLOURS), motion, Shape(radius=34, lobes=3, depth=0.2, stretch=1.2, hole=0.3))
+    background = Layer(
+        Texture("noise", 1, 24.0, **COLOURS), Motion(start=(80, 64), step=(-1.5, 0.75))
+    )
+    blob = Layer(
+        Texture(kind, 2, 20.0, **COLOURS),
+        motion,
+        Shape(radius=34, lobes=3, depth=0.2, stretch=1.2, hole=0.3),
+    )
     return Scene(HEIGHT, WIDTH, (background, blob))
 
 
 def sampled(frame: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Linear interpolation of (C, H, W) at points inside it, written apart from the library's."""
-    left, above = np.minimum(np.floor(x).astype(int), WIDTH - 2), np.minimum(np.floor(y).astype(int), HEIGHT - 2)
+    left, above = (
+        np.minimum(np.floor(x).astype(int), WIDTH - 2),
+        np.minimum(np.floor(y).astype(int), HEIGHT - 2),
+    )
     x, y = x - left, y - above
     return (
         (1 - y) * ((1 - x) * frame[:, above, left] + x * frame[:, above, left + 1])
@@ -53,7 +64,9 @@ def sampled(frame: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     )  # fmt: skip
 
 
-def error_after_warping(image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def error_after_warping(
+    image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, visible: np.ndarray
+) -> np.ndarray:
     """Grey levels by which frame 2, fetched along the flow, misses frame 1, at the visible pixels."""
     rows, columns = np.nonzero(visible)
     fetched = sampled(image2, columns + flow[0, visible], rows + flow[1, visible])
@@ -72,11 +85,14 @@ def test_warping_the_second_frame_gives_the_first(name):
     first, second = renderer.render(0), renderer.render(1)
     visible = visible_in_both(first)
     error = error_after_warping(first.clean, second.clean, first.flow, visible)
-    # grey levels of 255: what linear interpolation loses on this texture; outlines, where a pixel mixes two layers, are the last per cents
+    # grey levels of 255: what linear interpolation loses on this texture; outlines, where a pixel
+    # mixes two layers, are the last per cents
     assert np.median(error) < 2
     assert np.percentile(error, 90) < 6
     wrong = first.flow + np.array([1.0, 0.5], np.float32)[:, None, None]
-    assert np.median(error_after_warping(first.clean, second.clean, wrong, _inside_by(visible, wrong))) > 3 * np.median(error)
+    assert np.median(
+        error_after_warping(first.clean, second.clean, wrong, _inside_by(visible, wrong))
+    ) > 3 * np.median(error)
 
 
 def _inside_by(visible: np.ndarray, flow: np.ndarray) -> np.ndarray:
@@ -89,7 +105,12 @@ def _inside_by(visible: np.ndarray, flow: np.ndarray) -> np.ndarray:
 def test_every_pattern_is_sampled_alike_in_both_frames(kind):
     renderer = Renderer(two_layers(MOTIONS["shift"], kind=kind))
     first, second = renderer.render(0), renderer.render(1)
-    assert np.median(error_after_warping(first.clean, second.clean, first.flow, visible_in_both(first))) < 2
+    assert (
+        np.median(
+            error_after_warping(first.clean, second.clean, first.flow, visible_in_both(first))
+        )
+        < 2
+    )
 
 
 def test_the_flow_of_a_shift_is_the_shift():
@@ -97,7 +118,9 @@ def test_the_flow_of_a_shift_is_the_shift():
     on_blob = np.abs(flow[0] - 7.3) < 1e-5
     assert 0.1 < on_blob.mean() < 0.4
     np.testing.assert_allclose(flow[1, on_blob], -4.6, atol=1e-5)
-    np.testing.assert_allclose(flow[:, ~on_blob].T, [[-1.5, 0.75]] * int((~on_blob).sum()), atol=1e-5)
+    np.testing.assert_allclose(
+        flow[:, ~on_blob].T, [[-1.5, 0.75]] * int((~on_blob).sum()), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["shift", "everything", "large"])
@@ -105,7 +128,9 @@ def test_occlusion_agrees_with_a_forward_backward_check(name):
     motion = MOTIONS[name]
     scene = two_layers(motion)
     forward = Renderer(scene).render(0)
-    backwards = tuple(dataclasses.replace(layer, motion=_reversed(layer.motion)) for layer in scene.layers)
+    backwards = tuple(
+        dataclasses.replace(layer, motion=_reversed(layer.motion)) for layer in scene.layers
+    )
     backward = Renderer(dataclasses.replace(scene, layers=backwards)).render(0)
     outside = leaves_frame(forward.flow)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
@@ -120,7 +145,9 @@ def test_occlusion_agrees_with_a_forward_backward_check(name):
 
 
 def _reversed(motion: Motion) -> Motion:
-    """The motion that starts where ``motion`` is at time 1 and undoes it; turn and zoom start from there too."""
+    """The motion that starts where ``motion`` is at time 1 and undoes it; turn and zoom start from
+    there too.
+    """
 
     class Reversed(Motion):
         def to_layer(self, x, y, time):
@@ -148,8 +175,16 @@ def test_the_demo_set_is_laid_out_as_sintel_is(demo):
         assert len(find_pairs(demo, pass_name=pass_name)) == 2 * len(DEMO_SCENES)
     folder = demo / "training"
     for scene in DEMO_SCENES:
-        assert read_frame(folder / "final" / scene.name / "frame_0003.png").shape == (3, HEIGHT, WIDTH)
-        assert read_flow(folder / "flow" / scene.name / "frame_0002.flo").shape == (2, HEIGHT, WIDTH)
+        assert read_frame(folder / "final" / scene.name / "frame_0003.png").shape == (
+            3,
+            HEIGHT,
+            WIDTH,
+        )
+        assert read_flow(folder / "flow" / scene.name / "frame_0002.flo").shape == (
+            2,
+            HEIGHT,
+            WIDTH,
+        )
         assert not read_mask(folder / "invalid" / scene.name / "frame_0001.png").any()
         assert not (folder / "flow" / scene.name / "frame_0003.flo").exists()
     written = sum(path.stat().st_size for path in demo.rglob("*.*") if path.is_file())
@@ -165,7 +200,9 @@ def test_the_same_seed_gives_the_same_files(demo, tmp_path):
 
 def _digests(root):
     files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def test_a_scene_follows_from_its_seed_and_speed():

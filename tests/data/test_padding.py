@@ -6,7 +6,9 @@ import pytest
 from gma_lib.data.padding import Padding
 
 
-@pytest.mark.parametrize("size", [(436, 1024), (440, 1024), (375, 1242), (128, 129), (1, 1), (130, 7)])
+@pytest.mark.parametrize(
+    "size", [(436, 1024), (440, 1024), (375, 1242), (128, 129), (1, 1), (130, 7)]
+)
 def test_unpad_undoes_pad(size):
     frame = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
     padding = Padding.for_size(*size)

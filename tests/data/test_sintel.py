@@ -85,20 +85,28 @@ def test_unknown_names_list_the_known(tiny_sintel):
 def test_one_size_a_run(tiny_sintel):
     pairs = sintel.find_pairs(tiny_sintel)
     assert sintel.frame_size(pairs) == (128, 160)
-    write_frame(tiny_sintel / "training/clean/cave/frame_0003.png", np.zeros((3, 128, 168), np.float32))
+    write_frame(
+        tiny_sintel / "training/clean/cave/frame_0003.png", np.zeros((3, 128, 168), np.float32)
+    )
     with pytest.raises(ValueError, match=r"cave/frame_0003\.png is 128x168"):
         sintel.frame_size(pairs)
 
 
 def test_flow_of_another_size_is_an_error(tiny_sintel):
-    write_flow(tiny_sintel / "training/flow/alley/frame_0001.flo", np.zeros((2, 100, 160), np.float32))
+    write_flow(
+        tiny_sintel / "training/flow/alley/frame_0001.flo", np.zeros((2, 100, 160), np.float32)
+    )
     with pytest.raises(ValueError, match=r"alley/frame_0001\.flo has"):
         sintel.frame_size(sintel.find_pairs(tiny_sintel))
 
 
 def test_the_index_gives_the_pairs_back(tiny_sintel):
     index = sintel.build_index(tiny_sintel, description="tiny")
-    pairs = [pair for pass_name in ("clean", "final") for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)]
+    pairs = [
+        pair
+        for pass_name in ("clean", "final")
+        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
+    ]
     assert sintel.load_pairs(index) == pairs
     assert sintel.load_pairs(index, ["final/cave/frame_0001"]) == [pairs[6]]
     with pytest.raises(ValueError, match="street"):
@@ -121,14 +129,29 @@ def test_a_mistagged_flow_is_found_before_anything_runs(tiny_sintel):
 
 def test_counts_per_scene(tiny_sintel):
     rows = sintel.count_pairs(sintel.build_index(tiny_sintel, description="tiny"))
-    assert rows[1] == {"pass": "clean", "scene": "cave", "pairs": 2, "with flow": 1, "with occlusion": 1, "with invalid": 1}
+    assert rows[1] == {
+        "pass": "clean",
+        "scene": "cave",
+        "pairs": 2,
+        "with flow": 1,
+        "with occlusion": 1,
+        "with invalid": 1,
+    }
 
 
 def test_a_subset_says_so(tiny_sintel):
     pairs = sintel.find_pairs(tiny_sintel)
-    assert sintel.declared_subset(pairs, batch_size=1, full_batch_size=1, pairs_per_scene=1) == (pairs, "")
-    assert sintel.declared_subset(pairs, batch_size=4, full_batch_size=None, pairs_per_scene=1) == (pairs, "")
-    chosen, sentence = sintel.declared_subset(pairs, batch_size=4, full_batch_size=1, pairs_per_scene=1)
+    assert sintel.declared_subset(pairs, batch_size=1, full_batch_size=1, pairs_per_scene=1) == (
+        pairs,
+        "",
+    )
+    assert sintel.declared_subset(pairs, batch_size=4, full_batch_size=None, pairs_per_scene=1) == (
+        pairs,
+        "",
+    )
+    chosen, sentence = sintel.declared_subset(
+        pairs, batch_size=4, full_batch_size=1, pairs_per_scene=1
+    )
     assert [pair.name for pair in chosen] == ["clean/alley/frame_0001", "clean/cave/frame_0001"]
     assert "2 of 4 pairs" in sentence
 
@@ -141,5 +164,8 @@ def test_no_room_on_the_disk_is_said_before_writing(tmp_path):
 def test_the_real_sample(sintel_sample):
     pairs = sintel.find_pairs(sintel_sample)
     assert len(pairs) == 6
-    assert [pair.name for pair in pairs if pair.flow] == ["clean/alley_1/frame_0002", "clean/cave_2/frame_0002"]
+    assert [pair.name for pair in pairs if pair.flow] == [
+        "clean/alley_1/frame_0002",
+        "clean/cave_2/frame_0002",
+    ]
     assert sintel.frame_size(pairs) == (436, 1024)

@@ -16,7 +16,11 @@ from gma_lib.runs.run import open_run
 
 @pytest.fixture
 def pairs(tiny_sintel):
-    return [pair for pass_name in ("clean", "final") for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)]
+    return [
+        pair
+        for pass_name in ("clean", "final")
+        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
+    ]
 
 
 @pytest.fixture
@@ -28,12 +32,20 @@ def flow_folder(pairs, tmp_path):
 
 def test_zero_flow_has_the_error_of_the_shift(pairs, flow_folder):
     scores = evaluation.evaluate(pairs, flow_folder)["clean"]
-    assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (4, 3, 3 * 128 * 160)
+    assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (
+        4,
+        3,
+        3 * 128 * 160,
+    )
     assert (scores["all"]["epe"], scores["all"]["px1"], scores["all"]["px5"]) == (5, 0, 0)
     assert scores["occluded"]["pixels"] == 3 * 128 * 16
     assert set(scores["scenes"]) == {"alley", "cave"}
     assert scores["scenes"]["cave"]["all"]["pixels"] == 128 * 160
-    assert [pair["name"] for pair in scores["pairs"]] == ["clean/alley/frame_0001", "clean/alley/frame_0002", "clean/cave/frame_0001"]
+    assert [pair["name"] for pair in scores["pairs"]] == [
+        "clean/alley/frame_0001",
+        "clean/alley/frame_0002",
+        "clean/cave/frame_0001",
+    ]
     assert scores["share_within"][-1] == 1
     assert scores["share_within"][-2] == 0
     assert evaluation.scored_of(scores) == "3 of 4 pairs scored"
@@ -53,7 +65,9 @@ def test_the_pool_is_over_pixels(pairs, flow_folder):
 @pytest.mark.parametrize("number", [0, 3])  # a scored pair, and one without ground truth
 def test_a_missing_pair_is_an_error(pairs, flow_folder, number):
     inference.flow_path(flow_folder, pairs[number]).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 of 8 pairs have no flow.*{pairs[number].name}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"1 of 8 pairs have no flow.*{pairs[number].name}"
+    ):
         evaluation.evaluate(pairs, flow_folder)
 
 
@@ -105,9 +119,20 @@ def test_verdict(px1, word):
 
 
 def test_batch_sizes_are_compared(pairs, tmp_path):
-    runs = [open_run(profile="tiny", backend="openvino", precision="float32", batch_size=size, outputs=str(tmp_path)) for size in (1, 4)]
+    runs = [
+        open_run(
+            profile="tiny",
+            backend="openvino",
+            precision="float32",
+            batch_size=size,
+            outputs=str(tmp_path),
+        )
+        for size in (1, 4)
+    ]
     for run, value in zip(runs, (0, 0.5), strict=True):
-        answer = FakeBackend(lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32))
+        answer = FakeBackend(
+            lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32)
+        )
         inference.infer(pairs, answer, run.flow_folder, batch_size=run.batch_size, key="k")
         (run.folder / "infer.json").write_text(json.dumps({}))
     found = evaluation.compare_batch_sizes(pairs, runs[1])
@@ -116,12 +141,24 @@ def test_batch_sizes_are_compared(pairs, tmp_path):
 
 
 def test_the_guides_numbers(sintel_sample, golden, tmp_path):
-    """The reference flow on the real pairs gives the four numbers of the guide's own post-processing."""
-    wanted = {"clean": (9.121573, 0.020089, 0.212481, 0.418883), "final": (9.153702, 0.019036, 0.217536, 0.415097)}
-    pairs = [pair for name in wanted for pair in sintel.find_pairs(sintel_sample, pass_name=name) if pair.number == 2]
+    """The reference flow on the real pairs gives the four numbers of the guide's own
+    post-processing.
+    """
+    wanted = {
+        "clean": (9.121573, 0.020089, 0.212481, 0.418883),
+        "final": (9.153702, 0.019036, 0.217536, 0.415097),
+    }
+    pairs = [
+        pair
+        for name in wanted
+        for pair in sintel.find_pairs(sintel_sample, pass_name=name)
+        if pair.number == 2
+    ]
     with np.load(golden / "gma_reference_sintel_440x1024_iters6.npz") as file:
         answers = iter([file[f"{pair.pass_name}_{pair.scene}"][None] for pair in pairs])
-    inference.infer(pairs, FakeBackend(lambda a, b: next(answers)), tmp_path / "flow", batch_size=1, key="k")
+    inference.infer(
+        pairs, FakeBackend(lambda a, b: next(answers)), tmp_path / "flow", batch_size=1, key="k"
+    )
     for pass_name, scores in evaluation.evaluate(pairs, tmp_path / "flow").items():
         found = tuple(scores["all"][name] for name in ("epe", "px1", "px3", "px5"))
         assert found == pytest.approx(wanted[pass_name], abs=2e-6)
@@ -131,7 +168,9 @@ def test_classical_methods_are_scored_on_the_same_pixels(pairs, flow_folder):
     scores, compared = evaluation.beside_classical(pairs, flow_folder)
     assert compared == 6  # those with ground truth
     assert {groups["all"].pixels for groups in scores.values()} == {6 * 128 * 160}
-    assert scores["network"]["all"].error == scores["no motion"]["all"].error == 5 * 6 * 128 * 160  # it answers zero
+    assert (
+        scores["network"]["all"].error == scores["no motion"]["all"].error == 5 * 6 * 128 * 160
+    )  # it answers zero
     table = evaluation.classical_table(scores)
     assert table.loc["network", "EPE all pixels"] == 5
     assert "no motion" not in evaluation.classical_curves(scores)
@@ -142,7 +181,11 @@ def test_the_sentence_says_who_is_ahead():
     def sums(error):
         return {"all": ErrorSums(pixels=10, error=10 * error)}
 
-    ahead = evaluation.classical_sentence({"network": sums(1), "DIS": sums(2), "Farneback": sums(3), "no motion": sums(0.5)})
+    ahead = evaluation.classical_sentence(
+        {"network": sums(1), "DIS": sums(2), "Farneback": sums(3), "no motion": sums(0.5)}
+    )
     assert ahead == "Over all pixels the network (1.00 px) is ahead of DIS (2.00 px)."
-    assert "is behind DIS (2.00 px)" in evaluation.classical_sentence({"network": sums(2.5), "DIS": sums(2)})
+    assert "is behind DIS (2.00 px)" in evaluation.classical_sentence(
+        {"network": sums(2.5), "DIS": sums(2)}
+    )
     assert evaluation.classical_sentence({}) == "No pair has ground truth."

@@ -23,9 +23,15 @@ COLUMNS = ["1px clean, %", "1px final, %", "pairs scored", "pairs/s"]
 def records(tmp_path, *, backend="openvino", precision="float32", batch_size=1, scored=2, **more):
     run = runs.Run(tmp_path, "tiny", backend, precision, batch_size, f"{backend}-{precision}")
     scores = {
-        name: {"pairs_scored": scored, "pairs_inferred": scored, "all": {"px1": px1}} for name, px1 in (("clean", 0.75), ("final", 0.5))
+        name: {"pairs_scored": scored, "pairs_inferred": scored, "all": {"px1": px1}}
+        for name, px1 in (("clean", 0.75), ("final", 0.5))
     }
-    given = {"index": INDEX, "export": EXPORT, "convert": {"device": "CPU", "precision": precision, "at_once": 1}, "metrics": scores}
+    given = {
+        "index": INDEX,
+        "export": EXPORT,
+        "convert": {"device": "CPU", "precision": precision, "at_once": 1},
+        "metrics": scores,
+    }
     given |= {"perf": {"status": "ok", "pairs_per_second": 0.6, "rounds": 12}}
     return Records(run, **given | more)
 
@@ -38,8 +44,18 @@ def test_every_row_of_the_guide_and_ours_below_it(tmp_path):
         ("batch size 1", "openvino-float32"),
         *((f"batch size {size}", GUIDE) for size in (4, 8, 16)),
     ]
-    assert table.loc["batch size 1", GUIDE].tolist() == ["92.65", "88.95", "1041 of 1041 a pass", "0.766"]
-    assert table.loc["batch size 1", "openvino-float32"].tolist() == ["75.00", "50.00", "clean 2 of 2; final 2 of 2", "0.600"]
+    assert table.loc["batch size 1", GUIDE].tolist() == [
+        "92.65",
+        "88.95",
+        "1041 of 1041 a pass",
+        "0.766",
+    ]
+    assert table.loc["batch size 1", "openvino-float32"].tolist() == [
+        "75.00",
+        "50.00",
+        "clean 2 of 2; final 2 of 2",
+        "0.600",
+    ]
     assert table.loc["batch size 8", GUIDE].tolist() == [NOT_PUBLISHED, NOT_PUBLISHED, "", "0.678"]
     assert table.loc["batch size 16", GUIDE]["pairs/s"] == OUT_OF_MEMORY
 
@@ -53,9 +69,9 @@ def test_a_batch_size_that_the_guide_lacks_and_one_without_accuracy(tmp_path):
 
 def test_memory_that_ran_out_and_pairs_without_truth(tmp_path):
     nothing = {"clean": {"pairs_scored": 0, "pairs_inferred": 3, "all": {"px1": None}}}
-    row = guide.table([records(tmp_path, batch_size=16, perf={"status": "out_of_memory"}, metrics=nothing)]).loc[
-        "batch size 16", "openvino-float32"
-    ]
+    row = guide.table(
+        [records(tmp_path, batch_size=16, perf={"status": "out_of_memory"}, metrics=nothing)]
+    ).loc["batch size 16", "openvino-float32"]
     assert row["pairs/s"] == OUT_OF_MEMORY
     assert (row["1px clean, %"], row["pairs scored"]) == ("", "clean 0 of 3")
 
@@ -72,15 +88,28 @@ def test_what_differs_on_a_processor(tmp_path):
     assert ours["hardware"] == "Some CPU (CPU)"
     assert ours["computed at once"] == "1 pair"
     assert "12 calls" in ours["throughput"]
-    assert guide.differences([records(tmp_path, export=EXPORT | {"num_updates": 12})])["openvino-float32"]["updates"] == "12"
+    assert (
+        guide.differences([records(tmp_path, export=EXPORT | {"num_updates": 12})])[
+            "openvino-float32"
+        ]["updates"]
+        == "12"
+    )
 
 
 def test_all_pairs_of_both_passes_are_the_same_frames(tmp_path):
-    assert guide.differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"] == "the same"
-    assert guide.differences([records(tmp_path, scored=1040)])["openvino-float32"]["frames"] != "the same"
+    assert (
+        guide.differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"]
+        == "the same"
+    )
+    assert (
+        guide.differences([records(tmp_path, scored=1040)])["openvino-float32"]["frames"]
+        != "the same"
+    )
 
 
-@pytest.mark.parametrize(("simulated", "label"), [(False, "ascend-float16"), (True, "ascend-float16 (SIMULATED)")])
+@pytest.mark.parametrize(
+    ("simulated", "label"), [(False, "ascend-float16"), (True, "ascend-float16 (SIMULATED)")]
+)
 def test_what_differs_on_a_card(tmp_path, simulated, label):
     convert = {
         "device": f"Ascend310P3{' (SIMULATED)' if simulated else ''}",
@@ -88,19 +117,45 @@ def test_what_differs_on_a_card(tmp_path, simulated, label):
         "at_once": None,
         "simulated": simulated,
     }
-    perf = {"status": "ok", "pairs_per_second": 0.7721, "pairs_per_second_with_transfers": 0.767, "rounds": 100}
-    mine = records(tmp_path, backend="ascend", precision="float16", batch_size=4, convert=convert, perf=perf)
+    perf = {
+        "status": "ok",
+        "pairs_per_second": 0.7721,
+        "pairs_per_second_with_transfers": 0.767,
+        "rounds": 100,
+    }
+    mine = records(
+        tmp_path, backend="ascend", precision="float16", batch_size=4, convert=convert, perf=perf
+    )
     mine.run.model_folder.mkdir(parents=True)
-    manifest = {"cann": "7.0.0", "soc": "Ascend310P3", "options": {"keep_dtype": ["OpType::InstanceNorm"]}}
+    manifest = {
+        "cann": "7.0.0",
+        "soc": "Ascend310P3",
+        "options": {"keep_dtype": ["OpType::InstanceNorm"]},
+    }
     (mine.run.model_folder / "gma.om.json").write_text(json.dumps(manifest))
     ours = guide.differences([mine])[label]
     same = {what for what, words in ours.items() if words == "the same"}
-    assert same == {"updates", "computed at once"} | (set() if simulated else {"precision", "throughput", "hardware"})
-    assert not simulated or ("asked for" in ours["precision"] and "not measured" in ours["throughput"])
+    assert same == {"updates", "computed at once"} | (
+        set() if simulated else {"precision", "throughput", "hardware"}
+    )
+    assert not simulated or (
+        "asked for" in ours["precision"] and "not measured" in ours["throughput"]
+    )
     assert ours["tools"] == "CANN 7.0.0, atc, ais_bench"
-    nowhere = records(tmp_path, backend="ascend", precision="float16", batch_size=4, convert={}, perf={"simulated": simulated})
-    assert guide.differences([nowhere])[label]["hardware"] == ours["hardware"]  # memory ran out before it was loaded
-    assert guide.table([mine]).loc["batch size 4", label][["pairs/s", "pairs/s with transfers"]].tolist() == ["0.772", "0.767"]
+    nowhere = records(
+        tmp_path,
+        backend="ascend",
+        precision="float16",
+        batch_size=4,
+        convert={},
+        perf={"simulated": simulated},
+    )
+    assert (
+        guide.differences([nowhere])[label]["hardware"] == ours["hardware"]
+    )  # memory ran out before it was loaded
+    assert guide.table([mine]).loc["batch size 4", label][
+        ["pairs/s", "pairs/s with transfers"]
+    ].tolist() == ["0.772", "0.767"]
 
 
 def test_nothing_has_run(tmp_path):

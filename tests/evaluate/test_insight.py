@@ -1,4 +1,6 @@
-"""A look inside the network: what is shown is what it computed, and the sentences say what the numbers say."""
+"""A look inside the network: what is shown is what it computed, and the sentences say what the
+numbers say.
+"""
 
 from dataclasses import replace
 
@@ -36,7 +38,9 @@ def inside(model, frames):
 def test_the_last_flow_is_the_networks(model, frames, inside):
     padding = Padding.for_size(HEIGHT, WIDTH)
     with torch.inference_mode():
-        flow = padding.unpad(model(*(torch.from_numpy(padding.pad(frame)[None]) for frame in frames)).numpy())[0]
+        flow = padding.unpad(
+            model(*(torch.from_numpy(padding.pad(frame)[None]) for frame in frames)).numpy()
+        )[0]
     np.testing.assert_allclose(inside.flows[-1], flow, atol=1e-4)
     assert len(inside.flows) == len(inside.flows_without) == 3
     assert inside.gamma == pytest.approx(0.7)
@@ -64,8 +68,12 @@ def test_attention_equals_the_reference(small_golden):
     model, _ = load_model("seeded", GMAConfig(num_updates=1))
     frames = (small_golden[name][0].astype(np.float32) for name in ("image1", "image2"))
     found = insight.look_inside(model, *frames)
-    np.testing.assert_allclose(found.attention[0], small_golden["attention_row0"].ravel(), atol=1e-6)
-    np.testing.assert_allclose(found.attention[159], small_golden["attention_row159"].ravel(), atol=1e-6)
+    np.testing.assert_allclose(
+        found.attention[0], small_golden["attention_row0"].ravel(), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found.attention[159], small_golden["attention_row159"].ravel(), atol=1e-6
+    )
 
 
 def test_the_hidden_point_is_deepest_inside_and_stays_in_the_frame():
@@ -79,7 +87,9 @@ def test_the_hidden_point_is_deepest_inside_and_stays_in_the_frame():
 
 
 def examined(attention, *, better_without=False) -> Examined:
-    """A pair of 128x128 px whose left half moves by (5, 0) and whose right half stands; the left half's top is occluded."""
+    """A pair of 128x128 px whose left half moves by (5, 0) and whose right half stands; the left
+    half's top is occluded.
+    """
     truth = np.zeros((2, 128, 128), np.float32)
     truth[0, :, :64] = 5
     occluded = np.zeros((128, 128), bool)
@@ -120,15 +130,26 @@ def test_attention_is_measured_against_the_true_motion(columns, share, verdict):
 
 
 def test_sentences_follow_the_numbers_both_ways():
-    helps, harms = examined(attention_to(slice(0, 16))), examined(attention_to(slice(0, 16)), better_without=True)
+    helps, harms = (
+        examined(attention_to(slice(0, 16))),
+        examined(attention_to(slice(0, 16)), better_without=True),
+    )
     idle = replace(helps, inside=replace(helps.inside, flows_without=helps.inside.flows))
     assert "0.50 px with, 4.00 px without: it helps there" in figures.aggregation_sentence(helps)
-    assert "4.00 px with, 0.50 px without: with these weights it does not help" in figures.aggregation_sentence(harms)
+    assert (
+        "4.00 px with, 0.50 px without: with these weights it does not help"
+        in figures.aggregation_sentence(harms)
+    )
     assert "(-3.50 px)" in figures.aggregation_sentence(harms)
     assert "next to no difference" in figures.aggregation_sentence(idle)
-    assert "occluded: 4.00 px after the first update, 0.50 px after update 2" in figures.updates_sentence(helps)
+    assert (
+        "occluded: 4.00 px after the first update, 0.50 px after update 2"
+        in figures.updates_sentence(helps)
+    )
     rising = replace(helps, inside=replace(helps.inside, flows=helps.inside.flows[::-1]))
-    assert "4.00 px after update 2, lowest (0.50 px) after update 1" in figures.updates_sentence(rising)
+    assert "4.00 px after update 2, lowest (0.50 px) after update 1" in figures.updates_sentence(
+        rising
+    )
 
 
 @pytest.mark.parametrize("palette", figures.PALETTES)
@@ -146,13 +167,17 @@ def test_figures_of_the_inside_are_drawn_and_described(palette):
 
 def test_a_pair_without_masks_is_shown_too():
     pair = replace(examined(attention_to(slice(0, 8))), occluded=None)
-    for figure, text in (figures.attention_figure(pair, (64, 64)), figures.updates_figure(pair), figures.aggregation_figure(pair)):
+    for figure, text in (
+        figures.attention_figure(pair, (64, 64)),
+        figures.updates_figure(pair),
+        figures.aggregation_figure(pair),
+    ):
         figures.encoded(figure)
         assert text
     assert "no occlusion mask" in figures.aggregation_sentence(pair)
 
 
-# --- playing --------------------------------------------------------------------------------------------------------
+# --- playing --------------------------------------------------------------------------------------
 
 
 def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, capsys):
@@ -168,7 +193,11 @@ def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, capsys):
 def test_sliders_move_the_pictures():
     first = examined(attention_to(slice(0, 8)))
     first = replace(first, pair=replace(first.pair, flow="a.flo"))
-    other = replace(first, pair=replace(first.pair, number=2), inside=replace(first.inside, flows=first.inside.flows[:1]))
+    other = replace(
+        first,
+        pair=replace(first.pair, number=2),
+        inside=replace(first.inside, flows=first.inside.flows[:1]),
+    )
     asked = []
 
     def examine(pair):

@@ -1,4 +1,6 @@
-"""The exported file is the network: same flow, no operator that deployments stumble over, any batch size."""
+"""The exported file is the network: same flow, no operator that deployments stumble over, any batch
+size.
+"""
 
 import subprocess
 import sys
@@ -24,7 +26,9 @@ def exported(request, tmp_path_factory):
     """Each lookup form as a file for two pairs."""
     model, checkpoint = load_model("seeded", GMAConfig(lookup=request.param))
     path = tmp_path_factory.mktemp(request.param) / "gma.onnx"
-    export.export_whole(model, path, **SMALL, batch_size=2, checkpoint=checkpoint, opset=FORMS[request.param])
+    export.export_whole(
+        model, path, **SMALL, batch_size=2, checkpoint=checkpoint, opset=FORMS[request.param]
+    )
     return request.param, path, model
 
 
@@ -41,7 +45,12 @@ def test_names_and_opset_of_the_guide(exported):
     assert [value.name for value in model.graph.input] == ["image1", "image2"]
     assert [value.name for value in model.graph.output] == ["out1"]
     assert model.opset_import[0].version == FORMS[lookup]
-    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [2, 2, 128, 160]
+    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim] == [
+        2,
+        2,
+        128,
+        160,
+    ]
 
 
 def test_the_file_says_what_made_it(exported, seeded):
@@ -67,21 +76,31 @@ def test_operators(exported):
 
 
 def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
-    """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's products (4.35)."""
+    """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's
+    products (4.35).
+    """
     model, checkpoint = seeded
-    path = export.export_whole(model, tmp_path / "gma.onnx", height=440, width=1024, batch_size=1, checkpoint=checkpoint)
+    path = export.export_whole(
+        model, tmp_path / "gma.onnx", height=440, width=1024, batch_size=1, checkpoint=checkpoint
+    )
     work = export.count_work(path)
     assert work["feature encoder"] == pytest.approx(61.23, abs=0.01)
     assert work["context encoder"] == pytest.approx(30.62, abs=0.01)
     assert work["GRU"] == pytest.approx(6 * 13.84, abs=0.05)
     assert work["upsampling weights"] == pytest.approx(3.11, abs=0.01)
-    assert sum(work.values()) - work["lookup"] - (work["correlation"] - 12.69) == pytest.approx(286.8, abs=0.2)
+    assert sum(work.values()) - work["lookup"] - (work["correlation"] - 12.69) == pytest.approx(
+        286.8, abs=0.2
+    )
 
 
 def test_batch_size_changes_only_the_declared_shapes(tmp_path, seeded):
     model, checkpoint = seeded
     one, sixteen = (
-        onnx.load(export.export_whole(model, tmp_path / f"{size}.onnx", **SMALL, batch_size=size, checkpoint=checkpoint))
+        onnx.load(
+            export.export_whole(
+                model, tmp_path / f"{size}.onnx", **SMALL, batch_size=size, checkpoint=checkpoint
+            )
+        )
         for size in (1, 16)
     )
     assert list(one.graph.node) == list(sixteen.graph.node)
@@ -93,7 +112,9 @@ def test_every_pair_of_a_batch_is_computed(seeded):
     model, checkpoint = seeded
     assert export.deviation_of_batches(lean(model), model, 3, checkpoint).max < 1e-3
     other, _ = load_model("gma-procedural")
-    assert export.deviation_of_batches(other, model, 3, checkpoint).max > 1  # another network is noticed
+    assert (
+        export.deviation_of_batches(other, model, 3, checkpoint).max > 1
+    )  # another network is noticed
 
 
 def test_split_is_the_whole(tmp_path, seeded, small_frames):
@@ -111,7 +132,9 @@ def test_split_is_the_whole(tmp_path, seeded, small_frames):
 
 
 def test_a_batch_that_a_graph_cannot_take_is_noticed(seeded):
-    """A reshape that still holds the traced batch contradicts the declared shapes, and must not pass."""
+    """A reshape that still holds the traced batch contradicts the declared shapes, and must not
+    pass.
+    """
     tensor = onnx.helper.make_tensor_value_info
     shape = onnx.numpy_helper.from_array(np.array([1, 6], np.int64), "shape")
     graph = onnx.helper.make_graph(
@@ -130,13 +153,22 @@ def test_a_batch_that_a_graph_cannot_take_is_noticed(seeded):
 def test_opsets_that_a_form_does_not_have(tmp_path, lookup, opset):
     model, checkpoint = load_model("seeded", GMAConfig(lookup=lookup))
     with pytest.raises(ValueError, match=f"'{lookup}' is exported at opset .* not {opset}"):
-        export.export_whole(model, tmp_path / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint, opset=opset)
+        export.export_whole(
+            model, tmp_path / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint, opset=opset
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_sizes_that_the_network_cannot_take(tmp_path, seeded):
     with pytest.raises(ValueError, match="436x1024"):
-        export.export_whole(seeded[0], tmp_path / "gma.onnx", height=436, width=1024, batch_size=1, checkpoint=seeded[1])
+        export.export_whole(
+            seeded[0],
+            tmp_path / "gma.onnx",
+            height=436,
+            width=1024,
+            batch_size=1,
+            checkpoint=seeded[1],
+        )
 
 
 def test_sixteen_pairs_are_exported_in_the_memory_of_one(tmp_path):
@@ -156,7 +188,14 @@ print(peak_rss_bytes())
 
 @pytest.mark.parametrize(
     ("share", "distance", "rounding"),
-    [(0, 0, True), (1, 5e-4, True), (0.005, 7e-3, True), (1, 2e-3, False), (0.02, 7e-3, False), (0.001, 0.6, False)],
+    [
+        (0, 0, True),
+        (1, 5e-4, True),
+        (0.005, 7e-3, True),
+        (1, 2e-3, False),
+        (0.02, 7e-3, False),
+        (0.001, 0.6, False),
+    ],
 )
 def test_rounding_is_told_from_another_result(share, distance, rounding):
     flow = np.zeros((2, 100, 100), np.float32)

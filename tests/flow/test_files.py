@@ -25,12 +25,27 @@ def test_flow_file_is_middlebury_layout(tmp_path):
     content = (tmp_path / "a.flo").read_bytes()
     assert content[:4] == b"PIEH"
     assert np.frombuffer(content, "<i4", 2, 4).tolist() == [3, 2]
-    assert np.frombuffer(content, "<f4", offset=12).tolist() == [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11]
+    assert np.frombuffer(content, "<f4", offset=12).tolist() == [
+        0,
+        6,
+        1,
+        7,
+        2,
+        8,
+        3,
+        9,
+        4,
+        10,
+        5,
+        11,
+    ]
 
 
 def test_flow_agrees_with_opencv(tmp_path, flow):
     flow_io.write_flow(tmp_path / "a.flo", flow)
-    np.testing.assert_array_equal(cv2.readOpticalFlow(str(tmp_path / "a.flo")).transpose(2, 0, 1), flow)
+    np.testing.assert_array_equal(
+        cv2.readOpticalFlow(str(tmp_path / "a.flo")).transpose(2, 0, 1), flow
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,13 +77,19 @@ def test_frame_is_red_green_blue(tmp_path):
     frame = np.zeros((3, 4, 6), np.float32)
     frame[0] = 255
     flow_io.write_frame(tmp_path / "a.png", frame)
-    assert cv2.imread(str(tmp_path / "a.png"))[0, 0].tolist() == [0, 0, 255]  # OpenCV puts blue first
+    assert cv2.imread(str(tmp_path / "a.png"))[0, 0].tolist() == [
+        0,
+        0,
+        255,
+    ]  # OpenCV puts blue first
 
 
 def test_truncated_png_is_an_error(tmp_path):
     """libpng would fill the missing rows and only warn."""
     path = tmp_path / "a.png"
-    flow_io.write_frame(path, np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32))
+    flow_io.write_frame(
+        path, np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32)
+    )
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=r"a\.png.*truncated"):
         flow_io.read_frame(path)
@@ -109,7 +130,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".flo", ".npy", ".png"])
 def test_every_format_gives_back_what_it_was_given(tmp_path, suffix):
-    flow = np.random.default_rng(0).integers(-30_000, 30_000, (2, 7, 9)).astype(np.float32) / 64  # KITTI's steps
+    flow = (
+        np.random.default_rng(0).integers(-30_000, 30_000, (2, 7, 9)).astype(np.float32) / 64
+    )  # KITTI's steps
     flow_io.write_flow_file(tmp_path / f"flow{suffix}", flow)
     read, known = flow_io.read_flow_file(tmp_path / f"flow{suffix}")
     np.testing.assert_array_equal(read, flow)
@@ -121,12 +144,20 @@ def test_unknown_flow_is_known_to_be(tmp_path):
     flow = np.zeros((2, 2, 2), np.float32)
     flow[0, 0, 0], flow[1, 1, 1] = np.nan, 2e9
     flow_io.write_flow_file(tmp_path / "flow.npy", flow)
-    assert flow_io.read_flow_file(tmp_path / "flow.npy")[1].tolist() == [[False, True], [True, False]]
+    assert flow_io.read_flow_file(tmp_path / "flow.npy")[1].tolist() == [
+        [False, True],
+        [True, False],
+    ]
 
 
 def test_other_files_are_no_flow(tmp_path):
     np.save(tmp_path / "picture.npy", np.zeros((4, 4, 3)))
     np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
-    for name, complaint in (("picture.npy", "shape"), ("objects.npy", "not a readable"), ("flow.tif", "ends in"), ("none.npy", "no such")):
+    for name, complaint in (
+        ("picture.npy", "shape"),
+        ("objects.npy", "not a readable"),
+        ("flow.tif", "ends in"),
+        ("none.npy", "no such"),
+    ):
         with pytest.raises((ValueError, FileNotFoundError), match=complaint):
             flow_io.read_flow_file(tmp_path / name)

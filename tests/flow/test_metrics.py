@@ -31,15 +31,23 @@ def test_one_pixel_means_below_one():
 
 
 def test_outliers_exceed_both_limits():
-    assert metrics.error_sums(field(4, 0), field(0, 0))["all"].described()["fl"] == 1  # 4 px, and more than 5 %
-    assert metrics.error_sums(field(104, 0), field(100, 0))["all"].described()["fl"] == 0  # 4 px, but 4 %
+    assert (
+        metrics.error_sums(field(4, 0), field(0, 0))["all"].described()["fl"] == 1
+    )  # 4 px, and more than 5 %
+    assert (
+        metrics.error_sums(field(104, 0), field(100, 0))["all"].described()["fl"] == 0
+    )  # 4 px, but 4 %
 
 
 def test_wauc_as_its_formula():
     """Against the definition, threshold by threshold."""
     error = np.abs(np.random.default_rng(0).normal(0, 2, 1000))
     weights = [1 - (i - 1) / 100 for i in range(1, 101)]
-    expected = 100 * sum(w * (error <= i / 20).mean() for i, w in enumerate(weights, start=1)) / sum(weights)
+    expected = (
+        100
+        * sum(w * (error <= i / 20).mean() for i, w in enumerate(weights, start=1))
+        / sum(weights)
+    )
     assert metrics.ErrorSums.of(error, error).described()["wauc"] == pytest.approx(expected)
 
 
@@ -48,7 +56,9 @@ def test_sums_add_up():
     rng = np.random.default_rng(0)
     error, speed = np.abs(rng.normal(0, 3, 300)), np.abs(rng.normal(0, 30, 300))
     whole = metrics.ErrorSums.of(error, speed)
-    halves = metrics.ErrorSums.of(error[:100], speed[:100]) + metrics.ErrorSums.of(error[100:], speed[100:])
+    halves = metrics.ErrorSums.of(error[:100], speed[:100]) + metrics.ErrorSums.of(
+        error[100:], speed[100:]
+    )
     assert halves.described() == pytest.approx(whole.described())
     assert metrics.ErrorSums() + whole == whole
 

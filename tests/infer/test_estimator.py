@@ -1,4 +1,6 @@
-"""Flow for anybody's frames: shapes as people have them, one answer whatever the way in, a cache that is used, scaling that is said."""
+"""Flow for anybody's frames: shapes as people have them, one answer whatever the way in, a cache
+that is used, scaling that is said.
+"""
 
 import subprocess
 import sys
@@ -39,8 +41,12 @@ def seeded_estimator(cache, said):
 
 @pytest.fixture
 def images(small_frames):
-    """Two photographs as libraries decode them: uint8 (120, 150, 3), which the network has to have padded."""
-    image1, image2 = (frames[0, :, :120, :150].transpose(1, 2, 0).astype(np.uint8) for frames in small_frames)
+    """Two photographs as libraries decode them: uint8 (120, 150, 3), which the network has to have
+    padded.
+    """
+    image1, image2 = (
+        frames[0, :, :120, :150].transpose(1, 2, 0).astype(np.uint8) for frames in small_frames
+    )
     return image1, image2
 
 
@@ -51,7 +57,10 @@ def expected(images):
 
     model, _ = load_model("seeded", GMAConfig(num_updates=1))
     padding = Padding.for_size(120, 150)
-    padded = [torch.from_numpy(padding.pad(image.transpose(2, 0, 1)[None].astype(np.float32))) for image in images]
+    padded = [
+        torch.from_numpy(padding.pad(image.transpose(2, 0, 1)[None].astype(np.float32)))
+        for image in images
+    ]
     with torch.inference_mode():
         return padding.unpad(model(*padded).numpy())[0]
 
@@ -82,21 +91,32 @@ def test_along_a_sequence_each_frame_is_encoded_once(seeded_estimator, images, m
         np.testing.assert_allclose(flow, alone, atol=2e-3)
     encoded = []
     network = seeded_estimator._network(seeded_estimator._view(120, 150), split=True)
-    monkeypatch.setattr(network, "features", lambda image, features=network.features: encoded.append(1) or features(image))
+    monkeypatch.setattr(
+        network,
+        "features",
+        lambda image, features=network.features: encoded.append(1) or features(image),
+    )
     list(seeded_estimator.along(frames))
     assert len(encoded) == 3
 
 
 def test_a_warm_start_changes_every_pair_but_the_first(seeded_estimator, images):
     frames = [*images, images[0]]
-    cold, warm = list(seeded_estimator.along(frames)), list(seeded_estimator.along(frames, warm=True))
+    cold, warm = (
+        list(seeded_estimator.along(frames)),
+        list(seeded_estimator.along(frames, warm=True)),
+    )
     np.testing.assert_array_equal(cold[0], warm[0])
     assert np.abs(cold[1] - warm[1]).max() > 0.01
 
 
-def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(seeded_estimator, images, said, cache):
+def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(
+    seeded_estimator, images, said, cache
+):
     seeded_estimator(*images)
-    assert sum("first call at 152x128 px" in sentence for sentence in said) == 2  # whole, and in two parts
+    assert (
+        sum("first call at 152x128 px" in sentence for sentence in said) == 2
+    )  # whole, and in two parts
     before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert not any(name.startswith(".") for name in before)
     weights = gma_lib.runs.run.PROJECT / "weights" / "gma-procedural.safetensors"
@@ -104,12 +124,17 @@ def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(seeded
         "import sys, numpy as np; from gma_lib import load; f = np.zeros((128, 160, 3), np.uint8)\n"
         f"load({str(weights)!r}, num_updates=1)(f, f); print('torch' in sys.modules)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
     assert "first call" in runs[0].stderr
     assert runs[0].stdout.strip() == "True"
     assert runs[1].stderr == ""
     assert runs[1].stdout.strip() == "False"
-    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}.items()
+    assert (
+        before.items() <= {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}.items()
+    )
 
 
 def shrinking(monkeypatch, answer):
@@ -126,7 +151,9 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
 
     def one_pixel_right_two_down(image):
         sizes.append(image.shape[2] * image.shape[3])
-        return np.stack([np.full(image.shape[2:], 1.0), np.full(image.shape[2:], 2.0)])[None].astype(np.float32)
+        return np.stack([np.full(image.shape[2:], 1.0), np.full(image.shape[2:], 2.0)])[
+            None
+        ].astype(np.float32)
 
     small, said = shrinking(monkeypatch, one_pixel_right_two_down)
     frame = np.zeros((512, 640, 3), np.uint8)
@@ -143,7 +170,11 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
 def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
     assert estimator.affordable_pixels("openvino", "float32") == 1280 * 720
     side = int(estimator.affordable_pixels("onnxruntime", "float32") ** 0.5)
-    assert needed_bytes("onnxruntime", "float32", 1, side, side) <= 4e9 < needed_bytes("onnxruntime", "float32", 1, side + 8, side + 8)
+    assert (
+        needed_bytes("onnxruntime", "float32", 1, side, side)
+        <= 4e9
+        < needed_bytes("onnxruntime", "float32", 1, side + 8, side + 8)
+    )
     monkeypatch.setenv("GMA_MEMORY_BYTES", "100000000")
     frame = np.zeros((128, 160, 3), np.uint8)
     with pytest.raises(MemoryError, match=r"160x128 px.*lower --max-pixels"):
@@ -151,7 +182,9 @@ def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
 
 
 def test_frames_that_fit_are_not_scaled(monkeypatch):
-    small, said = shrinking(monkeypatch, lambda image: np.zeros((1, 2, *image.shape[2:]), np.float32))
+    small, said = shrinking(
+        monkeypatch, lambda image: np.zeros((1, 2, *image.shape[2:]), np.float32)
+    )
     frame = np.zeros((120, 150, 3), np.uint8)
     assert small(frame, frame).shape == (2, 120, 150)
     assert said == []
@@ -184,14 +217,19 @@ def test_what_is_no_frame_is_refused(frame, complaint):
 
 def test_grey_and_dark_frames_are_frames():
     assert as_frames(np.zeros((20, 30)), "frame1").shape == (1, 3, 20, 30)
-    assert as_frames(np.ones((20, 30, 3), np.uint8), "frame1").max() == 1  # almost black, and whole numbers
+    assert (
+        as_frames(np.ones((20, 30, 3), np.uint8), "frame1").max() == 1
+    )  # almost black, and whole numbers
 
 
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
         ({"precision": "int4"}, "openvino here computes in .* not int4"),
-        ({"backend": "onnxruntime", "precision": "bfloat16"}, "onnxruntime here computes in float32, not bfloat16"),
+        (
+            {"backend": "onnxruntime", "precision": "bfloat16"},
+            "onnxruntime here computes in float32, not bfloat16",
+        ),
         ({"backend": "cuda", "precision": "int8"}, "cuda here computes in .* not int8"),
         ({"backend": "tensorrt"}, "unknown backend 'tensorrt'"),
     ],
@@ -224,7 +262,7 @@ def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
     assert set(cache.iterdir()) == before
 
 
-# --- warm start -----------------------------------------------------------------------------------------------------
+# --- warm start -----------------------------------------------------------------------------------
 
 
 def test_uniform_flow_carries_on_as_it_is():
@@ -237,7 +275,9 @@ def test_a_moving_patch_takes_its_flow_along():
     flow = np.zeros((2, 8, 12), np.float32)
     flow[0, 2:5, 2:5] = 3
     carried = carried_on(flow)
-    assert (carried[0, 2:5, 5:8] == 3).sum() >= 6  # some cells hold still vectors too, at the same distance
+    assert (
+        carried[0, 2:5, 5:8] == 3
+    ).sum() >= 6  # some cells hold still vectors too, at the same distance
     assert (carried[0, :, :3] == 0).all()
     assert (carried[1] == 0).all()
 

@@ -19,19 +19,27 @@ from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
-RUNTIMES = tuple(name for name, kind in BACKENDS.items() if name != "ascend" and kind.computes_on == "cpu")
+RUNTIMES = tuple(
+    name for name, kind in BACKENDS.items() if name != "ascend" and kind.computes_on == "cpu"
+)
 
 
 def first_value(image1, image2):
     """Flow that tells whose it is: the first pixel of either frame, everywhere."""
     batch, _, height, width = image1.shape
     u, v = image1[:, 0, 0, 0], image2[:, 0, 0, 0]
-    return np.stack([u, v], axis=1)[:, :, None, None] * np.ones((batch, 2, height, width), np.float32)
+    return np.stack([u, v], axis=1)[:, :, None, None] * np.ones(
+        (batch, 2, height, width), np.float32
+    )
 
 
 @pytest.fixture
 def pairs(tiny_sintel):
-    return [pair for pass_name in ("clean", "final") for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)]
+    return [
+        pair
+        for pass_name in ("clean", "final")
+        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
+    ]
 
 
 @pytest.mark.parametrize(("batch_size", "filled"), [(1, 0), (3, 1), (8, 0), (16, 8)])
@@ -43,11 +51,16 @@ def test_every_pair_gets_its_own_flow(pairs, tmp_path, batch_size, filled):
     for pair in pairs:
         flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
         assert flow.shape == (2, 128, 160)
-        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+        assert flow[:, 5, 5].tolist() == [
+            read_frame(pair.image1)[0, 0, 0],
+            read_frame(pair.image2)[0, 0, 0],
+        ]
 
 
 class CountingSplit(SplitBackend):
-    """A split backend of arithmetic: features are the first pixel, flow is (features of 1, features of 2)."""
+    """A split backend of arithmetic: features are the first pixel, flow is (features of 1, features
+    of 2).
+    """
 
     device = precision = "none"
     at_once = 1
@@ -66,20 +79,27 @@ class CountingSplit(SplitBackend):
 
     def refine(self, features1, features2, context, flow_init=None):
         assert (context == features1).all()
-        flow = np.concatenate([features1, features2], axis=1) * np.ones((1, 2, 128, 160), np.float32)
+        flow = np.concatenate([features1, features2], axis=1) * np.ones(
+            (1, 2, 128, 160), np.float32
+        )
         return flow, flow[:, :, ::8, ::8]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_each_frame_of_a_scene_is_encoded_once(pairs, tmp_path, batch_size):
-    """Two passes of two scenes of three frames: 12 features instead of 16, 8 contexts, and the flow of the pairs one by one."""
+    """Two passes of two scenes of three frames: 12 features instead of 16, 8 contexts, and the flow
+    of the pairs one by one.
+    """
     backend = CountingSplit()
     summary = inference.infer(pairs, backend, tmp_path / "flow", batch_size=batch_size, key="k")
     assert summary.computed == 8
     assert (backend.encoded, backend.contexts) == (12, 8)
     for pair in pairs:
         flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
-        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+        assert flow[:, 5, 5].tolist() == [
+            read_frame(pair.image1)[0, 0, 0],
+            read_frame(pair.image2)[0, 0, 0],
+        ]
 
 
 def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
@@ -88,7 +108,10 @@ def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
     assert backend.encoded == 16  # nothing to share backwards
     for pair in pairs:
         flow = read_flow(tmp_path / "flow" / f"{pair.name}.flo")
-        assert flow[:, 5, 5].tolist() == [read_frame(pair.image1)[0, 0, 0], read_frame(pair.image2)[0, 0, 0]]
+        assert flow[:, 5, 5].tolist() == [
+            read_frame(pair.image1)[0, 0, 0],
+            read_frame(pair.image2)[0, 0, 0],
+        ]
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -109,13 +132,18 @@ def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, seeded):
 
 def test_flow_is_unpadded(tmp_path):
     for number in (1, 2):
-        write_frame(tmp_path / f"training/clean/a/frame_000{number}.png", np.full((3, 130, 161), number, np.float32))
+        write_frame(
+            tmp_path / f"training/clean/a/frame_000{number}.png",
+            np.full((3, 130, 161), number, np.float32),
+        )
 
     def rows(image1, image2):
         assert image1.shape == (1, 3, 136, 168)
         return np.broadcast_to(np.arange(136, dtype=np.float32)[:, None], (1, 2, 136, 168)).copy()
 
-    inference.infer(sintel.find_pairs(tmp_path), FakeBackend(rows), tmp_path / "flow", batch_size=1, key="k")
+    inference.infer(
+        sintel.find_pairs(tmp_path), FakeBackend(rows), tmp_path / "flow", batch_size=1, key="k"
+    )
     flow = read_flow(tmp_path / "flow/clean/a/frame_0001.flo")
     assert flow.shape == (2, 130, 161)
     assert flow[0, :, 0].tolist() == list(range(3, 133))
@@ -146,8 +174,14 @@ def test_what_is_not_the_same_is_computed_again(pairs, tmp_path, change):
     else:
         lines = (folder / inference.LEDGER).read_text().strip().splitlines()
         (folder / inference.LEDGER).write_text("\n".join([*lines[1:], lines[0][:40]]))
-    assert inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed == expected
-    assert inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed == 0
+    assert (
+        inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed
+        == expected
+    )
+    assert (
+        inference.infer(pairs, FakeBackend(first_value), folder, batch_size=4, key=key).computed
+        == 0
+    )
 
 
 SLOW = """
@@ -171,9 +205,13 @@ inference.infer(sintel.find_pairs(Path(sys.argv[1])), FakeBackend(slow), Path(sy
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
-    """A real process, stopped for real in the middle: no stored pair is computed twice, none is missing."""
+    """A real process, stopped for real in the middle: no stored pair is computed twice, none is
+    missing.
+    """
     command = [sys.executable, "-c", SLOW, str(tiny_sintel), str(tmp_path / "flow")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     for _ in range(3):
         assert process.stdout.readline() == "call\n"
     time.sleep(0.05)
@@ -181,7 +219,11 @@ def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     process.wait(timeout=30)
     stored = inference.stored_hashes(tmp_path / "flow")
     assert len(stored) == 2
-    assert not [path for path in (tmp_path / "flow").rglob("*.flo") if path.name.startswith(".") and how == signal.SIGINT]
+    assert not [
+        path
+        for path in (tmp_path / "flow").rglob("*.flo")
+        if path.name.startswith(".") and how == signal.SIGINT
+    ]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.count("call") == 4 - 2
     assert len(list((tmp_path / "flow").rglob("frame_*.flo"))) == 4
@@ -191,14 +233,22 @@ def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):
     def broken(image1, image2):
         return np.full((len(image1), 2, *image1.shape[2:]), np.nan, np.float32)
 
-    with pytest.raises(ValueError, match=r"clean/alley/frame_0001 holds values that are not finite"):
+    with pytest.raises(
+        ValueError, match=r"clean/alley/frame_0001 holds values that are not finite"
+    ):
         inference.infer(pairs, FakeBackend(broken), tmp_path / "flow", batch_size=1, key="k")
     assert not list(tmp_path.glob("flow/**/*.flo"))
 
 
 def test_flow_of_another_shape_is_refused(pairs, tmp_path):
     with pytest.raises(ValueError, match="answered with shape"):
-        inference.infer(pairs, FakeBackend(lambda a, b: np.zeros((1, 2, 8, 8), np.float32)), tmp_path / "f", batch_size=1, key="k")
+        inference.infer(
+            pairs,
+            FakeBackend(lambda a, b: np.zeros((1, 2, 8, 8), np.float32)),
+            tmp_path / "f",
+            batch_size=1,
+            key="k",
+        )
 
 
 def test_a_truncated_frame_is_named(pairs, tmp_path):
@@ -209,7 +259,9 @@ def test_a_truncated_frame_is_named(pairs, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(sintel.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(
+        sintel.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
+    )
     with pytest.raises(OSError, match="are free"):
         inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
     assert not (tmp_path / "flow").exists()
@@ -234,10 +286,15 @@ def test_many_pairs_get_stems_of_one_length(pairs):
 
 
 def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
-    """Hashes of what the guide's own preprocessing wrote for frames 2 and 3 of both scenes, clean pass."""
+    """Hashes of what the guide's own preprocessing wrote for frames 2 and 3 of both scenes, clean
+    pass.
+    """
     pairs = [pair for pair in sintel.find_pairs(sintel_sample) if pair.number == 2]
     folder = inference.write_guide_tensors(pairs, tmp_path) / "clean"
-    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.bin")}
+    hashes = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.bin")
+    }
     assert hashes == {
         "gt/0.bin": "22897c9919ac44f82b7460a1c3f2f87ec45775087ac21ef96373358efbc442a3",
         "gt/1.bin": "c927a1511c30296046f4816defe4a31af661782fa432bedeaf4a3c77b5c712ed",

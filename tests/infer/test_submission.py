@@ -38,7 +38,11 @@ class Counting(Estimator):
             yield np.full((2, HEIGHT, WIDTH), number, np.float32)
 
 
-EXPECTED = [f"{p}/{name}" for p in ("clean", "final") for name in ("alley/frame0001.flo", "cave/frame0001.flo", "cave/frame0002.flo")]
+EXPECTED = [
+    f"{p}/{name}"
+    for p in ("clean", "final")
+    for name in ("alley/frame0001.flo", "cave/frame0001.flo", "cave/frame0002.flo")
+]
 
 
 def files(folder):
@@ -133,7 +137,16 @@ def test_frames_are_never_scaled_for_the_benchmark(test_split, tmp_path):
 
 def test_the_command_says_what_is_not_complete(test_split, tmp_path, monkeypatch):
     monkeypatch.setenv("GMA_CACHE", str(tmp_path / "cache"))
-    arguments = ["submit", str(test_split), "-o", str(tmp_path / "out"), "--checkpoint", "seeded", "--updates", "1"]
+    arguments = [
+        "submit",
+        str(test_split),
+        "-o",
+        str(tmp_path / "out"),
+        "--checkpoint",
+        "seeded",
+        "--updates",
+        "1",
+    ]
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
     assert files(tmp_path / "out") == EXPECTED

@@ -32,19 +32,30 @@ def test_safetensors_holds_each_shared_norm_once(tmp_path, state):
 
 @pytest.mark.parametrize("left_out", [".norm3.", ".downsample.1."])
 def test_either_name_of_a_shared_norm_will_do(tmp_path, state, left_out):
-    torch.save({name: value for name, value in state.items() if left_out not in name}, tmp_path / "a.pth")
+    torch.save(
+        {name: value for name, value in state.items() if left_out not in name}, tmp_path / "a.pth"
+    )
     assert equal(checkpoints.load_checkpoint(tmp_path / "a.pth").state, state)
 
 
 def test_half_precision_becomes_float32(tmp_path, state):
-    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    loaded = checkpoints.load_checkpoint(checkpoints.save_checkpoint(tmp_path / "a.safetensors", half)).state
+    half = {
+        name: value.half() if value.is_floating_point() else value for name, value in state.items()
+    }
+    loaded = checkpoints.load_checkpoint(
+        checkpoints.save_checkpoint(tmp_path / "a.safetensors", half)
+    ).state
     assert loaded["fnet.conv1.weight"].dtype == torch.float32
-    torch.testing.assert_close(loaded["fnet.conv1.weight"], state["fnet.conv1.weight"], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        loaded["fnet.conv1.weight"], state["fnet.conv1.weight"], atol=1e-3, rtol=1e-3
+    )
 
 
 def test_partial_names_the_first_missing(tmp_path, state):
-    torch.save({name: value for name, value in state.items() if not name.startswith("att.")}, tmp_path / "a.pth")
+    torch.save(
+        {name: value for name, value in state.items() if not name.startswith("att.")},
+        tmp_path / "a.pth",
+    )
     with pytest.raises(ValueError, match=r"a\.pth.*4 missing \(first: att\.to_qk\.weight\)"):
         checkpoints.load_checkpoint(tmp_path / "a.pth")
 

@@ -26,7 +26,13 @@ def test_same_flow(weights, steps, small_frames):
 @pytest.mark.parametrize("attention", ["position", "position_and_content"])
 def test_same_flow_of_the_other_attentions(attention, small_frames):
     model, _ = load_model("seeded", GMAConfig(attention=attention))
-    assert Deviation.between(export.reference_flow(lean(model), *small_frames), export.reference_flow(model, *small_frames)).max < 1e-3
+    assert (
+        Deviation.between(
+            export.reference_flow(lean(model), *small_frames),
+            export.reference_flow(model, *small_frames),
+        ).max
+        < 1e-3
+    )
 
 
 def test_a_weight_in_the_wrong_place_is_noticed(seeded, small_frames):
@@ -34,7 +40,13 @@ def test_a_weight_in_the_wrong_place_is_noticed(seeded, small_frames):
     spoiled = lean(model)
     with torch.no_grad():
         spoiled.update_block.gru.gates1.weight[:, 0] = 0  # one hidden channel of 128
-    assert Deviation.between(export.reference_flow(spoiled, *small_frames), export.reference_flow(model, *small_frames)).max > 1e-3
+    assert (
+        Deviation.between(
+            export.reference_flow(spoiled, *small_frames),
+            export.reference_flow(model, *small_frames),
+        ).max
+        > 1e-3
+    )
 
 
 def test_the_network_itself_is_left_alone(seeded):
@@ -46,17 +58,23 @@ def test_the_network_itself_is_left_alone(seeded):
 
 
 def test_work_saved_is_what_the_arithmetic_says(tmp_path, seeded):
-    """At 440x1024 and 6 updates: a quarter of the GRU is done once instead of six times, and V (128x128 in 7040 cells) not at all."""
+    """At 440x1024 and 6 updates: a quarter of the GRU is done once instead of six times, and V
+    (128x128 in 7040 cells) not at all.
+    """
     model, checkpoint = seeded
     size = {"height": 440, "width": 1024, "batch_size": 1, "checkpoint": checkpoint}
     plain = export.count_work(export.export_whole(model, tmp_path / "plain.onnx", **size))
     saving = export.count_work(export.export_whole(lean(model), tmp_path / "lean.onnx", **size))
     assert saving["GRU"] == pytest.approx(plain["GRU"] * 0.75, rel=1e-6)
     assert saving["GRU's context"] == pytest.approx(plain["GRU"] * 0.25 / 6, rel=1e-6)
-    assert plain["aggregation"] - saving["aggregation"] == pytest.approx(6 * 128 * 128 * 7040 / 1e9, rel=1e-6)
+    assert plain["aggregation"] - saving["aggregation"] == pytest.approx(
+        6 * 128 * 128 * 7040 / 1e9, rel=1e-6
+    )
     assert saving["lookup"] == plain["lookup"]
 
 
 def test_unknown_steps_are_refused(seeded):
-    with pytest.raises(ValueError, match=r"no step 'context'; there are: aggregator folded, context hoisted"):
+    with pytest.raises(
+        ValueError, match=r"no step 'context'; there are: aggregator folded, context hoisted"
+    ):
         lean(seeded[0], ("context",))

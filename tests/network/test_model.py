@@ -58,18 +58,25 @@ def test_encoders(encoded, small_golden):
 def test_correlation_lookup(encoded, small_golden, lookup):
     pyramid = correlation_pyramid(encoded[0], encoded[1])
     coordinates = cells(16, 20) + torch.from_numpy(small_golden["lookup_flow"])
-    assert distance(look_up(pyramid, coordinates, LOOKUPS[lookup]), small_golden["lookup_corr"]) < CLOSE
+    assert (
+        distance(look_up(pyramid, coordinates, LOOKUPS[lookup]), small_golden["lookup_corr"])
+        < CLOSE
+    )
 
 
 def test_swapped_window_axes_are_noticed(encoded, small_golden):
-    """The window's first axis moves x; the transposed one gives plausible but wrong flow, and must fail."""
+    """The window's first axis moves x; the transposed one gives plausible but wrong flow, and must
+    fail.
+    """
 
     def swapped(volume, x, y):
         return LOOKUPS["matmul"](volume, x, y).transpose(1, 2)
 
     pyramid = correlation_pyramid(encoded[0], encoded[1])
     coordinates = cells(16, 20) + torch.from_numpy(small_golden["lookup_flow"])
-    assert distance(look_up(pyramid, coordinates, swapped), small_golden["lookup_corr"]) > 100 * CLOSE
+    assert (
+        distance(look_up(pyramid, coordinates, swapped), small_golden["lookup_corr"]) > 100 * CLOSE
+    )
 
 
 def test_lookup_of_a_known_volume():
@@ -80,12 +87,16 @@ def test_lookup_of_a_known_volume():
         assert window.shape == (1, 9, 9)
         np.testing.assert_allclose(window[0, 4, 4], 1.5, atol=1e-5)  # between 1 and 2
         np.testing.assert_allclose(window[0, 3, 5], 3.5, atol=1e-5)  # one to the left, one down
-        np.testing.assert_allclose(window[0, 5, 4], 1.0, atol=1e-5)  # half of the last column, half outside
+        np.testing.assert_allclose(
+            window[0, 5, 4], 1.0, atol=1e-5
+        )  # half of the last column, half outside
         np.testing.assert_allclose(window[0, 4, 3], 0.0, atol=1e-5)  # above the first row
 
 
 def test_ten_rows_are_all_that_a_window_touches():
-    """Two pairs of 3x5 cells, a volume of every height, centres inside, on cells, at the edges and far outside."""
+    """Two pairs of 3x5 cells, a volume of every height, centres inside, on cells, at the edges and
+    far outside.
+    """
     generator = torch.Generator().manual_seed(0)
     for height in (6, 10, 11, 23):
         volume = torch.randn(2 * 15, height, 17, generator=generator)
@@ -120,7 +131,10 @@ def test_flow_with_every_lookup(seeded, frames, small_golden, lookup):
         assert distance(model(*frames), small_golden["flow_iters6"]) < CLOSE
 
 
-@pytest.mark.parametrize(("attention", "name"), [("position", "position_only"), ("position_and_content", "position_and_content")])
+@pytest.mark.parametrize(
+    ("attention", "name"),
+    [("position", "position_only"), ("position_and_content", "position_and_content")],
+)
 def test_flow_with_every_attention(seeded, frames, small_golden, attention, name):
     model = with_config(seeded[1].state, attention=attention)
     with torch.inference_mode():
@@ -151,17 +165,23 @@ def test_sequence_ends_in_the_flow(seeded, frames):
 
 
 def test_gradient_reaches_every_parameter(small_frames):
-    """Except where it cannot: the position embedding of content attention, and what gamma = 0 hides at the start."""
+    """Except where it cannot: the position embedding of content attention, and what gamma = 0 hides
+    at the start.
+    """
     model = GMA()
     image1, image2 = (torch.from_numpy(frame[:1]) for frame in small_frames)
-    sum(flow.abs().mean() for flow in model.predict_sequence(image1, image2, num_updates=2)).backward()
+    sum(
+        flow.abs().mean() for flow in model.predict_sequence(image1, image2, num_updates=2)
+    ).backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without == {"att.pos_emb.rel_height.weight", "att.pos_emb.rel_width.weight"}
     assert model.update_block.aggregator.gamma.grad.abs() > 0
 
 
 def test_half_precision_keeps_coordinates_exact(seeded, frames):
-    """bf16 autocast moves the flow by rounding, not by the half pixel that bf16 coordinates would cost."""
+    """bf16 autocast moves the flow by rounding, not by the half pixel that bf16 coordinates would
+    cost.
+    """
     model, _ = seeded
     with torch.inference_mode():
         full = model(*frames)
@@ -184,7 +204,10 @@ def test_frames_that_do_not_belong_together(seeded):
         seeded[0](torch.zeros(1, 1, 128, 160), torch.zeros(1, 1, 128, 160))
 
 
-@pytest.mark.parametrize("wrong", [{"num_updates": 0}, {"num_updates": 2.5}, {"attention": "global"}, {"lookup": "magic"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_updates": 0}, {"num_updates": 2.5}, {"attention": "global"}, {"lookup": "magic"}],
+)
 def test_configurations_that_do_not_exist(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         GMAConfig(**wrong)
@@ -192,7 +215,9 @@ def test_configurations_that_do_not_exist(wrong):
 
 @pytest.mark.parametrize("attention", ["content", "position", "position_and_content"])
 def test_excerpt_of_the_reference(seeded, attention):
-    """Every 16th pixel of the authors' flow for a small pair: goes with the project, so that parity is tested everywhere."""
+    """Every 16th pixel of the authors' flow for a small pair: goes with the project, so that parity
+    is tested everywhere.
+    """
     names = {"content": "flow_iters6", "position": "flow_iters6_position_only"}
     with np.load(EXCERPT) as file:
         image1, image2 = (torch.from_numpy(file[name]).float() for name in ("image1", "image2"))
@@ -204,7 +229,10 @@ def test_excerpt_of_the_reference(seeded, attention):
 
 def test_full_size(seeded, golden, sintel_sample):
     """A real pair at 440x1024, as the guide deploys it."""
-    frames = [read_frame(sintel_sample / f"training/final/cave_2/frame_000{number}.png") for number in (2, 3)]
+    frames = [
+        read_frame(sintel_sample / f"training/final/cave_2/frame_000{number}.png")
+        for number in (2, 3)
+    ]
     padding = Padding.for_size(436, 1024)
     image1, image2 = (torch.from_numpy(padding.pad(frame))[None] for frame in frames)
     with np.load(golden / "gma_reference_sintel_440x1024_iters6.npz") as file:
@@ -215,4 +243,6 @@ def test_full_size(seeded, golden, sintel_sample):
 
 def test_seeded_weights_are_the_same_everywhere():
     state = checkpoints.seeded_weights()
-    assert state["cnet.conv1.bias"][:2].tolist() == pytest.approx([0.01409523, 0.02565706], abs=1e-7)
+    assert state["cnet.conv1.bias"][:2].tolist() == pytest.approx(
+        [0.01409523, 0.02565706], abs=1e-7
+    )

@@ -1,4 +1,6 @@
-"""Comparisons: honest ratios, processes that wait standing still, variants that cannot run as rows with their reason."""
+"""Comparisons: honest ratios, processes that wait standing still, variants that cannot run as rows
+with their reason.
+"""
 
 import json
 import subprocess
@@ -35,7 +37,17 @@ def config(tmp_path):
 
 def test_a_comparison(config, tmp_path):
     out = tmp_path / "found.json"
-    command = [sys.executable, "-m", "gma_lib.perf.comparison", "--config", config, "--out", out, "--lock", tmp_path / "lock"]
+    command = [
+        sys.executable,
+        "-m",
+        "gma_lib.perf.comparison",
+        "--config",
+        config,
+        "--out",
+        out,
+        "--lock",
+        tmp_path / "lock",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
     found = json.loads(out.read_text(encoding="utf-8"))
     assert list(found["variants"]) == ["guide's graph", "along a sequence", "impossible"]
@@ -84,7 +96,11 @@ def test_a_worker_that_waits_stands_still(config, tmp_path):
     ],
 )
 def test_wrong_settings_are_named(config, wrong, message):
-    replaced = {"rounds: 3": "rounds: 3\npace: 1", "lookup: gather, ": "", "precision: bfloat16": "pace: 1"}[wrong]
+    replaced = {
+        "rounds: 3": "rounds: 3\npace: 1",
+        "lookup: gather, ": "",
+        "precision: bfloat16": "pace: 1",
+    }[wrong]
     config.write_text(SMALL.replace(wrong, replaced), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         comparison.load_comparison(config)

@@ -15,8 +15,14 @@ from gma_lib.perf.half_precision import markdown, rounded_to_half
 @pytest.fixture
 def model():
     """x + 0.03 outside any module, then times 1 in one."""
-    nodes = [helper.make_node("Add", ["x", "c"], ["y"], name="/Add"), helper.make_node("Mul", ["y", "one"], ["z"], name="/net/Mul")]
-    constants = [numpy_helper.from_array(np.array([value], np.float32), name) for name, value in (("c", 0.03), ("one", 1.0))]
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["y"], name="/Add"),
+        helper.make_node("Mul", ["y", "one"], ["z"], name="/net/Mul"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([value], np.float32), name)
+        for name, value in (("c", 0.03), ("one", 1.0))
+    ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xyz"]
     graph = helper.make_graph(nodes, "g", values[:1], values[2:], constants, value_info=values[1:2])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -53,7 +59,9 @@ def test_lines_of_keep_cfg(model):
 
 
 def test_the_table_says_what_is_not_finite():
-    table = pd.DataFrame({"a": dict.fromkeys("xyzuv", 1.0), "b": dict.fromkeys("xyzuv", float("nan"))}).T
+    table = pd.DataFrame(
+        {"a": dict.fromkeys("xyzuv", 1.0), "b": dict.fromkeys("xyzuv", float("nan"))}
+    ).T
     assert "| a | 1.0000 |" in markdown(table)
     assert "| b | not finite |" in markdown(table)
     assert half_precision.VARIANTS

@@ -12,7 +12,12 @@ from gma_lib.training.scenes import TrainingPair
 
 def pair(value):
     frames = torch.zeros(2, 3, 8, 8)
-    return TrainingPair(frames[0], frames[1], torch.full((2, 8, 8), float(value)), torch.zeros(8, 8, dtype=torch.bool))
+    return TrainingPair(
+        frames[0],
+        frames[1],
+        torch.full((2, 8, 8), float(value)),
+        torch.zeros(8, 8, dtype=torch.bool),
+    )
 
 
 def test_cost_of_known_errors():
@@ -23,7 +28,9 @@ def test_cost_of_known_errors():
         flow[:, 0, :4] += 2
         return flow
 
-    exact = np.full((1, 2, 8, 8), 3.0, np.float32) + np.float32(0.5) * (np.arange(2)[None, :, None, None] == 0)
+    exact = np.full((1, 2, 8, 8), 3.0, np.float32) + np.float32(0.5) * (
+        np.arange(2)[None, :, None, None] == 0
+    )
     found = precision.cost(reduced, [pair(3), pair(3)], [exact, exact])
     assert found["pairs"] == 2
     assert (found["epe"], found["px1"]) == (1, 0.5)
@@ -34,11 +41,23 @@ def test_cost_of_known_errors():
 
 
 @pytest.mark.parametrize(
-    ("px1_loss", "epe_loss", "good"), [(0.0, 0.0, True), (0.1, 0.01, True), (-1.0, -0.1, True), (0.11, 0.0, False), (0.0, 0.011, False)]
+    ("px1_loss", "epe_loss", "good"),
+    [
+        (0.0, 0.0, True),
+        (0.1, 0.01, True),
+        (-1.0, -0.1, True),
+        (0.11, 0.0, False),
+        (0.0, 0.011, False),
+    ],
 )
 def test_recommended_only_where_it_costs_little_everywhere(px1_loss, epe_loss, good):
     fine = {"px1_loss": 0.0, "epe_loss": 0.0}
-    assert precision.is_recommended({"layers": fine, "planes": {"px1_loss": px1_loss, "epe_loss": epe_loss}}) == good
+    assert (
+        precision.is_recommended(
+            {"layers": fine, "planes": {"px1_loss": px1_loss, "epe_loss": epe_loss}}
+        )
+        == good
+    )
 
 
 def test_advice_belongs_to_the_weights(tmp_path):
@@ -51,7 +70,9 @@ def test_advice_belongs_to_the_weights(tmp_path):
     assert "measured with other weights" in precision.advice(path)
     from gma_lib.network.checkpoints import load_checkpoint
 
-    path.write_text(json.dumps(about | {"weights_sha256": load_checkpoint("seeded").sha256}), encoding="utf-8")
+    path.write_text(
+        json.dumps(about | {"weights_sha256": load_checkpoint("seeded").sha256}), encoding="utf-8"
+    )
     assert precision.advice(path) == (
         "bfloat16 is recommended with seeded: lost on held-out scenes, layers: +0.00 points of 1px, +0.1% EPE. "
         "int8 is not recommended with seeded: lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"

@@ -16,7 +16,9 @@ from gma_lib.perf.timing import Task
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, seeded):
     folder = tmp_path_factory.mktemp("model")
-    export.export_whole(seeded[0], folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=seeded[1])
+    export.export_whole(
+        seeded[0], folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=seeded[1]
+    )
     convert("onnxruntime", folder, checkpoint="seeded", num_updates=6, attention="content")
     return folder
 
@@ -31,7 +33,9 @@ def task(folder, **changes):
         "width": 160,
         "at_once": 1,
         "budget_s": 0.3,
-        "gmac_per_pair": sum(export.count_work(folder / "gma.onnx").values()) / 2 if folder.is_dir() else 1.0,
+        "gmac_per_pair": sum(export.count_work(folder / "gma.onnx").values()) / 2
+        if folder.is_dir()
+        else 1.0,
     }
     return Task(**values | changes)
 
@@ -46,7 +50,12 @@ def test_a_measurement(model_folder, tmp_path):
     assert 0 < found["share_of_peak"] < 2  # of a peak measured while other tests may run
     assert found["precision_read_back"] == "float32"
     assert found["simulated"] is False
-    assert dict((row[0], row[2]) for row in benchmark.summary_table(found))["pairs per second, network alone"] == "not published"
+    assert (
+        dict((row[0], row[2]) for row in benchmark.summary_table(found))[
+            "pairs per second, network alone"
+        ]
+        == "not published"
+    )
 
 
 def test_statistics_of_known_times():
@@ -59,12 +68,16 @@ def test_statistics_of_known_times():
 
 
 def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
-    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8)
+    found = benchmark.measure(
+        task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8
+    )
     assert found["status"] == "out_of_memory"
     assert "not started" in found["reason"]
     assert "median_s" not in found
     assert benchmark.summary_table(found)[0][1] == "out_of_memory"
-    with pytest.raises(benchmark.DoesNotFit, match=r"batch size 2 on onnxruntime in float32 needs about .* GB"):
+    with pytest.raises(
+        benchmark.DoesNotFit, match=r"batch size 2 on onnxruntime in float32 needs about .* GB"
+    ):
         benchmark.require_memory("onnxruntime", "float32", 2, 128, 160, available_bytes=10**8)
 
 
@@ -74,7 +87,9 @@ def test_prediction_grows_with_batch_and_frame():
     assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024) > 8 * one
     assert benchmark.needed_bytes("openvino", "float32", 1, 880, 2048) > 8 * one
     # pair by pair, only frames and flow come on top: 18 MB a pair
-    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024, at_once=1) == pytest.approx(one + 15 * 18.02e6, rel=1e-3)
+    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024, at_once=1) == pytest.approx(
+        one + 15 * 18.02e6, rel=1e-3
+    )
     assert benchmark.needed_bytes("something", "float32", 1, 440, 1024) is None
 
 
@@ -116,7 +131,9 @@ def test_nobody_works_beside_a_measurement(tmp_path):
         "import sys, time; from pathlib import Path; from gma_lib.perf.timing import beside_others\n"
         "with beside_others(Path(sys.argv[1])): print('in', flush=True); time.sleep(1.5)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "in\n"
         start = time.monotonic()
         with benchmark.beside_others(lock):  # two stages may share the machine

@@ -1,4 +1,6 @@
-"""The notebooks with the Ascend backend and stand-ins for its tools: same flow as elsewhere, and everything says SIMULATED."""
+"""The notebooks with the Ascend backend and stand-ins for its tools: same flow as elsewhere, and
+everything says SIMULATED.
+"""
 
 import json
 import os
@@ -19,13 +21,34 @@ SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "GMA_AIS_PYTHON": sys.executable}
 
 
 def run(stage, outputs, backend, precision, batch_size):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("STANDIN_", "GMA_", "ASCEND_"))} | SETTINGS
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("STANDIN_", "GMA_", "ASCEND_"))
+    } | SETTINGS
     environment["PATH"] = f"{STANDINS / 'bin'}:{environment['PATH']}"
     environment["PYTHONPATH"] = f"{STANDINS / 'python'}:{runs.PROJECT}"
-    command = [sys.executable, "-m", "gma_lib.pipeline.runner", stage, "--profile", "tiny", "--batch-size", str(batch_size)]
-    for setting in (f"outputs={outputs}", f"backend={backend}", f"precision={precision}", "run=null", "num_updates=1"):
+    command = [
+        sys.executable,
+        "-m",
+        "gma_lib.pipeline.runner",
+        stage,
+        "--profile",
+        "tiny",
+        "--batch-size",
+        str(batch_size),
+    ]
+    for setting in (
+        f"outputs={outputs}",
+        f"backend={backend}",
+        f"precision={precision}",
+        "run=null",
+        "num_updates=1",
+    ):
         command += ["--set", setting]
-    return subprocess.run(command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +68,10 @@ def content(outputs, name, batch_size=4):
 
 
 def test_the_flow_is_that_of_the_other_backends(finished):
-    mine, other = (sorted((finished / "tiny" / name / "bs4" / "flow").rglob("*.flo")) for name in ("ascend-float16", "onnxruntime-float32"))
+    mine, other = (
+        sorted((finished / "tiny" / name / "bs4" / "flow").rglob("*.flo"))
+        for name in ("ascend-float16", "onnxruntime-float32")
+    )
     assert len(mine) == len(other) > 0
     for one, two in zip(mine, other, strict=True):
         assert one.name == two.name
@@ -58,7 +84,9 @@ def test_what_a_stand_in_made_says_so_everywhere(finished):
     assert content(finished, "convert.json")["changes"].startswith("SIMULATED")
     assert content(finished, "metrics.json")["verdict"].startswith("SIMULATED")
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
-        assert "SIMULATED" in (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), stage
+        assert "SIMULATED" in (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), (
+            stage
+        )
     page = report.write_index(finished, "tiny").read_text()
     assert "ascend-float16 (SIMULATED)" in page
     assert "reproduced" not in page
@@ -67,11 +95,20 @@ def test_what_a_stand_in_made_says_so_everywhere(finished):
 def test_the_guide_s_table_has_the_run_s_rows(finished):
     """On the index page with all batch sizes, in 05 and 06 for their own; with what differs."""
     page = report.write_index(finished, "tiny").read_text()
-    mine = page.split("Beside the published guide")[1].split("batch size 4")[1].split("batch size 8")[0]
-    assert re.findall(r"<th[^>]*>(.*?)</th>", mine) == ["the guide, Ascend 310P3", "ascend-float16 (SIMULATED)"]
+    mine = (
+        page.split("Beside the published guide")[1]
+        .split("batch size 4")[1]
+        .split("batch size 8")[0]
+    )
+    assert re.findall(r"<th[^>]*>(.*?)</th>", mine) == [
+        "the guide, Ascend 310P3",
+        "ascend-float16 (SIMULATED)",
+    ]
     rates = [float(cell) for cell in re.findall(r"<td>([\d.]+)</td>", mine)]
     assert rates[0] == 0.772
-    assert rates[-2:] == pytest.approx([200, 125], rel=1e-3)  # as the tool defines it, and with transfers
+    assert rates[-2:] == pytest.approx(
+        [200, 125], rel=1e-3
+    )  # as the tool defines it, and with transfers
     assert "Ascend310P3 (SIMULATED)" in page
     assert "What differs" in page
     for stage in ("05_evaluate", "06_perf"):
@@ -84,7 +121,9 @@ def test_throughput_as_the_tool_defines_it_and_with_transfers(finished):
     perf = content(finished, "perf.json")
     assert perf["rounds"] == 100
     assert perf["pairs_per_second"] == pytest.approx(4 / 0.020, rel=1e-3)
-    assert perf["pairs_per_second_with_transfers"] == pytest.approx(4 / 0.032, rel=1e-3)  # 8 ms there, 4 ms back
+    assert perf["pairs_per_second_with_transfers"] == pytest.approx(
+        4 / 0.032, rel=1e-3
+    )  # 8 ms there, 4 ms back
 
 
 def test_memory_exhausted_is_a_row(finished):
@@ -94,9 +133,17 @@ def test_memory_exhausted_is_a_row(finished):
         done = run(stage, finished, "ascend", "float16", 16)
         assert done.returncode == 0, done.stdout + done.stderr
         words[stage] = content(finished, f".{stage}.json", 16)["status"]
-    assert words == {"02_export": "ok", "03_convert": "out_of_memory", "04_infer": "skipped", "06_perf": "ok"}
+    assert words == {
+        "02_export": "ok",
+        "03_convert": "out_of_memory",
+        "04_infer": "skipped",
+        "06_perf": "ok",
+    }
     perf = content(finished, "perf.json", 16)
     assert perf["status"] == "out_of_memory"
     assert "batch size 16 needs" in perf["reason"]
     page = report.write_index(finished, "tiny").read_text()
-    assert page.split("Beside the published guide")[1].split("batch size 16")[1].count("out of memory") == 2  # the guide's, and this one's
+    assert (
+        page.split("Beside the published guide")[1].split("batch size 16")[1].count("out of memory")
+        == 2
+    )  # the guide's, and this one's

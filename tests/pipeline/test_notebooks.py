@@ -36,11 +36,15 @@ def test_the_kernel_is_the_one_everybody_has(stage):
 
 
 def test_cells_only_call(cells):
-    """No logic that belongs in the library: definitions, loops over data, error handling, path arithmetic."""
+    """No logic that belongs in the library: definitions, loops over data, error handling, path
+    arithmetic.
+    """
     for source in code(cells):
         assert len(source.splitlines()) <= 22, source
         for node in ast.walk(ast.parse(source)):
-            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While | ast.Try), source
+            assert not isinstance(
+                node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.For | ast.While | ast.Try
+            ), source
         assert "sys.path" not in source
         assert not re.search(r"^\s*[!%]", source, re.M), source
 

@@ -1,4 +1,6 @@
-"""The notebooks as users run them: from frames to pages, skipped when up to date, honest when they fail."""
+"""The notebooks as users run them: from frames to pages, skipped when up to date, honest when they
+fail.
+"""
 
 import json
 import os
@@ -31,7 +33,9 @@ def test_every_stage_leaves_its_page_and_its_stamp(finished):
         assert stamp["status"] == "ok"
         assert stamp["provenance"]["versions"]["torch"].startswith("2.13.0")
         notebook = content(folder / f"{stage}.ipynb")
-        counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        counts = [
+            cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"
+        ]
         assert counts == list(range(1, len(counts) + 1))
         assert (folder / f"{stage}.ipynb").stat().st_size < 5e6
         assert str(runs.PROJECT) not in json.dumps(notebook["metadata"])
@@ -55,22 +59,50 @@ def test_metrics_hold_what_was_scored(finished):
     assert metrics["schema"] == 1
     for pass_name in ("clean", "final"):
         scores = metrics[pass_name]
-        assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (4, 4, 4 * 128 * 160)
+        assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (
+            4,
+            4,
+            4 * 128 * 160,
+        )
         assert set(scores["scenes"]) == {"drift", "rush"}
         assert scores["all"]["epe"] > 0
-        assert {"valid", "occluded", "non_occluded", "in_frame_occluded", "out_of_frame", "s0_10", "s10_40", "s40_plus"} <= set(scores)
+        assert {
+            "valid",
+            "occluded",
+            "non_occluded",
+            "in_frame_occluded",
+            "out_of_frame",
+            "s0_10",
+            "s10_40",
+            "s40_plus",
+        } <= set(scores)
     assert metrics["agreement"]["bs2"]["max"] < 1e-3
     assert "No verdict" in metrics["verdict"]
 
 
 def test_perf_holds_what_was_measured(finished):
     perf = content(finished / "tiny/test/bs2/perf.json")
-    assert (perf["status"], perf["batch_size"], perf["precision"], perf["simulated"]) == ("ok", 2, "float32", False)
-    assert {"median_s", "p90_s", "rounds", "pairs_per_second", "peak_rss_bytes", "share_of_peak", "load_s"} <= set(perf)
+    assert (perf["status"], perf["batch_size"], perf["precision"], perf["simulated"]) == (
+        "ok",
+        2,
+        "float32",
+        False,
+    )
+    assert {
+        "median_s",
+        "p90_s",
+        "rounds",
+        "pairs_per_second",
+        "peak_rss_bytes",
+        "share_of_peak",
+        "load_s",
+    } <= set(perf)
 
 
 def test_the_last_batch_is_filled_and_cut(finished):
-    assert content(finished / "tiny/test/bs3/infer.json")["summary"]["filled"] == 1  # 8 pairs in batches of 3
+    assert (
+        content(finished / "tiny/test/bs3/infer.json")["summary"]["filled"] == 1
+    )  # 8 pairs in batches of 3
     assert len(list((finished / "tiny/test/bs3/flow").rglob("frame_*.flo"))) == 8
 
 
@@ -95,7 +127,14 @@ def test_a_touched_notebook_changes_nothing(finished):
 
 def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
     """What depends on it, and nothing else."""
-    run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(finished))
+    run = runs.open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(finished),
+    )
 
     def key(stage, **parameters):
         return pipeline.stage_key(stage, run, {"checkpoint": "seeded"} | parameters)
@@ -104,14 +143,20 @@ def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
     cells = [dict(cell) for cell in pipeline.notebook_cells("04_infer")]
     cells[-2] = cells[-2] | {"source": ["another line"]}
     monkeypatch.setattr(
-        pipeline, "notebook_cells", lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage)
+        pipeline,
+        "notebook_cells",
+        lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage),
     )
     after = {stage: key(stage) for stage in STAGES}
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
     assert key("05_evaluate", passes=["clean"]) != after["05_evaluate"]
     # 05 reads 04: as soon as 04 has run under its new key, 05 is out of date
     real_stamp = pipeline.read_stamp
-    monkeypatch.setattr(pipeline, "read_stamp", lambda stage, run: {"key": "new"} if stage == "04_infer" else real_stamp(stage, run))
+    monkeypatch.setattr(
+        pipeline,
+        "read_stamp",
+        lambda stage, run: {"key": "new"} if stage == "04_infer" else real_stamp(stage, run),
+    )
     assert key("05_evaluate") != after["05_evaluate"]
     assert key("06_perf") == after["06_perf"]
 
@@ -125,7 +170,15 @@ def test_a_lost_result_is_made_again(finished):
 
 def test_plain_papermill(finished, tmp_path):
     """Without the runner: the same notebook, the same files."""
-    command = [sys.executable, "-m", "papermill", "notebooks/05_evaluate.ipynb", str(tmp_path / "out.ipynb"), "-k", "python3"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "notebooks/05_evaluate.ipynb",
+        str(tmp_path / "out.ipynb"),
+        "-k",
+        "python3",
+    ]
     command += [
         "-f",
         "params/common.yaml",
@@ -141,7 +194,9 @@ def test_plain_papermill(finished, tmp_path):
         "profile",
         "tiny",
     ]
-    done = subprocess.run([*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=runs.PROJECT)
+    done = subprocess.run(
+        [*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=runs.PROJECT
+    )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out.ipynb")["cells"]
 
@@ -180,22 +235,41 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     assert done.returncode == 0, done.stdout
     assert "8 pairs, 6 with ground truth" in done.stdout
     folder = tmp_path / "outputs/tiny/data"
-    assert content(folder / "index.json")["description"] == "MPI-Sintel, training split, as found on disk"
+    assert (
+        content(folder / "index.json")["description"]
+        == "MPI-Sintel, training split, as found on disk"
+    )
     assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
 
 
 def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
-    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are not."""
+    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are
+    not.
+    """
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, "nothing")
     before = report.write_index(outputs, "tiny").read_text()
     assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
-    run = runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+    run = runs.open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(outputs),
+    )
     (run.model_folder / "gma.xml").write_text("no model")
     done = run_stage("04_infer", outputs, "full_batch_size=2")
     assert done.returncode == 1
     assert not (run.folder / "infer.json").exists()
-    assert [pipeline.current_status(stage, run) for stage in STAGES] == ["ok", "ok", "ok", "failed", "stale", "ok"]
+    assert [pipeline.current_status(stage, run) for stage in STAGES] == [
+        "ok",
+        "ok",
+        "ok",
+        "failed",
+        "stale",
+        "ok",
+    ]
     assert report._result(run, "05_evaluate") == {}
     assert report._result(run, "06_perf")["status"] == "ok"
     page = report.write_index(outputs, "tiny").read_text()
@@ -226,7 +300,9 @@ def test_a_stage_too_early_says_what_to_run_first(tmp_path):
         (("num_updates",), "1", "'num_updates' is not name=value"),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_starts(tmp_path, settings, batch_size, message):
+def test_wrong_parameters_are_refused_before_anything_starts(
+    tmp_path, settings, batch_size, message
+):
     done = run_stage("02_export", tmp_path, *settings, batch_size=batch_size)
     assert done.returncode == 2
     assert message in done.stderr
@@ -244,20 +320,38 @@ def test_an_unknown_profile_lists_the_known(tmp_path):
     ("stage", "settings", "message"),
     [
         ("01_data", ["sintel_root=/no/such/folder"], "no such folder"),
-        ("02_export", ["checkpoint=nothing.pth"], "neither a weights file nor one of the shipped weights"),
+        (
+            "02_export",
+            ["checkpoint=nothing.pth"],
+            "neither a weights file nor one of the shipped weights",
+        ),
         ("02_export", ["num_updates=0"], "num_updates is a whole number"),
         ("02_export", ["lookup=gathr"], "lookup is one of"),
-        ("03_convert", ["backend=tensorrt"], "there are: openvino, onnxruntime, torch, cuda, eager_cuda, ascend"),
+        (
+            "03_convert",
+            ["backend=tensorrt"],
+            "there are: openvino, onnxruntime, torch, cuda, eager_cuda, ascend",
+        ),
     ],
 )
-def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(finished, tmp_path, stage, settings, message):
+def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
+    finished, tmp_path, stage, settings, message
+):
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, stage)
     done = run_stage(stage, outputs, *settings)
     assert done.returncode == 1
     assert message in done.stdout
     folder = pipeline.stage_folder(
-        stage, runs.open_run(profile="tiny", backend="openvino", precision="float32", batch_size=2, run="test", outputs=str(outputs))
+        stage,
+        runs.open_run(
+            profile="tiny",
+            backend="openvino",
+            precision="float32",
+            batch_size=2,
+            run="test",
+            outputs=str(outputs),
+        ),
     )
     assert content(folder / f".{stage}.json")["status"] == "failed"
     assert message in content(folder / f"{stage}.failed.ipynb")["metadata"]["gma"]["reason"]
@@ -279,9 +373,21 @@ def test_a_dead_kernel_is_no_success(finished, tmp_path):
     """papermill would leave a notebook that looks complete."""
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, "04_infer")
-    command = [sys.executable, "-m", "gma_lib.pipeline.runner", "04_infer", "--profile", "tiny", "--batch-size", "2", "--force"]
+    command = [
+        sys.executable,
+        "-m",
+        "gma_lib.pipeline.runner",
+        "04_infer",
+        "--profile",
+        "tiny",
+        "--batch-size",
+        "2",
+        "--force",
+    ]
     command += ["--set", f"outputs={outputs}", "--set", "run=test"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT
+    )
     kernel = _kernel_of(process.pid)
     os.kill(kernel, signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
@@ -314,9 +420,20 @@ def test_interrupted_and_started_again(finished, tmp_path):
     for path in stored[3:]:
         path.unlink()
     times = {path: path.stat().st_mtime_ns for path in stored[:3]}
-    command = [sys.executable, "-m", "gma_lib.pipeline.runner", "04_infer", "--profile", "tiny", "--batch-size", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "gma_lib.pipeline.runner",
+        "04_infer",
+        "--profile",
+        "tiny",
+        "--batch-size",
+        "2",
+    ]
     command += ["--set", f"outputs={outputs}", "--set", "run=test"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT
+    )
     _kernel_of(process.pid)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -346,18 +463,36 @@ def test_two_runs_in_one_folder_refuse(finished):
 
 
 def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
-    """The batch size gets its rows, later stages are skipped with the reason, and 06 still writes its own."""
+    """The batch size gets its rows, later stages are skipped with the reason, and 06 still writes
+    its own.
+    """
     outputs = tmp_path / "outputs"
     _copy_until(finished, outputs, "03_convert")
     environment = os.environ | {"GMA_MEMORY_BYTES": "100000000"}
     words = {}
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
-        command = [sys.executable, "-m", "gma_lib.pipeline.runner", stage, "--profile", "tiny", "--batch-size", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "gma_lib.pipeline.runner",
+            stage,
+            "--profile",
+            "tiny",
+            "--batch-size",
+            "2",
+        ]
         command += ["--set", f"outputs={outputs}", "--set", "run=test"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         words[stage] = content(outputs / f"tiny/test/bs2/.{stage}.json")["status"]
-    assert words == {"03_convert": "out_of_memory", "04_infer": "skipped", "05_evaluate": "skipped", "06_perf": "ok"}
+    assert words == {
+        "03_convert": "out_of_memory",
+        "04_infer": "skipped",
+        "05_evaluate": "skipped",
+        "06_perf": "ok",
+    }
     assert content(outputs / "tiny/test/bs2/perf.json")["status"] == "out_of_memory"
     page = report.write_index(outputs, "tiny").read_text()
     assert "does not fit" in page

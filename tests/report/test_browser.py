@@ -1,4 +1,6 @@
-"""The pages in a real browser, without a network: nothing is asked of other machines, nothing is complained about, links lead somewhere."""
+"""The pages in a real browser, without a network: nothing is asked of other machines, nothing is
+complained about, links lead somewhere.
+"""
 
 import json
 import re
@@ -11,12 +13,16 @@ from urllib.parse import unquote
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-DEAD_PROXY = "127.0.0.1:9"  # nobody listens: whatever is asked of another machine fails, and is in the log
+DEAD_PROXY = (
+    "127.0.0.1:9"  # nobody listens: whatever is asked of another machine fails, and is in the log
+)
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a browser did with a page: requests the page made beyond its own file, lines on the console, the document it ended up with."""
+    """What a browser did with a page: requests the page made beyond its own file, lines on the
+    console, the document it ended up with.
+    """
 
     requests: set[str]
     console: list[str]
@@ -35,8 +41,19 @@ def visit(tmp_path_factory):
         log = folder / "net.json"
         done = subprocess.run(
             [
-                *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"),
-                *(f"--user-data-dir={folder / 'profile'}", f"--proxy-server={DEAD_PROXY}", f"--log-net-log={log}"),
+                *(
+                    browser,
+                    "--headless",
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--no-first-run",
+                    "--enable-logging=stderr",
+                ),
+                *(
+                    f"--user-data-dir={folder / 'profile'}",
+                    f"--proxy-server={DEAD_PROXY}",
+                    f"--log-net-log={log}",
+                ),
                 *("--virtual-time-budget=2000", "--dump-dom", page.resolve().as_uri()),
             ],
             capture_output=True,
@@ -51,18 +68,24 @@ def visit(tmp_path_factory):
 
 
 def requests_of_the_page(log: str) -> set[str]:
-    """URLs that the page asked for. The browser's own requests (updates, the time) have no initiator."""
+    """URLs that the page asked for. The browser's own requests (updates, the time) have no
+    initiator.
+    """
     try:
         events = json.loads(log)["events"]
     except json.JSONDecodeError:  # the browser ended before it closed the list
         events = json.loads(log.rstrip().rstrip(",") + "]}")["events"]
     asked = [event["params"] for event in events if "url" in event.get("params", {})]
-    return {item["url"] for item in asked if item.get("initiator", "not an origin") != "not an origin"}
+    return {
+        item["url"] for item in asked if item.get("initiator", "not an origin") != "not an origin"
+    }
 
 
 def test_the_visit_notices_what_is_wrong(visit, tmp_path):
     page = tmp_path / "bad.html"
-    page.write_text('<script src="https://example.org/a.js"></script><img src="http://example.org/b.png"><script>missing()</script>')
+    page.write_text(
+        '<script src="https://example.org/a.js"></script><img src="http://example.org/b.png"><script>missing()</script>'
+    )
     found = visit(page)
     assert found.requests == {"https://example.org/a.js", "http://example.org/b.png"}
     assert any("missing is not defined" in line for line in found.console)

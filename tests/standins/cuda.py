@@ -1,8 +1,11 @@
-"""Takes the place of ``torch.cuda`` on a machine without a GPU: what is recorded is repeated on the same memory, as a CUDA graph does.
+"""Takes the place of ``torch.cuda`` on a machine without a GPU: what is recorded is repeated on the
+same memory, as a CUDA graph does.
 
-After PyTorch's notes on CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): a graph repeats the kernels that
-ran while it was recorded, reads its inputs where they were then, writes its results where they were then, and runs no Python. Streams and
-events order nothing here, where every operation is complete when it returns.
+After PyTorch's notes on CUDA graphs
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): a graph repeats the kernels that
+ran while it was recorded, reads its inputs where they were then, writes its results where they were
+then, and runs no Python. Streams and events order nothing here, where every operation is complete
+when it returns.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -22,7 +25,9 @@ class CUDAGraph:
         for operation, given, named, result in self.operations:
             again = operation(*given, **named)
             for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():  # neither a view nor changed in place
+                if (
+                    isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr()
+                ):  # neither a view nor changed in place
                     place.copy_(value)
 
 

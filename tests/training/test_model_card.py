@@ -29,7 +29,9 @@ def test_another_number_is_another_page():
 def test_the_curve_shows_every_part_to_its_end():
     curve = NUMBERS["how"]["curve"]
     axes = card.plot_curve(curve).axes[0]
-    assert [text.get_text() for text in axes.texts] == list(dict.fromkeys(point["phase"] for point in curve))
+    assert [text.get_text() for text in axes.texts] == list(
+        dict.fromkeys(point["phase"] for point in curve)
+    )
     steps = [[int(number) for number in point["steps"].split("-")] for point in curve]
     assert axes.get_xlim()[1] == sum(last - first + 1 for first, last in steps)
     assert (WEIGHTS_FOLDER / "gma-procedural-curve.png").is_file()
@@ -46,11 +48,22 @@ def test_beating_dis_means_both_numbers_on_every_family():
 
 def test_the_note_says_who_is_ahead_by_which_measure():
     def scores(epe, px1):
-        return {"clean": {"6": {"all": {"epe": epe, "px1": px1}}, "dis": {"all": {"epe": 1.0, "px1": 0.8}}}}
+        return {
+            "clean": {
+                "6": {"all": {"epe": epe, "px1": px1}},
+                "dis": {"all": {"epe": 1.0, "px1": 0.8}},
+            }
+        }
 
     worse, mixed = card.note(27, scores(1.8, 0.7)), card.note(27, scores(0.8, 0.7))
     assert "1.80 px" in worse
-    assert "behind classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %" in worse
-    assert "ahead of classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %" in mixed
+    assert (
+        "behind classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
+        in worse
+    )
+    assert (
+        "ahead of classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
+        in mixed
+    )
     assert "ahead of its 80.0 %" in card.note(27, scores(0.8, 0.9))
     assert "Sintel" not in card.note(27, {})

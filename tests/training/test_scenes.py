@@ -9,13 +9,22 @@ import torch
 
 from gma_lib.runs.run import PROJECT
 from gma_lib.training import scenes
-from gma_lib.training.scenes import PHOTOGRAPHS, LayeredScene, dimmed, draw_scene, photograph_texture, texture_bank
+from gma_lib.training.scenes import (
+    PHOTOGRAPHS,
+    LayeredScene,
+    dimmed,
+    draw_scene,
+    photograph_texture,
+    texture_bank,
+)
 from gma_lib.training.trainer import VALIDATION, PairSource, load_config, validation_families
 
 
 @pytest.fixture(scope="module")
 def config():
-    return dataclasses.replace(load_config(PROJECT / "params" / "train.yaml"), textures=6, validation_pairs=6)
+    return dataclasses.replace(
+        load_config(PROJECT / "params" / "train.yaml"), textures=6, validation_pairs=6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,8 @@ def test_warping_the_second_frame_gives_the_first(config, source, family):
     pairs = validation_families(config, source, plain)[family]
     right = np.concatenate([misses(pair) for pair in pairs])
     wrong = np.concatenate([misses(pair, extra=(1.0, 0.5)) for pair in pairs])
-    # grey levels of 255: what linear interpolation loses; the last per cents are outlines, where a pixel mixes two layers
+    # grey levels of 255: what linear interpolation loses; the last per cents are outlines, where a
+    # pixel mixes two layers
     assert np.median(right) < 1
     assert np.percentile(right, 90) < 6
     assert wrong.mean() > 2 * right.mean()
@@ -78,7 +88,9 @@ def test_a_background_with_relief_moves_gradually_and_exactly(source):
     assert np.median(right) < 1
     assert wrong.mean() > 2 * right.mean()
     for pair in pairs:
-        assert max(pair.flow.diff(dim=axis).abs().max() for axis in (1, 2)) < 0.5  # pixels of flow, from pixel to pixel
+        assert (
+            max(pair.flow.diff(dim=axis).abs().max() for axis in (1, 2)) < 0.5
+        )  # pixels of flow, from pixel to pixel
 
 
 def test_relief_follows_what_is_drawn_without_it():
@@ -121,37 +133,66 @@ def test_validation_shows_no_photographs(config):
     source = PairSource(with_some)
     assert len(source.renderer.textures) == config.textures + 3
     families = validation_families(with_some, source)
-    for family, pairs in validation_families(dataclasses.replace(with_some, photographs=0), PairSource(config)).items():
-        assert all(torch.equal(a.image1, b.image1) for a, b in zip(pairs, families[family], strict=True))
+    for family, pairs in validation_families(
+        dataclasses.replace(with_some, photographs=0), PairSource(config)
+    ).items():
+        assert all(
+            torch.equal(a.image1, b.image1) for a, b in zip(pairs, families[family], strict=True)
+        )
 
 
 def test_the_held_out_scenes_stay_the_same(config):
-    """One more number drawn before others makes other scenes of all that follow, and scores that cannot be compared with those before."""
+    """One more number drawn before others makes other scenes of all that follow, and scores that
+    cannot be compared with those before.
+    """
     families = validation_families(
-        dataclasses.replace(config, validation_pairs=2), PairSource(config), dataclasses.replace(VALIDATION, height=128, width=160)
+        dataclasses.replace(config, validation_pairs=2),
+        PairSource(config),
+        dataclasses.replace(VALIDATION, height=128, width=160),
     )
     means = {
         family: [
-            [field.mean().item() for field in (pair.image1, pair.image2, pair.flow.norm(dim=0), pair.occluded.float())] for pair in pairs
+            [
+                field.mean().item()
+                for field in (
+                    pair.image1,
+                    pair.image2,
+                    pair.flow.norm(dim=0),
+                    pair.occluded.float(),
+                )
+            ]
+            for pair in pairs
         ]
         for family, pairs in families.items()
     }
-    # grey levels, grey levels, pixels, a share; as at commit fcb9ef5, before relief and photographs came
-    assert means["layers"] == [pytest.approx(m, abs=2e-3) for m in ([154.605, 144.67, 10.145, 0.072], [92.798, 104.424, 2.275, 0.006])]
-    assert means["planes"] == [pytest.approx(m, abs=2e-3) for m in ([205.829, 203.142, 5.016, 0.035], [105.631, 106.87, 8.872, 0.022])]
+    # grey levels, grey levels, pixels, a share; as at commit fcb9ef5, before relief and photographs
+    # came
+    assert means["layers"] == [
+        pytest.approx(m, abs=2e-3)
+        for m in ([154.605, 144.67, 10.145, 0.072], [92.798, 104.424, 2.275, 0.006])
+    ]
+    assert means["planes"] == [
+        pytest.approx(m, abs=2e-3)
+        for m in ([205.829, 203.142, 5.016, 0.035], [105.631, 106.87, 8.872, 0.022])
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_masks_agree_with_a_forward_backward_check(source, seed):
     scene = _scene(seed)
-    scene = dataclasses.replace(scene, warp=torch.zeros_like(scene.warp))  # so that turning time round is turning the matrices round
+    scene = dataclasses.replace(
+        scene, warp=torch.zeros_like(scene.warp)
+    )  # so that turning time round is turning the matrices round
     forward = source.renderer.render(scene, height=192, width=256)
-    backward = source.renderer.render(dataclasses.replace(scene, to_layer=scene.to_layer.flip(0)), height=192, width=256)
+    backward = source.renderer.render(
+        dataclasses.replace(scene, to_layer=scene.to_layer.flip(0)), height=192, width=256
+    )
     y, x = torch.meshgrid(torch.arange(192), torch.arange(256), indexing="ij")
     to_x, to_y = (x + forward.flow[0]).round().long(), (y + forward.flow[1]).round().long()
     inside = (to_x >= 0) & (to_x < 256) & (to_y >= 0) & (to_y < 192)
     gap = (forward.flow + backward.flow[:, to_y.clamp(0, 191), to_x.clamp(0, 255)]).norm(dim=0)
-    # Both directions of one layer may differ by its turn and zoom over the half pixel of rounding; another layer moves otherwise.
+    # Both directions of one layer may differ by its turn and zoom over the half pixel of rounding;
+    # another layer moves otherwise.
     disagree = (gap > 1.0) & ~forward.occluded & inside
     assert disagree.float().mean() < 0.03
     assert not (forward.occluded & (gap < 0.01) & inside).float().mean() > 0.01
@@ -166,6 +207,8 @@ def test_bent_layers_are_where_the_flow_says(source):
     place = scenes._layer_coordinates(scene, pixels, 0)
     for layer in range(len(warp)):
         target = scenes._frame_coordinates(scene, place[layer], torch.full((3,), layer))
-        back = scenes._layer_coordinates(scene, torch.cat([target, torch.ones(3, 1)], dim=1), 1)[layer]
+        back = scenes._layer_coordinates(scene, torch.cat([target, torch.ones(3, 1)], dim=1), 1)[
+            layer
+        ]
         # 6 fixed-point steps at a steepness of 0.28 leave 4 px * 0.28**6
         assert (back - place[layer]).norm(dim=-1).max() < 0.01

@@ -100,11 +100,13 @@ def test_a_pair_follows_from_its_number(source, config):
     assert HELD_OUT > 64 * 1_000_000  # no run of a million steps meets a held-out scene
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def test_the_matching_loss_is_low_where_features_match():
-    features = 20 * torch.nn.functional.normalize(torch.randn(1, 256, 16, 20, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = 20 * torch.nn.functional.normalize(
+        torch.randn(1, 256, 16, 20, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     truth = torch.zeros(1, 2, 128, 160)
     truth[:, 0], truth[:, 1] = 16, -8  # two cells to the right, one up
     moved = features.roll((2, -1), dims=(3, 2))
@@ -141,20 +143,32 @@ def test_without_updates_only_the_features_learn(config):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     entry = trainer.advance()
     assert entry["matching"] > 0
-    changed = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0]
+        for name, value in trainer.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed == {"fnet"}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_updates_that_run_ahead_leave_no_gradient_and_those_after_them_do(config, precision):
     phase = dataclasses.replace(config.phases[1], num_updates=1, lead_updates=3, matching=0.0)
-    trainer = Trainer(dataclasses.replace(config, precision=precision, phases=(dataclasses.replace(phase, steps=8),)))
+    trainer = Trainer(
+        dataclasses.replace(
+            config, precision=precision, phases=(dataclasses.replace(phase, steps=8),)
+        )
+    )
     assert trainer._lead(phase) == 0  # every other step starts at the start
     trainer.step = 1
     assert trainer._lead(phase) > 0
     trainer._loss(trainer.source.batch(trainer.step, phase), phase)[0].backward()
     # weights that autocast converted while no gradient was kept must not serve after it
-    without = [name for name, value in trainer.model.named_parameters() if value.grad is None and "pos_emb" not in name]
+    without = [
+        name
+        for name, value in trainer.model.named_parameters()
+        if value.grad is None and "pos_emb" not in name
+    ]
     assert not without
 
 
@@ -164,41 +178,78 @@ def test_muon_moves_every_direction_of_a_kernel_alike_by_steps_as_large_as_adamw
     gradient = torch.randn(32, 16, 3, 3) * 1e-12
     gradient[0] *= 50
     kernels = {name: torch.nn.Parameter(torch.zeros(32, 16, 3, 3)) for name in ("muon", "adamw")}
-    optimisers = {"muon": KernelMuon([kernels["muon"]], weight_decay=0.0), "adamw": torch.optim.AdamW([kernels["adamw"]], eps=1e-30)}
+    optimisers = {
+        "muon": KernelMuon([kernels["muon"]], weight_decay=0.0),
+        "adamw": torch.optim.AdamW([kernels["adamw"]], eps=1e-30),
+    }
     for name, optimiser in optimisers.items():
         optimiser.param_groups[0]["lr"] = 1e-3
         kernels[name].grad = gradient.clone()
         optimiser.step()
-    stretches, before = (torch.linalg.svdvals(values.detach().flatten(1)) for values in (kernels["muon"], gradient))
+    stretches, before = (
+        torch.linalg.svdvals(values.detach().flatten(1)) for values in (kernels["muon"], gradient)
+    )
     assert before[0] > 20 * before[1]  # what it is there for
     assert stretches.max() < 3 * stretches.min()
-    sizes = {name: kernel.detach().square().mean().sqrt().item() for name, kernel in kernels.items()}
-    assert sizes["adamw"] == pytest.approx(1e-3, rel=0.01)  # the very first step, when every number's mean is its own
-    assert sizes["muon"] == pytest.approx(0.2e-3, rel=0.2)  # the size that AdamW's steps have later on
+    sizes = {
+        name: kernel.detach().square().mean().sqrt().item() for name, kernel in kernels.items()
+    }
+    assert sizes["adamw"] == pytest.approx(
+        1e-3, rel=0.01
+    )  # the very first step, when every number's mean is its own
+    assert sizes["muon"] == pytest.approx(
+        0.2e-3, rel=0.2
+    )  # the size that AdamW's steps have later on
 
 
 def test_every_parameter_is_moved_by_one_optimiser(config):
     trainer = Trainer(dataclasses.replace(config, optimiser="muon", phases=config.phases[1:]))
     kernels = {values.data_ptr() for values in trainer.optimisers[0].matrices}
-    others = {values.data_ptr() for group in trainer.optimisers[1].param_groups for values in group["params"]}
+    others = {
+        values.data_ptr()
+        for group in trainer.optimisers[1].param_groups
+        for values in group["params"]
+    }
     everything = {values.data_ptr(): name for name, values in trainer.model.named_parameters()}
     assert not kernels & others
     assert kernels | others == set(everything)
-    assert "update_block.flow_head.conv2.weight" in {everything[place] for place in others}  # two rows are no matrix
+    assert "update_block.flow_head.conv2.weight" in {
+        everything[place] for place in others
+    }  # two rows are no matrix
     assert "update_block.gru.convq1.weight" in {everything[place] for place in kernels}
     before = {name: values.detach().clone() for name, values in trainer.model.named_parameters()}
     trainer.advance()
-    moved = {name for name, values in trainer.model.named_parameters() if not torch.equal(values, before[name])}
-    # the published network has positions that it does not use, and attention whose share (gamma) starts at 0
-    still = {name for name in before if "pos_emb" in name or name.endswith(("to_qk.weight", "to_v.weight"))}
+    moved = {
+        name
+        for name, values in trainer.model.named_parameters()
+        if not torch.equal(values, before[name])
+    }
+    # the published network has positions that it does not use, and attention whose share (gamma)
+    # starts at 0
+    still = {
+        name
+        for name in before
+        if "pos_emb" in name or name.endswith(("to_qk.weight", "to_v.weight"))
+    }
     assert moved == set(before) - still
 
 
-# --- runs that survive ----------------------------------------------------------------------------------------------
+# --- runs that survive ----------------------------------------------------------------------------
 
 
 def _command(config_file: Path, folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "gma_lib.training.trainer", "--config", str(config_file), "--out", str(folder), "--device", "cpu", *more]
+    return [
+        sys.executable,
+        "-m",
+        "gma_lib.training.trainer",
+        "--config",
+        str(config_file),
+        "--out",
+        str(folder),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 def _losses(folder: Path) -> list[float]:
@@ -207,7 +258,9 @@ def _losses(folder: Path) -> list[float]:
 
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     config_file = tmp_path / "tiny.yaml"
-    config_file.write_text(yaml.safe_dump(TINY | {"optimiser": "muon"}))  # which has AdamW beside it
+    config_file.write_text(
+        yaml.safe_dump(TINY | {"optimiser": "muon"})
+    )  # which has AdamW beside it
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     where = {"cwd": PROJECT, "env": environment, "stdout": subprocess.DEVNULL}
     whole = subprocess.Popen(_command(config_file, tmp_path / "whole"), **where)
@@ -222,12 +275,16 @@ def test_a_killed_run_resumes_on_the_same_curve(tmp_path):
     assert whole.wait(timeout=100) == 0
     if not (tmp_path / "killed" / "checkpoint.pt").exists():
         pytest.fail("no checkpoint was written before the kill")
-    subprocess.run(_command(config_file, tmp_path / "killed", "--resume"), check=True, timeout=100, **where)
+    subprocess.run(
+        _command(config_file, tmp_path / "killed", "--resume"), check=True, timeout=100, **where
+    )
     assert len(_losses(tmp_path / "whole")) == 4
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch, small_validation):
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(
+    config, tmp_path, monkeypatch, small_validation
+):
     original, calls = training.sequence_loss, []
 
     def failing(*arguments):
@@ -239,7 +296,11 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_checkpoint(config,
         train(config, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 1
-    assert all(torch.isfinite(value).all() for value in state["model"].values() if value.is_floating_point())
+    assert all(
+        torch.isfinite(value).all()
+        for value in state["model"].values()
+        if value.is_floating_point()
+    )
 
 
 def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_validation):
@@ -256,16 +317,22 @@ def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_valida
     warm = Trainer(short, weights=tmp_path / "best.safetensors")
     for name, value in warm.model.state_dict().items():
         assert torch.equal(value, trainer.averaged[name]), name
-    other = dataclasses.replace(short, clip=2.0, phases=(dataclasses.replace(short.phases[0], num_updates=3),))
+    other = dataclasses.replace(
+        short, clip=2.0, phases=(dataclasses.replace(short.phases[0], num_updates=3),)
+    )
     with pytest.raises(ValueError, match=r"differs in clip, phases\[0\].num_updates"):
         train(other, tmp_path, resume=True)
 
 
-def test_scores_are_of_the_scenes_after_those_of_validation(config, tmp_path, monkeypatch, capsys, small_validation):
+def test_scores_are_of_the_scenes_after_those_of_validation(
+    config, tmp_path, monkeypatch, capsys, small_validation
+):
     monkeypatch.setattr(training, "TEST_PAIRS", 2)
     monkeypatch.setattr(training, "SCORED_UPDATES", (1, 2))
     (file := tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    monkeypatch.setattr(sys, "argv", ["training", "--config", str(file), "--score", "seeded", "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", ["training", "--config", str(file), "--score", "seeded", "--device", "cpu"]
+    )
     training.main()
     printed = capsys.readouterr()
     scores = json.loads(printed.out)  # JSON alone: progress goes beside it
@@ -274,12 +341,19 @@ def test_scores_are_of_the_scenes_after_those_of_validation(config, tmp_path, mo
     test = training.validation_families(config, PairSource(config), numbers=range(1, 3))
     for family, pairs in test.items():
         assert set(scores[family]) == {"1", "2", "dis"}
-        assert scores[family]["dis"]["all"] == training.score(training.classical_flows, pairs)["dis"]["all"].described()
-        assert not any(torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family])
+        assert (
+            scores[family]["dis"]["all"]
+            == training.score(training.classical_flows, pairs)["dis"]["all"].described()
+        )
+        assert not any(
+            torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family]
+        )
 
 
 def test_curves_can_be_drawn_before_any_flow_is_learnt(tmp_path):
-    (log := tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "zero_epe": 2.0}) + "\n")
+    (log := tmp_path / "log.jsonl").write_text(
+        json.dumps({"step": 1, "loss": 1.0, "zero_epe": 2.0}) + "\n"
+    )
     assert plot_curves(log).axes[0].get_lines() == []
 
 
@@ -288,7 +362,7 @@ def test_resuming_needs_a_checkpoint(config, tmp_path):
         train(config, tmp_path, resume=True)
 
 
-# --- configuration --------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 def test_the_shipped_configuration_is_fine():
@@ -354,7 +428,10 @@ def test_a_missing_entry_is_named():
 
 def test_the_learning_rate_rises_and_falls_within_each_phase(config):
     phase = dataclasses.replace(config.phases[0], steps=100)
-    rates = [dataclasses.replace(config, phases=(phase, phase)).learning_rate(step) for step in range(200)]
+    rates = [
+        dataclasses.replace(config, phases=(phase, phase)).learning_rate(step)
+        for step in range(200)
+    ]
     assert max(rates) == pytest.approx(phase.learning_rate)
     assert rates[:100] == rates[100:]
     assert rates[0] < rates[4]
@@ -363,6 +440,9 @@ def test_the_learning_rate_rises_and_falls_within_each_phase(config):
 
 def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path):
     path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    path.write_text(
+        "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3))
+        + '{"step": 4, "lo'
+    )
     training._cut_log(path, 2)
     assert [entry["step"] for entry in read_log(path)[0]] == [1, 2]

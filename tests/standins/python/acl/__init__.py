@@ -5,4 +5,8 @@ import os
 
 def get_soc_name():
     """None where no device is, as the real one."""
-    return None if os.environ.get("STANDIN_NO_ACL") else "Ascend" + os.environ.get("STANDIN_SOC", "310P3")
+    return (
+        None
+        if os.environ.get("STANDIN_NO_ACL")
+        else "Ascend" + os.environ.get("STANDIN_SOC", "310P3")
+    )

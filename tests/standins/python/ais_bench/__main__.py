@@ -1,6 +1,8 @@
-"""A stand-in for ``python -m ais_bench``: arguments, batches, names, summary, texts and exit codes of ascend.md 1.1 to 1.7.
+"""A stand-in for ``python -m ais_bench``: arguments, batches, names, summary, texts and exit codes
+of ascend.md 1.1 to 1.7.
 
-Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--loop`` above 1 it replays declared times.
+Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--loop`` above 1 it
+replays declared times.
 """
 
 import argparse
@@ -20,7 +22,13 @@ FAULT = os.environ.get("STANDIN_FAULT", "")
 SOC = os.environ.get("STANDIN_SOC", "310P3")
 MEMORY = int(os.environ.get("STANDIN_MEMORY_MB", "21534")) * 2**20
 # Per call at batch size 1, 4, 8: what the published throughput of 0.766, 0.772 and 0.678 comes to
-TIMES_MS = dict(zip((1, 4, 8, 16), map(float, os.environ.get("STANDIN_TIMES_MS", "1305,5181,11799,0").split(",")), strict=True))
+TIMES_MS = dict(
+    zip(
+        (1, 4, 8, 16),
+        map(float, os.environ.get("STANDIN_TIMES_MS", "1305,5181,11799,0").split(",")),
+        strict=True,
+    )
+)
 MARK = b"SIMULATED OM\n"
 PADDING = "padding_infer_fake_file"
 
@@ -69,7 +77,7 @@ def log(level, text):
     print(f"[{level}] {text}", flush=True)
 
 
-# --- the model ------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 class Session:
@@ -88,7 +96,9 @@ class Session:
         about, self.onnx = content.removeprefix(MARK).split(b"\n", 1)
         about = json.loads(about)
         if about["soc"] != f"Ascend{SOC}":
-            reason = f"EE1001: supported socVersion=Ascend{SOC}, but the model socVersion={about['soc']}"
+            reason = (
+                f"EE1001: supported socVersion=Ascend{SOC}, but the model socVersion={about['soc']}"
+            )
             self.refuse(path, reason)
         if about["memory"] > MEMORY:
             reason = f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, size={about['memory']}"
@@ -96,9 +106,14 @@ class Session:
         import onnx
 
         model = onnx.load_from_string(self.onnx)
-        self.inputs = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input]
+        self.inputs = [
+            [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            for value in model.graph.input
+        ]
         for value in [*model.graph.input, *model.graph.output]:
-            value.type.tensor_type.shape.dim[0].dim_value = 1  # sample by sample: a batch of a card's size would need its memory
+            value.type.tensor_type.shape.dim[
+                0
+            ].dim_value = 1  # sample by sample: a batch of a card's size would need its memory
         del model.graph.value_info[:]
         self.model, self.runner = model, None
         log("INFO", f"load model {path} success")
@@ -106,10 +121,14 @@ class Session:
 
     @staticmethod
     def refuse(path, message):
-        if message and FAULT == "ais-cause-in-plog":  # the console then says no more than that the model was not loaded
+        if (
+            message and FAULT == "ais-cause-in-plog"
+        ):  # the console then says no more than that the model was not loaded
             place = pathlib.Path(os.environ["HOME"]) / "ascend" / "log" / "debug" / "plog"
             place.mkdir(parents=True, exist_ok=True)
-            (place / f"plog-{os.getpid()}_20260101.log").write_text(f"[ERROR] GE(1,ais_bench): {message}\n")
+            (place / f"plog-{os.getpid()}_20260101.log").write_text(
+                f"[ERROR] GE(1,ais_bench): {message}\n"
+            )
         elif message:
             print(message)
         log("ERROR", f"load model from file failed, model file is {path}")
@@ -122,13 +141,20 @@ class Session:
 
             settings = onnxruntime.SessionOptions()
             settings.log_severity_level = 4
-            self.runner = onnxruntime.InferenceSession(self.model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+            self.runner = onnxruntime.InferenceSession(
+                self.model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+            )
             self.names = [value.name for value in self.runner.get_inputs()]
         for sample in range(len(arrays[0])):
-            yield self.runner.run(None, dict(zip(self.names, (array[sample : sample + 1] for array in arrays), strict=True)))
+            yield self.runner.run(
+                None,
+                dict(
+                    zip(self.names, (array[sample : sample + 1] for array in arrays), strict=True)
+                ),
+            )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def natural(name):
@@ -139,9 +165,14 @@ def list_files(folder):
     if not os.path.exists(folder):
         log("ERROR", f"Invalid args. {folder} of input args is not a real dir path")
         raise RuntimeError()
-    names = sorted(name for name in os.listdir(folder) if name.endswith((".bin", ".BIN", ".npy", ".NPY")))
+    names = sorted(
+        name for name in os.listdir(folder) if name.endswith((".bin", ".BIN", ".npy", ".NPY"))
+    )
     if not names:
-        log("ERROR", f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]")
+        log(
+            "ERROR",
+            f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]",
+        )
         raise RuntimeError()
     if os.environ.get("STANDIN_SORT", "natural") == "natural":
         names.sort(key=natural)
@@ -170,7 +201,9 @@ def check_paths(args, files):
 
 
 def batches(files, session):
-    """Tuples of file names per input for each call, the last one filled up with the marker of padding."""
+    """Tuples of file names per input for each call, the last one filled up with the marker of
+    padding.
+    """
     size = 4 * int(np.prod(session.inputs[0]))
     first = os.path.getsize(files[0][0])
     if first == 0 or size % first != 0:
@@ -178,7 +211,10 @@ def batches(files, session):
         raise RuntimeError()
     per_batch = size // first
     count = -(-len(files[0]) // per_batch)
-    log("INFO", f"get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{per_batch} runcount:{count}")
+    log(
+        "INFO",
+        f"get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{per_batch} runcount:{count}",
+    )
     for number in range(count):
         chunk = []
         for names in files:
@@ -189,7 +225,9 @@ def batches(files, session):
 
 
 def read_batch(names, shape):
-    data = b"".join(pathlib.Path(names[0] if name == PADDING else name).read_bytes() for name in names)
+    data = b"".join(
+        pathlib.Path(names[0] if name == PADDING else name).read_bytes() for name in names
+    )
     wanted = 4 * int(np.prod(shape))
     if len(names) == 1 and len(data) != wanted:
         log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
@@ -216,7 +254,7 @@ def save(folder, name, index, array, outfmt):
     return path
 
 
-# --- a run ----------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def statistics(values):
@@ -239,17 +277,30 @@ def infer(args, device, files, folder, summary_prefix):
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
         calls = 1  # the copies to and from the card are made once for all repetitions, one per input and output
-        times = [TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1)) for number in range(args.loop)]
+        times = [
+            TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1))
+            for number in range(args.loop)
+        ]
         if folder:
-            save(folder, "pure_infer_data", 0, np.zeros([batch, 2, *session.inputs[0][2:]], np.float32), args.outfmt)
+            save(
+                folder,
+                "pure_infer_data",
+                0,
+                np.zeros([batch, 2, *session.inputs[0][2:]], np.float32),
+                args.outfmt,
+            )
     else:
         log("INFO", f"warm up {args.warmup_count} done")
         sample = 0
         for names in batches(files, session):
             start = time.perf_counter()
-            arrays = [read_batch(mine, shape) for mine, shape in zip(names, session.inputs, strict=True)]
+            arrays = [
+                read_batch(mine, shape) for mine, shape in zip(names, session.inputs, strict=True)
+            ]
             real = [name for name in names[0] if name != PADDING]
-            for place, outputs in zip(range(len(real)), session.run([array[: len(real)] for array in arrays]), strict=True):
+            for place, outputs in zip(
+                range(len(real)), session.run([array[: len(real)] for array in arrays]), strict=True
+            ):
                 if FAULT == "ais-half" and sample >= 1:
                     log("ERROR", "aclmdlExecute failed, error 507011")
                     raise RuntimeError("[507011][ACL: model execute failed]")
@@ -261,8 +312,15 @@ def infer(args, device, files, folder, summary_prefix):
                 if FAULT == "ais-one-missing" and sample == 0:
                     sample += 1
                     continue
-                written = [save(folder, names[0][place], index, array, args.outfmt) for index, array in enumerate(outputs) if folder]
-                info[str(sample)] = {"infiles": [mine[place] for mine in names], "outfiles": written}
+                written = [
+                    save(folder, names[0][place], index, array, args.outfmt)
+                    for index, array in enumerate(outputs)
+                    if folder
+                ]
+                info[str(sample)] = {
+                    "infiles": [mine[place] for mine in names],
+                    "outfiles": written,
+                }
                 sample += 1
             times.append(1000 * (time.perf_counter() - start))
         calls = len(times)
@@ -275,10 +333,17 @@ def infer(args, device, files, folder, summary_prefix):
         f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, median = {s['median']}, percentile(99%) "
         f"= {s['percentile(99%)']}",
     )
-    log("INFO", f"throughput 1000*batchsize.mean({size})/NPU_compute_time.mean({s['mean']}): {throughput}")
+    log(
+        "INFO",
+        f"throughput 1000*batchsize.mean({size})/NPU_compute_time.mean({s['mean']}): {throughput}",
+    )
     log("INFO", "------------------------------------------------------")
     if folder and FAULT != "ais-no-summary":
-        listed = times if GENERATION == "T" else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
+        listed = (
+            times
+            if GENERATION == "T"
+            else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
+        )
         content = {
             "filesinfo": info, "args": sys.argv, "NPU_compute_time": s,
             "H2D_latency": statistics([1.0 * batch] * len(session.inputs) * calls),
@@ -294,14 +359,20 @@ def main():
     args = get_args()
     print("[SIMULATED] a stand-in for ais_bench")
     if args.output_dirname and not args.output:
-        log("ERROR", "parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!")
+        log(
+            "ERROR",
+            "parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!",
+        )
         raise RuntimeError("error bad parameters --output_dirname")
     files = None
     if args.input:
         folders = args.input.split(",")
         probe = Session(args.model, 0)
         if len(folders) != len(probe.inputs):
-            log("ERROR", f"Invalid args. args input dir num:{len(folders)} not equal to model inputs num:{len(probe.inputs)}")
+            log(
+                "ERROR",
+                f"Invalid args. args input dir num:{len(folders)} not equal to model inputs num:{len(probe.inputs)}",
+            )
             raise RuntimeError()
         files = [list_files(folder) for folder in folders]
     if GENERATION == "N":
@@ -309,7 +380,11 @@ def main():
     if FAULT == "ais-success-nothing":
         log("INFO", "throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(1.0): 1000.0")
         return
-    base = os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")) if args.output else None
+    base = (
+        os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
+        if args.output
+        else None
+    )
     if base:
         os.makedirs(base, 0o755, exist_ok=True)
     if not isinstance(args.device, list):
@@ -328,7 +403,9 @@ def main():
         infer(args, device, mine, folder, folder)
 
 
-if "--profiler" in sys.argv and GENERATION == "T":  # runs itself again under msprof and ends with exit(0), whatever came of that
+if (
+    "--profiler" in sys.argv and GENERATION == "T"
+):  # runs itself again under msprof and ends with exit(0), whatever came of that
     try:
         main()
     except RuntimeError as error:

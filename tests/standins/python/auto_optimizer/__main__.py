@@ -1,6 +1,8 @@
-"""A stand-in for ``python -m auto_optimizer optimize IN OUT -k 4``: texts, exit codes and defects of ascend.md 4.2 and 4.3.
+"""A stand-in for ``python -m auto_optimizer optimize IN OUT -k 4``: texts, exit codes and defects
+of ascend.md 4.2 and 4.3.
 
-It knows one thing: indices of Gather that are 64-bit constants become 32-bit ones. STANDIN_FAULT chooses a defect.
+It knows one thing: indices of Gather that are 64-bit constants become 32-bit ones. STANDIN_FAULT
+chooses a defect.
 """
 
 import os
@@ -24,7 +26,9 @@ def main(command, source, target, *options):
     changed = 0
     for tensor in model.graph.initializer:
         if tensor.name in indices and tensor.data_type == onnx.TensorProto.INT64:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name)
+            )
             changed += 1
     if FAULT == "opt-payload":  # 4.3 (c): the type changes, the bytes stay
         for tensor in model.graph.initializer:
@@ -33,7 +37,11 @@ def main(command, source, target, *options):
     if FAULT == "opt-clip":  # a value beyond 32 bits is clipped, and the result another one
         for tensor in model.graph.initializer:
             if tensor.name in indices:
-                tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
+                tensor.CopyFrom(
+                    numpy_helper.from_array(
+                        np.zeros_like(numpy_helper.to_array(tensor)), tensor.name
+                    )
+                )
     if not changed or FAULT == "opt-nothing":  # 4.2: also when anything inside has failed
         print("Result: Unable to optimize, no knowledges matched.")
         return
