@@ -191,7 +191,7 @@ def video(clip: Path, output: Path, movie: bool, fps: float, warm: bool, **netwo
     from gma_lib.data.clips import clip_length, read_clip
     from gma_lib.flow.files import write_flow
     from gma_lib.runs.progress import track
-    from gma_lib.runs.run import write_json
+    from gma_lib.runs.records import write_json
 
     making = output.absolute().with_name(
         f"{output.absolute().name}.partial"

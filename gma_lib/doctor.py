@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from gma_lib.runs.run import PROJECT, cores, memory_bytes, processor
+from gma_lib.runs.files import PROJECT
+from gma_lib.runs.machine import available_cores, available_memory, processor_name
 
 NEEDED = (
     "numpy",
@@ -53,9 +54,9 @@ def findings() -> Iterator[Finding]:
         f"{free / 1e9:.0f} GB",
         "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size",
     )
-    memory = memory_bytes()
+    memory = available_memory()
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
-    yield Finding("OK", "processor", f"{processor()}, {cores()} cores")
+    yield Finding("OK", "processor", f"{processor_name()}, {available_cores()} cores")
     yield _optional(
         has_bf16(),
         "AVX-512 BF16 or AMX",

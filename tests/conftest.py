@@ -12,7 +12,7 @@ import pytest
 
 from gma_lib.flow.files import write_flow, write_frame, write_mask
 from gma_lib.pipeline import runner as pipeline
-from gma_lib.runs.run import PROJECT
+from gma_lib.runs.files import PROJECT
 
 HEIGHT, WIDTH = (
     128,

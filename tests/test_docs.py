@@ -10,7 +10,7 @@ import yaml
 import gma_lib
 from gma_lib import cli
 from gma_lib.pipeline import runner as pipeline
-from gma_lib.runs.run import PROJECT
+from gma_lib.runs.files import PROJECT
 
 README = (PROJECT / "README.md").read_text()
 MAKEFILE = (PROJECT / "Makefile").read_text()

@@ -13,7 +13,8 @@ import onnx
 
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.tool import run_tool
-from gma_lib.runs.run import DoesNotFit, digest, sha256, written_whole
+from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.run import DoesNotFit
 
 SUCCESS = "ATC run success"
 CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
@@ -276,7 +277,7 @@ def convert_to_om(
                 f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected"
             )
         memory = read_memory(made[0], environment)
-        with written_whole(target) as partial:
+        with write_atomically(target) as partial:
             shutil.copyfile(made[0], partial)
             os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
     manifest = wanted | {
@@ -285,7 +286,7 @@ def convert_to_om(
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
     }
-    with written_whole(manifest_file) as partial:
+    with write_atomically(manifest_file) as partial:
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest | {"reused": False}
 

@@ -14,7 +14,7 @@ from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.runs.run import PROJECT, shown, written_whole
+from gma_lib.runs.files import PROJECT, display_path, write_atomically
 
 PASSES = ("clean", "final")
 
@@ -34,7 +34,7 @@ def write_commands(
     """
     source = Path(model_folder) / "gma.onnx"
     if not source.is_file():
-        raise FileNotFoundError(f"{shown(source)} is missing: run 02_export first")
+        raise FileNotFoundError(f"{display_path(source)} is missing: run 02_export first")
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     shapes = atc.input_shapes(source)
@@ -58,7 +58,7 @@ def write_commands(
         tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size)
     )
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
-    with written_whole(target / "keep.cfg") as partial:
+    with write_atomically(target / "keep.cfg") as partial:
         partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
     notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
     lines = [
@@ -67,7 +67,7 @@ def write_commands(
         *(f"# {note}" for note in notes),
         "set -e",
     ]
-    with written_whole(target / f"commands_bs{batch_size}.sh") as partial:
+    with write_atomically(target / f"commands_bs{batch_size}.sh") as partial:
         partial.write_text(
             "\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n"
         )
@@ -123,7 +123,7 @@ def main(
                 options,
                 keep=keep,
             )
-            print(f"{shown(target)}/commands_bs{batch_size}.sh")
+            print(f"{display_path(target)}/commands_bs{batch_size}.sh")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error
 

@@ -28,7 +28,7 @@ from onnx import (
     numpy_helper,
 )
 
-from gma_lib.runs.run import written_whole
+from gma_lib.runs.files import write_atomically
 
 NARROW = {TensorProto.INT64: TensorProto.INT32, TensorProto.DOUBLE: TensorProto.FLOAT}
 NAMES = {
@@ -140,7 +140,7 @@ def rewrite_file(
     after, report = narrowed(before, leave=leave)
     if report.changed:
         verify(before, after, feeds=feeds, largest_batch=largest_batch)
-    with written_whole(target) as partial:
+    with write_atomically(target) as partial:
         onnx.save(after, partial)
     return report
 
@@ -151,7 +151,7 @@ def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | Non
     """
     if computes_wide(source):
         return rewrite_file(source, target, largest_batch=largest_batch).sentence()
-    with written_whole(target) as partial:
+    with write_atomically(target) as partial:
         shutil.copyfile(source, partial)
     return "no rewrite needed: the graph computes no int64 and no float64 value."
 
@@ -202,7 +202,7 @@ def rewrite_with_vendor_tool(
                 f"auto_optimizer wrote nothing (exit code {done.returncode}): {said[-1] if said else 'and said nothing'}"
             )
         verify(onnx.load(source), onnx.load(made), feeds=feeds)
-        with written_whole(target) as partial:
+        with write_atomically(target) as partial:
             shutil.copyfile(made, partial)
 
 

@@ -18,8 +18,8 @@ from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
-from gma_lib.data.sintel import check_free_space
 from gma_lib.flow.files import read_tensor, write_tensor
+from gma_lib.runs.files import require_free_space
 from gma_lib.runs.progress import elapsed
 from gma_lib.runs.run import DoesNotFit
 
@@ -120,7 +120,9 @@ class AscendBackend(FolderBackend):
             # file
             path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
-            check_free_space(Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width)
+            require_free_space(
+                Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width
+            )
             files, timing = ais_bench.infer_folders(
                 self.tool,
                 self.path,

@@ -13,7 +13,8 @@ from gma_lib.backends.base import (
     refuse_precision,
     starting_flow,
 )
-from gma_lib.runs.run import cores, digest, processor, sha256, written_whole
+from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.machine import available_cores, processor_name
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
 # What CANN is told for each precision; left alone, it computes in float16.
@@ -105,7 +106,7 @@ class OnnxRuntimeBackend(SplitBackend):
 
     def _load(self, path: Path, **changes):
         settings = self._runtime.SessionOptions()
-        settings.intra_op_num_threads = self.options.threads or cores()
+        settings.intra_op_num_threads = self.options.threads or available_cores()
         settings.log_severity_level = 3
         for name, value in changes.items():
             setattr(settings, name, value)
@@ -129,14 +130,14 @@ class OnnxRuntimeBackend(SplitBackend):
         """The model as this version optimised it for this processor, from an earlier start if there
         was one.
         """
-        key = digest([sha256(path), self._runtime.__version__, processor()])[:16]
+        key = digest([sha256(path), self._runtime.__version__, processor_name()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
             return self._load(
                 stored,
                 graph_optimization_level=self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL,
             )
-        with written_whole(stored) as partial:
+        with write_atomically(stored) as partial:
             return self._load(path, optimized_model_filepath=str(partial))
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

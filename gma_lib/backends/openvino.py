@@ -14,7 +14,8 @@ from gma_lib.backends.base import (
     starting_flow,
 )
 from gma_lib.convert.int8 import is_quantized
-from gma_lib.runs.run import cores, digest, processor
+from gma_lib.runs.files import digest
+from gma_lib.runs.machine import available_cores, processor_name
 
 # int8: convolutions as the model was calibrated, everything between them in bfloat16
 _TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"}
@@ -104,7 +105,7 @@ class OpenVinoBackend(SplitBackend):
             if self.options.cache:
                 # OpenVINO looks at the model's content and the settings; the folder adds the
                 # version and the processor.
-                key = digest([self._version, processor(), self.options.device])[:16]
+                key = digest([self._version, processor_name(), self.options.device])[:16]
                 settings["CACHE_DIR"] = str(path.parent / "compiled" / key)
             self._compiled[path] = self._core.compile_model(
                 str(path), self.options.device, settings
@@ -115,7 +116,7 @@ class OpenVinoBackend(SplitBackend):
         return {
             "INFERENCE_PRECISION_HINT": _TO_RUNTIME[self.options.precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": self.options.threads or cores(),
+            "INFERENCE_NUM_THREADS": self.options.threads or available_cores(),
         }
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

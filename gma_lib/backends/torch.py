@@ -13,7 +13,7 @@ from gma_lib.backends.base import (
     refuse_precision,
     starting_flow,
 )
-from gma_lib.runs.run import cores
+from gma_lib.runs.machine import available_cores
 
 if TYPE_CHECKING:
     from gma_lib.network.model import GMA
@@ -65,7 +65,7 @@ class TorchBackend(SplitBackend):
 
         self.options = options or TorchOptions()
         self.options.require()
-        torch.set_num_threads(self.options.threads or cores())
+        torch.set_num_threads(self.options.threads or available_cores())
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         model, self.at_once = load_network(path, lookup=self.options.lookup)

@@ -14,7 +14,7 @@ from gma_lib.backends.openvino import WHAT_INT8_NEEDS, possible_precisions
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import with_batch_size
 from gma_lib.network.model import STRIDE
-from gma_lib.runs.run import digest, sha256, written_whole
+from gma_lib.runs.files import digest, sha256, write_atomically
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _for_onnxruntime(folder: Path, at_once: int, precision: str) -> Conversion:
     files = []
     for source in _sources(folder):
         files.append(source.with_name(source.name.replace("gma", "gma_onnxruntime", 1)))
-        with written_whole(files[-1]) as partial:
+        with write_atomically(files[-1]) as partial:
             onnx.save(with_batch_size(onnx.load(source), at_once), partial)
     return Conversion(
         tuple(files),
@@ -133,8 +133,8 @@ def _for_openvino(folder: Path, at_once: int, precision: str) -> Conversion:
         keep_coordinates_in_float32(converted)
         files.append(source.with_suffix(".xml"))
         with (
-            written_whole(files[-1].with_suffix(".bin")) as weights,
-            written_whole(files[-1]) as structure,
+            write_atomically(files[-1].with_suffix(".bin")) as weights,
+            write_atomically(files[-1]) as structure,
         ):
             # Left alone, save_model would round the weights to float16.
             openvino.save_model(converted, structure, compress_to_fp16=False)

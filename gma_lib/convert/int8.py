@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gma_lib.runs.files import PROJECT
+from gma_lib.runs.machine import available_memory
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import PROJECT, memory_bytes
 
 CALIBRATION_PAIRS = 6
 FEWEST_PAIRS = 3
@@ -146,7 +147,7 @@ def require_memory_to_calibrate(model) -> None:
         if operation.get_type_name() == "Convolution"
         and not operation.get_friendly_name().lstrip("/").startswith("fnet")
     )
-    predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, memory_bytes()
+    predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, available_memory()
     if predicted > 0.9 * available:
         raise MemoryError(
             f"finding the ranges for 8-bit integers needs about {predicted / 1e9:.1f} GB at this frame size and number of updates; "

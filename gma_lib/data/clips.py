@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from gma_lib.flow.files import read_photo
-from gma_lib.runs.run import written_whole
+from gma_lib.runs.files import write_atomically
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -64,7 +64,7 @@ def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second
     the codec wants.
     """
     writer = None
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         for picture in pictures:
             height, width = (side - side % 2 for side in picture.shape[:2])
             if writer is None:

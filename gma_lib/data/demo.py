@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.data.sintel import check_free_space
 from gma_lib.flow.files import flow_file_bytes, write_flow, write_frame, write_mask
+from gma_lib.runs.files import require_free_space
 
 TEXTURE_SIDE = 512  # samples; a texture repeats beyond
 SAMPLES_PER_PIXEL = (
@@ -482,7 +482,7 @@ def render_demo(
     if frames < 2:
         raise ValueError(f"a scene has at least two frames, not {frames}")
     root = Path(root)
-    check_free_space(
+    require_free_space(
         root, estimate_bytes(scenes=len(scenes), frames=frames, height=height, width=width)
     )
     renderers = {

@@ -17,7 +17,6 @@ ECCV 2012.
 """
 
 import re
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from gma_lib.flow.files import check_whole, flow_file_bytes, image_size, read_flow
-from gma_lib.runs.run import PROJECT, sha256, shown
+from gma_lib.runs.files import PROJECT, display_path, require_free_space, sha256
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
@@ -240,7 +239,7 @@ def build_index(
     ]
     return {
         "description": description,
-        "root": shown(root),
+        "root": display_path(root),
         "split": split,
         "height": height,
         "width": width,
@@ -333,20 +332,6 @@ def declared_subset(
     )
 
 
-def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OSError before a large write that would not fit, with what is needed and what is free."""
-    existing = next(
-        parent
-        for parent in [Path(folder).absolute(), *Path(folder).absolute().parents]
-        if parent.exists()
-    )
-    free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
-        raise OSError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, or choose another disk"
-        )
-
-
 def download(folder: Path) -> Path:
     """Fetch and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
 
@@ -355,7 +340,7 @@ def download(folder: Path) -> Path:
     """
     import pooch
 
-    check_free_space(folder, 3 * DOWNLOAD_BYTES)
+    require_free_space(folder, 3 * DOWNLOAD_BYTES)
     pooch.retrieve(
         DOWNLOAD_URL,
         known_hash=None,

@@ -14,7 +14,8 @@ from gma_lib.flow.classical import CLASSICAL
 from gma_lib.flow.files import read_flow, read_frame, read_mask
 from gma_lib.flow.metrics import Deviation, ErrorSums, error_sums
 from gma_lib.infer.inference import flow_path, stored_hashes
-from gma_lib.runs.run import Run, sha256
+from gma_lib.runs.files import sha256
+from gma_lib.runs.run import Run
 
 GROUP_LABELS = {
     "all": "all pixels",

@@ -14,7 +14,8 @@ import pandas as pd
 from gma_lib.ascend.atc import read_manifest
 from gma_lib.ascend.keep import described
 from gma_lib.evaluate import published
-from gma_lib.runs.run import Run, read_json
+from gma_lib.runs.records import read_json
+from gma_lib.runs.run import Run
 
 GUIDE = "the guide, Ascend 310P3"
 NOT_PUBLISHED = "not published"

@@ -23,7 +23,7 @@ import gma_lib
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import Checkpoint
 from gma_lib.network.model import GMA, STRIDE, check_sides
-from gma_lib.runs.run import written_whole
+from gma_lib.runs.files import write_atomically
 
 DEFAULT_OPSET = 13
 # The first opset in which every operator of the form exists; grid_sample's name for bilinear
@@ -186,7 +186,7 @@ def _write(
         },
     )
     onnx.checker.check_model(finished, full_check=True)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         onnx.save(finished, partial)
     return Path(path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gma_lib.runs.run import written_whole
+from gma_lib.runs.files import write_atomically
 
 # Middlebury's sanity check, "PIEH" when read as text:
 # https://vision.middlebury.edu/flow/code/flow-code/README.txt
@@ -45,7 +45,7 @@ def _decode(path: Path, flags: int) -> np.ndarray:
 
 
 def _encode(path: Path, image: np.ndarray) -> None:
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         if not cv2.imwrite(str(partial), image):
             raise OSError(f"{path}: the image could not be written; is the disk full?")
 
@@ -172,7 +172,7 @@ def write_flow(path: Path, flow: np.ndarray) -> None:
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"{path}: a flow field has shape (2, H, W), not {flow.shape}")
     _, height, width = flow.shape
-    with written_whole(path) as partial, open(partial, "wb") as file:
+    with write_atomically(path) as partial, open(partial, "wb") as file:
         np.array([FLO_TAG], "<f4").tofile(file)
         np.array([width, height], "<i4").tofile(file)
         np.ascontiguousarray(flow.transpose(1, 2, 0), dtype="<f4").tofile(file)
@@ -229,7 +229,7 @@ def write_flow_file(path: Path, flow: np.ndarray) -> None:
     if path.suffix == ".flo":
         write_flow(path, flow)
     elif path.suffix == ".npy":
-        with written_whole(path) as partial:
+        with write_atomically(path) as partial:
             np.save(partial, np.ascontiguousarray(flow, dtype="<f4"))
     else:
         write_kitti_flow(path, flow, np.ones(flow.shape[1:], bool))
@@ -274,5 +274,5 @@ def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 def write_tensor(path: Path, tensor: np.ndarray) -> None:
     """Write an array as headerless little-endian float32."""
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         np.ascontiguousarray(tensor, dtype="<f4").tofile(partial)

@@ -27,7 +27,8 @@ from gma_lib.backends import AlongSequence, Backend, SplitBackend, backend_kind,
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.flow.warm_start import carried_on
 from gma_lib.perf.timing import needed_bytes, require_memory
-from gma_lib.runs.run import PROJECT, digest, sha256, versions
+from gma_lib.runs.files import PROJECT, digest, sha256
+from gma_lib.runs.machine import library_versions
 
 # Peak memory grows with the square of the area. At 1280x720, a first call, which exports with
 # PyTorch, was measured to stay below 4 GB.
@@ -251,7 +252,7 @@ class Estimator:
         decisive = [
             gma_lib.__version__,
             sources,
-            versions(),
+            library_versions(),
             self._weights_sha256,
             self.backend,
             made_in,

@@ -12,9 +12,9 @@ import numpy as np
 
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair, check_free_space
+from gma_lib.data.sintel import FramePair
 from gma_lib.flow.files import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
-from gma_lib.runs.run import digest, sha256, written_whole
+from gma_lib.runs.files import digest, require_free_space, sha256, write_atomically
 
 LEDGER = "ledger.jsonl"
 
@@ -82,7 +82,7 @@ def infer(
     batches = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     if todo:
         height, width = read_frame(todo[0].image1).shape[1:]
-        check_free_space(folder, len(todo) * flow_file_bytes(height, width))
+        require_free_space(folder, len(todo) * flow_file_bytes(height, width))
     if isinstance(backend, FolderBackend):
         computing, filled = _infer_folders(todo, backend, folder, keys, batch_size, track)
         batches = []
@@ -270,7 +270,7 @@ def write_guide_tensors(
     height, width = read_frame(pairs[0].image1).shape[1:]
     padding = Padding.for_size(height, width)
     rows, columns = padding.padded_size(height, width)
-    check_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
+    require_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
     stems = _guide_stems(pairs, plain=plain_names)
     for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
         place, stem = folder / pair.pass_name, stems[pair.name]
@@ -280,7 +280,7 @@ def write_guide_tensors(
             )
         if pair.flow is not None:
             write_tensor(place / "gt" / f"{stem}.bin", read_flow(pair.flow).transpose(1, 2, 0))
-    with written_whole(folder / "pairs.json") as partial:
+    with write_atomically(folder / "pairs.json") as partial:
         partial.write_text(json.dumps(stems, indent=1) + "\n", encoding="utf-8")
     return folder
 

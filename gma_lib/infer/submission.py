@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 
-from gma_lib.data.sintel import PASSES, FramePair, check_free_space, find_pairs, frame_size
+from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow.files import check_whole, flow_file_bytes, image_size, read_frame, write_flow
 from gma_lib.infer.estimator import Estimator
-from gma_lib.runs.run import read_json, write_json
+from gma_lib.runs.files import require_free_space
+from gma_lib.runs.records import read_json, write_json
 
 UPDATES = 32
 PAIRS_IN_TEST_SPLIT = 552  # per pass, in the complete data set: 564 frames of 12 scenes
@@ -68,7 +69,7 @@ def write_submission(
         for scene in scenes
         if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
     ]
-    check_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
+    require_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
     for scene in track(todo, label="submission", unit="scene") if track else todo:
         frames = [scene[0].image1, *(pair.image2 for pair in scene)]
         flows = estimator.along(map(read_frame, frames), warm=warm)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.run import PROJECT, digest, sha256, written_whole
+from gma_lib.runs.files import PROJECT, digest, sha256, write_atomically
 
 WEIGHTS_FOLDER = PROJECT / "weights"
 SEEDED = "seeded"
@@ -193,14 +193,14 @@ def save_checkpoint(
 ) -> Path:
     """Write a state dict as safetensors, each shared norm once."""
     kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         safetensors.torch.save_file(kept, partial, metadata=metadata)
     return Path(path)
 
 
 def save_official(path: Path, state: dict[str, Tensor]) -> Path:
     """Write a state dict as the authors save theirs: a ``.pth`` with ``module.`` before every name."""
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         torch.save({f"module.{name}": value for name, value in state.items()}, partial)
     return Path(path)
 

@@ -26,9 +26,10 @@ import yaml
 
 from gma_lib.backends import AlongSequence, backend_kind
 from gma_lib.flow.metrics import Deviation
-from gma_lib.perf.timing import alone, peak_measurement, peak_memory_bytes, peak_rss_bytes
+from gma_lib.perf.timing import peak_measurement, peak_memory_bytes, peak_rss_bytes
+from gma_lib.runs.machine import exclusive_machine
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import write_json
+from gma_lib.runs.records import write_json
 
 UNSTABLE_SPREAD = 0.05  # of the ratios: middle half by median
 AT_A_TIME = 4  # variants beside the baseline
@@ -282,7 +283,7 @@ def compare(comparison: Comparison, *, lock_file: Path) -> dict[str, Any]:
         []
     ]
     results: dict[str, dict[str, Any]] = {}
-    with alone(lock_file), tempfile.TemporaryDirectory() as folder:
+    with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
         frames = demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups):
             print(f"group {number + 1} of {len(groups)}: {', '.join(group)}", flush=True)

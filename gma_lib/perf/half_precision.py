@@ -25,8 +25,8 @@ from gma_lib.export.trace import export_whole
 from gma_lib.flow.files import read_flow, read_frame
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.network.checkpoints import load_model
+from gma_lib.runs.machine import available_cores
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import cores
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -125,7 +125,7 @@ def study(
         progress(list(variants), label="variants", unit="variant") if progress else variants
     ):
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = cores()
+        settings.intra_op_num_threads = available_cores()
         settings.log_severity_level = 4
         # a pair of Casts is what is wanted here, and what an optimiser would take away
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -24,8 +24,9 @@ from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import load_checkpoint, load_model
 from gma_lib.network.deploy import lean
 from gma_lib.network.model import GMAConfig
+from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import PROJECT, write_json
+from gma_lib.runs.records import write_json
 from gma_lib.training.scenes import TrainingPair
 from gma_lib.training.trainer import VALIDATION, PairSource, load_config, validation_families
 

@@ -4,15 +4,13 @@ A measurement runs in a process of its own: its memory is the model's, and when 
 the batch size gets a row that says so while everything else goes on.
 """
 
-import fcntl
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ import numpy as np
 
 from gma_lib.backends import backend_kind
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
-from gma_lib.runs.run import DoesNotFit, cores, memory_bytes, shown
+from gma_lib.runs.files import display_path
+from gma_lib.runs.machine import available_cores, available_memory, exclusive_machine
+from gma_lib.runs.run import DoesNotFit
 
 # Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
 # pair: the peaks measured by 06_perf at batch sizes 1 and 4 and 440x1024, and a tenth more. They
@@ -110,7 +110,7 @@ def require_memory(
 ) -> int | None:
     """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
     predicted = needed_bytes(backend, precision, batch_size, height, width, at_once)
-    available = available_bytes or memory_bytes()
+    available = available_bytes or available_memory()
     if predicted is not None and predicted > SHARE_OF_MEMORY * available:
         raise DoesNotFit(
             f"batch size {batch_size} on {backend} in {precision} needs about {predicted / 1e9:.1f} GB of memory; "
@@ -142,7 +142,10 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         precision's peak was not measured).
     """
     shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
-    result = asdict(task) | {"model_folder": shown(Path(task.model_folder)), "simulated": False}
+    result = asdict(task) | {
+        "model_folder": display_path(Path(task.model_folder)),
+        "simulated": False,
+    }
     result["predicted_bytes"] = needed_bytes(*shape)
     try:
         require_memory(*shape, available_bytes=available_bytes)
@@ -153,11 +156,11 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     ):  # its own tool measures it, on the card and in a process of its own already
         from gma_lib.backends.ascend import measure_on_card
 
-        with alone(lock_file):
+        with exclusive_machine(lock_file):
             measured = measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
         seconds = measured.pop("seconds", [])
         return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
-    with alone(lock_file), tempfile.TemporaryDirectory() as folder:
+    with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
         computes_on = backend_kind(task.backend).computes_on
         peak_before = matrix_product_peak(task.precision, computes_on)
         answer = Path(folder) / "answer.json"
@@ -433,7 +436,7 @@ def _openvino_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[
     model = openvino.Model([opset13.matmul(left, opset13.constant(b), False, False)], [left])
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": cores(),
+        "INFERENCE_NUM_THREADS": available_cores(),
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(model, "CPU", settings)
@@ -473,33 +476,6 @@ LARGE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that fills 
 
 
 # --- the machine, shared or alone -----------------------------------------------------------------
-
-
-@contextmanager
-def alone(lock_file: Path) -> Iterator[None]:
-    """Hold the machine exclusively: waits until no stage works beside it."""
-    with _locked(lock_file, fcntl.LOCK_EX):
-        yield
-
-
-@contextmanager
-def beside_others(lock_file: Path) -> Iterator[None]:
-    """Hold the machine together with other stages: waits while somebody measures."""
-    with _locked(lock_file, fcntl.LOCK_SH):
-        yield
-
-
-@contextmanager
-def _locked(lock_file: Path, kind: int) -> Iterator[None]:
-    lock_file = Path(lock_file)
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock_file, "w") as file:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for {lock_file.name}: another stage measures or works", flush=True)
-            fcntl.flock(file, kind)
-        yield
 
 
 if __name__ == "__main__":

@@ -31,17 +31,9 @@ import click
 import yaml
 
 from gma_lib.report.pages import with_header_scopes
-from gma_lib.runs.run import (
-    PROJECT,
-    Run,
-    digest,
-    open_run,
-    provenance,
-    provenance_line,
-    sha256,
-    shown,
-    written_whole,
-)
+from gma_lib.runs.files import PROJECT, digest, display_path, sha256, write_atomically
+from gma_lib.runs.records import provenance, provenance_line
+from gma_lib.runs.run import Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
 TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
@@ -186,11 +178,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise WrongParameters(
-            f"{shown(path)} is not readable YAML: {str(error).splitlines()[0]}"
+            f"{display_path(path)} is not readable YAML: {str(error).splitlines()[0]}"
         ) from error
     if not isinstance(content, dict):
         raise WrongParameters(
-            f"{shown(path)} holds a {type(content).__name__}, not 'name: value' lines"
+            f"{display_path(path)} holds a {type(content).__name__}, not 'name: value' lines"
         )
     return content
 
@@ -439,7 +431,7 @@ def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
     too, for the report.
     """
     path = stamp_path(stage, run)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_text(
             json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1),
             encoding="utf-8",
@@ -458,7 +450,7 @@ def _execute(
     """Run the notebook and publish it under the name that says how it ended; returns (status,
     reason).
     """
-    from gma_lib.perf.timing import beside_others
+    from gma_lib.runs.machine import shared_machine
 
     folder = stage_folder(stage, run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -474,7 +466,7 @@ def _execute(
     if stage == "06_perf":  # it measures, and asks for the machine itself
         status, reason = _papermill(stage, running, parameters, label, limit_s, cell_limit_s)
     else:
-        with beside_others(lock):
+        with shared_machine(lock):
             status, reason = _papermill(stage, running, parameters, label, limit_s, cell_limit_s)
     if running.is_file():
         _tidy(running, stage, status, reason)
@@ -583,7 +575,7 @@ def _only_one(lock_file: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(
-                f"another run is writing {shown(lock_file.parent)}; wait for it or name this one with run=...",
+                f"another run is writing {display_path(lock_file.parent)}; wait for it or name this one with run=...",
                 file=sys.stderr,
             )
             raise SystemExit(3) from None
@@ -657,7 +649,7 @@ def notebook_to_html(
     }
     body, _ = exporter.from_notebook_node(content, resources=resources)
     page = notebook.with_suffix(".html")
-    with written_whole(page) as partial:
+    with write_atomically(page) as partial:
         partial.write_text(with_header_scopes(body), encoding="utf-8")
     return page
 

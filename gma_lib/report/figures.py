@@ -27,7 +27,7 @@ from gma_lib.flow.files import UNKNOWN_FLOW, read_flow, read_frame, read_mask
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.infer.inference import flow_path
 from gma_lib.perf.timing import peak_memory_bytes
-from gma_lib.runs.run import written_whole
+from gma_lib.runs.files import write_atomically
 
 ERROR_RANGE = 5.0  # px; the same in every error map, so that pictures can be compared
 WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
@@ -780,7 +780,7 @@ def encoded(figure: Figure, *, photo: bool = False) -> tuple[str, str]:
 def save(figure_and_text: tuple[Figure, str], path: Path) -> None:
     """Write a figure in the format that the path's ending names, whole or not at all."""
     path = Path(path)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         figure_and_text[0].savefig(partial)
 
 

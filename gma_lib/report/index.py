@@ -16,7 +16,9 @@ from gma_lib.evaluate import guide
 from gma_lib.perf.timing import peak_memory_bytes
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.report.pages import with_header_scopes
-from gma_lib.runs.run import PROJECT, Run, provenance_line, shown, written_whole
+from gma_lib.runs.files import PROJECT, display_path, write_atomically
+from gma_lib.runs.records import provenance_line
+from gma_lib.runs.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 SENT = (".html", ".ipynb", ".json")
@@ -61,7 +63,7 @@ def write_index(outputs: Path, profile: str) -> Path:
         tables=_tables(metrics),
         footer=_footer(),
     )
-    with written_whole(folder / "index.html") as partial:
+    with write_atomically(folder / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return folder / "index.html"
 
@@ -76,11 +78,11 @@ def write_archive(outputs: Path, profile: str) -> Path:
     folder = Path(outputs) / profile
     if not _columns(folder):
         raise FileNotFoundError(
-            f"{shown(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
+            f"{display_path(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
         )
     archive = folder.with_name(f"{profile}.zip")
     with (
-        written_whole(archive) as partial,
+        write_atomically(archive) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content,
     ):
         for path in sorted(
@@ -346,13 +348,13 @@ def _footer() -> str:
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
-    print(f"report: {shown(write_index(PROJECT / outputs, profile))}")
+    print(f"report: {display_path(write_index(PROJECT / outputs, profile))}")
     if archive:
         try:
             file = write_archive(PROJECT / outputs, profile)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
-        print(f"to send: {shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+        print(f"to send: {display_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

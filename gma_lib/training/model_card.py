@@ -23,8 +23,8 @@ from gma_lib.flow.classical import dis
 from gma_lib.flow.files import read_flow, read_frame, read_mask
 from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
+from gma_lib.runs.files import PROJECT, write_atomically
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import PROJECT, written_whole
 from gma_lib.training.trainer import SCORED_GROUPS, TEST_PAIRS, load_config, score_card
 
 NAME = "gma-procedural"
@@ -350,11 +350,11 @@ def main() -> None:
     card = json.loads(numbers.read_text(encoding="utf-8"))
     if arguments.score:
         card = scored(card, sintel=arguments.sintel)
-        with written_whole(numbers) as partial:
+        with write_atomically(numbers) as partial:
             partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    with written_whole(text) as partial:
+    with write_atomically(text) as partial:
         partial.write_text(page(card), encoding="utf-8")
-    with written_whole(WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
+    with write_atomically(WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
         plot_curve(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
     print(card["note"])
 

@@ -38,8 +38,8 @@ from gma_lib.network.model import (
     correlation_pyramid,
     upsample_flow,
 )
+from gma_lib.runs.files import write_atomically
 from gma_lib.runs.progress import track
-from gma_lib.runs.run import written_whole
 from gma_lib.training.scenes import (
     HELD_OUT_TEXTURES,
     TRAINING_TEXTURES,
@@ -775,7 +775,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         try:
-            with written_whole(path) as partial:
+            with write_atomically(path) as partial:
                 torch.save(state, partial)
         except RuntimeError as error:  # how torch.save reports a full disk
             raise OSError(
@@ -858,7 +858,7 @@ def train(
                     best = held_out_epe(validation)
                     save_checkpoint(folder / "best.safetensors", trainer.averaged)
                 lines.flush()
-                with written_whole(folder / "curves.png") as partial:
+                with write_atomically(folder / "curves.png") as partial:
                     plot_curves(log).savefig(partial, dpi=150)
             lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
@@ -917,7 +917,7 @@ def _cut_log(path: Path, step: int) -> None:
             break
         if entry["step"] <= step:
             kept.append(line)
-    with written_whole(path) as partial:
+    with write_atomically(path) as partial:
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 

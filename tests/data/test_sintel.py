@@ -7,6 +7,7 @@ import pytest
 
 from gma_lib.data import sintel
 from gma_lib.flow.files import write_flow, write_frame
+from gma_lib.runs.files import require_free_space
 
 
 def test_pairs_of_the_tiny_set(tiny_sintel):
@@ -158,7 +159,7 @@ def test_a_subset_says_so(tiny_sintel):
 
 def test_no_room_on_the_disk_is_said_before_writing(tmp_path):
     with pytest.raises(OSError, match="are free"):
-        sintel.check_free_space(tmp_path, 10**18)
+        require_free_space(tmp_path, 10**18)
 
 
 def test_the_real_sample(sintel_sample):

@@ -17,6 +17,7 @@ from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
 from gma_lib.network.model import GMAConfig
 from gma_lib.perf.timing import needed_bytes
+from gma_lib.runs.files import PROJECT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +120,7 @@ def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(
     )  # whole, and in two parts
     before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert not any(name.startswith(".") for name in before)
-    weights = gma_lib.runs.run.PROJECT / "weights" / "gma-procedural.safetensors"
+    weights = PROJECT / "weights" / "gma-procedural.safetensors"
     code = (
         "import sys, numpy as np; from gma_lib import load; f = np.zeros((128, 160, 3), np.uint8)\n"
         f"load({str(weights)!r}, num_updates=1)(f, f); print('torch' in sys.modules)"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gma_lib.perf import comparison
-from gma_lib.runs.run import PROJECT
+from gma_lib.runs.files import PROJECT
 
 SMALL = """
 height: 128

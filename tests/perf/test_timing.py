@@ -11,6 +11,7 @@ from gma_lib.convert.conversion import convert
 from gma_lib.export import trace as export
 from gma_lib.perf import timing as benchmark
 from gma_lib.perf.timing import Task
+from gma_lib.runs.machine import exclusive_machine, shared_machine
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +137,9 @@ def test_nobody_works_beside_a_measurement(tmp_path):
     ) as other:
         assert other.stdout.readline() == "in\n"
         start = time.monotonic()
-        with benchmark.beside_others(lock):  # two stages may share the machine
+        with shared_machine(lock):  # two stages may share the machine
             assert time.monotonic() - start < 0.5
-        with benchmark.alone(lock):  # a measurement waits
+        with exclusive_machine(lock):  # a measurement waits
             assert time.monotonic() - start > 1.0
 
 

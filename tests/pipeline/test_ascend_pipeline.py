@@ -14,7 +14,7 @@ import pytest
 
 from gma_lib.flow.files import read_flow
 from gma_lib.report import index as report
-from gma_lib.runs import run as runs
+from gma_lib.runs.files import PROJECT
 
 STANDINS = Path(__file__).parents[1] / "standins"
 SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "GMA_AIS_PYTHON": sys.executable}
@@ -27,7 +27,7 @@ def run(stage, outputs, backend, precision, batch_size):
         if not name.startswith(("STANDIN_", "GMA_", "ASCEND_"))
     } | SETTINGS
     environment["PATH"] = f"{STANDINS / 'bin'}:{environment['PATH']}"
-    environment["PYTHONPATH"] = f"{STANDINS / 'python'}:{runs.PROJECT}"
+    environment["PYTHONPATH"] = f"{STANDINS / 'python'}:{PROJECT}"
     command = [
         sys.executable,
         "-m",
@@ -46,9 +46,7 @@ def run(stage, outputs, backend, precision, batch_size):
         "num_updates=1",
     ):
         command += ["--set", setting]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from conftest import run_stage
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.report import index as report
 from gma_lib.runs import run as runs
+from gma_lib.runs.files import PROJECT
 
 STAGES = list(pipeline.STAGES)
 
@@ -38,7 +39,7 @@ def test_every_stage_leaves_its_page_and_its_stamp(finished):
         ]
         assert counts == list(range(1, len(counts) + 1))
         assert (folder / f"{stage}.ipynb").stat().st_size < 5e6
-        assert str(runs.PROJECT) not in json.dumps(notebook["metadata"])
+        assert str(PROJECT) not in json.dumps(notebook["metadata"])
         assert "widgets" not in notebook["metadata"]
         assert not list(folder.glob("*.running.ipynb"))
         assert not list(folder.glob("*.failed.ipynb"))
@@ -121,7 +122,7 @@ def test_nothing_to_do(finished):
 
 
 def test_a_touched_notebook_changes_nothing(finished):
-    os.utime(runs.PROJECT / "notebooks/05_evaluate.ipynb")
+    os.utime(PROJECT / "notebooks/05_evaluate.ipynb")
     assert "up to date" in run_stage("05_evaluate", finished).stdout
 
 
@@ -195,7 +196,7 @@ def test_plain_papermill(finished, tmp_path):
         "tiny",
     ]
     done = subprocess.run(
-        [*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=runs.PROJECT
+        [*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=PROJECT
     )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out.ipynb")["cells"]
@@ -386,7 +387,7 @@ def test_a_dead_kernel_is_no_success(finished, tmp_path):
     ]
     command += ["--set", f"outputs={outputs}", "--set", "run=test"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
     kernel = _kernel_of(process.pid)
     os.kill(kernel, signal.SIGKILL)
@@ -432,7 +433,7 @@ def test_interrupted_and_started_again(finished, tmp_path):
     ]
     command += ["--set", f"outputs={outputs}", "--set", "run=test"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=runs.PROJECT
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
     _kernel_of(process.pid)
     process.send_signal(signal.SIGINT)
@@ -482,9 +483,7 @@ def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
             "2",
         ]
         command += ["--set", f"outputs={outputs}", "--set", "run=test"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=runs.PROJECT, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         words[stage] = content(outputs / f"tiny/test/bs2/.{stage}.json")["status"]
     assert words == {

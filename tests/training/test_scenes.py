@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gma_lib.runs.run import PROJECT
+from gma_lib.runs.files import PROJECT
 from gma_lib.training import scenes
 from gma_lib.training.scenes import (
     PHOTOGRAPHS,

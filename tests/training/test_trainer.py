@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from gma_lib.runs.run import PROJECT
+from gma_lib.runs.files import PROJECT
 from gma_lib.training import trainer as training
 from gma_lib.training.trainer import (
     HELD_OUT,

@@ -1,0 +1,80 @@
+"""Write files whole or not at all, hash them, and check free space first."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes ``path`` when the block ends without an error.
+
+    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so
+    no reader of this package takes it for a result.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def plain_values(value: Any) -> Any:
+    """Paths, NumPy numbers and NaN as what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    if isinstance(value, Path):
+        return display_path(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def display_path(path: Path) -> str:
+    """A path as the reader should see it: relative to the project where it lies inside."""
+    path = Path(path)
+    return (
+        str(path.relative_to(PROJECT))
+        if path.is_absolute() and path.is_relative_to(PROJECT)
+        else str(path)
+    )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a plain value, for keys that say whether something is up to date."""
+    return hashlib.sha256(json.dumps(plain_values(value), sort_keys=True).encode()).hexdigest()
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Raise OSError before a large write that would not fit, with what is needed and what is free."""
+    existing = next(
+        parent
+        for parent in [Path(folder).absolute(), *Path(folder).absolute().parents]
+        if parent.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise OSError(
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, or choose another disk"
+        )

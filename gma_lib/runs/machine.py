@@ -1,0 +1,122 @@
+"""This machine: hardware, library versions, and the lock that keeps measurements undisturbed."""
+
+import fcntl
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gma_lib.runs.files import PROJECT
+
+VERSIONED = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "opencv-python-headless",
+    "papermill",
+)
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree, with ``+changes`` where it differs; None outside a checkout."""
+    answer = _git("rev-parse", "HEAD")
+    return answer and answer + ("+changes" if _git("status", "--porcelain") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in bytes."""
+    return {
+        "processor": processor_name(),
+        "cores": available_cores(),
+        "available_memory": available_memory(),
+    }
+
+
+def processor_name() -> str:
+    """Model name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Memory that this process can count on: the machine's, or its container's limit where that is
+    lower.
+
+    The environment variable GMA_MEMORY_BYTES lowers it further, for a machine that is to be shared.
+    """
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    if "GMA_MEMORY_BYTES" in os.environ:
+        limits.append(int(os.environ["GMA_MEMORY_BYTES"]))
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return min(limits)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers; those that are not installed are left out."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def exclusive_machine(lock_file: Path) -> Iterator[None]:
+    """Hold the machine exclusively: waits until no stage works beside it."""
+    with _machine_lock(lock_file, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def shared_machine(lock_file: Path) -> Iterator[None]:
+    """Hold the machine together with other stages: waits while somebody measures."""
+    with _machine_lock(lock_file, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _machine_lock(lock_file: Path, kind: int) -> Iterator[None]:
+    lock_file = Path(lock_file)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock_file, "w") as file:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for {lock_file.name}: another stage measures or works", flush=True)
+            fcntl.flock(file, kind)
+        yield

@@ -1,0 +1,67 @@
+"""Read and write the JSON files of this package: schema, provenance, content."""
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gma_lib
+from gma_lib.runs.files import display_path, plain_values, write_atomically
+from gma_lib.runs.machine import describe_machine, git_commit, library_versions
+
+SCHEMA = 1
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity
+    become null.
+    """
+    text = json.dumps(
+        {"schema": SCHEMA, "provenance": provenance(), **plain_values(content)},
+        indent=1,
+        allow_nan=False,
+    )
+    with write_atomically(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
+    """Read a JSON file of this package; a missing one says which notebook to run first."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{display_path(path)} is missing: run {made_by} first, with the same parameters"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{display_path(path)} is damaged ({error}): delete it and run {made_by} again"
+        ) from error
+    if content.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{display_path(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again"
+        )
+    return content
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: package, commit, machine, versions, time."""
+    return {
+        "package": gma_lib.__version__,
+        "commit": git_commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "versions": {"python": platform.python_version()} | library_versions(),
+    }
+
+
+def provenance_line() -> str:
+    """What made a page, in a sentence for its foot."""
+    made, here = provenance(), describe_machine()
+    versions_line = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return (
+        f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, on {made['created']}; "
+        f"{here['processor']}, {here['cores']} cores, {here['available_memory'] / 1e9:.0f} GB; {versions_line}."
+    )
