@@ -25,7 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.flow.files import check_whole, flow_file_bytes, image_size, read_flow
+from gma_lib.flow.files import (
+    check_whole,
+    flow_file_bytes,
+    image_size,
+    read_flow,
+    read_frame,
+    read_mask,
+)
 from gma_lib.runs.files import PROJECT, display_path, require_free_space, sha256
 
 PASSES = ("clean", "final")
@@ -65,13 +72,56 @@ class FramePair:
         """
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
 
-    def true_flow(self) -> np.ndarray:
-        """Read the ground truth, float32 (2, H, W), in pixels; raises FileNotFoundError for a pair
-        without.
+    def load(self) -> "LoadedPair":
+        """Read the frames and all the ground truth that exists."""
+        return LoadedPair(
+            frame1=read_frame(self.image1),
+            frame2=read_frame(self.image2),
+            flow=None if self.flow is None else read_flow(self.flow),
+            occluded=self.load_occluded(),
+            invalid=self.load_invalid(),
+        )
+
+    def load_flow(self) -> np.ndarray:
+        """Read the true flow, float32 (2, H, W), in pixels.
+
+        Raises
+        ------
+        FileNotFoundError
+            The pair has no ground truth.
         """
         if self.flow is None:
             raise FileNotFoundError(f"{self.name} has no ground truth")
         return read_flow(self.flow)
+
+    def load_occluded(self) -> np.ndarray | None:
+        """Read the mask of pixels that the next frame hides, bool (H, W); None without the file."""
+        return None if self.occlusion is None else read_mask(self.occlusion)
+
+    def load_invalid(self) -> np.ndarray | None:
+        """Read the mask of pixels without a trusted flow, bool (H, W); None without the file."""
+        return None if self.invalid is None else read_mask(self.invalid)
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Frames and ground truth of a pair as arrays.
+
+    Attributes
+    ----------
+    frame1, frame2
+        float32 (3, H, W), RGB, 0..255.
+    flow
+        float32 (2, H, W), in pixels, None without ground truth.
+    occluded, invalid
+        bool (H, W), None where the file is absent.
+    """
+
+    frame1: np.ndarray
+    frame2: np.ndarray
+    flow: np.ndarray | None = None
+    occluded: np.ndarray | None = None
+    invalid: np.ndarray | None = None
 
 
 def find_root(root: Path, split: str) -> Path:

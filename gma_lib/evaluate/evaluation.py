@@ -90,7 +90,7 @@ def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
     try:
         return error_sums(
             read_flow(path),
-            pair.true_flow(),
+            pair.load_flow(),
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
         )
@@ -180,7 +180,7 @@ def beside_classical(
     ]
     totals: dict[str, dict[str, ErrorSums]] = defaultdict(lambda: defaultdict(ErrorSums))
     for pair in track(chosen, label="classical methods", unit="pair") if track else chosen:
-        frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), pair.true_flow()
+        frame1, frame2, truth = read_frame(pair.image1), read_frame(pair.image2), pair.load_flow()
         occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
         flows = {"network": read_flow(flow_path(folder, pair))} | {
             name: method(frame1, frame2) for name, method in CLASSICAL.items()

@@ -254,5 +254,5 @@ def examine(
     frame1, frame2 = read_frame(pair.image1), read_frame(pair.image2)
     occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
     return Examined(
-        pair, frame1, frame2, pair.true_flow(), occluded, look_inside(model, frame1, frame2)
+        pair, frame1, frame2, pair.load_flow(), occluded, look_inside(model, frame1, frame2)
     )

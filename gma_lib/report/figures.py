@@ -741,7 +741,7 @@ def show_errors(
             read_frame(pair.image1),
             read_frame(pair.image2),
             read_flow(flow_path(folder, pair)),
-            pair.true_flow(),
+            pair.load_flow(),
             occluded=None if pair.occlusion is None else read_mask(pair.occlusion),
             invalid=None if pair.invalid is None else read_mask(pair.invalid),
             title=f"{role}: {pair.name}",

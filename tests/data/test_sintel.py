@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gma_lib.data import sintel
-from gma_lib.flow.files import write_flow, write_frame
+from gma_lib.flow.files import read_frame, write_flow, write_frame
 from gma_lib.runs.files import require_free_space
 
 
@@ -170,3 +170,19 @@ def test_the_real_sample(sintel_sample):
         "clean/cave_2/frame_0002",
     ]
     assert sintel.frame_size(pairs) == (436, 1024)
+
+
+def test_a_pair_loads_its_frames_and_the_truth_that_exists(tiny_sintel):
+    scored, without = sintel.find_pairs(tiny_sintel, scenes=["cave"])
+    loaded = scored.load()
+    np.testing.assert_array_equal(loaded.frame1, read_frame(scored.image1))
+    np.testing.assert_array_equal(loaded.frame2, read_frame(scored.image2))
+    np.testing.assert_array_equal(loaded.flow, scored.load_flow())
+    assert loaded.flow[:, 0, 0].tolist() == [3, 4]
+    assert loaded.occluded.sum() == 16 * 128
+    assert not loaded.invalid.any()
+    loaded = without.load()
+    assert loaded.frame1.shape == (3, 128, 160)
+    assert (loaded.flow, loaded.occluded, loaded.invalid) == (None, None, None)
+    with pytest.raises(FileNotFoundError, match="ground truth"):
+        without.load_flow()
