@@ -6,22 +6,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import NoChipFound, find_chips
-from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
 from gma_lib.flow.files import read_tensor, write_tensor
 from gma_lib.runs.files import require_free_space
-from gma_lib.runs.progress import elapsed
-from gma_lib.runs.run import DoesNotFit
 
 # Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
 PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}
@@ -160,100 +155,3 @@ def require_chip(manifest: dict, environment: dict) -> None:
         raise ValueError(
             f"the model was made for {manifest['soc']}, this machine has {', '.join(sorted(found))}: run 03_convert again, or with SOC="
         )
-
-
-def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
-    """Make ``gma.om`` from ``gma.onnx`` for the card that is found, or named by GMA_SOC; the
-    manifest of ``gma_lib.ascend.atc``.
-
-    Raises
-    ------
-    DoesNotFit
-        When ``atc --mode=6`` says that the model needs more memory than the card has.
-    """
-    from gma_lib.ascend.operators import check_operators, refuse_impossible
-
-    refuse_precision(
-        "ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these"
-    )
-    toolkit = find_toolkit()
-    environment = tool_environment(toolkit)
-    chip = find_chips(
-        word=os.environ.get("GMA_SOC") or None,
-        python=os.environ.get("GMA_AIS_PYTHON") or "python3",
-        environment=environment,
-    )[0]
-    source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
-    cann = toolkit.version if toolkit else None
-    verdicts = check_operators(source, cann)
-    refuse_impossible(verdicts)
-    manifest = atc.convert_to_om(
-        source,
-        target,
-        options_for(chip.soc, precision, source),
-        cann=cann,
-        environment=environment,
-        watch=partial(elapsed, label="atc"),
-    )
-    atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
-    return manifest | {
-        "unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"],
-        "chip_source": chip.source,
-    }
-
-
-def options_for(soc: str, precision: str, source: Path) -> atc.AtcOptions:
-    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what
-    GMA_KEEP says (``gma_lib.ascend.keep``).
-    """
-    mode = PRECISION_MODES[precision]
-    choice = os.environ.get("GMA_KEEP") or "guide"
-    return atc.AtcOptions(
-        soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ()
-    )
-
-
-def measure_on_card(
-    model_folder: Path, precision: str, batch_size: int, *, loop: int = 100
-) -> dict[str, Any]:
-    """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers
-    add; memory that runs out is a status.
-
-    ``seconds`` holds the time of every call.
-    """
-    om = Path(model_folder) / "gma.om"
-    manifest = atc.read_manifest(om)
-    nothing = {"simulated": bool(manifest and manifest["simulated"]), "at_once": None}
-    if manifest is None:
-        return nothing | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
-    nothing["predicted_bytes"] = atc.ModelMemory(**manifest["memory"]).total_bytes
-    try:
-        chips = find_chips(environment=tool_environment(find_toolkit()))
-        atc.require_device_memory(manifest, chips[0].memory_bytes, batch_size)
-    except NoChipFound:
-        pass  # ais_bench will say
-    except DoesNotFit as error:
-        return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
-    try:
-        with AscendBackend(om, AscendOptions(precision=precision)) as backend:
-            watch = partial(elapsed, label=f"ais_bench, {loop} calls")
-            timing = ais_bench.measure(
-                backend.tool, om, batch_size=batch_size, loop=loop, watch=watch
-            )
-    except DoesNotFit as error:
-        return nothing | {"status": "out_of_memory", "reason": str(error)}
-    seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
-    with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
-    return nothing | {
-        "seconds": seconds,
-        "status": "ok",
-        "reason": "",
-        "simulated": nothing["simulated"] or timing.simulated,
-        "pairs_per_second": timing.throughput,
-        "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
-        "h2d_ms": timing.h2d_ms,
-        "d2h_ms": timing.d2h_ms,
-        "precision_read_back": f"{precision}, float32 kept for {described(manifest['options']['keep_dtype']) or 'everything'}",
-        "device": backend.device,
-        "share_of_peak": None,
-    }

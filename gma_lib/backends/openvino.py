@@ -13,7 +13,6 @@ from gma_lib.backends.base import (
     refuse_precision,
     starting_flow,
 )
-from gma_lib.convert.int8 import is_quantized
 from gma_lib.runs.files import digest
 from gma_lib.runs.machine import available_cores, processor_name
 
@@ -168,3 +167,8 @@ class OpenVinoBackend(SplitBackend):
 
     def close(self) -> None:
         self._compiled.clear()
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether an OpenVINO model file (``.xml``) computes in 8-bit integers."""
+    return path.suffix == ".xml" and b'type="FakeQuantize"' in path.read_bytes()

@@ -235,7 +235,7 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
     """
     from gma_lib.ascend.keep import described
     from gma_lib.ascend.rewrite import rewrite_where_needed
-    from gma_lib.backends.ascend import convert_for_card
+    from gma_lib.convert.to_ascend import convert_for_card
 
     # a batch of a card's size would need a card's memory to be compared in
     rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -258,6 +257,3 @@ def _round_after_reshaping(model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def is_quantized(path: Path) -> bool:
-    """Whether an OpenVINO model file (``.xml``) computes in 8-bit integers."""
-    return path.suffix == ".xml" and b'type="FakeQuantize"' in path.read_bytes()

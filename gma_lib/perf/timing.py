@@ -154,7 +154,7 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
     if (
         task.backend == "ascend"
     ):  # its own tool measures it, on the card and in a process of its own already
-        from gma_lib.backends.ascend import measure_on_card
+        from gma_lib.perf.on_device import measure_on_card
 
         with exclusive_machine(lock_file):
             measured = measure_on_card(Path(task.model_folder), task.precision, task.batch_size)

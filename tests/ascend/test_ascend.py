@@ -20,6 +20,7 @@ from gma_lib.ascend import ais_bench, atc, chip, dry_run, keep, operators, tool,
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
 from gma_lib.backends import ascend as backend
+from gma_lib.convert import to_ascend
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.runs import progress
 from gma_lib.runs import run as runs
@@ -471,10 +472,12 @@ def test_what_stays_float32(exported, standins, tmp_path):
     says it in a few words.
     """
     source = exported / "matmul.onnx"
-    assert backend.options_for("310P3", "float16", source).keep_dtype == ("OpType::InstanceNorm",)
-    assert backend.options_for("310P3", "float32", source).keep_dtype == ()
+    assert to_ascend.choose_options("310P3", "float16", source).keep_dtype == (
+        "OpType::InstanceNorm",
+    )
+    assert to_ascend.choose_options("310P3", "float32", source).keep_dtype == ()
     standins.setenv("GMA_KEEP", "coordinates")
-    options = backend.options_for("310P3", "float16", source)
+    options = to_ascend.choose_options("310P3", "float16", source)
     products = {node.name for node in onnx.load(source).graph.node if node.op_type == "MatMul"}
     assert options.keep_dtype[0] == "OpType::InstanceNorm"
     assert len(options.keep_dtype) > 50
@@ -488,7 +491,7 @@ def test_what_stays_float32(exported, standins, tmp_path):
     )
     standins.setenv("GMA_KEEP", "everything")
     with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
-        backend.options_for("310P3", "float16", source)
+        to_ascend.choose_options("310P3", "float16", source)
 
 
 def test_another_chip_named_means_converting_again(standins, tmp_path):
