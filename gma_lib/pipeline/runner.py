@@ -30,13 +30,12 @@ from typing import Any
 import click
 import yaml
 
-from gma_lib.report.pages import with_header_scopes
+from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, digest, display_path, sha256, write_atomically
-from gma_lib.runs.records import provenance, provenance_line
+from gma_lib.runs.records import provenance
 from gma_lib.runs.run import Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
-TEMPLATES = Path(__file__).parents[1] / "report" / "templates"
 PARAMS = PROJECT / "params"
 # Stage -> the stages whose files it reads
 STAGES = {
@@ -616,42 +615,6 @@ def _neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
     return pages[0], None if stage in SHARED_STAGES else pages[1]
 
 
-def notebook_to_html(
-    notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)
-) -> Path:
-    """Write an executed notebook as one HTML file that needs no network.
-
-    Code is folded away, pictures have their alternative texts, table headers their scope; links
-    lead to the index and to the pages before and after, and the foot says what made the page.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    exporter = HTMLExporter(
-        template_name="gma",
-        extra_template_basedirs=[str(TEMPLATES)],
-        config=Config(
-            {"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "mermaid_js_url": ""}}
-        ),
-    )
-    content = nbformat.read(notebook, as_version=4)
-    ways = [
-        path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
-        for path in neighbours
-    ]
-    resources = {
-        "index_href": os.path.relpath(index, notebook.parent),
-        "previous": ways[0],
-        "next": ways[1],
-        "provenance": provenance_line(),
-        "metadata": {"name": notebook.stem},
-    }
-    body, _ = exporter.from_notebook_node(content, resources=resources)
-    page = notebook.with_suffix(".html")
-    with write_atomically(page) as partial:
-        partial.write_text(with_header_scopes(body), encoding="utf-8")
-    return page
 
 
 @click.command()

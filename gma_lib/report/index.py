@@ -15,12 +15,11 @@ import pandas as pd
 from gma_lib.evaluate import guide
 from gma_lib.perf.timing import peak_memory_bytes
 from gma_lib.pipeline import runner as pipeline
-from gma_lib.report.pages import with_header_scopes
+from gma_lib.report.pages import TEMPLATES, add_header_scopes
 from gma_lib.runs.files import PROJECT, display_path, write_atomically
 from gma_lib.runs.records import provenance_line
 from gma_lib.runs.run import Run
 
-TEMPLATES = Path(__file__).parent / "templates"
 SENT = (".html", ".ipynb", ".json")
 WORDS = {
     "ok": ("✓ done", "ok"),
@@ -256,7 +255,7 @@ def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -
 
 
 def _words_table(table: pd.DataFrame) -> str:
-    return with_header_scopes(table.to_html(border=0, classes="words"))
+    return add_header_scopes(table.to_html(border=0, classes="words"))
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
@@ -327,7 +326,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
             na_rep="",
             border=0,
         )
-        html = with_header_scopes(html)
+        html = add_header_scopes(html)
         tables.append(
             {
                 "title": f"Scores by group of pixels: {name}, batch size {run.batch_size}",

@@ -1,23 +1,62 @@
-"""What HTML tables of pandas lack for who listens to them."""
+"""Executed notebooks as HTML pages, and HTML tables that screen readers understand."""
 
+import os
 import re
+from pathlib import Path
 
+from gma_lib.runs.files import write_atomically
+from gma_lib.runs.records import provenance_line
+
+TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
 _HEADER = re.compile(r"<th(?![^>]*\bscope=)(?=[\s>])")
 
 
-def with_header_scopes(html: str) -> str:
-    """Say of every table header whether it heads a column or a row; headers that say so already
-    stay as they are.
+def notebook_to_html(
+    notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)
+) -> Path:
+    """Write an executed notebook as one HTML file that needs no network.
+
+    Code is folded away, pictures have alternative texts, table headers a scope; links lead to the
+    index and to the pages before and after, and the footer names what made the page.
+    """
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(
+        template_name="gma",
+        extra_template_basedirs=[str(TEMPLATES)],
+        mathjax_url="",
+        require_js_url="",
+        mermaid_js_url="",
+    )
+    ways = [
+        path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
+        for path in neighbours
+    ]
+    resources = {
+        "index_href": os.path.relpath(index, notebook.parent),
+        "previous": ways[0],
+        "next": ways[1],
+        "provenance": provenance_line(),
+    }
+    body, _ = exporter.from_filename(str(notebook), resources=resources)
+    page = notebook.with_suffix(".html")
+    with write_atomically(page) as partial:
+        partial.write_text(add_header_scopes(body), encoding="utf-8")
+    return page
+
+
+def add_header_scopes(html: str) -> str:
+    """Add to every table header whether it heads a column or a row, unless it has a scope.
 
     Examples
     --------
-    >>> with_header_scopes("<thead><tr><th>EPE</th></tr></thead>")
+    >>> add_header_scopes("<thead><tr><th>EPE</th></tr></thead>")
     '<thead><tr><th scope="col">EPE</th></tr></thead>'
     """
-    return _TABLE_PART.sub(_with_scope, html)
+    return _TABLE_PART.sub(_add_scope, html)
 
 
-def _with_scope(part: re.Match) -> str:
+def _add_scope(part: re.Match[str]) -> str:
     scope = "col" if part[1] == "thead" else "row"
     return _HEADER.sub(f'<th scope="{scope}"', part[0])
