@@ -333,7 +333,7 @@ def export(
     """Write the network as ONNX for one frame size."""
     from gma_lib.export.trace import export_split, export_whole
     from gma_lib.network.checkpoints import load_model
-    from gma_lib.network.deploy import lean
+    from gma_lib.network.deploy import to_deploy_form
     from gma_lib.network.model import GMAConfig, check_sides
 
     check_sides(height, width)
@@ -343,7 +343,7 @@ def export(
         path.absolute() if path.is_file() else checkpoint,
         GMAConfig(num_updates=updates, lookup=lookup),
     )
-    model = lean(model)
+    model = to_deploy_form(model)
     size = {"height": height, "width": width, "batch_size": batch_size}
     files = [export_whole(model, output / "gma.onnx", **size, checkpoint=weights, opset=opset)]
     if split:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gma_lib.backends.base import SplitBackend, checked_frames, starting_flow
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.backends.torch import load_network
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
 from gma_lib.runs.run import DoesNotFit
 
@@ -115,7 +115,7 @@ def for_gpu(model: GMA, precision: str) -> GMA:
     precision the convolutions keep their weights in it, so that autocast has nothing to convert,
     and content attention is recomputed instead of stored.
     """
-    network = lean(model)
+    network = to_deploy_form(model)
     fold_batch_norm(network.cnet)
     replace_instance_norm(network.fnet)
     if precision != "float32":

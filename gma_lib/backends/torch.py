@@ -61,7 +61,7 @@ class TorchBackend(SplitBackend):
     def __init__(self, path: Path, options: TorchOptions | None = None):
         import torch
 
-        from gma_lib.network.deploy import lean
+        from gma_lib.network.deploy import to_deploy_form
 
         self.options = options or TorchOptions()
         self.options.require()
@@ -70,7 +70,7 @@ class TorchBackend(SplitBackend):
         torch.backends.cuda.matmul.allow_tf32 = False
         model, self.at_once = load_network(path, lookup=self.options.lookup)
         self._torch = torch
-        self._model: Any = lean(model).to(self.options.device)
+        self._model: Any = to_deploy_form(model).to(self.options.device)
         self.device = (
             torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
         )

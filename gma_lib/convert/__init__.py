@@ -1,1 +1,5 @@
-"""Stage 03: ONNX graphs to what a runtime loads."""
+"""Stage 03: ONNX graphs to what a runtime loads. Names are loaded on first use."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

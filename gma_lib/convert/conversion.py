@@ -12,7 +12,7 @@ from gma_lib.backends import backend_kind
 from gma_lib.backends.base import refuse_precision
 from gma_lib.backends.openvino import WHAT_INT8_NEEDS, possible_precisions
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
-from gma_lib.export.trace import with_batch_size
+from gma_lib.export.trace import set_batch_size
 from gma_lib.network.model import STRIDE
 from gma_lib.runs.files import digest, sha256, write_atomically
 
@@ -109,7 +109,7 @@ def _for_onnxruntime(folder: Path, at_once: int, precision: str) -> Conversion:
     for source in _sources(folder):
         files.append(source.with_name(source.name.replace("gma", "gma_onnxruntime", 1)))
         with write_atomically(files[-1]) as partial:
-            onnx.save(with_batch_size(onnx.load(source), at_once), partial)
+            onnx.save(set_batch_size(onnx.load(source), at_once), partial)
     return Conversion(
         tuple(files),
         f"onnxruntime.InferenceSession('{files[0].name}')",

@@ -1,1 +1,5 @@
-"""Stage 02: the model as ONNX graphs."""
+"""Stage 02: the model as ONNX graphs. Names are loaded on first use."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

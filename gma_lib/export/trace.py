@@ -1,26 +1,22 @@
-"""The network as ONNX: traced once, made constant, given its batch size, checked, compared.
+"""The network as ONNX: traced once, made constant, given its batch size, checked.
 
 Inputs ``image1`` and ``image2`` and the output ``out1`` are named as in the deployment guide, so
 its ``atc`` command line works unchanged.
 """
 
-import itertools
 import logging
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import gma_lib
-from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import Checkpoint
 from gma_lib.network.model import GMA, STRIDE, check_sides
 from gma_lib.runs.files import write_atomically
@@ -169,7 +165,7 @@ def _write(
     width: int,
     batch_size: int,
 ) -> Path:
-    finished = with_batch_size(without_constant_nodes(traced), batch_size)
+    finished = set_batch_size(fold_constants(traced), batch_size)
     _describe(
         finished,
         {
@@ -194,7 +190,7 @@ def _write(
 # --- the graph after tracing ----------------------------------------------------------------------
 
 
-def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """Turn Constant nodes into initializers, and compute every node whose inputs are all constant.
 
     The tracer leaves integer arithmetic on constants behind (paddings, slice bounds), which no
@@ -211,7 +207,7 @@ def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
             node.output
         )
         if foldable:
-            values |= zip(node.output, _computed(node, values, model.opset_import), strict=True)
+            values |= zip(node.output, _evaluate(node, values, model.opset_import), strict=True)
         else:
             kept.append(node)
     used = {name for node in kept for name in node.input}
@@ -225,7 +221,7 @@ def without_constant_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _computed(node: onnx.NodeProto, values: dict, opsets) -> list[np.ndarray]:
+def _evaluate(node: onnx.NodeProto, values: dict, opsets) -> list[np.ndarray]:
     inputs = [
         helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None
@@ -242,7 +238,7 @@ def _computed(node: onnx.NodeProto, values: dict, opsets) -> list[np.ndarray]:
     )
 
 
-def with_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
+def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
     """Give a graph traced with one pair another batch size.
 
     Nothing but the declared inputs and outputs mentions the batch: the network's reshapes leave it
@@ -268,163 +264,3 @@ def _describe(model: onnx.ModelProto, properties: dict[str, str]) -> None:
 def read_description(path: Path) -> dict[str, str]:
     """What an exported file says about itself."""
     return {item.key: item.value for item in onnx.load(path).metadata_props}
-
-
-# --- what the file holds --------------------------------------------------------------------------
-
-
-def count_operators(path: Path) -> dict[str, int]:
-    """Operator -> how often, most frequent first."""
-    return dict(Counter(node.op_type for node in onnx.load(path).graph.node).most_common())
-
-
-def wide_activations(path: Path) -> list[str]:
-    """Names of int64 and float64 values that are computed, which accelerators cannot hold."""
-    graph = onnx.load(path).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    return [
-        value.name
-        for value in itertools.chain(graph.input, graph.value_info, graph.output)
-        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.DOUBLE)
-        and value.name not in constant
-    ]
-
-
-PARTS = {
-    "fnet": "feature encoder",
-    "cnet": "context encoder",
-    "att": "attention",
-    "update_block/encoder": "motion encoder",
-    "update_block/aggregator": "aggregation",
-    "update_block/gru": "GRU",
-    "context1": "GRU's context",  # computed once, ahead of the updates (gma_lib.network.deploy)
-    "context2": "GRU's context",
-    "update_block/flow_head": "flow head",
-    "mask": "upsampling weights",
-}
-
-
-REST = "everything else"  # coordinates, upsampling, what lies between the parts
-
-
-def count_work(path: Path) -> dict[str, float]:
-    """Multiply-accumulates of one call, in units of 1e9, by part of the network, counted from the
-    file's shapes.
-
-    Convolutions and matrix products only; the rest is below one percent.
-    """
-    work: Counter[str] = Counter()
-    for _, part, gmac in _nodes_with_work(path):
-        if gmac:
-            work[part] += gmac
-    return dict(work)
-
-
-def parts_of_nodes(path: Path) -> dict[str, str]:
-    """Name of every node of an exported file -> the part of the network that it belongs to."""
-    return {name: part for name, part, _ in _nodes_with_work(path)}
-
-
-def _nodes_with_work(path: Path) -> Iterator[tuple[str, str, float]]:
-    """Name, part, and multiply-accumulates in units of 1e9 of every node."""
-    graph = onnx.load(path).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in itertools.chain(graph.input, graph.value_info, graph.output)
-    }
-    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for node in graph.node:
-        contracted = 0
-        if node.op_type == "Conv":
-            contracted = int(np.prod(shapes[node.input[1]][1:]))
-        elif node.op_type == "MatMul":
-            contracted = shapes[node.input[0]][-1]
-        yield (
-            node.name,
-            _part(node, contracted),
-            int(np.prod(shapes[node.output[0]])) * contracted / 1e9,
-        )
-
-
-def _part(node: onnx.NodeProto, contracted: int) -> str:
-    scope = node.name.strip("/")
-    for prefix, name in PARTS.items():
-        if scope.startswith(
-            (f"{prefix}/", f"{prefix}_")
-        ):  # later calls of a module get a number: aggregator_3
-            return name
-    # Products outside any module: all pairs contract over 256 channels, the lookup over a side of
-    # the volume.
-    return REST if not contracted else "correlation" if contracted == 256 else "lookup"
-
-
-# --- does it compute the same flow? ---------------------------------------------------------------
-
-
-def reference_flow(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-    """PyTorch's float32 flow, what everything else is compared with."""
-    with torch.inference_mode():
-        return model(torch.from_numpy(image1), torch.from_numpy(image2)).numpy()
-
-
-def deviation_of_one_pair(
-    exported: GMA,
-    reference: np.ndarray,
-    image1: np.ndarray,
-    image2: np.ndarray,
-    checkpoint: Checkpoint,
-    *,
-    opset: int = DEFAULT_OPSET,
-) -> Deviation:
-    """Compare the graph of a network, at batch size 1, with the flow that PyTorch computes
-    (``reference_flow``) for frames (1, 3, H, W).
-    """
-    return _deviation(exported, image1, image2, reference, checkpoint, opset)
-
-
-def deviation_of_batches(
-    exported: GMA,
-    model: GMA,
-    batch_size: int,
-    checkpoint: Checkpoint,
-    *,
-    opset: int = DEFAULT_OPSET,
-) -> Deviation:
-    """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small
-    random frames, every pair another one.
-
-    At full size only the graph of one pair is compared; that the others differ in nothing but the
-    batch is shown here, where sixteen pairs cost little.
-    """
-    rng = np.random.default_rng(0)
-    image1, image2 = rng.integers(0, 256, (2, batch_size, 3, 128, 160)).astype(np.float32)
-    return _deviation(
-        exported, image1, image2, reference_flow(model, image1, image2), checkpoint, opset
-    )
-
-
-def _deviation(
-    model: GMA,
-    image1: np.ndarray,
-    image2: np.ndarray,
-    reference: np.ndarray,
-    checkpoint: Checkpoint,
-    opset: int,
-) -> Deviation:
-    """Export for frames of this shape, run with ONNX Runtime, compare."""
-    from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
-
-    batch_size, _, height, width = image1.shape
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "compared.onnx"
-        export_whole(
-            model,
-            file,
-            height=height,
-            width=width,
-            batch_size=batch_size,
-            checkpoint=checkpoint,
-            opset=opset,
-        )
-        with OnnxRuntimeBackend(file) as backend:
-            return Deviation.between(backend.predict(image1, image2), reference)

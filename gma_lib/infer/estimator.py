@@ -26,7 +26,7 @@ import gma_lib
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, backend_kind, load_backend
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.flow.warm_start import carried_on
-from gma_lib.perf.timing import needed_bytes, require_memory
+from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import PROJECT, digest, sha256
 from gma_lib.runs.machine import library_versions
 
@@ -66,7 +66,7 @@ def affordable_pixels(backend: str, precision: str) -> int:
     ``MAX_PIXELS``.
     """
     side = math.isqrt(MAX_PIXELS)
-    while (needed_bytes(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
+    while (predict_memory(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
         side -= MULTIPLE
     return MAX_PIXELS if side == math.isqrt(MAX_PIXELS) else side**2
 
@@ -410,14 +410,14 @@ def _make_model(
     from gma_lib.convert.conversion import convert
     from gma_lib.export.trace import export_split, export_whole
     from gma_lib.network.checkpoints import load_model
-    from gma_lib.network.deploy import lean
+    from gma_lib.network.deploy import to_deploy_form
     from gma_lib.network.model import GMAConfig
 
     model, weights = load_model(
         checkpoint, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup)
     )
     size = {"height": rows, "width": columns, "batch_size": 1}
-    exported = lean(model)
+    exported = to_deploy_form(model)
     export_whole(exported, folder / "gma.onnx", **size, checkpoint=weights)
     if split:
         export_split(exported, folder, **size, checkpoint=weights)

@@ -112,14 +112,14 @@ def fold_aggregator(model: GMA) -> GMA:
     return model
 
 
-STEPS: dict[str, Callable[[GMA], GMA]] = {
+DEPLOY_STEPS: dict[str, Callable[[GMA], GMA]] = {
     "aggregator folded": fold_aggregator,
     "context hoisted": hoist_context,
 }
 
 
 @torch.no_grad()
-def lean(model: GMA, steps: tuple[str, ...] = tuple(STEPS)) -> GMA:
+def to_deploy_form(model: GMA, steps: tuple[str, ...] = tuple(DEPLOY_STEPS)) -> GMA:
     """A copy of the network that computes the same flow from less work.
 
     Parameters
@@ -127,13 +127,13 @@ def lean(model: GMA, steps: tuple[str, ...] = tuple(STEPS)) -> GMA:
     model
         With its weights loaded.
     steps
-        Keys of ``STEPS``, applied in the order given there.
+        Keys of ``DEPLOY_STEPS``, applied in the order given there.
     """
     for name in steps:
-        if name not in STEPS:
-            raise ValueError(f"no step {name!r}; there are: {', '.join(STEPS)}")
+        if name not in DEPLOY_STEPS:
+            raise ValueError(f"no step {name!r}; there are: {', '.join(DEPLOY_STEPS)}")
     result = copy.deepcopy(model).eval()
-    for name, step in STEPS.items():
+    for name, step in DEPLOY_STEPS.items():
         if name in steps:
             result = step(result)
     return result

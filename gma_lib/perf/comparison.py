@@ -113,14 +113,15 @@ def prepare(variant: Variant, folder: Path, comparison: Comparison) -> dict[str,
     (``count_work``).
     """
     from gma_lib.convert.conversion import convert
-    from gma_lib.export.trace import count_work, export_split, export_whole
+    from gma_lib.export.operators import count_work
+    from gma_lib.export.trace import export_split, export_whole
     from gma_lib.network.checkpoints import load_model
-    from gma_lib.network.deploy import lean
+    from gma_lib.network.deploy import to_deploy_form
     from gma_lib.network.model import GMAConfig
 
     config = GMAConfig(num_updates=variant.num_updates, lookup=variant.lookup)
     model, checkpoint = load_model(comparison.checkpoint, config)
-    model = lean(model, variant.steps)
+    model = to_deploy_form(model, variant.steps)
     size = {
         "height": comparison.height,
         "width": comparison.width,
@@ -382,12 +383,12 @@ def _in_turn(names: list[str], number: int) -> list[str]:
 
 def _reference(comparison: Comparison, variant: Variant, frames: list[np.ndarray]) -> np.ndarray:
     """PyTorch's float32 flow of the first pair."""
-    from gma_lib.export.trace import reference_flow
+    from gma_lib.export.deviation import compute_reference
     from gma_lib.network.checkpoints import load_model
     from gma_lib.network.model import GMAConfig
 
     model, _ = load_model(comparison.checkpoint, GMAConfig(num_updates=variant.num_updates))
-    return reference_flow(model, frames[0], frames[1])
+    return compute_reference(model, frames[0], frames[1])
 
 
 def statistics(seconds: list[float], baseline: list[float]) -> dict[str, Any]:

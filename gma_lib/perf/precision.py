@@ -19,10 +19,11 @@ import numpy as np
 
 from gma_lib.backends import backend_kind, load_backend
 from gma_lib.convert.conversion import convert
-from gma_lib.export.trace import export_whole, reference_flow
+from gma_lib.export.deviation import compute_reference
+from gma_lib.export.trace import export_whole
 from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import load_checkpoint, load_model
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import track
@@ -102,7 +103,7 @@ def measure(
     families = validation_families(config, PairSource(config), SCENES)
     exact = {
         family: [
-            reference_flow(model, *_frames(pair))
+            compute_reference(model, *_frames(pair))
             for pair in track(pairs, label=f"float32 on {family}", unit="pair")
         ]
         for family, pairs in families.items()
@@ -112,7 +113,7 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             size = {"height": SCENES.height, "width": SCENES.width, "batch_size": 1}
-            export_whole(lean(model), place / "gma.onnx", **size, checkpoint=checkpoint)
+            export_whole(to_deploy_form(model), place / "gma.onnx", **size, checkpoint=checkpoint)
             about = {
                 "num_updates": num_updates,
                 "attention": model.config.attention,

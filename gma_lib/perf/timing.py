@@ -19,22 +19,11 @@ import numpy as np
 
 from gma_lib.backends import backend_kind
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
+from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import display_path
-from gma_lib.runs.machine import available_cores, available_memory, exclusive_machine
+from gma_lib.runs.machine import available_cores, exclusive_machine
 from gma_lib.runs.run import DoesNotFit
 
-# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
-# pair: the peaks measured by 06_perf at batch sizes 1 and 4 and 440x1024, and a tenth more. They
-# decide only what is not started.
-MEMORY = {
-    ("openvino", "float32"): (1.2, 0.25e9),
-    ("openvino", "bfloat16"): (0.65, 0.25e9),
-    ("openvino", "int8"): (0.65, 0.25e9),
-    ("onnxruntime", "float32"): (3.6, 0.25e9),
-    ("torch", "float32"): (1.5, 0.5e9),
-    ("torch", "bfloat16"): (1.5, 0.5e9),
-}
-SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
 FEWEST_ROUNDS = 3
 ROUNDS_THAT_MEAN_SOMETHING = 10
 UNSTABLE_SPREAD = 0.05
@@ -70,53 +59,8 @@ class Task:
     gmac_per_pair: float
 
 
-def needed_bytes(
-    backend: str,
-    precision: str,
-    batch_size: int,
-    height: int,
-    width: int,
-    at_once: int | None = None,
-) -> int | None:
-    """Predicted peak memory; None for a backend that was never measured.
-
-    For each pair that is computed together with others (``at_once``; None: all of the batch) the
-    correlation pyramid and the attention matrix, which grow with the square of the area, and the
-    encoders' widest layers; for each pair of the batch its frames and its flow.
-    """
-    if (backend, precision) not in MEMORY:
-        return None
-    factor, base = MEMORY[backend, precision]
-    cells = (height // 8) * (width // 8)
-    pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
-    widest_layers = 3 * 64 * (height // 2) * (width // 2)
-    frames_and_flow = (2 * 3 + 2 * 2) * height * width  # the flow twice, while its parts are joined
-    return int(
-        base
-        + factor * (at_once or batch_size) * 4 * (pyramid + cells**2 + widest_layers)
-        + batch_size * 4 * frames_and_flow
-    )
 
 
-def require_memory(
-    backend: str,
-    precision: str,
-    batch_size: int,
-    height: int,
-    width: int,
-    at_once: int | None = None,
-    *,
-    available_bytes: int | None = None,
-) -> int | None:
-    """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
-    predicted = needed_bytes(backend, precision, batch_size, height, width, at_once)
-    available = available_bytes or available_memory()
-    if predicted is not None and predicted > SHARE_OF_MEMORY * available:
-        raise DoesNotFit(
-            f"batch size {batch_size} on {backend} in {precision} needs about {predicted / 1e9:.1f} GB of memory; "
-            f"this machine has {available / 1e9:.1f} GB"
-        )
-    return predicted
 
 
 def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) -> dict[str, Any]:
@@ -146,7 +90,7 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         "model_folder": display_path(Path(task.model_folder)),
         "simulated": False,
     }
-    result["predicted_bytes"] = needed_bytes(*shape)
+    result["predicted_bytes"] = predict_memory(*shape)
     try:
         require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
@@ -337,9 +281,9 @@ def _time_by_part(
     """
     if not hasattr(backend, "profile"):
         return None
-    from gma_lib.export.trace import REST, parts_of_nodes
+    from gma_lib.export.operators import REST, map_nodes_to_parts
 
-    parts = parts_of_nodes(Path(task.model_folder) / "gma.onnx")
+    parts = map_nodes_to_parts(Path(task.model_folder) / "gma.onnx")
     at_once = backend.at_once or task.batch_size
     times: Counter[str] = Counter()
     for name, seconds in backend.profile(image1[:at_once], image2[:at_once]).items():

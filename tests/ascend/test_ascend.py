@@ -366,7 +366,7 @@ def test_a_loop_within_a_body_is_found(tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The network in each of its forms, one update."""
-    from gma_lib.export import trace as export
+    from gma_lib import export
     from gma_lib.network.checkpoints import load_model
     from gma_lib.network.model import GMAConfig
 

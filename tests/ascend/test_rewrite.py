@@ -375,7 +375,7 @@ def test_inputs_without_a_shape_ask_for_feeds():
 
 @pytest.fixture(scope="module")
 def guide_style(tmp_path_factory):
-    from gma_lib.export import trace as export
+    from gma_lib import export
     from gma_lib.network.checkpoints import load_model
     from gma_lib.network.model import GMAConfig
 
@@ -403,7 +403,7 @@ def test_the_guide_s_graph(guide_style, tmp_path):
 
 
 def test_the_default_graph_needs_none(tmp_path, seeded):
-    from gma_lib.export import trace as export
+    from gma_lib import export
 
     model, checkpoint = seeded
     path = export.export_whole(

@@ -7,16 +7,16 @@ import sys
 import numpy as np
 import pytest
 
+from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, load_backend
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.convert.conversion import convert
 from gma_lib.data.padding import Padding
 from gma_lib.doctor import has_bf16
-from gma_lib.export import trace as export
 from gma_lib.flow.files import read_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
 RUNTIMES = tuple(
@@ -28,8 +28,8 @@ SMALL = {"height": 128, "width": 160}
 def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RUNTIMES):
     model, checkpoint = seeded
     size = {"height": height, "width": width, "batch_size": batch_size}
-    export.export_whole(lean(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
-    export.export_split(lean(model), folder, **size, checkpoint=checkpoint)
+    export.export_whole(to_deploy_form(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
+    export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
     for name in backends:
         convert(
             name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once
@@ -45,7 +45,7 @@ def models(tmp_path_factory, seeded):
 
 @pytest.fixture(scope="module")
 def reference(seeded, small_frames):
-    return export.reference_flow(seeded[0], *small_frames)
+    return export.compute_reference(seeded[0], *small_frames)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -131,7 +131,7 @@ def test_coordinates_stay_in_float32(tmp_path):
         rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
     )
     image2 = np.roll(image1, (2, 5), axis=(2, 3))
-    reference = export.reference_flow(trained[0], image1, image2)
+    reference = export.compute_reference(trained[0], image1, image2)
     deviations = []
     for file in ("gma.xml", "gma.onnx"):  # converted, with its coordinates marked, and as exported
         with OpenVinoBackend(folder / file, OpenVinoOptions(precision="bfloat16")) as backend:
@@ -164,7 +164,7 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
     with load_backend(name, folder, precision="float32") as backend:
         assert (
             Deviation.between(
-                backend.predict(image1, image2), export.reference_flow(other, image1, image2)
+                backend.predict(image1, image2), export.compute_reference(other, image1, image2)
             ).max
             < 1e-3
         )
@@ -260,4 +260,4 @@ def test_a_real_pair(name, tmp_path, seeded, sintel_sample):
     image1, image2 = (Padding.for_size(436, 1024).pad(read_frame(path))[None] for path in paths)
     with load_backend(name, folder, precision="float32") as backend:
         found = backend.predict(image1, image2)
-    assert Deviation.between(found, export.reference_flow(seeded[0], image1, image2)).max < 1e-3
+    assert Deviation.between(found, export.compute_reference(seeded[0], image1, image2)).max < 1e-3

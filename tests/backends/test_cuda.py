@@ -12,14 +12,14 @@ from standins import cuda as standin
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gma_lib import export
 from gma_lib.backends import gpu, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.convert.conversion import convert
-from gma_lib.export import trace as export
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import model
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.perf.comparison import demo_frames
 from gma_lib.runs.run import DoesNotFit
@@ -31,7 +31,7 @@ def models(tmp_path_factory, seeded):
     folder = tmp_path_factory.mktemp("gpu")
     network, checkpoint = seeded
     export.export_whole(
-        lean(network),
+        to_deploy_form(network),
         folder / "gma.onnx",
         height=128,
         width=160,
@@ -44,7 +44,7 @@ def models(tmp_path_factory, seeded):
 
 @pytest.fixture(scope="module")
 def reference(seeded, small_frames):
-    return export.reference_flow(seeded[0], *small_frames)
+    return export.compute_reference(seeded[0], *small_frames)
 
 
 def on_the_cpu(network, frames, precision):
@@ -117,7 +117,7 @@ def test_half_precision_is_near_and_is_not_float32(precision, seeded, small_fram
 def test_half_precision_costs_weights_that_see_next_to_nothing():
     trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample"))[0]
     frames = demo_frames(128, 160, count=2)
-    exact = export.reference_flow(trained, *frames)
+    exact = export.compute_reference(trained, *frames)
     off = {
         name: Deviation.between(on_the_cpu(gpu.for_gpu(trained, name), frames, name), exact).mean
         for name in ("bfloat16", "float16")
@@ -136,7 +136,7 @@ def test_attention_recomputed_or_stored(attention, small_frames):
         on_the_cpu(network, small_frames, "float32"),
         on_the_cpu(whole, small_frames, "float32"),
     )
-    rounded = on_the_cpu(lean(whole).to(torch.bfloat16).float(), small_frames, "float32")
+    rounded = on_the_cpu(to_deploy_form(whole).to(torch.bfloat16).float(), small_frames, "float32")
     assert Deviation.between(found, expected).mean < 2 * Deviation.between(rounded, expected).mean
     with torch.no_grad():
         network.att.to_qk.weight *= 0

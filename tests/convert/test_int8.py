@@ -7,15 +7,15 @@ import openvino
 import pytest
 import torch
 
+from gma_lib import export
 from gma_lib.backends import load_backend
 from gma_lib.backends.openvino import is_quantized
 from gma_lib.convert import int8 as quantization
 from gma_lib.convert.conversion import convert
 from gma_lib.doctor import has_bf16
-from gma_lib.export import trace as export
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 from gma_lib.perf.comparison import demo_frames
 from gma_lib.runs import progress
@@ -41,8 +41,8 @@ def folder(tmp_path_factory, trained):
     place = tmp_path_factory.mktemp("int8")
     model, checkpoint = trained
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": checkpoint}
-    export.export_whole(lean(model), place / "gma.onnx", **size)
-    export.export_split(lean(model), place, **size)
+    export.export_whole(to_deploy_form(model), place / "gma.onnx", **size)
+    export.export_split(to_deploy_form(model), place, **size)
     conversion = convert(
         "openvino",
         place,
@@ -62,7 +62,7 @@ def test_the_feature_encoder_stays_as_it_is(folder):
 
 
 def test_int8_is_near_and_is_not_float32(folder, trained, frames):
-    reference = export.reference_flow(trained[0], *frames)
+    reference = export.compute_reference(trained[0], *frames)
     with load_backend("openvino", folder, precision="int8") as backend:
         assert backend.precision == "int8"
         whole = backend.predict(*frames)
@@ -178,7 +178,7 @@ def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
         load_backend("openvino", folder, precision="float32")
     model, checkpoint = trained
     export.export_whole(
-        lean(model),
+        to_deploy_form(model),
         tmp_path / "gma.onnx",
         height=128,
         width=160,

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
+from gma_lib import export
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
-from gma_lib.export import trace as export
+from gma_lib.export.trace import set_batch_size
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import lean
+from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 
 FORMS = {"matmul": 13, "rows": 13, "gather": 12, "grid_sample": 16}
@@ -36,7 +37,7 @@ def test_same_flow(exported, small_frames):
     _, path, model = exported
     with OnnxRuntimeBackend(path) as backend:
         found = backend.predict(*small_frames)
-    assert Deviation.between(found, export.reference_flow(model, *small_frames)).max < 1e-3
+    assert Deviation.between(found, export.compute_reference(model, *small_frames)).max < 1e-3
 
 
 def test_names_and_opset_of_the_guide(exported):
@@ -66,13 +67,13 @@ def test_operators(exported):
     found = export.count_operators(path)
     if lookup == "matmul":
         assert not UNWANTED & set(found)
-        assert export.wide_activations(path) == []
+        assert export.find_wide_values(path) == []
     else:  # the same look at the other forms finds what it should find
         assert UNWANTED & set(found)
     if lookup == "gather":
         # as in the guide's own graph: four corners, four levels, six updates
         assert found["GatherElements"] == 4 * 4 * 6
-        assert export.wide_activations(path)
+        assert export.find_wide_values(path)
 
 
 def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
@@ -110,10 +111,10 @@ def test_batch_size_changes_only_the_declared_shapes(tmp_path, seeded):
 
 def test_every_pair_of_a_batch_is_computed(seeded):
     model, checkpoint = seeded
-    assert export.deviation_of_batches(lean(model), model, 3, checkpoint).max < 1e-3
+    assert export.measure_deviation_in_batch(to_deploy_form(model), model, 3, checkpoint).max < 1e-3
     other, _ = load_model("gma-procedural")
     assert (
-        export.deviation_of_batches(other, model, 3, checkpoint).max > 1
+        export.measure_deviation_in_batch(other, model, 3, checkpoint).max > 1
     )  # another network is noticed
 
 
@@ -146,7 +147,7 @@ def test_a_batch_that_a_graph_cannot_take_is_noticed(seeded):
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
     with pytest.raises(onnx.shape_inference.InferenceError):
-        export.with_batch_size(model, 4)
+        set_batch_size(model, 4)
 
 
 @pytest.mark.parametrize(("lookup", "opset"), [("matmul", 12), ("grid_sample", 13), ("gather", 20)])

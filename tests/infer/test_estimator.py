@@ -15,8 +15,8 @@ from gma_lib.data.padding import Padding
 from gma_lib.flow.warm_start import carried_on
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
+from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
-from gma_lib.perf.timing import needed_bytes
 from gma_lib.runs.files import PROJECT
 
 
@@ -172,9 +172,9 @@ def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
     assert estimator.affordable_pixels("openvino", "float32") == 1280 * 720
     side = int(estimator.affordable_pixels("onnxruntime", "float32") ** 0.5)
     assert (
-        needed_bytes("onnxruntime", "float32", 1, side, side)
+        predict_memory("onnxruntime", "float32", 1, side, side)
         <= 4e9
-        < needed_bytes("onnxruntime", "float32", 1, side + 8, side + 8)
+        < predict_memory("onnxruntime", "float32", 1, side + 8, side + 8)
     )
     monkeypatch.setenv("GMA_MEMORY_BYTES", "100000000")
     frame = np.zeros((128, 160, 3), np.uint8)

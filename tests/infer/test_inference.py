@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
+from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
 from gma_lib.convert.conversion import convert
 from gma_lib.data import sintel
-from gma_lib.export import trace as export
 from gma_lib.flow.files import read_flow, read_frame, read_tensor, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference
@@ -188,7 +188,7 @@ SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from gma_lib.export import trace as export
+from gma_lib import export
 from gma_lib.infer import inference
 from gma_lib.data import sintel
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend

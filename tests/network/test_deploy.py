@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from gma_lib.export import trace as export
+from gma_lib import export
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import STEPS, lean
+from gma_lib.network.deploy import DEPLOY_STEPS, to_deploy_form
 from gma_lib.network.model import GMAConfig
 
 SMALL = {"height": 128, "width": 160}
 
 
-@pytest.mark.parametrize("steps", [*((name,) for name in STEPS), tuple(STEPS)])
+@pytest.mark.parametrize("steps", [*((name,) for name in DEPLOY_STEPS), tuple(DEPLOY_STEPS)])
 @pytest.mark.parametrize("weights", ["seeded", "gma-procedural"])
 def test_same_flow(weights, steps, small_frames):
     model, _ = load_model(weights)
-    reference = export.reference_flow(model, *small_frames)
-    found = export.reference_flow(lean(model, steps), *small_frames)
+    reference = export.compute_reference(model, *small_frames)
+    found = export.compute_reference(to_deploy_form(model, steps), *small_frames)
     assert Deviation.between(found, reference).max < 1e-3
     assert np.abs(reference).max() > 0.5  # or nothing could differ
 
@@ -28,8 +28,8 @@ def test_same_flow_of_the_other_attentions(attention, small_frames):
     model, _ = load_model("seeded", GMAConfig(attention=attention))
     assert (
         Deviation.between(
-            export.reference_flow(lean(model), *small_frames),
-            export.reference_flow(model, *small_frames),
+            export.compute_reference(to_deploy_form(model), *small_frames),
+            export.compute_reference(model, *small_frames),
         ).max
         < 1e-3
     )
@@ -37,13 +37,13 @@ def test_same_flow_of_the_other_attentions(attention, small_frames):
 
 def test_a_weight_in_the_wrong_place_is_noticed(seeded, small_frames):
     model, _ = seeded
-    spoiled = lean(model)
+    spoiled = to_deploy_form(model)
     with torch.no_grad():
         spoiled.update_block.gru.gates1.weight[:, 0] = 0  # one hidden channel of 128
     assert (
         Deviation.between(
-            export.reference_flow(spoiled, *small_frames),
-            export.reference_flow(model, *small_frames),
+            export.compute_reference(spoiled, *small_frames),
+            export.compute_reference(model, *small_frames),
         ).max
         > 1e-3
     )
@@ -52,7 +52,7 @@ def test_a_weight_in_the_wrong_place_is_noticed(seeded, small_frames):
 def test_the_network_itself_is_left_alone(seeded):
     model, _ = seeded
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    lean(model)
+    to_deploy_form(model)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -64,7 +64,9 @@ def test_work_saved_is_what_the_arithmetic_says(tmp_path, seeded):
     model, checkpoint = seeded
     size = {"height": 440, "width": 1024, "batch_size": 1, "checkpoint": checkpoint}
     plain = export.count_work(export.export_whole(model, tmp_path / "plain.onnx", **size))
-    saving = export.count_work(export.export_whole(lean(model), tmp_path / "lean.onnx", **size))
+    saving = export.count_work(
+        export.export_whole(to_deploy_form(model), tmp_path / "deploy.onnx", **size)
+    )
     assert saving["GRU"] == pytest.approx(plain["GRU"] * 0.75, rel=1e-6)
     assert saving["GRU's context"] == pytest.approx(plain["GRU"] * 0.25 / 6, rel=1e-6)
     assert plain["aggregation"] - saving["aggregation"] == pytest.approx(
@@ -77,4 +79,4 @@ def test_unknown_steps_are_refused(seeded):
     with pytest.raises(
         ValueError, match=r"no step 'context'; there are: aggregator folded, context hoisted"
     ):
-        lean(seeded[0], ("context",))
+        to_deploy_form(seeded[0], ("context",))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gma_lib import export
 from gma_lib.convert.conversion import convert
-from gma_lib.export import trace as export
 from gma_lib.perf import timing as benchmark
 from gma_lib.perf.timing import Task
 from gma_lib.runs.machine import exclusive_machine, shared_machine
@@ -76,22 +76,6 @@ def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
     assert "not started" in found["reason"]
     assert "median_s" not in found
     assert benchmark.summary_table(found)[0][1] == "out_of_memory"
-    with pytest.raises(
-        benchmark.DoesNotFit, match=r"batch size 2 on onnxruntime in float32 needs about .* GB"
-    ):
-        benchmark.require_memory("onnxruntime", "float32", 2, 128, 160, available_bytes=10**8)
-
-
-def test_prediction_grows_with_batch_and_frame():
-    one = benchmark.needed_bytes("openvino", "float32", 1, 440, 1024)
-    assert 0.6e9 < one < 1.5e9
-    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024) > 8 * one
-    assert benchmark.needed_bytes("openvino", "float32", 1, 880, 2048) > 8 * one
-    # pair by pair, only frames and flow come on top: 18 MB a pair
-    assert benchmark.needed_bytes("openvino", "float32", 16, 440, 1024, at_once=1) == pytest.approx(
-        one + 15 * 18.02e6, rel=1e-3
-    )
-    assert benchmark.needed_bytes("something", "float32", 1, 440, 1024) is None
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path):

@@ -1,0 +1,11 @@
+from .deviation import compute_reference as compute_reference
+from .deviation import measure_deviation as measure_deviation
+from .deviation import measure_deviation_in_batch as measure_deviation_in_batch
+from .operators import REST as REST
+from .operators import count_operators as count_operators
+from .operators import count_work as count_work
+from .operators import find_wide_values as find_wide_values
+from .operators import map_nodes_to_parts as map_nodes_to_parts
+from .trace import export_split as export_split
+from .trace import export_whole as export_whole
+from .trace import read_description as read_description

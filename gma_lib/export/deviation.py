@@ -1,0 +1,61 @@
+"""How far an exported graph's flow is from PyTorch's."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
+from gma_lib.export.trace import DEFAULT_OPSET, export_whole
+from gma_lib.flow.metrics import Deviation
+from gma_lib.network.checkpoints import Checkpoint
+from gma_lib.network.model import GMA
+
+
+def compute_reference(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+    """Compute the flow that everything is compared with: PyTorch's, in float32."""
+    with torch.inference_mode():
+        flow: np.ndarray = model(torch.from_numpy(image1), torch.from_numpy(image2)).numpy()
+    return flow
+
+
+def measure_deviation(
+    exported: GMA,
+    reference: np.ndarray,
+    image1: np.ndarray,
+    image2: np.ndarray,
+    checkpoint: Checkpoint,
+    *,
+    opset: int = DEFAULT_OPSET,
+) -> Deviation:
+    """Export a network for frames (N, 3, H, W), run the graph with ONNX Runtime, and compare its
+    flow with ``reference``, from ``compute_reference``.
+    """
+    batch_size, _, height, width = image1.shape
+    size = {"height": height, "width": width, "batch_size": batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "compared.onnx"
+        export_whole(exported, file, **size, checkpoint=checkpoint, opset=opset)
+        with OnnxRuntimeBackend(file) as backend:
+            return Deviation.between(backend.predict(image1, image2), reference)
+
+
+def measure_deviation_in_batch(
+    exported: GMA,
+    model: GMA,
+    batch_size: int,
+    checkpoint: Checkpoint,
+    *,
+    opset: int = DEFAULT_OPSET,
+) -> Deviation:
+    """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small
+    random frames, each pair of the batch a different one.
+
+    At full size only the graph of one pair is compared. The others differ in nothing but the batch;
+    comparing that here is cheap even for sixteen pairs.
+    """
+    rng = np.random.default_rng(0)
+    image1, image2 = rng.integers(0, 256, (2, batch_size, 3, 128, 160)).astype(np.float32)
+    reference = compute_reference(model, image1, image2)
+    return measure_deviation(exported, reference, image1, image2, checkpoint, opset=opset)

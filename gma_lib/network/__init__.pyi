@@ -1,0 +1,14 @@
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import load_checkpoint as load_checkpoint
+from .checkpoints import load_model as load_model
+from .checkpoints import save_checkpoint as save_checkpoint
+from .deploy import DEPLOY_STEPS as DEPLOY_STEPS
+from .deploy import to_deploy_form as to_deploy_form
+from .memory import predict_memory as predict_memory
+from .memory import require_memory as require_memory
+from .model import CONTEXT as CONTEXT
+from .model import GMA as GMA
+from .model import STRIDE as STRIDE
+from .model import GMAConfig as GMAConfig
+from .model import check_sides as check_sides
+from .model import upsample_flow as upsample_flow

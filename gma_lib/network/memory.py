@@ -1,0 +1,66 @@
+"""The memory that a batch needs, predicted before anything is loaded."""
+
+from gma_lib.runs.machine import available_memory
+from gma_lib.runs.run import DoesNotFit
+
+# Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
+# pair: the peaks measured by 06_perf at batch sizes 1 and 4 and 440x1024, and a tenth more. They
+# decide only what is not started.
+MEMORY = {
+    ("openvino", "float32"): (1.2, 0.25e9),
+    ("openvino", "bfloat16"): (0.65, 0.25e9),
+    ("openvino", "int8"): (0.65, 0.25e9),
+    ("onnxruntime", "float32"): (3.6, 0.25e9),
+    ("torch", "float32"): (1.5, 0.5e9),
+    ("torch", "bfloat16"): (1.5, 0.5e9),
+}
+SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
+
+
+def predict_memory(
+    backend: str,
+    precision: str,
+    batch_size: int,
+    height: int,
+    width: int,
+    at_once: int | None = None,
+) -> int | None:
+    """Predict the peak memory in bytes; None for a backend that was never measured.
+
+    Counts, for each pair that is computed together with others (``at_once``; None: the whole
+    batch), the correlation pyramid and the attention matrix, which grow with the square of the
+    area, and the encoders' widest layers; for each pair of the batch, its frames and its flow.
+    """
+    if (backend, precision) not in MEMORY:
+        return None
+    factor, base = MEMORY[backend, precision]
+    cells = (height // 8) * (width // 8)
+    pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
+    widest_layers = 3 * 64 * (height // 2) * (width // 2)
+    frames_and_flow = (2 * 3 + 2 * 2) * height * width  # the flow twice, while its parts are joined
+    return int(
+        base
+        + factor * (at_once or batch_size) * 4 * (pyramid + cells**2 + widest_layers)
+        + batch_size * 4 * frames_and_flow
+    )
+
+
+def require_memory(
+    backend: str,
+    precision: str,
+    batch_size: int,
+    height: int,
+    width: int,
+    at_once: int | None = None,
+    *,
+    available_bytes: int | None = None,
+) -> int | None:
+    """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
+    predicted = predict_memory(backend, precision, batch_size, height, width, at_once)
+    available = available_bytes or available_memory()
+    if predicted is not None and predicted > SHARE_OF_MEMORY * available:
+        raise DoesNotFit(
+            f"batch size {batch_size} on {backend} in {precision} needs about "
+            f"{predicted / 1e9:.1f} GB of memory; this machine has {available / 1e9:.1f} GB"
+        )
+    return predicted
