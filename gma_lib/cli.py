@@ -161,9 +161,9 @@ def flow(
         f"{output}: {computed.shape[2]}x{computed.shape[1]} px, mean speed {speed.mean():.2f} px, fastest {speed.max():.2f} px"
     )
     if figure is not None:
-        from gma_lib.report.figures import flow_figure, save
+        from gma_lib.report.figures import draw_flow, save_figure
 
-        save(flow_figure(image1, computed, title=f"{frame1.name} to {frame2.name}"), figure)
+        save_figure(draw_flow(image1, computed, title=f"{frame1.name} to {frame2.name}"), figure)
         click.echo(f"{figure}: the figure")
 
 

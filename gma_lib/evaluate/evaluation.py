@@ -274,6 +274,14 @@ def scene_table(metrics: dict[str, dict]) -> pd.DataFrame:
     return _frame(rows, ["pass", "scene"])
 
 
+def collect_scene_errors(metrics: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """Return pass -> scene -> EPE over all pixels."""
+    return {
+        pass_name: {scene: groups["all"]["epe"] for scene, groups in scores["scenes"].items()}
+        for pass_name, scores in metrics.items()
+    }
+
+
 def _frame(rows: dict[tuple, dict], names: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(
         rows, orient="index", columns=list(_row(ErrorSums().described()))

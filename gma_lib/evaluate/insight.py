@@ -5,7 +5,7 @@ Asked of the PyTorch model, whatever backend computed the flow; without PyTorch 
 nothing to ask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import read_frame, read_mask
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 
 if TYPE_CHECKING:
@@ -119,9 +118,9 @@ def _attention(model: "GMA", context) -> np.ndarray:
 # --- what it means --------------------------------------------------------------------------------
 
 
-def hidden_point(truth: np.ndarray, occluded: np.ndarray | None) -> tuple[int, int]:
-    """The pixel (x, y) deepest inside an occluded area that stays in the frame; the frame's middle
-    where nothing is occluded.
+def find_hidden_point(truth: np.ndarray, occluded: np.ndarray | None) -> tuple[int, int]:
+    """Return the pixel (x, y) deepest inside an occluded area that stays in the frame; the frame's
+    middle where nothing is occluded.
 
     Chosen by this rule and not by hand: no window around the point can match it.
     """
@@ -156,10 +155,10 @@ class Looking:
     hidden_chance: float | None
 
 
-def attention_on_like_motion(
+def measure_attention(
     inside: Inside, truth: np.ndarray, occluded: np.ndarray | None, point: tuple[int, int]
 ) -> Looking:
-    """Measure GMA's idea, that a hidden point looks at what moves like it, against the true motion."""
+    """Measure GMA's idea, that a hidden point looks at what moves like it, on the true motion."""
     inside_frame = _cells(np.ones(truth.shape[1:], np.float32), inside, mode="constant")
     weights, chances = [], []
     motion = np.stack([_cells(component, inside) for component in truth])
@@ -191,55 +190,61 @@ def _cells(
     return padded[MULTIPLE // 2 :: MULTIPLE, MULTIPLE // 2 :: MULTIPLE].ravel()
 
 
-def errors_by_update(
-    flows: list[np.ndarray], truth: np.ndarray, mask: np.ndarray | None = None
-) -> list[float]:
-    """Mean endpoint error after each update, in pixels, over the mask's pixels or all."""
-    chosen = np.ones(truth.shape[1:], bool) if mask is None else mask
-    return [float(endpoint_error(flow, truth)[chosen].mean()) for flow in flows]
-
-
 # --- for the notebooks ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A pair with ground truth and what happened inside the network for it."""
+    """A pair with ground truth and what happened inside the network for it.
+
+    Attributes
+    ----------
+    frame1
+        The first frame, float32 (3, H, W).
+    truth
+        The true flow, float32 (2, H, W), in pixels.
+    occluded
+        bool (H, W), None where the pair has no mask.
+    """
 
     pair: FramePair
     frame1: np.ndarray
-    frame2: np.ndarray
     truth: np.ndarray
     occluded: np.ndarray | None
     inside: Inside
 
+    def measure_curves(self) -> dict[str, list[float]]:
+        """EPE in pixels after each update, over all, occluded and not occluded pixels."""
+        masks = {"all pixels": np.ones(self.truth.shape[1:], bool)}
+        if self.occluded is not None and self.occluded.any() and not self.occluded.all():
+            masks |= {"occluded": self.occluded, "not occluded": ~self.occluded}
+        errors = [endpoint_error(flow, self.truth) for flow in self.inside.flows]
+        return {
+            label: [float(error[mask].mean()) for error in errors] for label, mask in masks.items()
+        }
 
-def most_hidden(pairs: list[FramePair]) -> FramePair | None:
-    """The scored pair with the largest share of occluded pixels (the first of equals); without
-    masks the first scored pair.
+
+def find_most_hidden(pairs: list[FramePair]) -> FramePair | None:
+    """Return the scored pair with the largest share of occluded pixels (the first of equals);
+    without masks the first scored pair.
     """
     scored = [pair for pair in pairs if pair.flow is not None]
-    hidden = [
-        -1.0 if pair.occlusion is None else float(read_mask(pair.occlusion).mean())
-        for pair in scored
-    ]
+    masks = (pair.load_occluded() for pair in scored)
+    hidden = [-1.0 if mask is None else float(mask.mean()) for mask in masks]
     return scored[int(np.argmax(hidden))] if scored else None
 
 
 def examine_most_hidden(
     pairs: list[FramePair], examine: Callable[[FramePair], Examined]
 ) -> tuple[Examined | None, str]:
-    """Look inside for the pair with the most occlusion; where that cannot be done, None and the
-    reason.
+    """Look inside for the pair with the most occlusion; where that cannot be done, return None and
+    the reason.
     """
-    pair = most_hidden(pairs)
+    pair = find_most_hidden(pairs)
     if pair is None:
-        return (
-            None,
-            "No pair has ground truth, so there is nothing to compare the network's inside with.",
-        )
+        return None, "No pair has ground truth to compare the network's inside with."
     if find_spec("torch") is None:
-        return None, "PyTorch, which has to be asked, is not installed here."
+        return None, "Looking inside the network needs PyTorch, which is not installed."
     return examine(pair), ""
 
 
@@ -251,8 +256,82 @@ def examine(
     from gma_lib.network.model import GMAConfig
 
     model, _ = load_model(checkpoint, GMAConfig(num_updates=num_updates, attention=attention))
-    frame1, frame2 = read_frame(pair.image1), read_frame(pair.image2)
-    occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-    return Examined(
-        pair, frame1, frame2, pair.load_flow(), occluded, look_inside(model, frame1, frame2)
+    loaded, truth = pair.load(), pair.load_flow()
+    inside = look_inside(model, loaded.frame1, loaded.frame2)
+    return Examined(pair, loaded.frame1, truth, loaded.occluded, inside)
+
+
+def describe_attention(examined: Examined, point: tuple[int, int]) -> str:
+    """Describe in numbers what the attention map shows, whether or not the paper hopes for it."""
+    found = measure_attention(examined.inside, examined.truth, examined.occluded, point)
+    hidden = examined.occluded is not None and examined.occluded[point[1], point[0]]
+    text = (
+        f"The {'occluded ' if hidden else ''}point puts {found.point:.1%} of its attention on "
+        f"cells whose true motion is within {LIKE:.0f} px of its own; "
+        f"they are {found.point_chance:.1%} of the frame."
+    )
+    weight, chance = found.point, found.point_chance
+    if found.hidden is not None and found.hidden_chance is not None:
+        weight, chance = found.hidden, found.hidden_chance
+        text += (
+            f" Over all occluded cells it is {weight:.1%}, "
+            f"where an even spread would give {chance:.1%}."
+        )
+    if weight > 1.2 * chance:
+        return f"{text} So hidden points do look at what moves like them, which is GMA's idea."
+    if weight > 0.8 * chance:
+        return (
+            f"{text} That is no more than an even spread: "
+            "with these weights the attention has not learnt to look at what moves alike."
+        )
+    return (
+        f"{text} That is less than an even spread: "
+        "with these weights the attention looks elsewhere."
+    )
+
+
+def describe_updates(curves: Mapping[str, Sequence[float]]) -> str:
+    """Describe in numbers what the updates do to the error.
+
+    Parameters
+    ----------
+    curves
+        Group of pixels -> EPE in pixels after each update.
+    """
+    parts = []
+    for label, errors in curves.items():
+        lowest, last = f"{min(errors):.2f}", f"{errors[-1]:.2f}"
+        course = (
+            f"{label}: {errors[0]:.2f} px after the first update, "
+            f"{last} px after update {len(errors)}"
+        )
+        if lowest != last:
+            course += f", lowest ({lowest} px) after update {int(np.argmin(errors)) + 1}"
+        parts.append(course)
+    return "; ".join(parts).capitalize() + "."
+
+
+def describe_aggregation(examined: Examined) -> str:
+    """Describe in numbers what the aggregation is worth for this pair, for or against it."""
+    inside, hidden = examined.inside, examined.occluded
+    with_it, without = (
+        endpoint_error(flows[-1], examined.truth) for flows in (inside.flows, inside.flows_without)
+    )
+    text = (
+        f"All pixels: EPE {with_it.mean():.2f} px with the aggregation, "
+        f"{without.mean():.2f} px without"
+    )
+    if hidden is None or not hidden.any():
+        return f"{text}. This pair has no occlusion mask to look closer."
+    epe, epe_without = float(with_it[hidden].mean()), float(without[hidden].mean())
+    gain = float(without[hidden].mean() - with_it[hidden].mean())
+    if abs(gain) < 0.01 * epe_without:
+        verdict = "with these weights it makes next to no difference there"
+    elif gain > 0:
+        verdict = "it helps there, as the paper says"
+    else:
+        verdict = "with these weights it does not help there"
+    return (
+        f"{text}. Occluded: {epe:.2f} px with, {epe_without:.2f} px without: {verdict} "
+        f"({gain:+.2f} px). The learned gamma is {inside.gamma:.3f}."
     )

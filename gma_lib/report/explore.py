@@ -2,15 +2,16 @@
 attention is shown.
 """
 
+import base64
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from matplotlib.figure import Figure
-
 from gma_lib.data.sintel import FramePair
-from gma_lib.evaluate.insight import Examined, hidden_point
-from gma_lib.report.figures import attention_figure, encoded, show, update_figure
+from gma_lib.evaluate.insight import Examined, find_hidden_point
+from gma_lib.report.figures import Picture, encode_figure
+from gma_lib.report.figures_inside import draw_update
+from gma_lib.report.notebook import draw_attention_from, show
 
 
 def explore(
@@ -32,7 +33,7 @@ def explore(
 
         display(panel(pairs, examine, first))
         return
-    show(update_figure(first, 1), photo=True)
+    show(_draw_update(first, 1), photo=True)
     print(
         "A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
     )
@@ -67,8 +68,8 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
 
     def draw(change=None) -> None:
         examined = known[menu.value]
-        pictures[0].value = _png(update_figure(examined, update.value)[0])
-        pictures[1].value = _png(attention_figure(examined, (x.value, y.value))[0])
+        pictures[0].value = _to_png(_draw_update(examined, update.value))
+        pictures[1].value = _to_png(draw_attention_from(examined, (x.value, y.value)))
 
     def choose(change=None) -> None:
         if menu.value not in known:
@@ -79,7 +80,7 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
         height, width = examined.truth.shape[1:]
         update.max, x.max, y.max = len(examined.inside.flows), width - 1, height - 1
         update.value = update.max
-        x.value, y.value = hidden_point(examined.truth, examined.occluded)
+        x.value, y.value = find_hidden_point(examined.truth, examined.occluded)
         draw()
 
     menu.observe(choose, names="value")
@@ -91,7 +92,9 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
     )
 
 
-def _png(figure: Figure) -> bytes:
-    import base64
+def _draw_update(examined: Examined, number: int) -> Picture:
+    return draw_update(examined.inside.flows, examined.truth, number, title=examined.pair.name)
 
-    return base64.b64decode(encoded(figure)[1])
+
+def _to_png(picture: Picture) -> bytes:
+    return base64.b64decode(encode_figure(picture[0])[1])

@@ -13,8 +13,11 @@ import jinja2
 import pandas as pd
 
 from gma_lib.evaluate import guide
+from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.perf.timing import peak_memory_bytes
 from gma_lib.pipeline import runner as pipeline
+from gma_lib.report.charts import plot_throughput
+from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, add_header_scopes
 from gma_lib.runs.files import PROJECT, display_path, write_atomically
 from gma_lib.runs.records import provenance_line
@@ -259,20 +262,25 @@ def _words_table(table: pd.DataFrame) -> str:
 
 
 def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
-    rows = {
-        name: {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))}
-        for name, group in runs.items()
-    }
-    rows = {
-        name + (" (SIMULATED)" if any(row["simulated"] for row in sizes.values()) else ""): sizes
-        for name, sizes in rows.items()
-    }
-    if not any(row["status"] == "ok" for sizes in rows.values() for row in sizes.values()):
+    rates: dict[str, dict[int, float | None]] = {}
+    memory_gb: dict[str, dict[int, float]] = {}
+    for name, group in runs.items():
+        sizes = {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))}
+        simulated = any(perf["simulated"] for perf in sizes.values())
+        label = name + (" (SIMULATED)" if simulated else "")
+        timed = {size: perf for size, perf in sizes.items() if perf["status"] == "ok"}
+        rates[label] = {
+            size: perf["pairs_per_second"] if size in timed else None
+            for size, perf in sizes.items()
+        }
+        memory_gb[label] = {
+            size: peak / 1e9 for size, perf in timed.items() if (peak := peak_memory_bytes(perf))
+        }
+    if not any(rate is not None for sizes in rates.values() for rate in sizes.values()):
         return None
-    from gma_lib.report.figures import encoded, throughput_figure
-
-    figure, alt = throughput_figure(rows)
-    media_type, data = encoded(figure)
+    published = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
+    figure, alt = plot_throughput(rates, memory_gb, published)
+    media_type, data = encode_figure(figure)
     return {"type": media_type, "data": data, "alt": alt}
 
 

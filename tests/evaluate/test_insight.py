@@ -13,7 +13,6 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate import insight
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.network.model import GMAConfig
-from gma_lib.report import explore, figures
 
 HEIGHT, WIDTH = 120, 150
 
@@ -82,8 +81,8 @@ def test_the_hidden_point_is_deepest_inside_and_stays_in_the_frame():
     occluded[40:61, 30:51] = True
     occluded[0:50, 60:100] = True  # larger, but it leaves the frame
     truth[1, 0:50, 60:100] = -200
-    assert insight.hidden_point(truth, occluded) == (40, 50)
-    assert insight.hidden_point(truth, None) == (50, 50)
+    assert insight.find_hidden_point(truth, occluded) == (40, 50)
+    assert insight.find_hidden_point(truth, None) == (50, 50)
 
 
 def examined(attention, *, better_without=False) -> Examined:
@@ -101,7 +100,7 @@ def examined(attention, *, better_without=False) -> Examined:
     inside = Inside(flows, without, attention, 0.3, Padding.for_size(128, 128))
     pair = FramePair("clean", "made", 1, "a", "b")
     frame = np.full((3, 128, 128), 100, np.float32)
-    return Examined(pair, frame, frame, truth, occluded, inside)
+    return Examined(pair, frame, truth, occluded, inside)
 
 
 def attention_to(columns: slice) -> np.ndarray:
@@ -121,12 +120,12 @@ def attention_to(columns: slice) -> np.ndarray:
 )
 def test_attention_is_measured_against_the_true_motion(columns, share, verdict):
     pair = examined(attention_to(columns))
-    point = insight.hidden_point(pair.truth, pair.occluded)
-    found = insight.attention_on_like_motion(pair.inside, pair.truth, pair.occluded, point)
+    point = insight.find_hidden_point(pair.truth, pair.occluded)
+    found = insight.measure_attention(pair.inside, pair.truth, pair.occluded, point)
     assert found.point == pytest.approx(share)
     assert found.hidden == pytest.approx(share)
     assert found.point_chance == found.hidden_chance == 0.5
-    assert verdict in figures.looking_sentence(pair, point)
+    assert verdict in insight.describe_attention(pair, point)
 
 
 def test_sentences_follow_the_numbers_both_ways():
@@ -135,89 +134,27 @@ def test_sentences_follow_the_numbers_both_ways():
         examined(attention_to(slice(0, 16)), better_without=True),
     )
     idle = replace(helps, inside=replace(helps.inside, flows_without=helps.inside.flows))
-    assert "0.50 px with, 4.00 px without: it helps there" in figures.aggregation_sentence(helps)
+    assert "0.50 px with, 4.00 px without: it helps there" in insight.describe_aggregation(helps)
     assert (
         "4.00 px with, 0.50 px without: with these weights it does not help"
-        in figures.aggregation_sentence(harms)
+        in insight.describe_aggregation(harms)
     )
-    assert "(-3.50 px)" in figures.aggregation_sentence(harms)
-    assert "next to no difference" in figures.aggregation_sentence(idle)
+    assert "(-3.50 px)" in insight.describe_aggregation(harms)
+    assert "next to no difference" in insight.describe_aggregation(idle)
     assert (
         "occluded: 4.00 px after the first update, 0.50 px after update 2"
-        in figures.updates_sentence(helps)
+        in insight.describe_updates(helps.measure_curves())
     )
     rising = replace(helps, inside=replace(helps.inside, flows=helps.inside.flows[::-1]))
-    assert "4.00 px after update 2, lowest (0.50 px) after update 1" in figures.updates_sentence(
-        rising
+    assert "4.00 px after update 2, lowest (0.50 px) after update 1" in insight.describe_updates(
+        rising.measure_curves()
     )
 
 
-@pytest.mark.parametrize("palette", figures.PALETTES)
-def test_figures_of_the_inside_are_drawn_and_described(palette):
-    pair = examined(attention_to(slice(0, 8)))
-    for figure, text in (
-        figures.attention_figure(pair, (10, 10)),
-        figures.updates_figure(pair, palette=palette),
-        figures.update_figure(pair, 1, palette=palette),
-        figures.aggregation_figure(pair, palette=palette),
-    ):
-        assert figures.encoded(figure)[0] == "image/png"
-        assert text.startswith("clean/made/frame_0001: ")
-
-
-def test_a_pair_without_masks_is_shown_too():
+def test_a_pair_without_masks_has_its_sentence_too():
     pair = replace(examined(attention_to(slice(0, 8))), occluded=None)
-    for figure, text in (
-        figures.attention_figure(pair, (64, 64)),
-        figures.updates_figure(pair),
-        figures.aggregation_figure(pair),
-    ):
-        figures.encoded(figure)
-        assert text
-    assert "no occlusion mask" in figures.aggregation_sentence(pair)
-
-
-# --- playing --------------------------------------------------------------------------------------
-
-
-def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, capsys):
-    shown = []
-    monkeypatch.setenv("GMA_HEADLESS", "1")
-    monkeypatch.setattr(explore, "show", lambda sheet, photo: shown.append(sheet[1]))
-    pair = examined(attention_to(slice(0, 8)))
-    explore.explore([pair.pair], None, pair)
-    assert len(shown) == 1
-    assert "make lab" in capsys.readouterr().out
-
-
-def test_sliders_move_the_pictures():
-    first = examined(attention_to(slice(0, 8)))
-    first = replace(first, pair=replace(first.pair, flow="a.flo"))
-    other = replace(
-        first,
-        pair=replace(first.pair, number=2),
-        inside=replace(first.inside, flows=first.inside.flows[:1]),
-    )
-    asked = []
-
-    def examine(pair):
-        asked.append((pair.name, status.value))
-        return other
-
-    panel = explore.panel([first.pair, other.pair], examine, first)
-    choice, update, places, flow_picture, attention_picture = panel.children
-    menu, status = choice.children
-    assert (update.value, update.max) == (2, 2)
-    seen = flow_picture.value
-    update.value = 1
-    assert flow_picture.value != seen
-    seen = attention_picture.value
-    places.children[0].value = 100
-    assert attention_picture.value != seen
-    menu.value = other.pair.name
-    assert asked == [(other.pair.name, "looking inside clean/made/frame_0002 ...")]
-    assert status.value == ""
-    assert update.max == 1
+    assert "no occlusion mask" in insight.describe_aggregation(pair)
+    assert list(pair.measure_curves()) == ["all pixels"]
 
 
 def test_without_truth_there_is_a_reason():

@@ -1,0 +1,205 @@
+"""Charts of numbers: scores, work, times and throughput, each with an alternative text."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from gma_lib.report.figures import DPI, WIDTH, Picture
+
+# Okabe and Ito's colours, told apart by colour-blind readers too
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+
+
+def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
+    """Plot the EPE of every scene, a bar per pass, the worst scene on top: pass -> scene -> EPE in
+    pixels.
+    """
+    scored = {name: scenes for name, scenes in epe.items() if scenes}
+    scenes = list(dict.fromkeys(scene for values in scored.values() for scene in values))
+    means = {
+        scene: np.nanmean([values.get(scene, np.nan) for values in scored.values()])
+        for scene in scenes
+    }
+    scenes.sort(key=means.__getitem__)
+    figure = Figure(figsize=(9, 1.5 + 0.42 * len(scenes)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    thickness = 0.8 / max(1, len(scored))
+    for number, ((name, values), colour, hatch) in enumerate(
+        zip(scored.items(), (BLUE, ORANGE), ("", "//"), strict=False)
+    ):
+        bars = axes.barh(
+            np.arange(len(scenes)) + (number - (len(scored) - 1) / 2) * thickness,
+            [values.get(scene, np.nan) for scene in scenes],
+            thickness,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=name,
+        )
+        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
+    axes.set_yticks(range(len(scenes)), scenes)
+    axes.set(xlabel="EPE over all pixels, px")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    if scored:
+        axes.legend(loc="lower right")
+    else:
+        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
+    worst = f"; largest in {scenes[-1]}" if scenes else ""
+    return figure, f"EPE by scene and pass, {len(scenes)} scenes{worst}."
+
+
+def plot_error_curves(
+    curves: Mapping[str, Sequence[float]], thresholds: Sequence[float]
+) -> Picture:
+    """Plot the share of pixels within an error: label -> shares at ``thresholds`` (pixels)."""
+    figure = Figure(figsize=(7, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for (label, shares), colour, style in zip(
+        curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=False
+    ):
+        axes.plot(thresholds, 100 * np.asarray(shares), style, color=colour, label=label)
+    axes.set(
+        xlabel="endpoint error, px",
+        ylabel="pixels within it, %",
+        ylim=(0, 101),
+        xlim=(0, max(thresholds)),
+    )
+    axes.grid(alpha=0.3)
+    if curves:
+        axes.legend()
+    else:
+        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
+    middle = int(np.argmin(np.abs(np.asarray(thresholds) - 1)))
+    within = ", ".join(f"{label} {100 * shares[middle]:.1f} %" for label, shares in curves.items())
+    text = f"Share of pixels by endpoint error; within {thresholds[middle]:.2f} px: {within}."
+    return figure, text
+
+
+def plot_work(work: Mapping[str, float]) -> Picture:
+    """Plot the multiply-accumulates of every part of the network, in units of 1e9."""
+    parts = sorted(work, key=work.__getitem__)
+    figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(parts, [work[part] for part in parts], color=BLUE)
+    total = sum(work.values())
+    labels = [f"{work[part]:.1f}  ({work[part] / total:.0%})" for part in parts]
+    axes.bar_label(bars, labels, padding=3, fontsize=9)
+    axes.set(xlabel="multiply-accumulates per pair, 1e9", xlim=(0, 1.2 * max(work.values())))
+    axes.spines[["top", "right"]].set_visible(False)
+    most = f"{parts[-1]} ({work[parts[-1]]:.0f} GMAC)"
+    return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {most}."
+
+
+def plot_parts(
+    measured_s: Mapping[str, float], work: Mapping[str, float], peak: float | None
+) -> Picture:
+    """Plot where the time goes, against what the arithmetic says it should take, if that is known.
+
+    Parameters
+    ----------
+    measured_s
+        Seconds per pair by part (``perf.json``, ``parts_s``).
+    work
+        Multiply-accumulates per pair, 1e9, by part.
+    peak
+        Operations a second of the machine's matrix product in this precision; None where no library
+        at hand has one (8-bit integers).
+    """
+    parts = sorted(measured_s, key=measured_s.__getitem__)
+    figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(parts))
+    measured = [1000 * measured_s[part] for part in parts]
+    bars = axes.barh(places + 0.2, measured, 0.4, color=BLUE, label="measured")
+    total, least = f"{1000 * sum(measured_s.values()):.0f} ms in all", ""
+    if peak:
+        expected = [2e9 * work.get(part, 0) / peak for part in parts]
+        axes.barh(
+            places - 0.2,
+            [1000 * seconds for seconds in expected],
+            0.4,
+            color=ORANGE,
+            label="at the matrix product's rate",
+        )
+        least = f" where the arithmetic alone takes {1000 * sum(expected):.0f} ms"
+    axes.bar_label(bars, [f"{value:.0f}" for value in measured], padding=3, fontsize=9)
+    axes.set(
+        xlabel="milliseconds per pair",
+        yticks=places,
+        yticklabels=parts,
+        xlim=(0, 1150 * max(measured_s.values())),
+    )
+    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    most = f"{parts[-1]} ({measured[-1]:.0f} ms)"
+    return figure, f"Time per pair by part, {total}{least}; most in {most}."
+
+
+def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
+    """Plot the time of every counted call, with the median: drift and outliers show."""
+    figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    median = float(np.median(samples_s))
+    axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call", zorder=3)
+    axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:.2f} s")
+    axes.set(
+        xlabel="round", ylabel=f"seconds per call of {batch_size}", ylim=(0, 1.25 * max(samples_s))
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    calls = f"{len(samples_s)} calls at batch size {batch_size}"
+    return figure, f"Time of {calls}: median {median:.2f} s."
+
+
+def plot_throughput(
+    rates: Mapping[str, Mapping[int, float | None]],
+    memory_gb: Mapping[str, Mapping[int, float]],
+    guide: Mapping[int, float],
+) -> Picture:
+    """Plot throughput and memory over batch size, a line per run, and the guide's points.
+
+    Parameters
+    ----------
+    rates
+        Run -> batch size -> pairs per second; None leaves a gap.
+    memory_gb
+        Run -> batch size -> peak memory, GB, where it is known.
+    guide
+        Batch size -> pairs per second on the guide's card.
+    """
+    figure = Figure(figsize=(WIDTH * 0.8, 3.6), dpi=DPI, layout="constrained")
+    speed, memory = figure.subplots(1, 2)
+    texts = []
+    for (run, rows), colour, marker in zip(
+        rates.items(), cycle((BLUE, ORANGE, GREEN, PURPLE)), cycle("osD^v"), strict=False
+    ):
+        timed = {size: rate for size, rate in sorted(rows.items()) if rate is not None}
+        if not timed:
+            continue
+        peaks = dict(sorted(memory_gb[run].items()))
+        speed.plot(list(timed), list(timed.values()), marker=marker, color=colour, label=run)
+        memory.plot(list(peaks), list(peaks.values()), marker=marker, color=colour, label=run)
+        texts.append(f"{run} " + ", ".join(f"bs{size}: {rate:.2f}" for size, rate in timed.items()))
+    card = "guide, Ascend 310P3 float16"
+    speed.plot(list(guide), list(guide.values()), "x:", color="black", label=card)
+    speed.set(xlabel="batch size", ylabel="pairs per second")
+    memory.set(xlabel="batch size", ylabel="peak memory, GB")
+    sizes = sorted({*guide, *(size for rows in rates.values() for size in rows)})
+    for axes in (speed, memory):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+        axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+        axes.grid(alpha=0.3)
+        if not np.isfinite(axes.dataLim.y1):
+            axes.set(yticks=[], title="not measured")
+            continue
+        legend = axes.legend(fontsize=8, loc="upper left")
+        room = max(0.3, 0.94 - 0.062 * len(legend.get_texts()))  # below the legend
+        axes.set_ylim(0, axes.dataLim.y1 / room)
+    text = f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {dict(guide)}."
+    return figure, text

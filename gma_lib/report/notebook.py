@@ -1,0 +1,114 @@
+"""What a notebook shows: sentences as prose, and figures of pairs and of the network's inside."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gma_lib.data.sintel import FramePair
+from gma_lib.evaluate.insight import (
+    Examined,
+    describe_aggregation,
+    describe_attention,
+    describe_updates,
+    find_hidden_point,
+)
+from gma_lib.flow.files import read_flow, read_frame
+from gma_lib.infer.inference import flow_path
+from gma_lib.report.figures import Picture, draw_errors, draw_flow, draw_pair, encode_figure
+from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw_updates
+
+
+def show(picture: Picture, *, photo: bool = False) -> None:
+    """Show a figure with its alternative text where screen readers and HTML pages look for it."""
+    from IPython.display import display
+
+    figure, text = picture
+    media_type, data = encode_figure(figure, photo=photo)
+    display({media_type: data, "text/plain": text}, metadata={media_type: {"alt": text}}, raw=True)
+
+
+def say(sentence: str) -> None:
+    """Show a sentence as prose, not as a program's output."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(sentence))
+
+
+def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "middlebury") -> None:
+    """Show frames and ground truth of one pair of every scene, at most ``most`` of them."""
+    for pair in choose_from_scenes(pairs)[:most]:
+        loaded = pair.load()
+        frames = loaded.frame1, loaded.frame2
+        picture = draw_pair(*frames, loaded.flow, loaded.occluded, title=pair.name, palette=palette)
+        show(picture, photo=True)
+
+
+def show_flows(
+    pairs: Sequence[FramePair], folder: Path, *, most: int = 4, palette: str = "middlebury"
+) -> None:
+    """Show the computed flow of one pair of every scene, at most ``most`` of them."""
+    for pair in choose_from_scenes(pairs)[:most]:
+        frame, flow = read_frame(pair.image1), read_flow(flow_path(folder, pair))
+        show(draw_flow(frame, flow, title=pair.name, palette=palette), photo=True)
+
+
+def show_errors(
+    roles: Mapping[str, FramePair], folder: Path, *, palette: str = "middlebury"
+) -> None:
+    """Show the errors of pairs with a role each (best, median, worst)."""
+    for role, pair in roles.items():
+        loaded = pair.load()
+        picture = draw_errors(
+            loaded.frame1,
+            loaded.frame2,
+            read_flow(flow_path(folder, pair)),
+            pair.load_flow(),
+            occluded=loaded.occluded,
+            invalid=loaded.invalid,
+            title=f"{role}: {pair.name}",
+            palette=palette,
+        )
+        show(picture, photo=True)
+
+
+def choose_from_scenes(pairs: Sequence[FramePair]) -> list[FramePair]:
+    """Return one pair of every scene, of the first pass that has the scene: the first with ground
+    truth, else the first.
+    """
+    chosen: dict[str, FramePair] = {}
+    for pair in pairs:
+        known = chosen.setdefault(pair.scene, pair)
+        if known.flow is None and pair.flow is not None and pair.pass_name == known.pass_name:
+            chosen[pair.scene] = pair
+    return list(chosen.values())
+
+
+def show_inside(examined: Examined, *, palette: str = "middlebury") -> None:
+    """Show where the deepest hidden point looks, the flow update by update, and what the
+    aggregation adds, each with its numbers.
+    """
+    name, truth, occluded = examined.pair.name, examined.truth, examined.occluded
+    point = find_hidden_point(truth, occluded)
+    show(draw_attention_from(examined, point), photo=True)
+    say(describe_attention(examined, point))
+    flows, without = examined.inside.flows, examined.inside.flows_without
+    curves = examined.measure_curves()
+    show(draw_updates(flows, truth, curves, title=name, palette=palette), photo=True)
+    say(describe_updates(curves))
+    figure, text = draw_aggregation(
+        flows[-1], without[-1], truth, occluded, title=name, palette=palette
+    )
+    sentence = describe_aggregation(examined)
+    show((figure, f"{text} {sentence}"), photo=True)
+    say(sentence)
+
+
+def draw_attention_from(examined: Examined, point: tuple[int, int]) -> Picture:
+    """Draw where a pixel (x, y) of an examined pair looks."""
+    return draw_attention(
+        examined.frame1,
+        examined.occluded,
+        examined.inside.attention_from(point),
+        point,
+        even=1 / examined.inside.attention.shape[1],
+        title=examined.pair.name,
+    )

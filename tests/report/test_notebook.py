@@ -1,0 +1,77 @@
+"""What a notebook shows: pictures with their texts, one pair of every scene."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gma_lib.data import sintel
+from gma_lib.data.padding import Padding
+from gma_lib.evaluate.insight import Examined, Inside
+from gma_lib.flow.files import write_flow
+from gma_lib.infer.inference import flow_path
+from gma_lib.report import notebook
+
+
+@pytest.fixture
+def pairs(tiny_sintel):
+    return sintel.find_pairs(tiny_sintel, pass_name="clean")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Alternative texts and sentences, in the order they are shown in."""
+    texts = []
+    monkeypatch.setattr(notebook, "show", lambda picture, photo=False: texts.append(picture[1]))
+    monkeypatch.setattr(notebook, "say", texts.append)
+    return texts
+
+
+def test_one_pair_of_every_scene_with_truth_if_there_is_any(pairs):
+    without = replace(pairs[0], flow=None)
+    chosen = notebook.choose_from_scenes(
+        [without, *pairs[1:], replace(pairs[1], pass_name="final")]
+    )
+    assert [pair.name for pair in chosen] == ["clean/alley/frame_0002", "clean/cave/frame_0001"]
+    assert notebook.choose_from_scenes([without]) == [without]
+
+
+def test_data_flows_and_errors_are_shown(pairs, shown, tmp_path):
+    for pair in pairs:
+        write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
+    notebook.show_data(pairs)
+    notebook.show_flows(pairs, tmp_path, most=1)
+    notebook.show_errors({"worst": pairs[0]}, tmp_path)
+    assert [text.split(":")[0] for text in shown] == [
+        "clean/alley/frame_0001",
+        "clean/cave/frame_0001",
+        "clean/alley/frame_0001",
+        "worst",
+    ]
+    assert "EPE 5.00 px" in shown[-1]
+
+
+def test_the_inside_is_shown_with_its_sentences(pairs, shown):
+    pair = pairs[0].load()
+    attention = np.full((320, 320), 1 / 320, np.float32)
+    flows = [pair.flow + 2, pair.flow + 1]
+    inside = Inside(flows, flows, attention, 0.3, Padding(0, 0, 0, 0))
+    examined = Examined(pairs[0], pair.frame1, pair.flow, pair.occluded, inside)
+    notebook.show_inside(examined)
+    assert len(shown) == 6
+    assert shown[4].endswith(shown[5])
+    assert "next to no difference" in shown[5]
+
+
+def test_a_picture_carries_its_text(monkeypatch):
+    import IPython.display
+
+    from gma_lib.report import charts
+
+    displayed = []
+    monkeypatch.setattr(
+        IPython.display, "display", lambda data, **options: displayed.append((data, options))
+    )
+    notebook.show(charts.plot_work({"GRU": 1.0}))
+    (data, options) = displayed[0]
+    assert options["metadata"]["image/png"]["alt"] == data["text/plain"]
