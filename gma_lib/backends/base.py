@@ -2,9 +2,19 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
+
+
+class Options(Protocol):
+    """How to run a backend; each has a class of its own."""
+
+    @property
+    def precision(self) -> str: ...
+
+    def require(self) -> None:
+        """Raise ValueError where this machine cannot compute so; needs no model."""
 
 
 class Backend:
@@ -55,10 +65,10 @@ class Backend:
     def close(self) -> None:
         """Release the device; does nothing unless a subclass needs it."""
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

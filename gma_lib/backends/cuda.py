@@ -1,11 +1,28 @@
-"""PyTorch on an NVIDIA GPU; what it does there is in ``gma_lib.backends.gpu``, which is imported
-only then.
+"""PyTorch on an NVIDIA GPU: the network in the form that suits one, its kernels recorded once, frames and
+flow on their way meanwhile.
+
+What has been checked without a GPU, and what only one can tell: docs/gpu.md.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.backends.base import SplitBackend, refuse_precision
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gma_lib.backends.base import SplitBackend, checked_frames, refuse_precision, starting_flow
+from gma_lib.backends.torch import load_network
+from gma_lib.network.deploy import to_deploy_form
+from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
+from gma_lib.runs.run import DoesNotFit
+
+WARM_UP_CALLS = (
+    3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,6 @@ class CudaOptions:
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
-        import torch
-
         refuse_precision(
             "cuda", self.precision, ("float32", "bfloat16", "float16"), "on an NVIDIA GPU"
         )
@@ -38,8 +53,286 @@ class CudaOptions:
             )
 
 
-def cuda_backend(path: Path, options: CudaOptions | None = None) -> SplitBackend:
-    """Load ``gma.safetensors`` onto the GPU (``gma_lib.backends.gpu.CudaBackend``)."""
-    from gma_lib.backends.gpu import CudaBackend
+# --- the network, rearranged ----------------------------------------------------------------------
 
-    return CudaBackend(path, options)
+
+class QueriesAndKeys(nn.Module):
+    """What the attention matrix is made of, instead of the matrix: 198 MB less to store and to read
+    for a Sintel frame.
+    """
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.to_qk = attention.to_qk
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Context (N, 128, h, w) -> queries and keys, (N, 1, P, 128) each."""
+        queries, keys = self.to_qk(context).chunk(2, dim=1)
+        return _as_tokens(queries), _as_tokens(keys)
+
+
+class RecomputedAggregate(nn.Module):
+    """``gma_lib.network.deploy.BareAggregate`` that computes the attention again in every update,
+    inside one kernel.
+
+    A fifth more multiplications than reading a stored matrix, and better numbers in float16:
+    stored, most weights (1/7040 on average) would be near its smallest numbers, where few digits
+    are left.
+    """
+
+    def forward(self, attention: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
+        gathered = F.scaled_dot_product_attention(
+            *attention, _as_tokens(motion)
+        )  # scales by 1 / sqrt(128), as the paper does
+        return (
+            gathered.squeeze(1).unflatten(1, motion.shape[2:]).permute(0, 3, 1, 2)
+        )  # channels last
+
+
+def _as_tokens(grid: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, 1, P, C): one head, in the order in memory that the fused kernels ask
+    for.
+    """
+    return grid.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
+
+
+def fold_batch_norm(encoder: Encoder) -> None:
+    """Move the context encoder's batch norms, which are fixed by now, into the convolutions before
+    them.
+    """
+    for module in list(encoder.modules()):
+        if isinstance(module, (Encoder, ResidualBlock)):
+            for convolution, norm in (("conv1", "norm1"), ("conv2", "norm2")):
+                if hasattr(module, norm):
+                    setattr(
+                        module,
+                        convolution,
+                        nn.utils.fuse_conv_bn_eval(
+                            getattr(module, convolution), getattr(module, norm)
+                        ),
+                    )
+                    setattr(module, norm, nn.Identity())
+        if isinstance(module, ResidualBlock) and module.downsample is not None:
+            module.downsample[0] = nn.utils.fuse_conv_bn_eval(module.downsample[0], module.norm3)
+            module.downsample[1] = module.norm3 = nn.Identity()
+
+
+class InstanceNorm(nn.Module):
+    """The same as ``nn.InstanceNorm2d``, which lays its result out channels first and so has every
+    convolution around it convert.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # over a batch of one, batch norm is instance norm
+        normed = [F.batch_norm(one, None, None, training=True) for one in x.split(1)]
+        return torch.cat(normed) if len(normed) > 1 else normed[0]
+
+
+def replace_instance_norm(encoder: Encoder) -> None:
+    """Let the feature encoder's norms keep channels last."""
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.InstanceNorm2d):
+                module.add_module(name, InstanceNorm())
+
+
+@torch.no_grad()
+def rearrange_for_gpu(model: GMA, precision: str) -> GMA:
+    """A copy of the network that computes the same flow in the form that suits a GPU.
+
+    Lean (``gma_lib.network.deploy``), batch norms folded, channels last throughout. In half
+    precision the convolutions keep their weights in it, so that autocast has nothing to convert,
+    and content attention is recomputed instead of stored.
+    """
+    network = to_deploy_form(model)
+    fold_batch_norm(network.cnet)
+    replace_instance_norm(network.fnet)
+    if precision != "float32":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(getattr(torch, precision))
+        if network.config.attention == "content":
+            network.att = QueriesAndKeys(network.att)
+            network.update_block.aggregator = RecomputedAggregate()
+    return network.to(memory_format=torch.channels_last)
+
+
+# --- recording ------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A function of tensors whose kernels are recorded for one set of shapes and then launched as
+    one.
+
+    At a batch of one the network is some hundred kernels of a few microseconds each, and a
+    processor launches them slower than the GPU computes them.
+
+    Parameters
+    ----------
+    function
+        Takes and returns tensors on the device; must not look at their values or at the host's
+        memory.
+    inputs
+        Examples of the shapes; their values are what the warm-up computes with.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]):
+        # The graph reads these places for ever: what is given later is copied there.
+        self._inputs = tuple(torch.empty_like(given).copy_(given) for given in inputs)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP_CALLS):
+                function(*self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = function(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Replay on these values; what is returned holds until the next call."""
+        for place, given in zip(self._inputs, inputs, strict=True):
+            place.copy_(given)
+        self._graph.replay()
+        return self._outputs
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+class CudaBackend(SplitBackend):
+    """Runs ``gma.safetensors``; what it keeps between calls along a sequence stays on the GPU.
+
+    The parts of a batch overlap: while one is computed, the next is on its way to the device and
+    the one before on its way back.
+    """
+
+    def __init__(self, path: Path, options: CudaOptions | None = None):
+        self.options = options or CudaOptions()
+        self.options.require()
+        self.precision = self.options.precision
+        self._device = torch.device(self.options.device)
+        self.device = torch.cuda.get_device_name(self._device)
+        model, self.at_once = load_network(path, lookup="grid_sample")
+        self._network: GMA = rearrange_for_gpu(model, self.precision).to(self._device)
+        self._recorded: dict[tuple, Recorded] = {}
+        self._copies = torch.cuda.Stream(self._device)
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        image1, image2 = checked_frames(image1, image2)
+        size = self.at_once or len(image1)
+        flows, returning = [], None
+        for first in range(0, len(image1), size):
+            frames = [self._uploaded(image[first : first + size]) for image in (image1, image2)]
+            leaving = self._leaving(self._replayed(self._flow, *frames)[0])
+            if returning:
+                flows.append(_landed(*returning))
+            returning = leaving
+        return np.concatenate([*flows, _landed(*returning)])
+
+    def features(self, image: np.ndarray) -> Tensor:
+        return self._replayed(self._features, self._uploaded(image))[0].clone()
+
+    def context(self, image: np.ndarray) -> Tensor:
+        return self._replayed(self._context, self._uploaded(image))[0].clone()
+
+    def refine(self, features1, features2, context, flow_init=None):
+        given = [
+            self._uploaded(part)
+            for part in (features1, features2, context, starting_flow(features1, flow_init))
+        ]
+        return tuple(
+            _landed(*leaving)
+            for leaving in map(self._leaving, self._replayed(self._refine, *given))
+        )
+
+    # Recorded: tensors on the device in and out.
+
+    def _flow(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
+        features = self._network.features
+        return (
+            self._network.refine(features(image1), features(image2), self._network.context(image1))[
+                0
+            ],
+        )
+
+    def _features(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self._network.features(image),)
+
+    def _context(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self._network.context(image),)
+
+    def _refine(
+        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor
+    ) -> tuple[Tensor, ...]:
+        return self._network.refine(features1, features2, context, flow_init)
+
+    def _replayed(self, function: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
+        wanted = (function.__name__, *(tuple(given.shape) for given in inputs))
+        with torch.inference_mode(), self._arithmetic(), torch.cuda.device(self._device):
+            if wanted not in self._recorded:
+                try:
+                    self._recorded[wanted] = Recorded(function, inputs)
+                except torch.OutOfMemoryError as error:
+                    raise DoesNotFit(
+                        f"{self.device} has too little memory to compute {len(inputs[0])} of these at once; "
+                        f'at_once (PARAMS="at_once=1") computes a batch in smaller parts: {str(error).splitlines()[0]}'
+                    ) from error
+            return self._recorded[wanted](*inputs)
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Autocast for half precision; TF32 then too, which holds features that are bfloat16 or
+        float16 exactly; neither for float32.
+        """
+        half = self.precision != "float32"
+        products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
+        products.allow_tf32 = convolutions.allow_tf32 = half
+        convolutions.benchmark = True
+        try:
+            dtype = getattr(torch, self.precision) if half else None
+            with torch.autocast(self._device.type, dtype=dtype, enabled=half, cache_enabled=False):
+                yield
+        finally:
+            products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark = before
+
+    # Between host and device.
+
+    def _uploaded(self, given: np.ndarray | Tensor) -> Tensor:
+        """On the device, by a copy that runs beside what is computed there; what is there already
+        stays.
+        """
+        if isinstance(given, torch.Tensor):
+            return given
+        with torch.cuda.stream(self._copies):
+            arrived = (
+                torch.from_numpy(np.ascontiguousarray(given, np.float32))
+                .pin_memory()
+                .to(self._device, non_blocking=True)
+            )
+        now = torch.cuda.current_stream(self._device)
+        now.wait_stream(self._copies)
+        arrived.record_stream(now)  # its memory is given away only after what now reads it
+        return arrived
+
+    def _leaving(self, result: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Start the copy back; the event says when it is complete."""
+        place = result.to(
+            "cpu", torch.float32, non_blocking=True, copy=True
+        )  # PyTorch takes pinned memory for such a copy
+        landed = torch.cuda.Event()
+        landed.record(torch.cuda.current_stream(self._device))
+        return place, landed
+
+    def device_bytes(self) -> int:
+        return torch.cuda.max_memory_reserved(self._device)
+
+    def close(self) -> None:
+        self._recorded.clear()
+        self._network = None
+
+
+def _landed(place: Tensor, landed: torch.cuda.Event) -> np.ndarray:
+    landed.synchronize()
+    return np.array(place.numpy())

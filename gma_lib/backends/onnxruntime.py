@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from gma_lib.backends.base import (
     SplitBackend,
@@ -46,8 +47,6 @@ class OnnxRuntimeOptions:
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
-        import onnxruntime
-
         refuse_precision(
             "onnxruntime",
             self.precision,
@@ -67,13 +66,10 @@ class OnnxRuntimeBackend(SplitBackend):
     """
 
     def __init__(self, path: Path, options: OnnxRuntimeOptions | None = None):
-        import onnxruntime
-
         self.options = options or OnnxRuntimeOptions()
         self.options.require()
         self.path = Path(path)
         self.precision = self.options.precision
-        self._runtime = onnxruntime
         self._sessions: dict[Path, Any] = {}
         self._whole = self._session(self.path)
         self.at_once = self._whole.get_inputs()[0].shape[0]
@@ -105,7 +101,7 @@ class OnnxRuntimeBackend(SplitBackend):
         return self._sessions[path]
 
     def _load(self, path: Path, **changes):
-        settings = self._runtime.SessionOptions()
+        settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options.threads or available_cores()
         settings.log_severity_level = 3
         for name, value in changes.items():
@@ -115,7 +111,7 @@ class OnnxRuntimeBackend(SplitBackend):
             provider != CPU
         ):  # an operator that the device lacks would otherwise run on the CPU without a word
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return self._runtime.InferenceSession(
+        return onnxruntime.InferenceSession(
             str(path), settings, providers=[(provider, self._provider_options())]
         )
 
@@ -130,12 +126,12 @@ class OnnxRuntimeBackend(SplitBackend):
         """The model as this version optimised it for this processor, from an earlier start if there
         was one.
         """
-        key = digest([sha256(path), self._runtime.__version__, processor_name()])[:16]
+        key = digest([sha256(path), onnxruntime.__version__, processor_name()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
             return self._load(
                 stored,
-                graph_optimization_level=self._runtime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+                graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
             )
         with write_atomically(stored) as partial:
             return self._load(path, optimized_model_filepath=str(partial))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 
 from gma_lib.backends.base import (
     SplitBackend,
@@ -54,8 +55,6 @@ class OpenVinoOptions:
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
-        import openvino
-
         why = WHAT_INT8_NEEDS if self.precision == "int8" else f"the {self.device} has no other"
         refuse_precision(
             "openvino", self.precision, possible_precisions(openvino.Core(), self.device), why
@@ -68,8 +67,6 @@ class OpenVinoBackend(SplitBackend):
     """
 
     def __init__(self, path: Path, options: OpenVinoOptions | None = None):
-        import openvino
-
         self.options = options or OpenVinoOptions()
         self.options.require()
         self._core = openvino.Core()

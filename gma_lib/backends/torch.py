@@ -1,10 +1,13 @@
 """PyTorch itself, on the CPU or on CUDA: no conversion, the reference of all others."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from safetensors import safe_open
 
 from gma_lib.backends.base import (
     SplitBackend,
@@ -13,10 +16,10 @@ from gma_lib.backends.base import (
     refuse_precision,
     starting_flow,
 )
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.deploy import to_deploy_form
+from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.runs.machine import available_cores
-
-if TYPE_CHECKING:
-    from gma_lib.network.model import GMA
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,6 @@ class TorchOptions:
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
-        import torch
-
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(
                 f"device {self.device} was asked for, and PyTorch finds no CUDA device"
@@ -59,17 +60,12 @@ class TorchBackend(SplitBackend):
     """Runs ``gma.safetensors``, whose metadata hold the configuration."""
 
     def __init__(self, path: Path, options: TorchOptions | None = None):
-        import torch
-
-        from gma_lib.network.deploy import to_deploy_form
-
         self.options = options or TorchOptions()
         self.options.require()
         torch.set_num_threads(self.options.threads or available_cores())
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         model, self.at_once = load_network(path, lookup=self.options.lookup)
-        self._torch = torch
         self._model: Any = to_deploy_form(model).to(self.options.device)
         self.device = (
             torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
@@ -101,23 +97,17 @@ class TorchBackend(SplitBackend):
         with self._mode():
             return in_parts(compute, arrays, self.at_once)
 
-    def _mode(self):
+    def _mode(self) -> ExitStack:
         """Inference mode, with autocast where a reduced precision was asked for."""
-        stack = self._torch.inference_mode()
-        if self.precision == "float32":
-            return stack
-        from contextlib import ExitStack
-
-        both = ExitStack()
-        both.enter_context(stack)
-        dtype = getattr(self._torch, self.precision)
-        both.enter_context(self._torch.autocast(self.options.device.split(":")[0], dtype=dtype))
-        return both
+        modes = ExitStack()
+        modes.enter_context(torch.inference_mode())
+        if self.precision != "float32":
+            dtype = getattr(torch, self.precision)
+            modes.enter_context(torch.autocast(self.options.device.split(":")[0], dtype=dtype))
+        return modes
 
     def _tensor(self, array: np.ndarray):
-        return self._torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(
-            self.options.device
-        )
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.options.device)
 
     def _array(self, tensor) -> np.ndarray:
         return tensor.float().cpu().numpy()
@@ -126,15 +116,10 @@ class TorchBackend(SplitBackend):
         self._model = None
 
 
-def load_network(path: Path, *, lookup: str) -> tuple["GMA", int | None]:
+def load_network(path: Path, *, lookup: str) -> tuple[GMA, int | None]:
     """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs
     it was told to compute at once.
     """
-    from safetensors import safe_open
-
-    from gma_lib.network.checkpoints import load_model
-    from gma_lib.network.model import GMAConfig
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
     with safe_open(path, framework="np") as file:

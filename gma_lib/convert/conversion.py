@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from gma_lib.backends import backend_kind
+from gma_lib import backends
+from gma_lib.backends import find_backend
 from gma_lib.backends.base import refuse_precision
-from gma_lib.backends.openvino import WHAT_INT8_NEEDS, possible_precisions
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import set_batch_size
 from gma_lib.network.model import STRIDE
@@ -69,7 +69,7 @@ def convert(
         Pairs that are computed together inside a batch; None: all of them. An Ascend model always
         takes the whole batch.
     """
-    backend_kind(backend)  # an unknown name gets the list of those there are
+    find_backend(backend)  # an unknown name gets the list of those there are
     folder = Path(model_folder)
     source = folder / "gma.onnx"
     if not source.is_file():
@@ -80,7 +80,7 @@ def convert(
         raise ValueError(
             f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or null for the whole batch"
         )
-    if backend_kind(backend).model_file == "gma.safetensors":
+    if find_backend(backend).model_file == "gma.safetensors":
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
     if backend == "ascend":
         return _for_ascend(folder, precision)
@@ -122,7 +122,9 @@ def _for_openvino(folder: Path, at_once: int, precision: str) -> Conversion:
 
     core, rounded = openvino.Core(), ""
     if precision == "int8":
-        refuse_precision("openvino", "int8", possible_precisions(core, "CPU"), WHAT_INT8_NEEDS)
+        refuse_precision(
+            "openvino", "int8", backends.possible_precisions(core, "CPU"), backends.WHAT_INT8_NEEDS
+        )
     models = {source: openvino.convert_model(source) for source in _sources(folder)}
     if precision == "int8":
         models = _in_int8(models, core)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.backends import backend_kind
+from gma_lib.backends import find_backend
 from gma_lib.convert.conversion import Conversion, convert
 from gma_lib.export.trace import DEFAULT_OPSET, export_split, export_whole
 from gma_lib.network.checkpoints import Checkpoint, load_model
@@ -58,7 +58,7 @@ def export_model(spec: ModelSpec, folder: Path) -> tuple[list[Path], Checkpoint]
     files, checkpoint
         The network's file first, and the weights that were loaded.
     """
-    lookup = spec.lookup or backend_kind(spec.backend).lookup
+    lookup = spec.lookup or find_backend(spec.backend).lookup
     config = GMAConfig(spec.num_updates, spec.attention, lookup)
     model, checkpoint = load_model(spec.checkpoint, config)
     model = to_deploy_form(model, spec.steps)

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 import gma_lib
-from gma_lib.backends import AlongSequence, Backend, SplitBackend, backend_kind, load_backend
+from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.flow.warm_start import carried_on
 from gma_lib.network.memory import predict_memory, require_memory
@@ -109,7 +109,7 @@ class Estimator:
             raise ValueError(
                 f"max_pixels is at least {128 * 128}, the smallest frame the network takes, not {max_pixels}"
             )
-        backend_kind(backend).options(
+        find_backend(backend).options(
             precision=precision
         ).require()  # before a model is made for it
         file = Path(checkpoint).expanduser()
@@ -414,7 +414,7 @@ def _make_model(
     from gma_lib.network.model import GMAConfig
 
     model, weights = load_model(
-        checkpoint, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup)
+        checkpoint, GMAConfig(num_updates=num_updates, lookup=find_backend(backend).lookup)
     )
     size = {"height": rows, "width": columns, "batch_size": 1}
     exported = to_deploy_form(model)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gma_lib.backends import AlongSequence, backend_kind
+from gma_lib.backends import AlongSequence, find_backend
 from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.timing import peak_measurement, peak_memory_bytes, peak_rss_bytes
 from gma_lib.runs.machine import exclusive_machine
@@ -372,7 +372,7 @@ def _compare_group(
 
 def _arithmetic(variant: Variant) -> tuple[str, str]:
     """What decides how fast its matrix products can be: the precision, and what computes."""
-    return variant.precision, backend_kind(variant.backend).computes_on
+    return variant.precision, find_backend(variant.backend).computes_on
 
 
 def _in_turn(names: list[str], number: int) -> list[str]:

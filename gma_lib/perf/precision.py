@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.backends import backend_kind, load_backend
+from gma_lib.backends import find_backend, load_backend
 from gma_lib.convert.conversion import convert
 from gma_lib.export.deviation import compute_reference
 from gma_lib.export.trace import export_whole
@@ -97,7 +97,7 @@ def measure(
 ) -> dict[str, Any]:
     """Cost of each precision on both held-out families."""
     model, checkpoint = load_model(
-        weights, GMAConfig(num_updates=num_updates, lookup=backend_kind(backend).lookup)
+        weights, GMAConfig(num_updates=num_updates, lookup=find_backend(backend).lookup)
     )
     config = load_config(PROJECT / "params" / "train.yaml")
     families = validation_families(config, PairSource(config), SCENES)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.backends import backend_kind
+from gma_lib.backends import find_backend
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import display_path
@@ -105,7 +105,7 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         seconds = measured.pop("seconds", [])
         return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
     with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
-        computes_on = backend_kind(task.backend).computes_on
+        computes_on = find_backend(task.backend).computes_on
         peak_before = matrix_product_peak(task.precision, computes_on)
         answer = Path(folder) / "answer.json"
         limit = 600 + 30 * task.budget_s

@@ -233,7 +233,8 @@ def test_an_unknown_backend_lists_the_known(models):
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_missing_package_says_what_to_install(name, models, monkeypatch):
-    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+    of_the_backend = (f"{name}.", f"gma_lib.backends.{name}.")
+    for module in [module for module in sys.modules if f"{module}.".startswith(of_the_backend)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=f"pip install {name}"):

@@ -2,7 +2,6 @@
 and what is refused.
 """
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +55,7 @@ def load(tmp_path, monkeypatch):
     (tmp_path / "gma.onnx").write_bytes(b"a model")
 
     def load(fake, precision="float32"):
-        monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+        monkeypatch.setattr("gma_lib.backends.onnxruntime.onnxruntime", fake)
         return OnnxRuntimeBackend(
             tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=CANN)
         )

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gma_lib import export
-from gma_lib.backends import gpu, load_backend
+from gma_lib.backends import cuda, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.convert.conversion import convert
 from gma_lib.flow.metrics import Deviation
@@ -59,7 +59,7 @@ def on_the_cpu(network, frames, precision):
 
 
 def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
-    network = gpu.for_gpu(seeded[0], "float32")
+    network = cuda.rearrange_for_gpu(seeded[0], "float32")
     assert network.cnet.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max < 1e-3
@@ -72,13 +72,13 @@ def test_in_half_precision_everything_keeps_channels_last(seeded, small_frames, 
         "fnet.conv1",
         "cnet.conv1",
     }  # the frames themselves
-    monkeypatch.setattr(gpu, "replace_instance_norm", lambda encoder: None)
+    monkeypatch.setattr(cuda, "replace_instance_norm", lambda encoder: None)
     assert "fnet.layer1.0.conv2" in not_channels_last(seeded[0], small_frames)  # the look notices
 
 
 def not_channels_last(model, frames):
     """The convolutions that are given something else for one pair."""
-    network = gpu.for_gpu(model, "bfloat16")
+    network = cuda.rearrange_for_gpu(model, "bfloat16")
     other = set()
 
     def look(name):
@@ -98,7 +98,7 @@ def not_channels_last(model, frames):
 def test_batch_norms_of_weights_that_see_are_folded(small_frames):
     encoder = load_model("gma-procedural")[0].cnet
     folded = copy.deepcopy(encoder)
-    gpu.fold_batch_norm(folded)
+    cuda.fold_batch_norm(folded)
     image = torch.from_numpy(small_frames[0]) / 128 - 1
     with torch.inference_mode():
         torch.testing.assert_close(folded(image), encoder(image), rtol=1e-4, atol=1e-4)
@@ -108,7 +108,7 @@ def test_batch_norms_of_weights_that_see_are_folded(small_frames):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_near_and_is_not_float32(precision, seeded, small_frames, reference):
-    network = gpu.for_gpu(seeded[0], precision)
+    network = cuda.rearrange_for_gpu(seeded[0], precision)
     assert network.fnet.conv1.weight.dtype == getattr(torch, precision)
     deviation = Deviation.between(on_the_cpu(network, small_frames, precision), reference)
     assert 1e-4 < deviation.mean < 0.3
@@ -119,7 +119,9 @@ def test_half_precision_costs_weights_that_see_next_to_nothing():
     frames = demo_frames(128, 160, count=2)
     exact = export.compute_reference(trained, *frames)
     off = {
-        name: Deviation.between(on_the_cpu(gpu.for_gpu(trained, name), frames, name), exact).mean
+        name: Deviation.between(
+            on_the_cpu(cuda.rearrange_for_gpu(trained, name), frames, name), exact
+        ).mean
         for name in ("bfloat16", "float16")
     }
     assert 1e-5 < off["float16"] < 0.002 < off["bfloat16"] < 0.02
@@ -130,8 +132,8 @@ def test_attention_recomputed_or_stored(attention, small_frames):
     torch.manual_seed(3)
     whole = GMA(GMAConfig(num_updates=2, attention=attention)).eval()
     whole.update_block.aggregator.gamma.data[:] = 0.8  # or aggregation would not be noticed
-    network = gpu.for_gpu(whole, "bfloat16").float()
-    assert isinstance(network.att, gpu.QueriesAndKeys) == (attention == "content")
+    network = cuda.rearrange_for_gpu(whole, "bfloat16").float()
+    assert isinstance(network.att, cuda.QueriesAndKeys) == (attention == "content")
     found, expected = (
         on_the_cpu(network, small_frames, "float32"),
         on_the_cpu(whole, small_frames, "float32"),
@@ -173,7 +175,11 @@ def away(request):
     """The network on PyTorch's device without numbers: what comes from the host shows, and asking
     for a value raises.
     """
-    yield gpu.for_gpu(GMA(GMAConfig(lookup="grid_sample")), request.param).float().to("meta")
+    yield (
+        cuda.rearrange_for_gpu(GMA(GMAConfig(lookup="grid_sample")), request.param)
+        .float()
+        .to("meta")
+    )
     model._constant.cache_clear()
 
 
@@ -182,7 +188,7 @@ def test_recording_needs_nothing_from_the_host(part, away, monkeypatch):
     monkeypatch.setattr(
         torch, "autocast", lambda *_, **__: nullcontext()
     )  # knows no device without numbers
-    backend = object.__new__(gpu.CudaBackend)
+    backend = object.__new__(cuda.CudaBackend)
     backend._network = away
     shapes = {
         "_flow": [(1, 3, 128, 160)] * 2,
@@ -220,7 +226,7 @@ def test_constants_are_kept_and_serve_training_too():
 def stood_in(monkeypatch, models):
     """The backend on the stand-in for a GPU."""
     standin.install(monkeypatch)
-    with gpu.CudaBackend(models / "gma.safetensors", CudaOptions(device="cpu")) as backend:
+    with cuda.CudaBackend(models / "gma.safetensors", CudaOptions(device="cpu")) as backend:
         yield backend
 
 
@@ -243,13 +249,13 @@ def test_replaying_runs_no_python():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         standin.install(monkeypatch)
-        recorded = gpu.Recorded(twice, (torch.ones(2),))
+        recorded = cuda.Recorded(twice, (torch.ones(2),))
         before = len(calls)
         assert [recorded(torch.full((2,), float(value)))[0].tolist() for value in (3, 5)] == [
             [6, 6],
             [10, 10],
         ]
-    assert before == len(calls) == gpu.WARM_UP_CALLS + 1
+    assert before == len(calls) == cuda.WARM_UP_CALLS + 1
 
 
 def test_answers_are_not_overwritten_by_the_next_call(stood_in, small_frames):
