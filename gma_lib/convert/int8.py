@@ -84,7 +84,8 @@ def calibration_frames(
     Both orders, because the two frames of a pair are encoded by the same weights and have to be
     rounded alike.
     """
-    from gma_lib.training.trainer import PairSource, load_config
+    from gma_lib.training.config import load_config
+    from gma_lib.training.pairs import PairSource
 
     if pairs < FEWEST_PAIRS:
         raise ValueError(

@@ -29,7 +29,8 @@ from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import track
 from gma_lib.runs.records import write_json
 from gma_lib.training.scenes import TrainingPair
-from gma_lib.training.trainer import VALIDATION, PairSource, load_config, validation_families
+from gma_lib.training.config import load_config
+from gma_lib.training.pairs import VALIDATION, PairSource, validation_families
 
 RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
 LARGEST_PX1_LOSS = 0.1  # percentage points

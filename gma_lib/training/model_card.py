@@ -25,7 +25,8 @@ from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.runs.files import PROJECT, write_atomically
 from gma_lib.runs.progress import track
-from gma_lib.training.trainer import SCORED_GROUPS, TEST_PAIRS, load_config, score_card
+from gma_lib.training.config import load_config
+from gma_lib.training.scores import SCORED_GROUPS, TEST_PAIRS, score_card
 
 NAME = "gma-procedural"
 UPDATES = (6, 12)

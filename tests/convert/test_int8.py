@@ -19,7 +19,7 @@ from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 from gma_lib.perf.comparison import demo_frames
 from gma_lib.runs import progress
-from gma_lib.training.trainer import HELD_OUT
+from gma_lib.training.pairs import HELD_OUT
 
 pytestmark = pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16")
 UPDATES = 1

@@ -1,0 +1,71 @@
+"""Losses of training."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gma_lib.network.model import (
+    STRIDE,
+    correlation_pyramid,
+)
+
+LARGEST_FLOW = 400.0  # pixels; what moves faster is not learnt from, as in RAFT's training
+
+
+def sequence_loss(
+    flows: list[Tensor], truth: Tensor, learnt: Tensor, gamma: float, power: float
+) -> Tensor:
+    """Mean absolute error over the learnt pixels (N, H, W), the last update counting most (RAFT,
+    equation 7).
+
+    Each pixel's error is raised to ``power`` (see ``Phase.loss_power``); a hundredth of a pixel is
+    added first, where the slope below 1 would be infinite.
+    """
+    weights = [gamma ** (len(flows) - 1 - number) for number in range(len(flows))]
+    count = learnt.sum().clamp(min=1)
+
+    def mean_error(flow: Tensor) -> Tensor:
+        errors = (flow - truth).abs().sum(dim=1)
+        return ((errors if power == 1 else (errors + 0.01) ** power) * learnt).sum() / count
+
+    return sum(weight * mean_error(flow) for weight, flow in zip(weights, flows, strict=True))
+
+
+def matching_loss(features1: Tensor, features2: Tensor, truth: Tensor, learnt: Tensor) -> Tensor:
+    """Cross entropy of where each cell of frame 1 finds itself in frame 2, given by the
+    correlation's softmax.
+
+    The sequence loss reaches the features only through the recurrent part, which at first cannot
+    read them: both wait for each other for a thousand steps. This loss tells the features directly
+    what to match.
+
+    Parameters
+    ----------
+    features1, features2
+        (N, 256, h, w).
+    truth, learnt
+        Flow (N, 2, H, W) in pixels and pixels (N, H, W) that have a correspondence.
+    """
+    height, width = features1.shape[-2:]
+    # Averages over a cell; the flow in cells, so that cell (i, j) is found at (i, j) + flow.
+    flow = F.avg_pool2d(truth, STRIDE) / STRIDE
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32, device=flow.device) for n in (height, width)),
+        indexing="ij",
+    )
+    x, y = (x + flow[:, 0]).flatten(1), (y + flow[:, 1]).flatten(1)  # (N, P)
+    known = (F.avg_pool2d(learnt[:, None].float(), STRIDE) > 0.9).flatten(1)
+    known &= (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    logits = correlation_pyramid(features1, features2)[0].reshape(
+        len(flow), height * width, height * width
+    )
+    scores = logits.log_softmax(dim=-1).reshape(len(flow), height * width, height, width)
+    # the four cells around the target share it, as in linear interpolation
+    share_x = (1 - (x[..., None] - torch.arange(width, device=x.device)).abs()).clamp(
+        min=0
+    )  # (N, P, w)
+    share_y = (1 - (y[..., None] - torch.arange(height, device=y.device)).abs()).clamp(
+        min=0
+    )  # (N, P, h)
+    entropy = -(share_y[:, :, None] @ scores @ share_x[..., None])[:, :, 0, 0]  # (N, P)
+    return (entropy * known).sum() / known.sum().clamp(min=1)
