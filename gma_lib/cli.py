@@ -118,6 +118,9 @@ def main() -> None:
     """Optical flow with GMA (Global Motion Aggregation): where every pixel of one frame is found in
     the next.
     """
+    from gma_lib.runs.progress import show_messages
+
+    show_messages()
 
 
 @main.command()
@@ -266,7 +269,7 @@ def evaluate(prediction: Path, truth: Path, occlusions: Path | None, as_json: bo
 
     files = matched_files(prediction, truth)
     sums, unknown = score_files(files, occlusions=occlusions)
-    scores = {group: errors.described() for group, errors in sums.items()}
+    scores = {group: errors.to_metrics() for group, errors in sums.items()}
     if as_json:
         click.echo(
             json.dumps({"fields": len(files), "pixels_without_truth": unknown, **scores}, indent=1)

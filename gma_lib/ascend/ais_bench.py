@@ -189,7 +189,7 @@ def measure(
     guide measures.
 
     ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
-    (``gma_lib.runs.progress.elapsed``).
+    (``gma_lib.runs.progress.log_elapsed``).
     """
     arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
     with tempfile.TemporaryDirectory(

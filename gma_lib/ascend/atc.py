@@ -227,7 +227,7 @@ def convert_to_om(
 
     One that is there counts if it was made from the same file by the same command for the same chip
     and CANN. A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the
-    seconds so far while ``atc`` works (``gma_lib.runs.progress.elapsed``).
+    seconds so far while ``atc`` works (``gma_lib.runs.progress.log_elapsed``).
 
     Returns
     -------

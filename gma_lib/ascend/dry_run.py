@@ -15,6 +15,8 @@ from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
 from gma_lib.runs.files import PROJECT, display_path, write_atomically
+from gma_lib.runs.precisions import PRECISION_NAMES
+from gma_lib.runs.progress import show_messages
 
 PASSES = ("clean", "final")
 
@@ -109,7 +111,8 @@ def main(
     outputs: str,
 ) -> None:
     """Write ascend/ beside a profile's runs, and print where it lies."""
-    modes = {"float16": None, "float32": "must_keep_origin_dtype"}
+    show_messages()
+    modes = PRECISION_NAMES["atc"]
     try:
         if precision not in modes:
             raise ValueError(f"atc is told float16 or float32 here, not {precision}")

@@ -29,6 +29,7 @@ from onnx import (
 )
 
 from gma_lib.runs.files import write_atomically
+from gma_lib.runs.progress import show_messages
 
 NARROW = {TensorProto.INT64: TensorProto.INT32, TensorProto.DOUBLE: TensorProto.FLOAT}
 NAMES = {
@@ -734,6 +735,7 @@ def _first_line(error: Exception) -> str:
 )
 def main(source: Path, target: Path, leave: tuple[str, ...], vendor_python: str | None) -> None:
     """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
+    show_messages()
     try:
         if vendor_python:
             rewrite_with_vendor_tool(source, target, python=vendor_python)

@@ -14,12 +14,10 @@ from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
-from gma_lib.backends.base import FolderBackend, checked_frames, refuse_precision
+from gma_lib.backends.base import FolderBackend, checked_frames
 from gma_lib.flow.files import read_tensor, write_tensor
 from gma_lib.runs.files import require_free_space
-
-# Precision asked for -> what atc is told: nothing, as in the guide, which means force_fp16.
-PRECISION_MODES = {"float16": None, "float32": "must_keep_origin_dtype"}
+from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class AscendOptions:
         refuse_precision(
             "ascend",
             self.precision,
-            tuple(PRECISION_MODES),
+            tuple(PRECISION_NAMES["atc"]),
             "atc's precision modes are mapped for these",
         )
 
@@ -71,7 +69,7 @@ class AscendBackend(FolderBackend):
             )
         mode = self.manifest["options"]["precision_mode"]
         self.precision = next(
-            (name for name, known in PRECISION_MODES.items() if known == mode), mode
+            (name for name, known in PRECISION_NAMES["atc"].items() if known == mode), mode
         )
         if self.precision != self.options.precision:
             raise ValueError(

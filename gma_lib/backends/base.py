@@ -188,11 +188,3 @@ def starting_flow(features: Any, flow_init: np.ndarray | None) -> np.ndarray:
         return np.ascontiguousarray(flow_init, dtype=np.float32)
     batch, _, height, width = features.shape
     return np.zeros((batch, 2, height, width), np.float32)
-
-
-def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
-    """Raise ValueError for a precision that would silently run as another one."""
-    if precision not in possible:
-        raise ValueError(
-            f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}"
-        )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gma_lib.backends.base import SplitBackend, checked_frames, refuse_precision, starting_flow
+from gma_lib.backends.base import SplitBackend, checked_frames, starting_flow
 from gma_lib.backends.torch import load_network
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock

@@ -11,15 +11,14 @@ from gma_lib.backends.base import (
     SplitBackend,
     checked_frames,
     in_parts,
-    refuse_precision,
     starting_flow,
 )
 from gma_lib.runs.files import digest, sha256, write_atomically
 from gma_lib.runs.machine import available_cores, processor_name
+from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
 # What CANN is told for each precision; left alone, it computes in float16.
-CANN_MODES = {"float32": "must_keep_origin_dtype", "float16": "force_fp16"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class OnnxRuntimeOptions:
         refuse_precision(
             "onnxruntime",
             self.precision,
-            tuple(CANN_MODES) if self.provider == CANN else ("float32",),
+            tuple(PRECISION_NAMES["cann"]) if self.provider == CANN else ("float32",),
             "the exported file is float32",
         )
         available = onnxruntime.get_available_providers()
@@ -117,7 +116,7 @@ class OnnxRuntimeBackend(SplitBackend):
 
     def _provider_options(self) -> dict[str, str]:
         return (
-            {"precision_mode": CANN_MODES[self.options.precision]}
+            {"precision_mode": PRECISION_NAMES["cann"][self.options.precision]}
             if self.options.provider == CANN
             else {}
         )

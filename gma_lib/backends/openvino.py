@@ -11,14 +11,11 @@ from gma_lib.backends.base import (
     SplitBackend,
     checked_frames,
     in_parts,
-    refuse_precision,
     starting_flow,
 )
 from gma_lib.runs.files import digest
 from gma_lib.runs.machine import available_cores, processor_name
-
-# int8: convolutions as the model was calibrated, everything between them in bfloat16
-_TO_RUNTIME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"}
+from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 WHAT_INT8_NEEDS = "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 would run there"
 
@@ -83,7 +80,8 @@ class OpenVinoBackend(SplitBackend):
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
         running = whole.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = next(
-            (name for name, short in _TO_RUNTIME.items() if short == running), running
+            (name for name, short in PRECISION_NAMES["openvino"].items() if short == running),
+            running,
         )
         if self.options.precision == "int8" and self.precision == "bfloat16":
             self.precision = "int8"
@@ -110,7 +108,7 @@ class OpenVinoBackend(SplitBackend):
 
     def _settings(self) -> dict:
         return {
-            "INFERENCE_PRECISION_HINT": _TO_RUNTIME[self.options.precision],
+            "INFERENCE_PRECISION_HINT": PRECISION_NAMES["openvino"][self.options.precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.options.threads or available_cores(),
         }

@@ -13,13 +13,13 @@ from gma_lib.backends.base import (
     SplitBackend,
     checked_frames,
     in_parts,
-    refuse_precision,
     starting_flow,
 )
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.runs.machine import available_cores
+from gma_lib.runs.precisions import refuse_precision
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import onnx
 
 from gma_lib import backends
 from gma_lib.backends import find_backend
-from gma_lib.backends.base import refuse_precision
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import set_batch_size
 from gma_lib.network.model import STRIDE
 from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.precisions import refuse_precision
 
 
 @dataclass(frozen=True)

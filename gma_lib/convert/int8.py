@@ -256,5 +256,3 @@ def _round_after_reshaping(model) -> None:
             for target in after:
                 target.replace_source_output(rounding.output(0))
     model.validate_nodes_and_infer_types()
-
-

@@ -10,9 +10,8 @@ from gma_lib.ascend.chip import find_chips
 from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import check_operators, refuse_impossible
 from gma_lib.ascend.toolkit import find_toolkit, tool_environment
-from gma_lib.backends.ascend import PRECISION_MODES
-from gma_lib.backends.base import refuse_precision
-from gma_lib.runs.progress import elapsed
+from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
+from gma_lib.runs.progress import log_elapsed
 
 
 def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
@@ -25,7 +24,10 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
         When ``atc --mode=6`` says that the model needs more memory than the card has.
     """
     refuse_precision(
-        "ascend", precision, tuple(PRECISION_MODES), "atc's precision modes are mapped for these"
+        "ascend",
+        precision,
+        tuple(PRECISION_NAMES["atc"]),
+        "atc's precision modes are mapped for these",
     )
     toolkit = find_toolkit()
     environment = tool_environment(toolkit)
@@ -44,7 +46,7 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
         choose_options(chip.soc, precision, source),
         cann=cann,
         environment=environment,
-        watch=partial(elapsed, label="atc"),
+        watch=partial(log_elapsed, label="atc"),
     )
     atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
     return manifest | {
@@ -57,7 +59,7 @@ def choose_options(soc: str, precision: str, source: Path) -> atc.AtcOptions:
     """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what
     GMA_KEEP says (``gma_lib.ascend.keep``).
     """
-    mode = PRECISION_MODES[precision]
+    mode = PRECISION_NAMES["atc"][precision]
     choice = os.environ.get("GMA_KEEP") or "guide"
     return atc.AtcOptions(
         soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ()

@@ -118,7 +118,7 @@ def check_complete(pairs: list[FramePair], folder: Path) -> None:
 
 
 def _described(sums: dict[str, ErrorSums]) -> dict[str, dict]:
-    return {group: value.described() for group, value in sums.items()}
+    return {group: value.to_metrics() for group, value in sums.items()}
 
 
 def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> Deviation | None:
@@ -219,7 +219,7 @@ def classical_table(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
     """
     rows = {}
     for name, groups in scores.items():
-        described = {group: sums.described() for group, sums in groups.items()}
+        described = {group: sums.to_metrics() for group, sums in groups.items()}
         row = {
             f"EPE {GROUP_LABELS[group]}": described[group]["epe"]
             for group in ("all", "occluded", "non_occluded")
@@ -284,7 +284,7 @@ def collect_scene_errors(metrics: dict[str, dict]) -> dict[str, dict[str, float]
 
 def _frame(rows: dict[tuple, dict], names: list[str]) -> pd.DataFrame:
     frame = pd.DataFrame.from_dict(
-        rows, orient="index", columns=list(_row(ErrorSums().described()))
+        rows, orient="index", columns=list(_row(ErrorSums().to_metrics()))
     )
     frame.index = pd.MultiIndex.from_tuples(rows, names=names) if rows else frame.index
     return frame

@@ -5,6 +5,7 @@ Sums are float64 and counts are whole numbers, so pooling over a data set neithe
 its pixels in memory.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +128,7 @@ class ErrorSums:
         """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty without pixels."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
-    def described(self) -> dict[str, Any]:
+    def to_metrics(self) -> dict[str, Any]:
         """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from
         0 to 100; null without pixels.
         """
@@ -179,6 +180,15 @@ def error_sums(
     speed = np.hypot(truth[0], truth[1])
     groups = pixel_groups(truth, occluded, invalid)
     return {name: ErrorSums.of(error[mask], speed[mask]) for name, mask in groups.items()}
+
+
+def pool_scores(scores: Iterable[Mapping[str, ErrorSums]]) -> dict[str, ErrorSums]:
+    """Add up the sums of several pairs, group by group, in the given order."""
+    pooled: dict[str, ErrorSums] = {}
+    for groups in scores:
+        for name, sums in groups.items():
+            pooled[name] = pooled.get(name, ErrorSums()) + sums
+    return pooled
 
 
 @dataclass(frozen=True)

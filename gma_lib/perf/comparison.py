@@ -28,7 +28,7 @@ from gma_lib.backends import AlongSequence, find_backend
 from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.timing import peak_measurement, peak_memory_bytes, peak_rss_bytes
 from gma_lib.runs.machine import exclusive_machine
-from gma_lib.runs.progress import track
+from gma_lib.runs.progress import show_messages, track
 from gma_lib.runs.records import write_json
 
 UNSTABLE_SPREAD = 0.05  # of the ratios: middle half by median
@@ -432,6 +432,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    show_messages()
     parser = argparse.ArgumentParser(description="Compare variants of the network, round by round.")
     parser.add_argument("--config", type=Path, help="a file such as benchmarks/cpu.yaml")
     parser.add_argument("--out", type=Path, help="where to write the results, JSON")

@@ -26,7 +26,7 @@ from gma_lib.flow.files import read_flow, read_frame
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.network.checkpoints import load_model
 from gma_lib.runs.machine import available_cores
-from gma_lib.runs.progress import track
+from gma_lib.runs.progress import show_messages, track
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -184,6 +184,7 @@ def markdown(table: pd.DataFrame) -> str:
 )
 def main(sintel: str, checkpoint: str, most: int) -> None:
     """Measure what float16 costs, part by part, and print the table."""
+    show_messages()
     root = find_root(Path(sintel), "training")
     pairs = [
         pair

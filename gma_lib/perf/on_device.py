@@ -11,7 +11,7 @@ from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.keep import described
 from gma_lib.ascend.toolkit import find_toolkit, tool_environment
 from gma_lib.backends.ascend import AscendBackend, AscendOptions
-from gma_lib.runs.progress import elapsed
+from gma_lib.runs.progress import log_elapsed
 from gma_lib.runs.run import DoesNotFit
 
 
@@ -38,7 +38,7 @@ def measure_on_card(
         return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
     try:
         with AscendBackend(om, AscendOptions(precision=precision)) as backend:
-            watch = partial(elapsed, label=f"ais_bench, {loop} calls")
+            watch = partial(log_elapsed, label=f"ais_bench, {loop} calls")
             timing = ais_bench.measure(
                 backend.tool, om, batch_size=batch_size, loop=loop, watch=watch
             )

@@ -26,11 +26,11 @@ from gma_lib.network.checkpoints import load_checkpoint, load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.progress import track
+from gma_lib.runs.progress import show_messages, track
 from gma_lib.runs.records import write_json
-from gma_lib.training.scenes import TrainingPair
 from gma_lib.training.config import load_config
 from gma_lib.training.pairs import VALIDATION, PairSource, validation_families
+from gma_lib.training.scenes import TrainingPair
 
 RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
 LARGEST_PX1_LOSS = 0.1  # percentage points
@@ -68,7 +68,7 @@ def cost(
             sums[name] += error_sums(flow, pair.flow.numpy())["all"]
         distances.append(np.linalg.norm(flows[""] - flows["_float32"], axis=0))
     found = {
-        f"{what}{name}": total.described()[what]
+        f"{what}{name}": total.to_metrics()[what]
         for name, total in sums.items()
         for what in ("epe", "px1")
     }
@@ -166,6 +166,7 @@ def _advice(precision: str, found: dict[str, Any], weights: str) -> str:
 
 
 def main() -> None:
+    show_messages()
     parser = argparse.ArgumentParser(description="What a reduced precision costs in accuracy.")
     parser.add_argument("--weights", default="gma-procedural")
     parser.add_argument("--backend", default="openvino")

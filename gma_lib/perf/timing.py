@@ -22,6 +22,7 @@ from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import display_path
 from gma_lib.runs.machine import available_cores, exclusive_machine
+from gma_lib.runs.progress import show_messages
 from gma_lib.runs.run import DoesNotFit
 
 FEWEST_ROUNDS = 3
@@ -423,6 +424,7 @@ LARGE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that fills 
 
 
 if __name__ == "__main__":
+    show_messages()
     Path(sys.argv[2]).write_text(
         json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8"
     )

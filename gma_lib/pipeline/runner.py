@@ -32,6 +32,7 @@ import yaml
 
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, digest, display_path, sha256, write_atomically
+from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import provenance
 from gma_lib.runs.run import Run, open_run
 
@@ -615,8 +616,6 @@ def _neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
     return pages[0], None if stage in SHARED_STAGES else pages[1]
 
 
-
-
 @click.command()
 @click.argument("stage", type=click.Choice(list(STAGES)))
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
@@ -633,6 +632,7 @@ def main(
     stage: str, profile: str, batch_size: str, overrides: tuple[str, ...], force: bool
 ) -> None:
     """Run one notebook headless and leave it executed in outputs/."""
+    show_messages()
     try:
         parameters = resolve_parameters(
             profile, yaml.safe_load(batch_size), dict(map(parse_override, overrides))

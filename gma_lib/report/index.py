@@ -20,6 +20,7 @@ from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, add_header_scopes
 from gma_lib.runs.files import PROJECT, display_path, write_atomically
+from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import provenance_line
 from gma_lib.runs.run import Run
 
@@ -355,6 +356,7 @@ def _footer() -> str:
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
+    show_messages()
     print(f"report: {display_path(write_index(PROJECT / outputs, profile))}")
     if archive:
         try:

@@ -1,6 +1,7 @@
 """This machine: hardware, library versions, and the lock that keeps measurements undisturbed."""
 
 import fcntl
+import logging
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gma_lib.runs.files import PROJECT
+
+logger = logging.getLogger(__name__)
 
 VERSIONED = (
     "numpy",
@@ -117,6 +120,6 @@ def _machine_lock(lock_file: Path, kind: int) -> Iterator[None]:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for {lock_file.name}: another stage measures or works", flush=True)
+            logger.info("waiting for %s: another stage measures or works", lock_file.name)
             fcntl.flock(file, kind)
         yield

@@ -1,58 +1,92 @@
-"""Progress with rate and time left: live bars where somebody watches, plain lines where a log is
-written.
-"""
+"""Progress and messages: bars in interactive sessions, plain lines in logs."""
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Track(Protocol):
+    """A function that passes items through and shows progress, or not: ``track``, ``pass_silently``."""
+
+    def __call__(
+        self, items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None
+    ) -> Iterator[Item]: ...
 
 
 def track(
     items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None
 ) -> Iterator[Item]:
-    """Pass items through and show how far it is.
+    """Pass items through and show progress, with rate and time left.
 
     In JupyterLab and in a terminal this is a tqdm bar. Under papermill, in a pipe or in a log it is
     one line every few seconds: a widget would freeze at 0 % in the saved notebook.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if _somebody_watches():
+    if _is_interactive():
         from tqdm.auto import tqdm
 
         yield from tqdm(items, desc=label, unit=unit, total=total)
     else:
-        yield from _plain_lines(items, label=label, unit=unit, total=total)
+        yield from _log_lines(items, label=label, unit=unit, total=total)
 
 
-def elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
-    """Pass moments, in seconds since a start, through, and print one every few seconds: for a tool
-    that says nothing while it works.
+def pass_silently(
+    items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None
+) -> Iterator[Item]:
+    """Pass items through and show nothing: the default of every ``track`` parameter."""
+    return iter(items)
+
+
+def log_elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
+    """Pass moments (seconds since a start) through and log one every few seconds, for a tool that
+    reports no progress.
     """
     last = 0.0
     for moment in moments:
         if moment - last >= SECONDS_BETWEEN_LINES:
-            print(f"{label}: {moment:.0f} s so far", flush=True)
+            logger.info("%s: %.0f s so far", label, moment)
             last = moment
         yield moment
 
 
-def _somebody_watches() -> bool:
+class _PlainLines(logging.Handler):
+    """Prints messages to what is ``sys.stdout`` at that moment: tests, notebooks and commands
+    replace it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(self.format(record) + "\n")
+        sys.stdout.flush()
+
+
+def show_messages() -> None:
+    """Print what the library logs to stdout, a plain line each; for commands and notebooks."""
+    for name in ("gma_lib", "__main__"):  # a module that runs as a command is __main__
+        shown = logging.getLogger(name)
+        shown.setLevel(logging.INFO)
+        if not any(isinstance(handler, _PlainLines) for handler in shown.handlers):
+            shown.addHandler(_PlainLines())
+
+
+def _is_interactive() -> bool:
     if os.environ.get("GMA_HEADLESS"):
         return False
     if "ipykernel" in sys.modules:
-        return (
-            "JPY_SESSION_NAME" in os.environ
-        )  # set by a Jupyter server for its kernels, not by papermill
+        # set by a Jupyter server for its kernels, not by papermill
+        return "JPY_SESSION_NAME" in os.environ
     return sys.stderr.isatty()
 
 
-def _plain_lines(
+def _log_lines(
     items: Iterable[Item], *, label: str, unit: str, total: int | None
 ) -> Iterator[Item]:
     start = last = time.monotonic()
@@ -62,13 +96,13 @@ def _plain_lines(
         done += 1
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done != total:
-            print(_line(label, done, total, unit, now - start), flush=True)
+            logger.info(_describe_rate(label, done, total, unit, now - start))
             last = now
     if done:
-        print(_line(label, done, total, unit, time.monotonic() - start), flush=True)
+        logger.info(_describe_rate(label, done, total, unit, time.monotonic() - start))
 
 
-def _line(label: str, done: int, total: int | None, unit: str, seconds: float) -> str:
+def _describe_rate(label: str, done: int, total: int | None, unit: str, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     count = f"{done}/{total}" if total else f"{done}"
     units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"

@@ -11,6 +11,7 @@ from gma_lib.runs.files import display_path, plain_values, write_atomically
 from gma_lib.runs.machine import describe_machine, git_commit, library_versions
 
 SCHEMA = 1
+Record = dict[str, Any]  # a JSON object
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.precisions import PRECISIONS
 
-PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SIMULATED = (
     "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
 )

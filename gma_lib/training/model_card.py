@@ -24,7 +24,7 @@ from gma_lib.flow.files import read_flow, read_frame, read_mask
 from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.runs.files import PROJECT, write_atomically
-from gma_lib.runs.progress import track
+from gma_lib.runs.progress import show_messages, track
 from gma_lib.training.config import load_config
 from gma_lib.training.scores import SCORED_GROUPS, TEST_PAIRS, score_card
 
@@ -75,7 +75,7 @@ def sintel_scores(weights: str, root: Path) -> dict[str, dict[str, dict]]:
                     known = sums.setdefault(method, {})
                     known[group] = known.get(group, ErrorSums()) + errors
         scores[pass_name] = {
-            method: {group: groups[group].described() for group in SCORED_GROUPS}
+            method: {group: groups[group].to_metrics() for group in SCORED_GROUPS}
             for method, groups in sums.items()
         }
     return scores
@@ -341,6 +341,7 @@ def _summary(card: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    show_messages()
     parser = argparse.ArgumentParser(description="Write the card of the shipped weights.")
     parser.add_argument("--score", action="store_true", help="measure again first")
     parser.add_argument(

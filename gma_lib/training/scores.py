@@ -91,7 +91,7 @@ def score_card(config: TrainingConfig, weights: str | Path, *, device: str = "cp
     }
     return {
         family: {
-            method: {name: sums[name].described() for name in SCORED_GROUPS}
+            method: {name: sums[name].to_metrics() for name in SCORED_GROUPS}
             for method, sums in methods.items()
         }
         for family, methods in found.items()

@@ -31,6 +31,7 @@ from gma_lib.network.model import (
     upsample_flow,
 )
 from gma_lib.runs.files import write_atomically
+from gma_lib.runs.progress import show_messages
 from gma_lib.training.config import PRECISIONS, Phase, TrainingConfig, load_config
 from gma_lib.training.log import cut_log, held_out_epe, plot_curves, read_log
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
@@ -308,7 +309,7 @@ def _validated(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> dic
             str(VALIDATION.num_updates)
         ]
         entry["validation"][family] = {
-            name: groups[name].described() for name in ("all", "occluded", "non_occluded")
+            name: groups[name].to_metrics() for name in ("all", "occluded", "non_occluded")
         }
         overall = entry["validation"][family]["all"]
         print(
@@ -319,6 +320,7 @@ def _validated(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> dic
 
 
 def main() -> None:
+    show_messages()
     parser = argparse.ArgumentParser(
         prog="python -m gma_lib.training.trainer", description="Train GMA on procedural scenes."
     )

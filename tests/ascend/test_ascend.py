@@ -1011,7 +1011,13 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
 
 
 def test_elapsed_seconds_are_said_now_and_then(capsys):
-    assert list(progress.elapsed(iter([1.0, 6.0, 7.0, 12.5]), label="atc")) == [1.0, 6.0, 7.0, 12.5]
+    progress.show_messages()
+    assert list(progress.log_elapsed(iter([1.0, 6.0, 7.0, 12.5]), label="atc")) == [
+        1.0,
+        6.0,
+        7.0,
+        12.5,
+    ]
     assert capsys.readouterr().out.splitlines() == ["atc: 6 s so far", "atc: 12 s so far"]
 
 

@@ -82,6 +82,7 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("GMA_HEADLESS", "1")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    progress.show_messages()
     model = openvino.convert_model(
         torch.nn.Conv2d(3, 8, 3), example_input=torch.zeros(1, 3, 16, 16), input=[1, 3, 16, 16]
     )

@@ -13,29 +13,29 @@ def field(u, v, height=4, width=5):
 def test_no_error():
     flow = np.random.default_rng(0).normal(0, 20, (2, 6, 7)).astype(np.float32)
     assert not metrics.endpoint_error(flow, flow).any()
-    found = metrics.error_sums(flow, flow)["all"].described()
+    found = metrics.error_sums(flow, flow)["all"].to_metrics()
     assert (found["epe"], found["px1"], found["fl"]) == (0, 1, 0)
     assert found["wauc"] == pytest.approx(100)
 
 
 def test_zero_flow_for_a_shift_of_three_and_four():
-    found = metrics.error_sums(field(0, 0), field(3, 4))["all"].described()
+    found = metrics.error_sums(field(0, 0), field(3, 4))["all"].to_metrics()
     assert (found["epe"], found["px1"], found["px3"], found["px5"], found["fl"]) == (5, 0, 0, 0, 1)
     # of the hundred thresholds only the last, 5 px, is reached; it weighs 0.01 of a sum of 50.5
     assert found["wauc"] == pytest.approx(100 * 0.01 / 50.5)
 
 
 def test_one_pixel_means_below_one():
-    assert metrics.error_sums(field(1, 0), field(0, 0))["all"].described()["px1"] == 0
-    assert metrics.error_sums(field(0.999, 0), field(0, 0))["all"].described()["px1"] == 1
+    assert metrics.error_sums(field(1, 0), field(0, 0))["all"].to_metrics()["px1"] == 0
+    assert metrics.error_sums(field(0.999, 0), field(0, 0))["all"].to_metrics()["px1"] == 1
 
 
 def test_outliers_exceed_both_limits():
     assert (
-        metrics.error_sums(field(4, 0), field(0, 0))["all"].described()["fl"] == 1
+        metrics.error_sums(field(4, 0), field(0, 0))["all"].to_metrics()["fl"] == 1
     )  # 4 px, and more than 5 %
     assert (
-        metrics.error_sums(field(104, 0), field(100, 0))["all"].described()["fl"] == 0
+        metrics.error_sums(field(104, 0), field(100, 0))["all"].to_metrics()["fl"] == 0
     )  # 4 px, but 4 %
 
 
@@ -48,7 +48,7 @@ def test_wauc_as_its_formula():
         * sum(w * (error <= i / 20).mean() for i, w in enumerate(weights, start=1))
         / sum(weights)
     )
-    assert metrics.ErrorSums.of(error, error).described()["wauc"] == pytest.approx(expected)
+    assert metrics.ErrorSums.of(error, error).to_metrics()["wauc"] == pytest.approx(expected)
 
 
 def test_sums_add_up():
@@ -59,7 +59,7 @@ def test_sums_add_up():
     halves = metrics.ErrorSums.of(error[:100], speed[:100]) + metrics.ErrorSums.of(
         error[100:], speed[100:]
     )
-    assert halves.described() == pytest.approx(whole.described())
+    assert halves.to_metrics() == pytest.approx(whole.to_metrics())
     assert metrics.ErrorSums() + whole == whole
 
 
@@ -89,7 +89,7 @@ def test_without_masks_their_groups_are_absent():
 
 
 def test_a_group_without_pixels_has_no_score():
-    assert metrics.error_sums(field(0, 0), field(0, 0))["s40_plus"].described()["epe"] is None
+    assert metrics.error_sums(field(0, 0), field(0, 0))["s40_plus"].to_metrics()["epe"] is None
 
 
 def test_values_that_are_not_finite_are_refused():

@@ -29,7 +29,7 @@ def test_scores_are_of_the_scenes_after_those_of_validation(
     for family, pairs in test.items():
         assert set(found[family]) == {"1", "2", "dis"}
         assert (
-            found[family]["dis"]["all"] == score(classical_flows, pairs)["dis"]["all"].described()
+            found[family]["dis"]["all"] == score(classical_flows, pairs)["dis"]["all"].to_metrics()
         )
         assert not any(
             torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family]

@@ -1,0 +1,21 @@
+"""The number formats that a network can run in, and what each runtime calls them."""
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+
+# Runtime -> precision -> its name there. PyTorch's dtypes have our names: getattr(torch, precision).
+PRECISION_NAMES: dict[str, dict[str, str | None]] = {
+    # int8: convolutions as the model was calibrated, everything between them in bfloat16
+    "openvino": {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"},
+    # precision_mode of ONNX Runtime's CANNExecutionProvider
+    "cann": {"float32": "must_keep_origin_dtype", "float16": "force_fp16"},
+    # --precision_mode of atc; None: not passed, as in the guide, which means force_fp16
+    "atc": {"float16": None, "float32": "must_keep_origin_dtype"},
+}
+
+
+def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
+    """Raise ValueError for a precision that would silently run as another one."""
+    if precision not in possible:
+        raise ValueError(
+            f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}"
+        )
