@@ -1,7 +1,7 @@
-"""The guide's table, rebuilt: accuracy and throughput per batch size beside the published ones, and
-what differs.
+"""The guide's table, rebuilt: accuracy and throughput per batch size next to the published ones,
+and what differs.
 
-Everything is taken from the records that the stages of a run left; nothing is measured here.
+Everything comes from the records that the stages of a run wrote; nothing is measured here.
 """
 
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ import pandas as pd
 
 from gma_lib.ascend.atc import read_manifest
 from gma_lib.ascend.keep import described
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.runs.records import read_json
 from gma_lib.runs.run import Run
@@ -23,8 +24,8 @@ OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
-class Records:
-    """What the stages have left of one batch size of a run; empty where a stage has left nothing.
+class StageRecords:
+    """What the stages wrote for one batch size of a run; empty where a stage wrote nothing.
 
     Attributes
     ----------
@@ -52,16 +53,18 @@ class Records:
         return self.run.name + (" (SIMULATED)" if self.simulated else "")
 
 
-def read_if_there(path: Path, *, made_by: str) -> dict[str, Any]:
-    """A JSON file of this package, or nothing where its stage ended without one, as 03 does where
-    memory runs out.
+def read_if_present(path: Path, *, made_by: str) -> dict[str, Any]:
+    """Read a JSON file of this package; return an empty dict where its stage ended without one, as
+    03 does when memory runs out.
     """
     return read_json(path, made_by=made_by) if Path(path).is_file() else {}
 
 
-def table(found: Iterable[Records], *, only: Iterable[int] | None = None) -> pd.DataFrame:
-    """Batch size by batch size, the guide's row and below it the runs'; cells are words, because
-    some of them are not numbers.
+def compare_with_guide(
+    found: Iterable[StageRecords], *, only: Iterable[int] | None = None
+) -> pd.DataFrame:
+    """Return a table of the guide's row for every batch size and the runs' rows below it; cells are
+    words, because some of them are not numbers.
 
     Parameters
     ----------
@@ -102,7 +105,7 @@ def _published_row(size: int) -> dict[str, str]:
     }
 
 
-def _row(records: Records) -> dict[str, str]:
+def _row(records: StageRecords) -> dict[str, str]:
     scores = {
         name: records.metrics[name] for name in published.GUIDE_PX1 if name in records.metrics
     }
@@ -115,24 +118,25 @@ def _row(records: Records) -> dict[str, str]:
     timed = {column: f"{perf[key]:.3f}" if key in perf else "" for column, key in rates.items()}
     if perf.get("status") == "out_of_memory":
         timed["pairs/s"] = OUT_OF_MEMORY
+    counts = (
+        f"{name} {score['pairs_scored']} of {score['pairs_inferred']}"
+        for name, score in scores.items()
+    )
     return {
         **{
             f"1px {name}, %": f"{100 * px1[name]:.2f}" if name in px1 else ""
             for name in published.GUIDE_PX1
         },
-        "pairs scored": "; ".join(
-            f"{name} {score['pairs_scored']} of {score['pairs_inferred']}"
-            for name, score in scores.items()
-        ),
+        "pairs scored": "; ".join(counts),
         **timed,
     }
 
 
-def differences(found: Iterable[Records]) -> pd.DataFrame:
-    """What the numbers of each run were made with, beside the guide's; "the same" where it is. One
-    column a run: its first batch size.
+def list_differences(found: Iterable[StageRecords]) -> pd.DataFrame:
+    """Return a table of what the guide's numbers and each run's were made with; "the same" where
+    both agree. One column a run: its first batch size.
     """
-    first: dict[str, Records] = {}
+    first: dict[str, StageRecords] = {}
     for records in found:
         if records.export and records.has_numbers:
             first.setdefault(records.label, records)
@@ -146,7 +150,7 @@ def differences(found: Iterable[Records]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=list(published.GUIDE_MADE_WITH))
 
 
-def _made_with(records: Records) -> dict[str, str]:
+def _made_with(records: StageRecords) -> dict[str, str]:
     export, convert, perf = records.export, records.convert, records.perf
     weights = export["checkpoint"]
     manifest = (
@@ -175,52 +179,49 @@ def _made_with(records: Records) -> dict[str, str]:
     }
 
 
-def _frames(records: Records) -> str:
+def _frames(records: StageRecords) -> str:
     scored = {
         name: records.metrics[name]["pairs_scored"]
         for name in published.GUIDE_PX1
         if name in records.metrics
     }
-    if records.index.get("split") == "training" and list(scored.values()) == 2 * [
-        published.GUIDE_PAIRS
-    ]:
+    complete = list(scored.values()) == 2 * [PAIRS_IN_TRAINING_SPLIT]
+    if complete and records.index.get("split") == "training":
         return published.GUIDE_MADE_WITH["frames"]
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
-    return f"{records.index.get('description', 'not said')}; {f'scored: {counts}' if counts else 'not scored'}"
+    description = records.index.get("description", "unknown data set")
+    return f"{description}; {f'scored: {counts}' if counts else 'not scored'}"
 
 
-def _hardware(records: Records, manifest: dict | None) -> str:
+def _hardware(records: StageRecords, manifest: dict | None) -> str:
     device = records.convert.get("device") or records.perf.get("device")
-    if device is None:  # memory ran out before anything was loaded
-        return (
-            f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}"
-            if manifest
-            else "not converted"
-        )
+    if device is None and manifest:  # memory ran out before anything was loaded
+        return manifest["soc"] + (" (SIMULATED)" if records.simulated else "")
+    if device is None:
+        return "not converted"
     processor = records.export["provenance"]["machine"]["processor"]
     return f"{processor} ({device})" if "CPU" in device.upper() else device
 
 
-def _precision(records: Records, manifest: dict | None) -> str:
+def _precision(records: StageRecords, manifest: dict | None) -> str:
     precision = records.convert.get("precision", records.run.precision)
     kept = described(manifest["options"]["keep_dtype"]) if manifest else ""
     words = f"{precision}, {kept} in float32" if kept else precision
-    return (
-        f"{words} was asked for; how a stand-in computes is its own affair"
-        if records.simulated
-        else words
-    )
-
-
-def _throughput(records: Records) -> str:
     if records.simulated:
-        return "not measured: what a stand-in says"
+        return f"{words} was asked for; the simulator's internal precision is unknown"
+    return words
+
+
+def _throughput(records: StageRecords) -> str:
+    if records.simulated:
+        return "not measured: a simulator's number"
     if records.run.backend == "ascend":
         return published.GUIDE_MADE_WITH["throughput"]
-    return f"batch size / median time of {records.perf.get('rounds', 'all')} calls; frames in, flow out, in this machine's memory"
+    calls = f"{records.perf.get('rounds', 'all')} calls"
+    return f"batch size / median time of {calls}; frames in, flow out, in this machine's memory"
 
 
-def _tools(records: Records, manifest: dict | None) -> str:
+def _tools(records: StageRecords, manifest: dict | None) -> str:
     if manifest:
         return f"CANN {manifest['cann'] or '(version not known)'}, atc, ais_bench"
     versions = records.export["provenance"]["versions"]

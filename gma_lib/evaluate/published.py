@@ -1,4 +1,4 @@
-"""Numbers that others published, each with its source, so that ours can stand beside them.
+"""Numbers that others published, each with its source.
 
 They hold for the authors' weights on all 1041 training pairs of a pass. Those weights were trained
 on the same frames: the numbers say how faithfully a deployment computes, not how well the network
@@ -9,7 +9,6 @@ generalises.
 # pooled, no mask.
 GUIDE_PX1 = {"clean": 0.9265, "final": 0.8895}
 GUIDE_ACCURACY_BATCH_SIZE = 1  # accuracy is given for no other
-GUIDE_PAIRS = 1041  # of each pass
 GUIDE_SOURCE = "Ascend ModelZoo guide, 310P3, float16, 6 updates"
 # Pairs per second by batch size, pure inference on the card, transfers not counted; 16 ran out of
 # its memory.
@@ -20,12 +19,14 @@ GUIDE_MADE_WITH = {
     "weights": "the authors', no hash given",
     "frames": "MPI-Sintel, training split, all 1041 pairs of each pass",
     "updates": "6",
-    "graph": "gather lookup, opset 12, every layer as published; rewritten by a vendor's tool, at first by another than the page now names",
+    "graph": "gather lookup, opset 12, every layer as published; rewritten by a vendor's tool, "
+    "at first by another than the page now names",
     "precision": "float16, InstanceNorm in float32",
     "tools": "CANN 6.0.RC1, atc, ais_bench",
     "hardware": "Ascend310P3",
     "computed at once": "the whole batch",
-    "throughput": "1000 x batch size / mean milliseconds on the card of 100 calls; zeros in, transfers not counted",
+    "throughput": "1000 x batch size / mean milliseconds on the card of 100 calls; zeros in, "
+    "transfers not counted",
 }
 
 # Jiang et al. 2021, C+T+S+K+H weights on Sintel's training split (trained on it), as their table

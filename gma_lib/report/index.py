@@ -237,7 +237,7 @@ def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -
     """
     index = _json(folder / "data" / "index.json")
     found = [
-        guide.Records(
+        guide.StageRecords(
             run,
             index,
             _result(run, "02_export"),
@@ -252,8 +252,8 @@ def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -
         if records.metrics.get("verdict"):
             said.setdefault(records.metrics["verdict"], {})[records.run.name] = None
     return {
-        "guide_table": _words_table(guide.table(found)),
-        "differences": _words_table(guide.differences(found)),
+        "guide_table": _words_table(guide.compare_with_guide(found)),
+        "differences": _words_table(guide.list_differences(found)),
         "verdicts": [f"{', '.join(names)}: {verdict}" for verdict, names in said.items()],
     }
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gma_lib.evaluate import guide
-from gma_lib.evaluate.guide import GUIDE, NOT_PUBLISHED, OUT_OF_MEMORY, Records
+from gma_lib.evaluate.guide import GUIDE, NOT_PUBLISHED, OUT_OF_MEMORY, StageRecords
 from gma_lib.runs import run as runs
 
 EXPORT = {
@@ -33,11 +33,11 @@ def records(tmp_path, *, backend="openvino", precision="float32", batch_size=1, 
         "metrics": scores,
     }
     given |= {"perf": {"status": "ok", "pairs_per_second": 0.6, "rounds": 12}}
-    return Records(run, **given | more)
+    return StageRecords(run, **given | more)
 
 
 def test_every_row_of_the_guide_and_ours_below_it(tmp_path):
-    table = guide.table([records(tmp_path)])
+    table = guide.compare_with_guide([records(tmp_path)])
     assert list(table.columns) == COLUMNS
     assert list(table.index) == [
         ("batch size 1", GUIDE),
@@ -61,7 +61,7 @@ def test_every_row_of_the_guide_and_ours_below_it(tmp_path):
 
 
 def test_a_batch_size_that_the_guide_lacks_and_one_without_accuracy(tmp_path):
-    table = guide.table([records(tmp_path, batch_size=2, metrics={})], only=[2])
+    table = guide.compare_with_guide([records(tmp_path, batch_size=2, metrics={})], only=[2])
     assert list(table.index) == [("batch size 2", GUIDE), ("batch size 2", "openvino-float32")]
     assert table.loc["batch size 2", GUIDE]["pairs/s"] == NOT_PUBLISHED
     assert table.loc["batch size 2", "openvino-float32"].tolist() == ["", "", "", "0.600"]
@@ -69,7 +69,7 @@ def test_a_batch_size_that_the_guide_lacks_and_one_without_accuracy(tmp_path):
 
 def test_memory_that_ran_out_and_pairs_without_truth(tmp_path):
     nothing = {"clean": {"pairs_scored": 0, "pairs_inferred": 3, "all": {"px1": None}}}
-    row = guide.table(
+    row = guide.compare_with_guide(
         [records(tmp_path, batch_size=16, perf={"status": "out_of_memory"}, metrics=nothing)]
     ).loc["batch size 16", "openvino-float32"]
     assert row["pairs/s"] == OUT_OF_MEMORY
@@ -77,7 +77,7 @@ def test_memory_that_ran_out_and_pairs_without_truth(tmp_path):
 
 
 def test_what_differs_on_a_processor(tmp_path):
-    found = guide.differences([records(tmp_path), records(tmp_path, batch_size=4)])
+    found = guide.list_differences([records(tmp_path), records(tmp_path, batch_size=4)])
     assert list(found.columns) == [GUIDE, "openvino-float32"]
     ours = found["openvino-float32"]
     assert ours["updates"] == "the same"
@@ -89,7 +89,7 @@ def test_what_differs_on_a_processor(tmp_path):
     assert ours["computed at once"] == "1 pair"
     assert "12 calls" in ours["throughput"]
     assert (
-        guide.differences([records(tmp_path, export=EXPORT | {"num_updates": 12})])[
+        guide.list_differences([records(tmp_path, export=EXPORT | {"num_updates": 12})])[
             "openvino-float32"
         ]["updates"]
         == "12"
@@ -98,11 +98,11 @@ def test_what_differs_on_a_processor(tmp_path):
 
 def test_all_pairs_of_both_passes_are_the_same_frames(tmp_path):
     assert (
-        guide.differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"]
+        guide.list_differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"]
         == "the same"
     )
     assert (
-        guide.differences([records(tmp_path, scored=1040)])["openvino-float32"]["frames"]
+        guide.list_differences([records(tmp_path, scored=1040)])["openvino-float32"]["frames"]
         != "the same"
     )
 
@@ -133,7 +133,7 @@ def test_what_differs_on_a_card(tmp_path, simulated, label):
         "options": {"keep_dtype": ["OpType::InstanceNorm"]},
     }
     (mine.run.model_folder / "gma.om.json").write_text(json.dumps(manifest))
-    ours = guide.differences([mine])[label]
+    ours = guide.list_differences([mine])[label]
     same = {what for what, words in ours.items() if words == "the same"}
     assert same == {"updates", "computed at once"} | (
         set() if simulated else {"precision", "throughput", "hardware"}
@@ -151,15 +151,15 @@ def test_what_differs_on_a_card(tmp_path, simulated, label):
         perf={"simulated": simulated},
     )
     assert (
-        guide.differences([nowhere])[label]["hardware"] == ours["hardware"]
+        guide.list_differences([nowhere])[label]["hardware"] == ours["hardware"]
     )  # memory ran out before it was loaded
-    assert guide.table([mine]).loc["batch size 4", label][
+    assert guide.compare_with_guide([mine]).loc["batch size 4", label][
         ["pairs/s", "pairs/s with transfers"]
     ].tolist() == ["0.772", "0.767"]
 
 
 def test_nothing_has_run(tmp_path):
-    assert len(guide.table([])) == 4
-    assert len(guide.table([records(tmp_path, metrics={}, perf={})])) == 4
-    assert list(guide.differences([]).columns) == [GUIDE]
-    assert guide.read_if_there(tmp_path / "convert.json", made_by="03_convert") == {}
+    assert len(guide.compare_with_guide([])) == 4
+    assert len(guide.compare_with_guide([records(tmp_path, metrics={}, perf={})])) == 4
+    assert list(guide.list_differences([]).columns) == [GUIDE]
+    assert guide.read_if_present(tmp_path / "convert.json", made_by="03_convert") == {}
