@@ -18,6 +18,7 @@ from gma_lib.backends.base import SplitBackend, checked_frames, starting_flow
 from gma_lib.backends.torch import load_network
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
+from gma_lib.runs.precisions import refuse_precision
 from gma_lib.runs.run import DoesNotFit
 
 WARM_UP_CALLS = (
