@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.ascend.tool import run_tool
-from gma_lib.flow.files import read_tensor
+from gma_lib.data.guide_tensors import read_tensor
 from gma_lib.runs.run import DoesNotFit
 
 OUT_OF_MEMORY = re.compile(

@@ -15,7 +15,7 @@ from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import NoChipFound, find_chips
 from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames
-from gma_lib.flow.files import read_tensor, write_tensor
+from gma_lib.data.guide_tensors import read_tensor, write_tensor
 from gma_lib.runs.files import require_free_space
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 

@@ -1,8 +1,11 @@
-"""Pad frames to what the network takes, and undo it exactly."""
+"""Pad frames to what the network takes, fill batches up, and undo both exactly."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from gma_lib.data.sintel import FramePair
+from gma_lib.flow.files import read_frame
 
 MULTIPLE = 8  # the network's stride
 SMALLEST_SIDE = 128  # below, its coarsest correlation level has fewer than two cells a side
@@ -53,3 +56,31 @@ class Padding:
 
 def _missing(side: int) -> int:
     return max(-(-side // MULTIPLE) * MULTIPLE, SMALLEST_SIDE) - side
+
+
+def read_batch(pairs: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
+    """Read the frames of at most ``batch_size`` pairs as a full, padded batch.
+
+    Returns
+    -------
+    images1, images2
+        First and second frames, float32 (batch_size, 3, H, W), padded.
+    padding
+        The padding to undo.
+    """
+    first, second = (
+        np.stack([read_frame(path) for path in paths])
+        for paths in zip(*((pair.image1, pair.image2) for pair in pairs), strict=True)
+    )
+    padding = Padding.for_size(*first.shape[-2:])
+    return (
+        fill_batch(padding.pad(first), batch_size),
+        fill_batch(padding.pad(second), batch_size),
+        padding,
+    )
+
+
+def fill_batch(frames: np.ndarray, batch_size: int) -> np.ndarray:
+    """Fill a partial batch (N, ...) up to ``batch_size`` with copies of its last frame."""
+    copies = np.repeat(frames[-1:], batch_size - len(frames), axis=0)
+    return np.concatenate([frames, copies])

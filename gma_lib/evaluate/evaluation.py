@@ -13,7 +13,7 @@ from gma_lib.evaluate import published
 from gma_lib.flow.classical import CLASSICAL
 from gma_lib.flow.files import read_flow, read_frame, read_mask
 from gma_lib.flow.metrics import Deviation, ErrorSums, error_sums
-from gma_lib.infer.inference import flow_path, stored_hashes
+from gma_lib.infer.inference import flow_path, read_hashes
 from gma_lib.runs.files import sha256
 from gma_lib.runs.run import Run
 
@@ -107,7 +107,7 @@ def check_complete(pairs: list[FramePair], folder: Path) -> None:
         raise FileNotFoundError(
             f"{len(missing)} of {len(pairs)} pairs have no flow in {folder} (first: {missing[0]}): run 04_infer to its end"
         )
-    written = stored_hashes(folder)
+    written = read_hashes(folder)
     changed = [
         pair.name for pair in pairs if written.get(pair.name) != sha256(flow_path(folder, pair))
     ]

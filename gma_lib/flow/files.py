@@ -257,22 +257,3 @@ def _read_npy(path: Path) -> np.ndarray:
             f"{path}: a flow field is floating point of shape (2, H, W), not {flow.dtype} {flow.shape}"
         )
     return np.ascontiguousarray(flow, dtype=np.float32)
-
-
-def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Read a headerless little-endian float32 file of the given shape, as ``ais_bench`` exchanges
-    them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such tensor file")
-    wanted = 4 * int(np.prod(shape))
-    if path.stat().st_size != wanted:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes where float32 {shape} has {wanted}")
-    return np.fromfile(path, dtype="<f4").reshape(shape)
-
-
-def write_tensor(path: Path, tensor: np.ndarray) -> None:
-    """Write an array as headerless little-endian float32."""
-    with write_atomically(path) as partial:
-        np.ascontiguousarray(tensor, dtype="<f4").tofile(partial)

@@ -5,17 +5,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
-from gma_lib.data.padding import Padding
+from gma_lib.data.guide_tensors import write_guide_tensors
+from gma_lib.data.padding import Padding, read_batch
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import flow_file_bytes, read_flow, read_frame, write_flow, write_tensor
-from gma_lib.runs.files import digest, require_free_space, sha256, write_atomically
+from gma_lib.flow.files import flow_file_bytes, image_size, write_flow
+from gma_lib.runs.files import digest, require_free_space, sha256
 
+Track = Callable[..., Iterable]
+Record = dict[str, Any]
 LEDGER = "ledger.jsonl"
 
 
@@ -28,11 +33,11 @@ class InferenceSummary:
     pairs, computed, reused
         Pairs asked for, computed now, and found whole from an earlier call with the same key.
     filled
-        Places in the last batch that were filled with a repeated pair and cut away again.
+        Copies that filled the last batch up and were dropped again.
     seconds
-        Of the whole call: reading, computing and writing.
+        Duration of the call: reading, computing and writing.
     seconds_computing
-        Inside the backend.
+        Time spent in the backend.
     """
 
     pairs: int
@@ -42,7 +47,7 @@ class InferenceSummary:
     seconds: float
     seconds_computing: float
 
-    def described(self) -> dict:
+    def to_record(self) -> Record:
         rate = self.computed / self.seconds if self.computed else None
         return asdict(self) | {"pairs_per_second_end_to_end": rate}
 
@@ -54,14 +59,14 @@ def infer(
     *,
     batch_size: int,
     key: str,
-    track: Callable[..., Iterable] | None = None,
+    track: Track | None = None,
 ) -> InferenceSummary:
     """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
 
-    A pair is computed only if its file is not there, or was not made under the same key, or is no
-    longer what was written. The ledger in ``folder`` knows, one line a pair: interrupt at any
-    moment and call again. Where the backend computes pair by pair and in parts, the features of a
-    frame that two pairs share are computed once.
+    A pair is computed only if its file is missing, was written under another key, or has changed
+    since. A ledger in ``folder`` records every file, so an interrupted call can be repeated. Where
+    the backend computes pair by pair and in parts, the features of a frame that two pairs share are
+    computed once.
 
     Parameters
     ----------
@@ -70,93 +75,95 @@ def infer(
     batch_size
         Pairs per call; the last batch is filled up by repeating its last pair, and cut again.
     key
-        Says what the flow depends on besides the frames: model, backend, precision.
+        What the flow depends on besides the frames: model, backend, precision.
     track
         ``gma_lib.runs.progress.track``, or None for silence.
     """
     start = time.monotonic()
     folder = Path(folder)
     keys = {pair.name: digest([key, sha256(pair.image1), sha256(pair.image2)]) for pair in pairs}
-    stored = _whole_pairs(folder, keys)
+    stored = _find_whole(folder, keys)
     todo = [pair for pair in pairs if pair.name not in stored]
-    batches = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     if todo:
-        height, width = read_frame(todo[0].image1).shape[1:]
-        require_free_space(folder, len(todo) * flow_file_bytes(height, width))
+        require_free_space(folder, len(todo) * flow_file_bytes(*image_size(todo[0].image1)))
     if isinstance(backend, FolderBackend):
-        computing, filled = _infer_folders(todo, backend, folder, keys, batch_size, track)
-        batches = []
+        groups = _split_by_pass(todo)
+        predicted = [_predict_folders(group, backend, track) for group in groups]
     else:
-        computing, filled = 0.0, len(batches) * batch_size - len(todo)
-    sequence = (
-        AlongSequence(backend)
-        if isinstance(backend, SplitBackend) and backend.at_once == 1
-        else None
-    )
-    for batch in track(batches, label="flow", unit="batch") if track else batches:
-        image1, image2, padding = read_batch(batch, batch_size)
-        before = time.monotonic()
-        if sequence:
-            frames = zip(batch, image1, image2, strict=False)  # without what fills the batch up
-            flow = np.concatenate(
-                [
-                    sequence.flow(pair.image1, first[None], pair.image2, second[None])[0]
-                    for pair, first, second in frames
-                ]
-            )
-        else:
-            flow = backend.predict(image1, image2)
-        computing += time.monotonic() - before
-        _check_flow(flow, image1, batch)
-        for pair, pair_flow in zip(
-            batch, padding.unpad(flow), strict=False
-        ):  # what filled the batch up is cut away
-            _store(folder, pair, pair_flow, keys[pair.name])
+        groups = [todo]
+        predicted = [_predict_batches(todo, backend, batch_size, track)]
+    computing = 0.0
+    for pair, flow, seconds in chain.from_iterable(predicted):
+        _store(folder, pair, flow, keys[pair.name])
+        computing += seconds
     return InferenceSummary(
         pairs=len(pairs),
         computed=len(todo),
         reused=len(stored),
-        filled=filled,
+        filled=sum(-len(group) % batch_size for group in groups),
         seconds=time.monotonic() - start,
         seconds_computing=computing,
     )
 
 
-def _infer_folders(
-    pairs: list[FramePair],
-    backend: FolderBackend,
-    folder: Path,
-    keys: dict[str, str],
-    batch_size: int,
-    track: Callable[..., Iterable] | None,
-) -> tuple[float, int]:
-    """The guide's way: a folder of tensors per frame, one call a pass. Returns seconds in the
-    backend, and places that were filled up.
+def _split_by_pass(pairs: list[FramePair]) -> list[list[FramePair]]:
+    names = dict.fromkeys(pair.pass_name for pair in pairs)
+    return [[pair for pair in pairs if pair.pass_name == name] for name in names]
 
-    The tensors of a pass need 10.8 MB a pair at Sintel's size; they lie in the temporary folder and
-    go when the pass is done.
+
+def _predict_batches(
+    pairs: list[FramePair], backend: Backend, batch_size: int, track: Track | None
+) -> Iterator[tuple[FramePair, np.ndarray, float]]:
+    """Yield each pair with its flow (2, H, W) and its share of the seconds in the backend."""
+    split = isinstance(backend, SplitBackend) and backend.at_once == 1
+    sequence = AlongSequence(backend) if split else None
+    batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
+    for batch in track(batches, label="flow", unit="batch") if track else batches:
+        images1, images2, padding = read_batch(batch, batch_size)
+        before = time.monotonic()
+        if sequence is None:
+            flow = backend.predict(images1, images2)
+        else:
+            flow = _predict_along(sequence, batch, images1, images2)
+        seconds = (time.monotonic() - before) / len(batch)
+        _check_flow(flow, images1, batch)
+        for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
+            yield pair, pair_flow, seconds
+
+
+def _predict_along(
+    sequence: AlongSequence, batch: list[FramePair], images1: np.ndarray, images2: np.ndarray
+) -> np.ndarray:
+    """Compute the pairs of a batch one by one, sharing the features of frames that two pairs hold."""
+    frames = zip(batch, images1, images2, strict=False)  # without the copies
+    flows = [
+        sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
+        for pair, image1, image2 in frames
+    ]
+    return np.concatenate(flows)
+
+
+def _predict_folders(
+    pairs: list[FramePair], backend: FolderBackend, track: Track | None
+) -> Iterator[tuple[FramePair, np.ndarray, float]]:
+    """As ``_predict_batches``, for one pass and the guide's way: a folder of tensors per frame.
+
+    The tensors need 10.8 MB a pair at Sintel's size; they lie in a temporary folder.
     """
-    computing, filled = 0.0, 0
-    for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
-        mine = {
-            pair.name: replace(pair, flow=None) for pair in pairs if pair.pass_name == pass_name
-        }
-        filled += -len(mine) % batch_size
-        with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
-            tensors = write_guide_tensors(list(mine.values()), Path(place), track=track) / pass_name
-            named = {stem: name for name, stem in _guide_stems(list(mine.values())).items()}
+    with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
+        numbers = write_guide_tensors(pairs, Path(place), with_truth=False, track=track)
+        numbered = {numbers[pair.name]: pair for pair in pairs}
+        folder = Path(place) / pairs[0].pass_name
+        before = time.monotonic()
+        for number, flow in backend.predict_folders(
+            folder / "image1", folder / "image2", track=track
+        ):
+            pair, seconds = numbered[number], time.monotonic() - before
+            yield pair, Padding.for_size(*image_size(pair.image1)).unpad(flow), seconds
             before = time.monotonic()
-            for stem, flow in backend.predict_folders(
-                tensors / "image1", tensors / "image2", track=track
-            ):
-                pair = mine[named[stem]]
-                padding = Padding.for_size(*read_frame(pair.image1).shape[1:])
-                _store(folder, pair, padding.unpad(flow), keys[pair.name])
-            computing += time.monotonic() - before
-    return computing, filled
 
 
-def inference_key(converted: dict) -> str:
+def inference_key(converted: Record) -> str:
     """What the flow depends on besides the frames, from ``convert.json``: the model's content, what
     runs it, and in which precision.
     """
@@ -180,24 +187,6 @@ def flow_path(folder: Path, pair: FramePair) -> Path:
     return Path(folder) / f"{pair.name}.flo"
 
 
-def read_batch(batch: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:
-    """First and second frames (batch_size, 3, H, W), padded, filled up with copies of the last
-    pair, and the padding to undo.
-    """
-    images = []
-    for frames in ([pair.image1 for pair in batch], [pair.image2 for pair in batch]):
-        stack = np.stack([read_frame(path) for path in frames])
-        padding = Padding.for_size(*stack.shape[-2:])
-        images.append(
-            np.pad(
-                padding.pad(stack),
-                [(0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)],
-                mode="edge",
-            )
-        )
-    return images[0], images[1], padding
-
-
 def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> None:
     wanted = (2, *image.shape[2:])
     if flow.shape[1:] != wanted or len(flow) not in (len(batch), len(image)):
@@ -219,7 +208,7 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
         os.fsync(ledger.fileno())
 
 
-def _ledger_lines(folder: Path) -> Iterator[dict]:
+def _read_ledger(folder: Path) -> Iterator[Record]:
     """Entries of the ledger; a line that an interruption cut short is skipped, and its pair counts
     as not stored.
     """
@@ -233,14 +222,14 @@ def _ledger_lines(folder: Path) -> Iterator[dict]:
             continue
 
 
-def stored_hashes(folder: Path) -> dict[str, str]:
+def read_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 that each pair's file had when it was written, by the pair's name."""
-    return {line["pair"]: line["sha256"] for line in _ledger_lines(folder)}
+    return {line["pair"]: line["sha256"] for line in _read_ledger(folder)}
 
 
-def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
+def _find_whole(folder: Path, keys: dict[str, str]) -> set[str]:
     """Names of pairs whose file is, byte for byte, what was written for this key."""
-    last = {line["pair"]: line for line in _ledger_lines(folder)}
+    last = {line["pair"]: line for line in _read_ledger(folder)}
     return {
         name
         for name, key in keys.items()
@@ -249,49 +238,3 @@ def _whole_pairs(folder: Path, keys: dict[str, str]) -> set[str]:
         and (path := Path(folder) / f"{name}.flo").is_file()
         and sha256(path) == last[name]["sha256"]
     }
-
-
-def write_guide_tensors(
-    pairs: list[FramePair],
-    folder: Path,
-    *,
-    plain_names: bool = False,
-    track: Callable[..., Iterable] | None = None,
-) -> Path:
-    """Write padded frames and ground truth as the guide's preprocessing lays them out, for tools
-    that read files.
-
-    Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded;
-    ``gt/<i>.bin`` is float32 (H, W, 2), not padded, and only there where ground truth is. Stems are
-    zero-padded, so that both ways of sorting agree, or with ``plain_names`` as in the guide (0, 1,
-    ..., 10); ``pairs.json`` says which pair a number is.
-    """
-    folder = Path(folder)
-    height, width = read_frame(pairs[0].image1).shape[1:]
-    padding = Padding.for_size(height, width)
-    rows, columns = padding.padded_size(height, width)
-    require_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
-    stems = _guide_stems(pairs, plain=plain_names)
-    for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
-        place, stem = folder / pair.pass_name, stems[pair.name]
-        for kind in ("image1", "image2"):
-            write_tensor(
-                place / kind / f"{stem}.bin", padding.pad(read_frame(getattr(pair, kind)))[None]
-            )
-        if pair.flow is not None:
-            write_tensor(place / "gt" / f"{stem}.bin", read_flow(pair.flow).transpose(1, 2, 0))
-    with write_atomically(folder / "pairs.json") as partial:
-        partial.write_text(json.dumps(stems, indent=1) + "\n", encoding="utf-8")
-    return folder
-
-
-def _guide_stems(pairs: list[FramePair], *, plain: bool = False) -> dict[str, str]:
-    """Pair name -> its number within its pass, as many digits for all unless plain."""
-    stems: dict[str, str] = {}
-    for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
-        names = [pair.name for pair in pairs if pair.pass_name == pass_name]
-        stems |= {
-            name: str(index).zfill(1 if plain else len(str(len(names) - 1)))
-            for index, name in enumerate(names)
-        }
-    return stems

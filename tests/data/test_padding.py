@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from gma_lib.data.padding import Padding
+from gma_lib.data.padding import Padding, read_batch
+from gma_lib.data.sintel import find_pairs
+from gma_lib.flow.files import read_frame
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,13 @@ def test_a_size_that_fits_is_left_alone():
 def test_no_pixels_is_an_error():
     with pytest.raises(ValueError, match="0x5"):
         Padding.for_size(0, 5)
+
+
+def test_a_partial_batch_is_filled_up_with_its_last_pair(tiny_sintel):
+    pairs = find_pairs(tiny_sintel)[:2]
+    images1, images2, padding = read_batch(pairs, 4)
+    assert images1.shape == images2.shape == (4, 3, 128, 160)
+    assert padding == Padding(0, 0, 0, 0)
+    for place, pair in enumerate([pairs[0], pairs[1], pairs[1], pairs[1]]):
+        np.testing.assert_array_equal(images1[place], read_frame(pair.image1))
+        np.testing.assert_array_equal(images2[place], read_frame(pair.image2))

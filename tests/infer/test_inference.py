@@ -1,7 +1,6 @@
 """Pairs become flow files: each once, whole, of the right pair, whatever interrupts."""
 
-import hashlib
-import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
 from gma_lib.convert.conversion import convert
 from gma_lib.data import sintel
-from gma_lib.flow.files import read_flow, read_frame, read_tensor, write_frame
+from gma_lib.flow.files import read_flow, read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference
 
@@ -217,7 +216,7 @@ def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     time.sleep(0.05)
     process.send_signal(how)
     process.wait(timeout=30)
-    stored = inference.stored_hashes(tmp_path / "flow")
+    stored = inference.read_hashes(tmp_path / "flow")
     assert len(stored) == 2
     assert not [
         path
@@ -259,50 +258,10 @@ def test_a_truncated_frame_is_named(pairs, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sintel.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})()
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(OSError, match="are free"):
         inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
     assert not (tmp_path / "flow").exists()
-
-
-def test_the_guides_tensors(pairs, tmp_path):
-    folder = inference.write_guide_tensors(pairs, tmp_path / "tensors")
-    stems = json.loads((folder / "pairs.json").read_text())
-    assert stems["final/alley/frame_0001"] == "0"
-    found = read_tensor(folder / "final/image1/0.bin", (1, 3, 128, 160))[0]
-    np.testing.assert_array_equal(found, read_frame(pairs[4].image1))
-    assert read_tensor(folder / "clean/gt/0.bin", (128, 160, 2))[0, 0].tolist() == [3, 4]
-    assert sorted(path.stem for path in (folder / "clean/gt").iterdir()) == ["0", "1", "2"]
-
-
-def test_many_pairs_get_stems_of_one_length(pairs):
-    """1041 pairs are numbered 0000 to 1040: then sorting by name and by number agree."""
-    many = [sintel.FramePair("clean", "scene", number, None, None) for number in range(1041)]
-    stems = list(inference._guide_stems(many).values())
-    assert (stems[0], stems[-1]) == ("0000", "1040")
-    assert stems == sorted(stems)
-
-
-def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
-    """Hashes of what the guide's own preprocessing wrote for frames 2 and 3 of both scenes, clean
-    pass.
-    """
-    pairs = [pair for pair in sintel.find_pairs(sintel_sample) if pair.number == 2]
-    folder = inference.write_guide_tensors(pairs, tmp_path) / "clean"
-    hashes = {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*.bin")
-    }
-    assert hashes == {
-        "gt/0.bin": "22897c9919ac44f82b7460a1c3f2f87ec45775087ac21ef96373358efbc442a3",
-        "gt/1.bin": "c927a1511c30296046f4816defe4a31af661782fa432bedeaf4a3c77b5c712ed",
-        "image1/0.bin": "a8098aaefb8f8c2e8e613f46e9d68a09c9f79d82b65075dc9efcbba27596fb6f",
-        "image1/1.bin": "b51865cafc527d9fbe3b406889c8264a969ef99e20455e04be4b6af17425f3d2",
-        "image2/0.bin": "792bbb4215421eef97249e680b04aef457a2f82a2da9712fb3c99e1006ce7ed3",
-        "image2/1.bin": "d7f733e7504ab2ddcecd92d820a93962c09d60c33a8c0206695186fc67b25197",
-    }
 
 
 def test_neither_inference_nor_evaluation_needs_torch():

@@ -1,0 +1,79 @@
+"""Tensor files as the guide's preprocessing writes and ``ais_bench`` exchanges them: headerless
+float32.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from gma_lib.data.padding import Padding
+from gma_lib.data.sintel import FramePair
+from gma_lib.flow.files import read_frame
+from gma_lib.runs.files import require_free_space, write_atomically
+
+
+def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read a headerless little-endian float32 file of the given shape."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such tensor file")
+    wanted = 4 * int(np.prod(shape))
+    if path.stat().st_size != wanted:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes where float32 {shape} has {wanted}")
+    return np.fromfile(path, dtype="<f4").reshape(shape)
+
+
+def write_tensor(path: Path, tensor: np.ndarray) -> None:
+    """Write an array as headerless little-endian float32."""
+    with write_atomically(path) as partial:
+        np.ascontiguousarray(tensor, dtype="<f4").tofile(partial)
+
+
+def write_guide_tensors(
+    pairs: list[FramePair],
+    folder: Path,
+    *,
+    with_truth: bool = True,
+    track: Callable[..., Iterable] | None = None,
+) -> dict[str, str]:
+    """Write padded frames and ground truth for tools that read files; return each pair's number.
+
+    Per pass, ``image1/<i>.bin`` and ``image2/<i>.bin`` are float32 (1, 3, H, W), 0..255, padded;
+    ``gt/<i>.bin`` is the true flow, float32 (H, W, 2), not padded, where it exists. The number
+    ``<i>`` is zero-padded; ``pairs.json`` maps each pair's name to it.
+
+    Parameters
+    ----------
+    pairs
+        Pairs of frames of one size.
+    """
+    folder = Path(folder)
+    height, width = read_frame(pairs[0].image1).shape[1:]
+    padding = Padding.for_size(height, width)
+    rows, columns = padding.padded_size(height, width)
+    require_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
+    numbers = number_pairs(pairs)
+    for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
+        place, file = folder / pair.pass_name, f"{numbers[pair.name]}.bin"
+        write_tensor(place / "image1" / file, padding.pad(read_frame(pair.image1))[None])
+        write_tensor(place / "image2" / file, padding.pad(read_frame(pair.image2))[None])
+        if with_truth and pair.flow is not None:
+            write_tensor(place / "gt" / file, pair.load_flow().transpose(1, 2, 0))
+    with write_atomically(folder / "pairs.json") as partial:
+        partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return numbers
+
+
+def number_pairs(pairs: list[FramePair]) -> dict[str, str]:
+    """Map each pair's name to its number within its pass, with as many digits for all.
+
+    Sorting by number and sorting by text then give the same order.
+    """
+    numbers: dict[str, str] = {}
+    for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
+        names = [pair.name for pair in pairs if pair.pass_name == pass_name]
+        digits = len(str(len(names) - 1))
+        numbers |= {name: str(index).zfill(digits) for index, name in enumerate(names)}
+    return numbers
