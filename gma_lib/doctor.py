@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import click
+
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.machine import available_cores, available_memory, processor_name
 
@@ -177,8 +179,9 @@ def _ascend() -> Iterator[Finding]:
         yield Finding("absent", "Ascend chip", f"optional: {error}")
 
 
+@click.command("doctor")
 def main() -> None:
-    """Print a line per finding; exit 1 if something needed is missing."""
+    """Check this machine: a line per finding; exit code 1 if something needed is missing."""
     found = list(findings())
     for finding in found:
         print(f"{finding.word:7} {finding.what:24} {finding.detail}")

@@ -100,12 +100,11 @@ def test_no_path_of_a_machine_and_nothing_large_is_committed():
 def test_every_command_of_the_readme_exists():
     named = set(re.findall(r"\bgma ([a-z]+)\b", README))
     assert named
-    assert named <= set(cli.main.commands), named - set(cli.main.commands)
+    assert named <= set(cli.COMMANDS), named - set(cli.COMMANDS)
     for line in re.findall(r"^    \.venv/bin/(gma .*)$", README, re.M):
         _, command, *rest = line.split()
-        known = {
-            option for parameter in cli.main.commands[command].params for option in parameter.opts
-        }
+        parameters = cli.main.get_command(None, command).params
+        known = {option for parameter in parameters for option in parameter.opts}
         assert {word for word in rest if word.startswith("-")} <= known, line
 
 

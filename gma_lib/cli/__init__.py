@@ -1,0 +1,62 @@
+"""``gma``: flow from the command line, one module a command.
+
+Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted.
+"""
+
+from importlib import import_module
+
+import click
+
+import gma_lib
+from gma_lib.runs.progress import show_messages
+
+# Command -> its module and its line of help. A module is imported when its command runs, so that
+# `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
+COMMANDS = {
+    "doctor": ("gma_lib.doctor", "Check this machine."),
+    "evaluate": ("gma_lib.cli.evaluate", "Score flow files against ground truth."),
+    "export": ("gma_lib.cli.export", "Write the network as ONNX for one frame size."),
+    "flow": ("gma_lib.cli.flow", "Flow from FRAME1 to FRAME2, two images of one size."),
+    "submit": ("gma_lib.cli.submit", "Flow for Sintel's benchmark, every file checked."),
+    "video": ("gma_lib.cli.video", "Flow along a folder of images or a video."),
+}
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they run, and errors of the library in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.Abort, click.exceptions.Exit):  # RuntimeErrors too
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+        except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
+            raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(gma_lib.__version__, prog_name="gma")
+def main() -> None:
+    """Optical flow with GMA (Global Motion Aggregation): where every pixel of one frame is found in
+    the next.
+    """
+    show_messages()

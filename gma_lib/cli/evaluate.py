@@ -1,0 +1,44 @@
+"""``gma evaluate``: flow files and ground truth to scores."""
+
+import json
+from pathlib import Path
+
+import click
+
+from gma_lib.cli.options import PATH
+from gma_lib.evaluate.any_files import matched_files, score_files
+from gma_lib.evaluate.evaluation import GROUP_LABELS
+
+
+@click.command("evaluate")
+@click.argument("prediction", type=PATH)
+@click.argument("truth", type=PATH)
+@click.option(
+    "--occlusions",
+    type=PATH,
+    help="Mask, or folder of masks named like the truth; white is occluded.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: shares from 0 to 1, EPE in pixels."
+)
+def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) -> None:
+    """Score PREDICTION against TRUTH: two flow files, or two folders of them with the same names.
+
+    Pooled over all pixels whose truth is known. A missing prediction is an error.
+    """
+    files = matched_files(prediction, truth)
+    sums, unknown = score_files(files, occlusions=occlusions)
+    scores = {group: errors.to_metrics() for group, errors in sums.items()}
+    if as_json:
+        record = {"fields": len(files), "pixels_without_truth": unknown, **scores}
+        click.echo(json.dumps(record, indent=1))
+        return
+    fields = f"{len(files)} flow field{'s' * (len(files) > 1)}"
+    click.echo(f"{fields}; EPE in pixels; shares below 1, 3 and 5 px in %")
+    if unknown:
+        click.echo(f"left out: {unknown:,} pixels whose truth is not known")
+    click.echo(f"{'':26}{'pixels':>12}{'EPE':>9}{'1px':>8}{'3px':>8}{'5px':>8}{'Fl':>8}")
+    for group, score in scores.items():
+        if score["pixels"]:
+            shares = "".join(f"{100 * score[name]:8.2f}" for name in ("px1", "px3", "px5", "fl"))
+            click.echo(f"{GROUP_LABELS[group]:26}{score['pixels']:>12,}{score['epe']:9.3f}{shares}")

@@ -1,0 +1,73 @@
+"""``gma export``: weights to ONNX files."""
+
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import click
+
+from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
+from gma_lib.export.trace import export_split, export_whole
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.deploy import to_deploy_form
+from gma_lib.network.model import GMAConfig, check_sides
+
+
+class Size(TypedDict):
+    """The size of a graph's input."""
+
+    height: int
+    width: int
+    batch_size: int
+
+
+@click.command("export")
+@click.option("-o", "--output", required=True, type=PATH, help="Folder for gma.onnx; new or empty.")
+@click.option(
+    "--height", required=True, type=int, help="Padded frame height: a multiple of 8, at least 128."
+)
+@click.option("--width", required=True, type=int)
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
+@CHECKPOINT
+@click.option(
+    "--updates",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Refinements, unrolled into the file.",
+)
+@click.option(
+    "--lookup",
+    default="matmul",
+    show_default=True,
+    help="matmul, rows, gather or grid_sample (opset 16 and above).",
+)
+@click.option("--opset", default=13, show_default=True, type=int)
+@click.option(
+    "--split",
+    is_flag=True,
+    help="Also its parts gma_features, gma_context and gma_refine, for sequences.",
+)
+def main(
+    output: Path,
+    checkpoint: str,
+    updates: int,
+    lookup: str,
+    opset: int,
+    split: bool,
+    **size: Unpack[Size],
+) -> None:
+    """Write the network as ONNX for one frame size."""
+    check_sides(size["height"], size["width"])
+    refuse_used_folder(output)
+    path = Path(checkpoint).expanduser()
+    model, weights = load_model(
+        path.absolute() if path.is_file() else checkpoint,
+        GMAConfig(num_updates=updates, lookup=lookup),
+    )
+    model = to_deploy_form(model)
+    files = [export_whole(model, output / "gma.onnx", **size, checkpoint=weights, opset=opset)]
+    if split:
+        files += export_split(model, output, **size, checkpoint=weights, opset=opset)
+    for file in files:
+        click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    click.echo(weights.note)

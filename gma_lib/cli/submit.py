@@ -1,0 +1,36 @@
+"""``gma submit``: flow for Sintel's benchmark."""
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+from gma_lib.cli.options import PATH, Network, network_options, remark
+from gma_lib.infer.estimator import load
+from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
+from gma_lib.runs.progress import track
+
+
+@click.command("submit")
+@click.argument("sintel", type=PATH)
+@click.option(
+    "-o", "--output", required=True, type=PATH, help="Folder that Sintel's bundler is given."
+)
+@click.option("--split", default="test", show_default=True, help="training, to try it out.")
+@click.option("--cold", is_flag=True, help="Start every pair from zero flow.")
+@network_options(updates=32)
+def main(sintel: Path, output: Path, split: str, cold: bool, **network: Unpack[Network]) -> None:
+    """Flow for Sintel's benchmark from the data set's folder SINTEL: both passes, warm start, every
+    file checked.
+    """
+    pairs = write_submission(
+        sintel.absolute(),
+        output,
+        load(say=remark, **network),
+        split=split,
+        warm=not cold,
+        track=track,
+    )
+    click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size")
+    if split == "test" and len(pairs) != 2 * PAIRS_IN_TEST_SPLIT:
+        remark(f"not the complete test split: {len(pairs)} of {2 * PAIRS_IN_TEST_SPLIT} pairs")
