@@ -90,10 +90,11 @@ test: $(ENV) ## run the tests
 ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(if $(KEEP),--keep $(KEEP)) $(foreach b,$(BS),--batch-size $(b))
 
-lint: $(ENV) ## check style and types, and that notebooks carry no outputs
+lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache --no-logo
 	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
 
 lab: $(ENV) ## open the notebooks in JupyterLab

@@ -25,15 +25,7 @@ For flow of your own frames, three lines (see ``gma_lib.infer.estimator``)::
     flow = load("gma-procedural")(frame1, frame2)
 """
 
-from collections.abc import Callable
+import lazy_loader
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Callable:
-    """``load``, imported when it is asked for: importing the package stays cheap."""
-    if name == "load":
-        from gma_lib.infer.estimator import load
-
-        return load
-    raise AttributeError(f"module 'gma_lib' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -119,4 +119,5 @@ def test_versions_agree():
     assert {hook["rev"].removeprefix("v") for hook in hooks} == {
         locked["ruff"],
         locked["nbstripout"],
+        locked["import-linter"],
     }

@@ -1,0 +1,3 @@
+from .infer.estimator import load as load
+
+__version__: str
