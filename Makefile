@@ -28,7 +28,7 @@ SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN)
           $(if $(CHECKPOINT),--set "checkpoint=$(CHECKPOINT)") \
           $(if $(UPDATES),--set num_updates=$(UPDATES)) \
           $(foreach setting,$(PARAMS),--set $(setting))
-STAGE   = $(PYTHON) -m gma_lib.pipeline.runner $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
+STAGE   = $(PYTHON) -m gma_lib.cli stage $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 

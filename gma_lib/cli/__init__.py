@@ -1,6 +1,7 @@
 """``gma``: flow from the command line, one module a command.
 
-Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted.
+Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted;
+``gma stage`` has more.
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ COMMANDS = {
     "evaluate": ("gma_lib.cli.evaluate", "Score flow files against ground truth."),
     "export": ("gma_lib.cli.export", "Write the network as ONNX for one frame size."),
     "flow": ("gma_lib.cli.flow", "Flow from FRAME1 to FRAME2, two images of one size."),
+    "stage": ("gma_lib.cli.stage", "Run one notebook of the pipeline."),
     "submit": ("gma_lib.cli.submit", "Flow for Sintel's benchmark, every file checked."),
     "video": ("gma_lib.cli.video", "Flow along a folder of images or a video."),
 }

@@ -1,0 +1,43 @@
+"""``gma stage``: one notebook of the pipeline, without a browser."""
+
+import click
+
+from gma_lib.pipeline.runner import (
+    EXIT,
+    STAGES,
+    WrongParameters,
+    parse_override,
+    resolve_parameters,
+    run_of,
+    run_stage,
+)
+
+
+@click.command("stage")
+@click.argument("name", metavar="STAGE", type=click.Choice(list(STAGES)))
+@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@click.option("--batch-size", default="1", show_default=True, help="Pairs per call of the network.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Override a parameter; may be repeated.",
+)
+@click.option("--force", is_flag=True, help="Run even what is up to date.")
+def main(name: str, profile: str, batch_size: str, overrides: tuple[str, ...], force: bool) -> None:
+    """Run one notebook (STAGE: 01_data to 06_perf) and leave it executed in outputs/.
+
+    Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed; 2
+    wrong parameters; 3 another run writes the same files; 124 too slow; 130 interrupted; 138 the
+    kernel died.
+    """
+    try:
+        batch = parse_override(f"batch_size={batch_size}")[1]
+        parameters = resolve_parameters(profile, batch, dict(map(parse_override, overrides)))
+        run_of(parameters)
+    except WrongParameters as error:
+        click.echo(f"{name}: {error}", err=True)
+        raise click.exceptions.Exit(2) from None
+    status = run_stage(name, parameters, force=force)
+    raise click.exceptions.Exit(EXIT.get(status, 0))
