@@ -14,19 +14,17 @@ PYTHON    ?= .venv/bin/python
 BASE_PYTHON ?= python3
 # For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# For BACKEND=ascend: the chip where none can be asked (SOC=310P3), what stays float32 (KEEP=coordinates), the card's logic ID, the
-# interpreter that has ais_bench.
-export GMA_SOC := $(SOC)
-export GMA_KEEP := $(KEEP)
-export GMA_DEVICE := $(DEVICE)
-export GMA_AIS_PYTHON ?= $(AIS_PYTHON)
+# For BACKEND=ascend: the chip where none can be asked (SOC=310P3), what stays float32 (KEEP=coordinates), the card's logic ID (DEVICE),
+# the interpreter that has ais_bench (AIS_PYTHON). Quoted, because 910_9391 is a number to YAML.
+CARD   := $(if $(filter ascend,$(BACKEND)),$(if $(SOC),--set "soc='$(SOC)'") $(if $(KEEP),--set "keep='$(KEEP)'") \
+          $(if $(DEVICE),--set "device=$(DEVICE)") $(if $(AIS_PYTHON),--set "ais_python='$(AIS_PYTHON)'"))
 
 ENV    := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 OUT    := outputs/$(PROFILE)
 SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN) \
           $(if $(SINTEL),--set "sintel_root=$(SINTEL)") \
           $(if $(CHECKPOINT),--set "checkpoint=$(CHECKPOINT)") \
-          $(if $(UPDATES),--set num_updates=$(UPDATES)) \
+          $(if $(UPDATES),--set num_updates=$(UPDATES)) $(CARD) \
           $(foreach setting,$(PARAMS),--set $(setting))
 STAGE   = $(PYTHON) -m gma_lib.cli stage $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
@@ -101,7 +99,7 @@ lab: $(ENV) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
 
 doctor: $(ENV) ## say what this machine has and lacks
-	@$(PYTHON) -m gma_lib.doctor
+	@$(PYTHON) -m gma_lib.doctor $(if $(AIS_PYTHON),--ais-python "$(AIS_PYTHON)")
 
 lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)
 	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv

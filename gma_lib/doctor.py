@@ -39,7 +39,7 @@ class Finding:
     detail: str
 
 
-def findings() -> Iterator[Finding]:
+def findings(ais_python: str | None = None) -> Iterator[Finding]:
     """Everything that is needed or optional, in the order in which a user would mend it."""
     version = sys.version.split()[0]
     yield _needed(sys.version_info >= (3, 11), "Python", version, "install Python 3.11 or newer")
@@ -68,7 +68,7 @@ def findings() -> Iterator[Finding]:
     if has_bf16():
         yield Finding("OK", "bfloat16", _advice())
     yield _gpu()
-    yield from _ascend()
+    yield from _ascend(ais_python)
 
 
 def _needed(good: bool, what: str, detail: str, remedy: str) -> Finding:
@@ -147,7 +147,7 @@ def _gpu() -> Finding:
     return _optional(there, "GPU", detail, "none that PyTorch can use; everything runs on the CPU")
 
 
-def _ascend() -> Iterator[Finding]:
+def _ascend(ais_python: str | None) -> Iterator[Finding]:
     """CANN, the card and the Python that has ais_bench; only for BACKEND=ascend."""
     from gma_lib.ascend import chip, operators, toolkit
 
@@ -160,7 +160,7 @@ def _ascend() -> Iterator[Finding]:
     yield _optional(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
     environment = toolkit.tool_environment(cann)
     try:
-        python = toolkit.ais_python(environment)
+        python = toolkit.find_ais_python(ais_python, environment)
         yield Finding("OK", "ais_bench", python)
     except FileNotFoundError:
         python = sys.executable
@@ -180,9 +180,10 @@ def _ascend() -> Iterator[Finding]:
 
 
 @click.command("doctor")
-def main() -> None:
+@click.option("--ais-python", help="Interpreter that has ais_bench.")
+def main(ais_python: str | None) -> None:
     """Check this machine: a line per finding; exit code 1 if something needed is missing."""
-    found = list(findings())
+    found = list(findings(ais_python))
     for finding in found:
         print(f"{finding.word:7} {finding.what:24} {finding.detail}")
     if any(finding.word == "NOT OK" for finding in found):

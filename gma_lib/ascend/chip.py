@@ -38,6 +38,36 @@ class Chip:
     source: str
 
 
+@dataclass(frozen=True)
+class Card:
+    """Which card to use, and what its tools are told.
+
+    Attributes
+    ----------
+    soc
+        Chip to convert for, such as ``310P3``; None: the one that is found.
+    keep
+        What stays float32 in a float16 model, a key of ``gma_lib.ascend.keep.CHOICES``; None: what
+        the guide keeps.
+    device
+        Logic ID of the chip that computes, 0 to 255; None: 0.
+    ais_python
+        Interpreter that has ais_bench; None: this one, else ``python3``.
+    """
+
+    soc: str | None = None
+    keep: str | None = None
+    device: int | None = None
+    ais_python: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= (self.device or 0) <= 255:
+            raise ValueError(
+                f"device is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), "
+                f"not {self.device}"
+            )
+
+
 def soc_version(name: str) -> str:
     """``310P3``, ``Ascend310P3``, ``Ascend 310P3`` -> ``Ascend310P3``: the prefix exactly once,
     whoever wrote it before.

@@ -90,16 +90,14 @@ def tool_environment(
     )
 
 
-def ais_python(environment: Mapping[str, str] | None = None) -> str:
-    """The interpreter that has ais_bench: GMA_AIS_PYTHON, else this one, else ``python3``.
+def find_ais_python(named: str | None = None, environment: Mapping[str, str] | None = None) -> str:
+    """Find the interpreter that has ais_bench: the named one, else this one, else ``python3``.
 
     Raises
     ------
     FileNotFoundError
         When none has it, with where to get it.
     """
-    environment = os.environ if environment is None else environment
-    named = environment.get("GMA_AIS_PYTHON")
     for python in [named] if named else [sys.executable, "python3"]:
         if has_module(python, "ais_bench", environment):
             return python

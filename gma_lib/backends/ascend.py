@@ -2,18 +2,17 @@
 interpreter.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
-from gma_lib.ascend.chip import NoChipFound, find_chips
-from gma_lib.ascend.toolkit import ais_python, find_toolkit, tool_environment
+from gma_lib.ascend.chip import Card, NoChipFound, find_chips
+from gma_lib.ascend.toolkit import find_ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames
 from gma_lib.data.guide_tensors import read_tensor, write_tensor
 from gma_lib.runs.files import require_free_space
@@ -28,17 +27,14 @@ class AscendOptions:
     ----------
     precision
         What the ``.om`` was made with; read back from its manifest.
-    python
-        The interpreter that has ais_bench; None looks for it (GMA_AIS_PYTHON first).
-    device
-        Logic ID of the chip; None takes GMA_DEVICE, else 0.
+    card
+        Which card, and the interpreter of its tools.
     timeout_s
         For one run over a folder.
     """
 
     precision: str = "float16"
-    python: str | None = None
-    device: int | None = None
+    card: Card = field(default_factory=Card)
     timeout_s: float = 36000
 
     def require(self) -> None:
@@ -84,11 +80,11 @@ class AscendBackend(FolderBackend):
             int(side) for side in shapes.split("image1:")[1].split(";")[0].split(",")
         )
         environment = tool_environment(find_toolkit())
-        device = chosen_device() if self.options.device is None else self.options.device
+        card = self.options.card
         require_chip(self.manifest, environment)
         self.tool = AisBench(
-            self.options.python or ais_python(environment),
-            device,
+            find_ais_python(card.ais_python, environment),
+            card.device or 0,
             self.options.timeout_s,
             environment,
         )
@@ -129,16 +125,6 @@ class AscendBackend(FolderBackend):
             self.simulated = self.simulated or timing.simulated
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
-
-
-def chosen_device() -> int:
-    """The chip of GMA_DEVICE, else 0; ValueError for anything but one number that the tool takes."""
-    named = os.environ.get("GMA_DEVICE") or "0"
-    if not named.isdigit() or int(named) > 255:
-        raise ValueError(
-            f"DEVICE is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), not {named!r}"
-        )
-    return int(named)
 
 
 def require_chip(manifest: dict, environment: dict) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from gma_lib import backends
+from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import set_batch_size
@@ -56,6 +57,7 @@ def convert(
     attention: str,
     precision: str = "float32",
     at_once: int | None = 1,
+    card: Card | None = None,
 ) -> Conversion:
     """Make the backend's files in ``model_folder`` from ``gma.onnx`` and its parts (or, for
     PyTorch, from the checkpoint).
@@ -68,6 +70,8 @@ def convert(
     at_once
         Pairs that are computed together inside a batch; None: all of them. An Ascend model always
         takes the whole batch.
+    card
+        For Ascend: which card to convert for, and what stays float32.
     """
     find_backend(backend)  # an unknown name gets the list of those there are
     folder = Path(model_folder)
@@ -83,7 +87,7 @@ def convert(
     if find_backend(backend).model_file == "gma.safetensors":
         return _for_torch(folder, checkpoint, num_updates, attention, at_once)
     if backend == "ascend":
-        return _for_ascend(folder, precision)
+        return _for_ascend(folder, precision, card or Card())
     return CONVERTERS[backend](folder, at_once, precision)
 
 
@@ -231,7 +235,7 @@ def _for_torch(
     )
 
 
-def _for_ascend(folder: Path, precision: str) -> Conversion:
+def _for_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     """ONNX without 64-bit numbers, then atc; its precision is decided here, not when the model is
     loaded.
     """
@@ -241,7 +245,7 @@ def _for_ascend(folder: Path, precision: str) -> Conversion:
 
     # a batch of a card's size would need a card's memory to be compared in
     rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
-    made = convert_for_card(folder, precision)
+    made = convert_for_card(folder, precision, card)
     kept = described(made["options"]["keep_dtype"]) or "everything"
     changes = f"{rewritten} Computed in {precision}, float32 kept for {kept}, for {made['soc']} ({made['chip_source']})."
     if made["unknown_operators"]:

@@ -1,12 +1,11 @@
 """From ONNX to the ``.om`` of an Ascend card."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gma_lib.ascend import atc
-from gma_lib.ascend.chip import find_chips
+from gma_lib.ascend.chip import Card, find_chips
 from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import check_operators, refuse_impossible
 from gma_lib.ascend.toolkit import find_toolkit, tool_environment
@@ -14,9 +13,8 @@ from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 from gma_lib.runs.progress import log_elapsed
 
 
-def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
-    """Make ``gma.om`` from ``gma.onnx`` for the card that is found, or named by GMA_SOC; the
-    manifest of ``gma_lib.ascend.atc``.
+def convert_for_card(folder: Path, precision: str, card: Card) -> dict[str, Any]:
+    """Make ``gma.om`` from ``gma_atc.onnx`` for a card; return the manifest of ``atc``.
 
     Raises
     ------
@@ -31,11 +29,9 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     )
     toolkit = find_toolkit()
     environment = tool_environment(toolkit)
-    chip = find_chips(
-        word=os.environ.get("GMA_SOC") or None,
-        python=os.environ.get("GMA_AIS_PYTHON") or "python3",
-        environment=environment,
-    )[0]
+    chip = find_chips(word=card.soc, python=card.ais_python or "python3", environment=environment)[
+        0
+    ]
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)
@@ -43,7 +39,7 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     manifest = atc.convert_to_om(
         source,
         target,
-        choose_options(chip.soc, precision, source),
+        choose_options(chip.soc, precision, source, keep=card.keep),
         cann=cann,
         environment=environment,
         watch=partial(log_elapsed, label="atc"),
@@ -55,12 +51,15 @@ def convert_for_card(folder: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def choose_options(soc: str, precision: str, source: Path) -> atc.AtcOptions:
-    """What atc is told for a precision: for float16 the guide's flags, keeping in float32 what
-    GMA_KEEP says (``gma_lib.ascend.keep``).
+def choose_options(
+    soc: str, precision: str, source: Path, *, keep: str | None = None
+) -> atc.AtcOptions:
+    """Choose what atc is told for a precision: for float16 the guide's flags, with ``keep`` in
+    float32 (a key of ``gma_lib.ascend.keep.CHOICES``; None: as in the guide).
     """
     mode = PRECISION_NAMES["atc"][precision]
-    choice = os.environ.get("GMA_KEEP") or "guide"
     return atc.AtcOptions(
-        soc, precision_mode=mode, keep_dtype=keep_lines(source, choice) if mode is None else ()
+        soc,
+        precision_mode=mode,
+        keep_dtype=keep_lines(source, keep or "guide") if mode is None else (),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gma_lib.ascend import ais_bench, atc
-from gma_lib.ascend.chip import NoChipFound, find_chips
+from gma_lib.ascend.chip import Card, NoChipFound, find_chips
 from gma_lib.ascend.keep import described
 from gma_lib.ascend.toolkit import find_toolkit, tool_environment
 from gma_lib.backends.ascend import AscendBackend, AscendOptions
@@ -16,7 +16,7 @@ from gma_lib.runs.run import DoesNotFit
 
 
 def measure_on_card(
-    model_folder: Path, precision: str, batch_size: int, *, loop: int = 100
+    model_folder: Path, precision: str, batch_size: int, card: Card, *, loop: int = 100
 ) -> dict[str, Any]:
     """Fields of ``perf.json``: the tool's own loop on zeros, after a warm-up, and what transfers
     add; memory that runs out is a status.
@@ -37,7 +37,7 @@ def measure_on_card(
     except DoesNotFit as error:
         return nothing | {"status": "out_of_memory", "reason": f"not started: {error}"}
     try:
-        with AscendBackend(om, AscendOptions(precision=precision)) as backend:
+        with AscendBackend(om, AscendOptions(precision, card)) as backend:
             watch = partial(log_elapsed, label=f"ais_bench, {loop} calls")
             timing = ais_bench.measure(
                 backend.tool, om, batch_size=batch_size, loop=loop, watch=watch

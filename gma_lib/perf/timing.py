@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.network.memory import predict_memory, require_memory
@@ -60,11 +61,9 @@ class Task:
     gmac_per_pair: float
 
 
-
-
-
-
-def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) -> dict[str, Any]:
+def measure(
+    task: Task, *, lock_file: Path, available_bytes: int | None = None, card: Card | None = None
+) -> dict[str, Any]:
     """Measure a model alone on the machine.
 
     Parameters
@@ -74,6 +73,8 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         measurement.
     available_bytes
         Memory to plan with; the machine's when None.
+    card
+        The Ascend card, for models of one.
 
     Returns
     -------
@@ -102,7 +103,9 @@ def measure(task: Task, *, lock_file: Path, available_bytes: int | None = None) 
         from gma_lib.perf.on_device import measure_on_card
 
         with exclusive_machine(lock_file):
-            measured = measure_on_card(Path(task.model_folder), task.precision, task.batch_size)
+            measured = measure_on_card(
+                Path(task.model_folder), task.precision, task.batch_size, card or Card()
+            )
         seconds = measured.pop("seconds", [])
         return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
     with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:

@@ -271,7 +271,7 @@ def upstream_keys(stage: str, run: Run) -> list[str | None]:
 
 def _inputs(stage: str, parameters: dict[str, Any]) -> Any:
     """What a stage reads from outside the project: names, sizes and times of the data set, the
-    content of the weights, the chip's name.
+    content of the weights.
     """
     if stage == "01_data" and parameters.get("sintel_root"):
         root = PROJECT / Path(parameters["sintel_root"]).expanduser()
@@ -286,8 +286,6 @@ def _inputs(stage: str, parameters: dict[str, Any]) -> Any:
             PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors",
         ]
         return [sha256(path) for path in named if path.is_file()]
-    if stage == "03_convert" and parameters.get("backend") == "ascend":
-        return [os.environ.get("GMA_SOC") or None, os.environ.get("GMA_KEEP") or None]
     return None
 
 

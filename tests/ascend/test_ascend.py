@@ -40,7 +40,7 @@ def standins(monkeypatch):
         "PATH", f"{STANDINS / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
     monkeypatch.setenv("PYTHONPATH", str(STANDINS / "python"))
-    monkeypatch.setenv("GMA_AIS_PYTHON", sys.executable)
+    monkeypatch.setenv("STANDIN_PYTHON", sys.executable)
     return monkeypatch
 
 
@@ -221,16 +221,15 @@ def test_the_a3_is_told_by_its_board(standins):
     ]
 
 
-@pytest.mark.parametrize("named", ["0,1", "32768", "-1", "npu"])
-def test_a_device_is_one_logic_id(standins, named):
+@pytest.mark.parametrize("named", [32768, -1])
+def test_a_device_is_one_logic_id(named):
     """ascend.md 3 'Rules': the NPU id of the table is no device; 1.1: a list would start several
     processes.
     """
-    standins.setenv("GMA_DEVICE", named)
     with pytest.raises(ValueError, match="logic ID of one chip"):
-        backend.chosen_device()
-    standins.setenv("GMA_DEVICE", "1")
-    assert backend.chosen_device() == 1
+        chip.Card(device=named)
+    with pytest.raises(pipeline.WrongParameters, match="device is int"):
+        pipeline.resolve_parameters("tiny", 1, {"device": "0,1"})
 
 
 def test_the_user_s_word_goes_before_all(standins):
@@ -280,10 +279,12 @@ def test_no_cann_and_no_version(tmp_path):
 
 def test_ais_bench_lives_in_another_python(standins):
     """ascend.md 1.8: there is no wheel for every Python."""
-    assert toolkit.ais_python() == sys.executable
+    assert toolkit.find_ais_python() == sys.executable
+    with pytest.raises(FileNotFoundError, match="no-such-python"):
+        toolkit.find_ais_python("no-such-python")
     standins.setenv("PYTHONPATH", "")
     with pytest.raises(FileNotFoundError, match="AIS_PYTHON="):
-        toolkit.ais_python()
+        toolkit.find_ais_python()
 
 
 def test_the_doctor_finds_them(standins, tmp_path):
@@ -476,8 +477,7 @@ def test_what_stays_float32(exported, standins, tmp_path):
         "OpType::InstanceNorm",
     )
     assert to_ascend.choose_options("310P3", "float32", source).keep_dtype == ()
-    standins.setenv("GMA_KEEP", "coordinates")
-    options = to_ascend.choose_options("310P3", "float16", source)
+    options = to_ascend.choose_options("310P3", "float16", source, keep="coordinates")
     products = {node.name for node in onnx.load(source).graph.node if node.op_type == "MatMul"}
     assert options.keep_dtype[0] == "OpType::InstanceNorm"
     assert len(options.keep_dtype) > 50
@@ -489,28 +489,17 @@ def test_what_stays_float32(exported, standins, tmp_path):
         keep.described(manifest["options"]["keep_dtype"])
         == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
     )
-    standins.setenv("GMA_KEEP", "everything")
     with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
-        to_ascend.choose_options("310P3", "float16", source)
+        to_ascend.choose_options("310P3", "float16", source, keep="everything")
 
 
-def test_another_chip_named_means_converting_again(standins, tmp_path):
-    """03 is up to date for one chip and one keep list only; other backends do not care."""
-
-    def keys():
-        run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
-        return [
-            pipeline.stage_key("03_convert", run, {"backend": name})
-            for name in ("ascend", "openvino")
-        ]
-
-    before = keys()
-    assert keys() == before
-    for name, value in (("GMA_SOC", "310P1"), ("GMA_KEEP", "coordinates")):
-        standins.setenv(name, value)
-        changed = keys()
-        assert (changed[0] != before[0], changed[1] == before[1]) == (True, True)
-        standins.delenv(name)
+def test_another_chip_named_means_converting_again(tmp_path):
+    """03 is up to date for one chip and one keep list only."""
+    run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
+    asked = [{}, {}, {"soc": "310P1"}, {"soc": "310P3"}, {"keep": "coordinates"}]
+    keys = [pipeline.stage_key("03_convert", run, settings) for settings in asked]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
 
 
 def test_a_model_with_its_manifest(om):
@@ -1023,7 +1012,7 @@ def test_elapsed_seconds_are_said_now_and_then(capsys):
 
 def test_no_room_for_outputs(om, standins, monkeypatch):
     """ascend.md 7.30: said before anything is launched."""
-    with backend.AscendBackend(om, backend.AscendOptions(python=sys.executable)) as network:
+    with backend.AscendBackend(om, backend.AscendOptions()) as network:
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
         )
@@ -1040,7 +1029,7 @@ def test_a_backend_where_the_group_may_write(om, standins, generation):
     standins.setenv("STANDIN_GENERATION", generation)
     before = os.umask(0o002)
     try:
-        with backend.AscendBackend(om, backend.AscendOptions(python=sys.executable)) as network:
+        with backend.AscendBackend(om, backend.AscendOptions()) as network:
             image1 = np.zeros((2, *SHAPE), np.float32)
             flow = network.predict(image1, image1 + np.array([3, 4, 5], np.float32)[:, None, None])
     finally:
@@ -1055,7 +1044,7 @@ def test_models_that_the_backend_refuses(om, standins):
     """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of
     another precision, is none.
     """
-    options = backend.AscendOptions(python=sys.executable)
+    options = backend.AscendOptions()
     with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
         backend.AscendBackend(om, replace(options, precision="float32"))
     with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):

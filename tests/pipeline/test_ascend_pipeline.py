@@ -17,7 +17,7 @@ from gma_lib.report import index as report
 from gma_lib.runs.files import PROJECT
 
 STANDINS = Path(__file__).parents[1] / "standins"
-SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "GMA_AIS_PYTHON": sys.executable}
+SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "STANDIN_PYTHON": sys.executable}
 
 
 def run(stage, outputs, backend, precision, batch_size):
