@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gma_lib.flow.files import write_flow, write_frame, write_mask
+from gma_lib.flow.files import write_flow
+from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.runs.files import PROJECT
 

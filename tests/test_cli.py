@@ -18,10 +18,9 @@ from gma_lib.flow.files import (
     read_flow_file,
     write_flow,
     write_flow_file,
-    write_frame,
     write_kitti_flow,
-    write_mask,
 )
+from gma_lib.flow.images import write_frame, write_mask
 
 FAST = ["--checkpoint", "seeded", "--updates", "1"]
 

@@ -7,7 +7,8 @@ import click
 import numpy as np
 
 from gma_lib.cli.options import PATH, Network, network_options, refuse_existing, remark
-from gma_lib.flow.files import check_flow_suffix, read_photo, write_flow_file
+from gma_lib.flow.files import check_flow_suffix, write_flow_file
+from gma_lib.flow.images import read_photo
 from gma_lib.infer.estimator import load
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")

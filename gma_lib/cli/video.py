@@ -9,9 +9,9 @@ import click
 
 from gma_lib.cli.options import PATH, Network, network_options, refuse_used_folder, remark
 from gma_lib.data.clips import clip_length, read_clip, write_movie
+from gma_lib.flow.colours import flow_radius, flow_to_rgb
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.infer.estimator import load
-from gma_lib.report.figures import flow_radius, flow_to_rgb
 from gma_lib.runs.progress import track
 from gma_lib.runs.records import write_json
 

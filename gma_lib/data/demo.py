@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.flow.files import flow_file_bytes, write_flow, write_frame, write_mask
+from gma_lib.flow.files import flow_file_bytes, write_flow
+from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.runs.files import require_free_space
 
 TEXTURE_SIDE = 512  # samples; a texture repeats beyond

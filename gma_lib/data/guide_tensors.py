@@ -10,7 +10,7 @@ import numpy as np
 
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 from gma_lib.runs.files import require_free_space, write_atomically
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 
 MULTIPLE = 8  # the network's stride
 SMALLEST_SIDE = 128  # below, its coarsest correlation level has fewer than two cells a side

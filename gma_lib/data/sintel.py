@@ -25,14 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from gma_lib.flow.files import (
-    check_whole,
-    flow_file_bytes,
-    image_size,
-    read_flow,
-    read_frame,
-    read_mask,
-)
+from gma_lib.flow.files import check_whole, flow_file_bytes, read_flow
+from gma_lib.flow.images import image_size, read_frame, read_mask
 from gma_lib.runs.files import PROJECT, display_path, require_free_space, sha256
 
 PASSES = ("clean", "final")

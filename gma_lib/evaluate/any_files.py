@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file, read_mask
+from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file
+from gma_lib.flow.images import read_mask
 from gma_lib.flow.metrics import ErrorSums, endpoint_error, pixel_groups
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, FramePair
 from gma_lib.evaluate import published
 from gma_lib.flow.classical import CLASSICAL
-from gma_lib.flow.files import read_flow, read_frame, read_mask
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame, read_mask
 from gma_lib.flow.metrics import Deviation, ErrorSums, error_sums
 from gma_lib.infer.inference import flow_path, read_hashes
 from gma_lib.runs.files import sha256

@@ -47,7 +47,8 @@ CLASSICAL: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def _grey(frame: np.ndarray) -> np.ndarray:
     colours = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
-    return cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_RGB2GRAY)
+    grey: np.ndarray = cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_RGB2GRAY)
+    return grey
 
 
 def _channels_first(flow: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""How far a flow field is from the truth: pure functions of arrays, and sums that add up over
-pairs.
+"""Errors of a flow field against the ground truth, and sums that add up over pairs.
 
-Sums are float64 and counts are whole numbers, so pooling over a data set neither drifts nor needs
-its pixels in memory.
+Sums are float64 and counts are integers, so pooling over a data set neither drifts nor keeps its
+pixels in memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,8 @@ def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
     if not (np.isfinite(flow).all() and np.isfinite(truth).all()):
         raise ValueError("flow or truth holds values that are not finite")
     difference = flow.astype(np.float64) - truth
-    return np.hypot(difference[0], difference[1])
+    length: np.ndarray = np.hypot(difference[0], difference[1])
+    return length
 
 
 def leaves_frame(truth: np.ndarray) -> np.ndarray:
@@ -44,7 +44,8 @@ def leaves_frame(truth: np.ndarray) -> np.ndarray:
     _, height, width = truth.shape
     y, x = np.mgrid[:height, :width]
     x_to, y_to = x + truth[0], y + truth[1]
-    return (x_to < 0) | (x_to > width) | (y_to < 0) | (y_to > height)
+    outside: np.ndarray = (x_to < 0) | (x_to > width) | (y_to < 0) | (y_to > height)
+    return outside
 
 
 def pixel_groups(
@@ -125,7 +126,7 @@ class ErrorSums:
         )
 
     def shares_within(self) -> list[float]:
-        """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty without pixels."""
+        """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty for no pixels."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
     def to_metrics(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBa
 from gma_lib.data.guide_tensors import write_guide_tensors
 from gma_lib.data.padding import Padding, read_batch
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import flow_file_bytes, image_size, write_flow
+from gma_lib.flow.files import flow_file_bytes, write_flow
+from gma_lib.flow.images import image_size
 from gma_lib.runs.files import digest, require_free_space, sha256
 
 Track = Callable[..., Iterable]

@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
-from gma_lib.flow.files import check_whole, flow_file_bytes, image_size, read_frame, write_flow
+from gma_lib.flow.files import check_whole, flow_file_bytes, write_flow
+from gma_lib.flow.images import image_size, read_frame
 from gma_lib.infer.estimator import Estimator
 from gma_lib.runs.files import require_free_space
 from gma_lib.runs.records import read_json, write_json

@@ -22,7 +22,8 @@ from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outs
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair, find_pairs, find_root
 from gma_lib.export.trace import export_whole
-from gma_lib.flow.files import read_flow, read_frame
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.network.checkpoints import load_model
 from gma_lib.runs.machine import available_cores

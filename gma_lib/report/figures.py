@@ -7,14 +7,12 @@ import io
 from pathlib import Path
 from typing import Literal
 
-import flow_vis
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from gma_lib.flow.files import UNKNOWN_FLOW
+from gma_lib.flow.colours import flow_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.runs.files import write_atomically
 
@@ -26,48 +24,12 @@ WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
 DPI = 100
 
 
-def flow_radius(*flows: np.ndarray) -> float:
-    """The speed, in pixels, that gets full colour: the 99.5th percentile over all given fields, and
-    at least one pixel.
-    """
-    speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
-    return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))
 
 
-def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:
-    """Flow (2, H, W) as colours, uint8 (H, W, 3).
-
-    Hue is the direction, saturation the speed up to ``radius``; faster pixels are darkened. Pixels
-    without finite flow are black. The radius is given, never taken from the field, or a prediction
-    and its truth could not be compared.
-
-    Parameters
-    ----------
-    palette
-        ``middlebury``, the wheel that everybody publishes, or ``twilight``, whose directions
-        colour-blind readers tell apart better.
-    """
-    if palette not in PALETTES:
-        raise ValueError(f"palette is one of {', '.join(PALETTES)}, not {palette!r}")
-    known = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
-    u, v = np.where(known, flow, 0) / radius
-    return np.where(known[..., None], PALETTES[palette](u, v), 0).astype(np.uint8)
 
 
-def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Matplotlib's cyclic twilight over the direction, faded to grey towards no motion; beyond a
-    speed of 1 darker, as Middlebury's.
-
-    Grey, because one of its directions is almost white and another almost black.
-    """
-    speed = np.hypot(u, v)[..., None]
-    colours = matplotlib.colormaps["twilight_shifted"](np.arctan2(v, u) / (2 * np.pi) + 0.5)[
-        ..., :3
-    ]
-    return 255 * np.where(speed <= 1, 0.5 + speed * (colours - 0.5), 0.75 * colours)
 
 
-PALETTES = {"middlebury": flow_vis.flow_uv_to_colors, "twilight": _twilight}
 
 
 # --- panels ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gma_lib.flow.colours import flow_radius
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.report.charts import BLUE, GREEN, ORANGE
 from gma_lib.report.figures import (
@@ -21,7 +22,6 @@ from gma_lib.report.figures import (
     add_map,
     add_scale,
     add_wheel,
-    flow_radius,
     make_sheet,
     tint,
 )

@@ -11,7 +11,8 @@ from gma_lib.evaluate.insight import (
     describe_updates,
     find_hidden_point,
 )
-from gma_lib.flow.files import read_flow, read_frame
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame
 from gma_lib.infer.inference import flow_path
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, draw_pair, encode_figure
 from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw_updates

@@ -20,7 +20,8 @@ import torch
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import find_pairs, find_root
 from gma_lib.flow.classical import dis
-from gma_lib.flow.files import read_flow, read_frame, read_mask
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame, read_mask
 from gma_lib.flow.metrics import ErrorSums, error_sums
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.runs.files import PROJECT, write_atomically

@@ -13,7 +13,7 @@ from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.convert.conversion import convert
 from gma_lib.data.padding import Padding
 from gma_lib.doctor import has_bf16
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form

@@ -22,7 +22,8 @@ from gma_lib.data.demo import (
     render_demo,
 )
 from gma_lib.data.sintel import find_pairs
-from gma_lib.flow.files import read_flow, read_frame, read_mask
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame, read_mask
 from gma_lib.flow.metrics import leaves_frame
 
 HEIGHT, WIDTH = 128, 160

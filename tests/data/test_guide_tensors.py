@@ -13,7 +13,7 @@ from gma_lib.data.guide_tensors import (
     write_guide_tensors,
     write_tensor,
 )
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 
 
 @pytest.fixture

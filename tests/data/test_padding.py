@@ -5,7 +5,7 @@ import pytest
 
 from gma_lib.data.padding import Padding, read_batch
 from gma_lib.data.sintel import find_pairs
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 
 
 @pytest.mark.parametrize(

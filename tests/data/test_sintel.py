@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gma_lib.data import sintel
-from gma_lib.flow.files import read_frame, write_flow, write_frame
+from gma_lib.flow.files import write_flow
+from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.runs.files import require_free_space
 
 

@@ -102,3 +102,17 @@ def test_values_that_are_not_finite_are_refused():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="shape"):
         metrics.endpoint_error(field(0, 0), field(0, 0, height=5))
+
+
+def test_pooled_scores_are_those_of_all_pixels_together():
+    rng = np.random.default_rng(0)
+    errors = [np.abs(rng.normal(0, 3, 50)) for _ in range(3)]
+    scores = [{"all": metrics.ErrorSums.of(error, error)} for error in errors]
+    del scores[1]["all"]
+    pooled = metrics.pool_scores([*scores, {"fast": metrics.ErrorSums(pixels=2, error=1.0)}])
+    both = np.concatenate([errors[0], errors[2]])
+    assert pooled["all"].to_metrics() == pytest.approx(
+        metrics.ErrorSums.of(both, both).to_metrics()
+    )
+    assert pooled["fast"].pixels == 2
+    assert metrics.pool_scores([]) == {}

@@ -13,7 +13,8 @@ from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
 from gma_lib.convert.conversion import convert
 from gma_lib.data import sintel
-from gma_lib.flow.files import read_flow, read_frame, write_frame
+from gma_lib.flow.files import read_flow
+from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference
 

@@ -6,7 +6,8 @@ from click.testing import CliRunner
 from conftest import HEIGHT, WIDTH
 
 from gma_lib.cli import main
-from gma_lib.flow.files import read_flow, write_flow, write_frame
+from gma_lib.flow.files import read_flow, write_flow
+from gma_lib.flow.images import write_frame
 from gma_lib.infer import submission
 from gma_lib.infer.estimator import Estimator
 

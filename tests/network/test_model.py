@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gma_lib.data.padding import Padding
-from gma_lib.flow.files import read_frame
+from gma_lib.flow.images import read_frame
 from gma_lib.network import checkpoints
 from gma_lib.network.model import GMA, LOOKUPS, GMAConfig, correlation_pyramid, look_up
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gma_lib.flow.colours import PALETTES
 from gma_lib.report import figures, figures_inside
 
 
@@ -16,7 +17,7 @@ def fields():
     return truth, [truth + step for step in (3, 2, 1)], occluded
 
 
-@pytest.mark.parametrize("palette", figures.PALETTES)
+@pytest.mark.parametrize("palette", PALETTES)
 def test_updates_and_aggregation_say_their_numbers(fields, palette):
     truth, flows, occluded = fields
     curves = {"all pixels": [3.0, 2.0, 1.0], "occluded": [5.0, 4.0, 2.5]}

@@ -1,0 +1,57 @@
+"""Flow as colours: hue is the direction, saturation the speed."""
+
+from collections.abc import Callable
+
+import flow_vis
+import numpy as np
+
+from gma_lib.flow.files import UNKNOWN_FLOW, find_known
+
+
+def flow_radius(*flows: np.ndarray) -> float:
+    """Speed that gets full colour: the 99.5th percentile over all fields, at least 1 px."""
+    speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
+    return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))
+
+
+def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:
+    """Flow (2, H, W) as colours, uint8 (H, W, 3).
+
+    Hue is the direction, saturation the speed up to ``radius``; faster pixels are darkened. Pixels
+    without finite flow are black. Give a prediction and its ground truth the same radius, so that
+    their colours can be compared.
+
+    Parameters
+    ----------
+    radius
+        Speed of full saturation, in pixels.
+    palette
+        ``middlebury``, the usual colour wheel, or ``twilight``, whose directions colour-blind
+        readers tell apart better.
+    """
+    if palette not in PALETTES:
+        raise ValueError(f"palette is one of {', '.join(PALETTES)}, not {palette!r}")
+    known = find_known(flow)
+    u, v = np.where(known, flow, 0) / radius
+    return np.where(known[..., None], PALETTES[palette](u, v), 0).astype(np.uint8)
+
+
+def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Matplotlib's cyclic twilight over the direction, faded to grey towards no motion and darker
+    above a speed of 1, as Middlebury's wheel.
+
+    Grey, because one of its directions is almost white and another almost black.
+    """
+    import matplotlib
+
+    speed = np.hypot(u, v)[..., None]
+    colours: np.ndarray = matplotlib.colormaps["twilight_shifted"](
+        np.arctan2(v, u) / (2 * np.pi) + 0.5
+    )[..., :3]
+    return 255 * np.where(speed <= 1, 0.5 + speed * (colours - 0.5), 0.75 * colours)
+
+
+PALETTES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "middlebury": flow_vis.flow_uv_to_colors,
+    "twilight": _twilight,
+}

@@ -1,0 +1,114 @@
+"""Frames, photographs and masks as arrays and as image files.
+
+Every writer writes whole or not at all; every reader checks what it read and names the file in its
+error.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gma_lib.runs.files import write_atomically
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def decode_image(path: Path, flags: int) -> np.ndarray:
+    """Decode an image file as OpenCV's ``flags`` say; raise ValueError for what it cannot read."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected an image"
+        )
+    content = np.fromfile(path, dtype=np.uint8)
+    # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an
+    # IEND chunk.
+    truncated = content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes()
+    image: np.ndarray | None = None
+    try:
+        if content.size and not truncated:
+            image = cv2.imdecode(content, flags)
+    except cv2.error as error:  # it decodes at most 2**30 pixels
+        raise ValueError(f"{path}: OpenCV cannot decode this image: {error.err}") from error
+    if image is None:
+        raise ValueError(
+            f"{path}: {'truncated PNG' if truncated else 'not a readable image'} "
+            f"({content.size} bytes)"
+        )
+    return image
+
+
+def encode_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W) or (H, W, 3), blue first, in the format of the path's suffix."""
+    with write_atomically(path) as partial:
+        if not cv2.imwrite(str(partial), image):
+            raise OSError(f"{path}: cannot write the image; is the disk full?")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from a PNG's header without decoding the image."""
+    with open(path, "rb") as file:
+        header = file.read(24)
+    if len(header) < 24 or header[:8] != PNG_SIGNATURE:
+        raise ValueError(f"{path}: not a PNG file")
+    width, height = np.frombuffer(header[16:24], dtype=">u4").tolist()
+    return height, width
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """Read an 8-bit colour image as float32 (3, H, W), RGB, 0..255."""
+    image = decode_image(path, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+
+
+def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Read any 8-bit or 16-bit image file as a frame.
+
+    Returns
+    -------
+    frame, remarks
+        float32 (3, H, W), RGB, 0..255, turned upright by the file's orientation tag; a sentence per
+        conversion: grey images are repeated three times, alpha channels ignored, 16 bits scaled to
+        0..255 without rounding.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        For files that are no image, hold several images, or store floating point numbers of unknown
+        range.
+    """
+    stored = decode_image(path, cv2.IMREAD_UNCHANGED)
+    if (pages := cv2.imcount(str(path))) > 1:
+        raise ValueError(
+            f"{path}: holds {pages} images. Give two files with one image each, or a folder of "
+            "frames to `gma video`"
+        )
+    if stored.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path}: stores {stored.dtype}; expected an image of 8 or 16 bits")
+    remarks = []
+    if stored.ndim == 2 or stored.shape[2] == 1:
+        remarks.append(f"{path} is grey: its channel is used three times")
+    elif stored.shape[2] == 4:
+        remarks.append(f"{path} has an alpha channel, which is ignored")
+    image = decode_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).astype(np.float32)
+    if stored.dtype == np.uint16:
+        remarks.append(f"{path} has 16 bits, scaled to 0..255 without rounding")
+        image /= 257
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), remarks
+
+
+def write_frame(path: Path, frame: np.ndarray) -> None:
+    """Write a frame (3, H, W), RGB, 0..255 as 8-bit PNG, rounded to the nearest value."""
+    pixels = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
+    encode_image(path, np.ascontiguousarray(pixels[:, :, ::-1]))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read an 8-bit mask as bool (H, W); any value above zero is True, as in Sintel's masks."""
+    return decode_image(path, cv2.IMREAD_GRAYSCALE) > 0
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a bool (H, W) mask as PNG with True = 255."""
+    encode_image(path, mask.astype(np.uint8) * 255)
