@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.machine import available_cores, available_memory, processor_name
+from gma_lib.runs.machine import count_cores, find_memory, find_processor
 
 NEEDED = (
     "numpy",
@@ -56,9 +56,9 @@ def findings(ais_python: str | None = None) -> Iterator[Finding]:
         f"{free / 1e9:.0f} GB",
         "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size",
     )
-    memory = available_memory()
+    memory = find_memory()
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
-    yield Finding("OK", "processor", f"{processor_name()}, {available_cores()} cores")
+    yield Finding("OK", "processor", f"{find_processor()}, {count_cores()} cores")
     yield _optional(
         has_bf16(),
         "AVX-512 BF16 or AMX",

@@ -14,7 +14,7 @@ from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.keep import keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.runs.files import PROJECT, display_path, write_atomically
+from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
 from gma_lib.runs.precisions import PRECISION_NAMES
 from gma_lib.runs.progress import show_messages
 
@@ -36,7 +36,7 @@ def write_commands(
     """
     source = Path(model_folder) / "gma.onnx"
     if not source.is_file():
-        raise FileNotFoundError(f"{display_path(source)} is missing: run 02_export first")
+        raise FileNotFoundError(f"{shorten_path(source)} is missing: run 02_export first")
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     shapes = atc.input_shapes(source)
@@ -126,7 +126,7 @@ def main(
                 options,
                 keep=keep,
             )
-            print(f"{display_path(target)}/commands_bs{batch_size}.sh")
+            print(f"{shorten_path(target)}/commands_bs{batch_size}.sh")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error
 

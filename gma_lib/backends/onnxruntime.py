@@ -14,7 +14,7 @@ from gma_lib.backends.base import (
     starting_flow,
 )
 from gma_lib.runs.files import digest, sha256, write_atomically
-from gma_lib.runs.machine import available_cores, processor_name
+from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
@@ -101,7 +101,7 @@ class OnnxRuntimeBackend(SplitBackend):
 
     def _load(self, path: Path, **changes):
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = self.options.threads or available_cores()
+        settings.intra_op_num_threads = self.options.threads or count_cores()
         settings.log_severity_level = 3
         for name, value in changes.items():
             setattr(settings, name, value)
@@ -125,7 +125,7 @@ class OnnxRuntimeBackend(SplitBackend):
         """The model as this version optimised it for this processor, from an earlier start if there
         was one.
         """
-        key = digest([sha256(path), onnxruntime.__version__, processor_name()])[:16]
+        key = digest([sha256(path), onnxruntime.__version__, find_processor()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
             return self._load(

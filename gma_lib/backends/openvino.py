@@ -14,7 +14,7 @@ from gma_lib.backends.base import (
     starting_flow,
 )
 from gma_lib.runs.files import digest
-from gma_lib.runs.machine import available_cores, processor_name
+from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 WHAT_INT8_NEEDS = "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 would run there"
@@ -99,7 +99,7 @@ class OpenVinoBackend(SplitBackend):
             if self.options.cache:
                 # OpenVINO looks at the model's content and the settings; the folder adds the
                 # version and the processor.
-                key = digest([self._version, processor_name(), self.options.device])[:16]
+                key = digest([self._version, find_processor(), self.options.device])[:16]
                 settings["CACHE_DIR"] = str(path.parent / "compiled" / key)
             self._compiled[path] = self._core.compile_model(
                 str(path), self.options.device, settings
@@ -110,7 +110,7 @@ class OpenVinoBackend(SplitBackend):
         return {
             "INFERENCE_PRECISION_HINT": PRECISION_NAMES["openvino"][self.options.precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": self.options.threads or available_cores(),
+            "INFERENCE_NUM_THREADS": self.options.threads or count_cores(),
         }
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

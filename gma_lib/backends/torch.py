@@ -18,7 +18,7 @@ from gma_lib.backends.base import (
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.machine import available_cores
+from gma_lib.runs.machine import count_cores
 from gma_lib.runs.precisions import refuse_precision
 
 
@@ -62,7 +62,7 @@ class TorchBackend(SplitBackend):
     def __init__(self, path: Path, options: TorchOptions | None = None):
         self.options = options or TorchOptions()
         self.options.require()
-        torch.set_num_threads(self.options.threads or available_cores())
+        torch.set_num_threads(self.options.threads or count_cores())
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         model, self.at_once = load_network(path, lookup=self.options.lookup)

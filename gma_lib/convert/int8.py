@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.machine import available_memory
+from gma_lib.runs.machine import find_memory
 from gma_lib.runs.progress import track
 
 CALIBRATION_PAIRS = 6
@@ -147,7 +147,7 @@ def require_memory_to_calibrate(model) -> None:
         if operation.get_type_name() == "Convolution"
         and not operation.get_friendly_name().lstrip("/").startswith("fnet")
     )
-    predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, available_memory()
+    predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, find_memory()
     if predicted > 0.9 * available:
         raise MemoryError(
             f"finding the ranges for 8-bit integers needs about {predicted / 1e9:.1f} GB at this frame size and number of updates; "

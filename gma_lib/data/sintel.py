@@ -27,7 +27,7 @@ import numpy as np
 
 from gma_lib.flow.files import check_whole, flow_file_bytes, read_flow
 from gma_lib.flow.images import image_size, read_frame, read_mask
-from gma_lib.runs.files import PROJECT, display_path, require_free_space, sha256
+from gma_lib.runs.files import PROJECT, shorten_path, require_free_space, sha256
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
@@ -283,7 +283,7 @@ def build_index(
     ]
     return {
         "description": description,
-        "root": display_path(root),
+        "root": shorten_path(root),
         "split": split,
         "height": height,
         "width": width,

@@ -28,7 +28,7 @@ from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.flow.warm_start import carried_on
 from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import PROJECT, digest, sha256
-from gma_lib.runs.machine import library_versions
+from gma_lib.runs.machine import find_versions
 
 # Peak memory grows with the square of the area. At 1280x720, a first call, which exports with
 # PyTorch, was measured to stay below 4 GB.
@@ -252,7 +252,7 @@ class Estimator:
         decisive = [
             gma_lib.__version__,
             sources,
-            library_versions(),
+            find_versions(),
             self._weights_sha256,
             self.backend,
             made_in,

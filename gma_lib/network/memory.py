@@ -1,6 +1,6 @@
 """The memory that a batch needs, predicted before anything is loaded."""
 
-from gma_lib.runs.machine import available_memory
+from gma_lib.runs.machine import find_memory
 from gma_lib.runs.run import DoesNotFit
 
 # Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
@@ -57,7 +57,7 @@ def require_memory(
 ) -> int | None:
     """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
     predicted = predict_memory(backend, precision, batch_size, height, width, at_once)
-    available = available_bytes or available_memory()
+    available = available_bytes or find_memory()
     if predicted is not None and predicted > SHARE_OF_MEMORY * available:
         raise DoesNotFit(
             f"batch size {batch_size} on {backend} in {precision} needs about "

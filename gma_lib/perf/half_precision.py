@@ -26,7 +26,7 @@ from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.network.checkpoints import load_model
-from gma_lib.runs.machine import available_cores
+from gma_lib.runs.machine import count_cores
 from gma_lib.runs.progress import show_messages, track
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -126,7 +126,7 @@ def study(
         progress(list(variants), label="variants", unit="variant") if progress else variants
     ):
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = available_cores()
+        settings.intra_op_num_threads = count_cores()
         settings.log_severity_level = 4
         # a pair of Casts is what is wanted here, and what an optimiser would take away
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -21,8 +21,8 @@ from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.network.memory import predict_memory, require_memory
-from gma_lib.runs.files import display_path
-from gma_lib.runs.machine import available_cores, exclusive_machine
+from gma_lib.runs.files import shorten_path
+from gma_lib.runs.machine import count_cores, exclusive_machine
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.run import DoesNotFit
 
@@ -89,7 +89,7 @@ def measure(
     """
     shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
     result = asdict(task) | {
-        "model_folder": display_path(Path(task.model_folder)),
+        "model_folder": shorten_path(Path(task.model_folder)),
         "simulated": False,
     }
     result["predicted_bytes"] = predict_memory(*shape)
@@ -384,7 +384,7 @@ def _openvino_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[
     model = openvino.Model([opset13.matmul(left, opset13.constant(b), False, False)], [left])
     settings = {
         "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": available_cores(),
+        "INFERENCE_NUM_THREADS": count_cores(),
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(model, "CPU", settings)

@@ -31,9 +31,9 @@ import click
 import yaml
 
 from gma_lib.report.pages import notebook_to_html
-from gma_lib.runs.files import PROJECT, digest, display_path, sha256, write_atomically
+from gma_lib.runs.files import PROJECT, digest, shorten_path, sha256, write_atomically
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import provenance
+from gma_lib.runs.records import trace_provenance
 from gma_lib.runs.run import Run, open_run
 
 NOTEBOOKS = PROJECT / "notebooks"
@@ -178,11 +178,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise WrongParameters(
-            f"{display_path(path)} is not readable YAML: {str(error).splitlines()[0]}"
+            f"{shorten_path(path)} is not readable YAML: {str(error).splitlines()[0]}"
         ) from error
     if not isinstance(content, dict):
         raise WrongParameters(
-            f"{display_path(path)} holds a {type(content).__name__}, not 'name: value' lines"
+            f"{shorten_path(path)} holds a {type(content).__name__}, not 'name: value' lines"
         )
     return content
 
@@ -431,7 +431,7 @@ def _write_stamp(stage: str, run: Run, content: dict[str, Any]) -> None:
     path = stamp_path(stage, run)
     with write_atomically(path) as partial:
         partial.write_text(
-            json.dumps({"stage": stage, **content, "provenance": provenance()}, indent=1),
+            json.dumps({"stage": stage, **content, "provenance": trace_provenance()}, indent=1),
             encoding="utf-8",
         )
 
@@ -573,7 +573,7 @@ def _only_one(lock_file: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(
-                f"another run is writing {display_path(lock_file.parent)}; wait for it or name this one with run=...",
+                f"another run is writing {shorten_path(lock_file.parent)}; wait for it or name this one with run=...",
                 file=sys.stderr,
             )
             raise SystemExit(3) from None

@@ -19,9 +19,9 @@ from gma_lib.pipeline import runner as pipeline
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, add_header_scopes
-from gma_lib.runs.files import PROJECT, display_path, write_atomically
+from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import provenance_line
+from gma_lib.runs.records import describe_provenance
 from gma_lib.runs.run import Run
 
 SENT = (".html", ".ipynb", ".json")
@@ -81,7 +81,7 @@ def write_archive(outputs: Path, profile: str) -> Path:
     folder = Path(outputs) / profile
     if not _columns(folder):
         raise FileNotFoundError(
-            f"{display_path(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
+            f"{shorten_path(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
         )
     archive = folder.with_name(f"{profile}.zip")
     with (
@@ -347,7 +347,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
 
 
 def _footer() -> str:
-    return f"{provenance_line()} Every JSON file beside the notebooks carries versions and hashes."
+    return f"{describe_provenance()} Every JSON file beside the notebooks carries versions and hashes."
 
 
 @click.command()
@@ -357,13 +357,13 @@ def _footer() -> str:
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print where it lies."""
     show_messages()
-    print(f"report: {display_path(write_index(PROJECT / outputs, profile))}")
+    print(f"report: {shorten_path(write_index(PROJECT / outputs, profile))}")
     if archive:
         try:
             file = write_archive(PROJECT / outputs, profile)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
-        print(f"to send: {display_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+        print(f"to send: {shorten_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

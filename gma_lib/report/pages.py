@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from gma_lib.runs.files import write_atomically
-from gma_lib.runs.records import provenance_line
+from gma_lib.runs.records import describe_provenance
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
@@ -37,7 +37,7 @@ def notebook_to_html(
         "index_href": os.path.relpath(index, notebook.parent),
         "previous": ways[0],
         "next": ways[1],
-        "provenance": provenance_line(),
+        "provenance": describe_provenance(),
     }
     body, _ = exporter.from_filename(str(notebook), resources=resources)
     page = notebook.with_suffix(".html")

@@ -30,14 +30,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def plain_values(value: Any) -> Any:
+def make_plain(value: Any) -> Any:
     """Paths, NumPy numbers and NaN as what JSON can hold."""
     if isinstance(value, dict):
-        return {str(key): plain_values(item) for key, item in value.items()}
+        return {str(key): make_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_values(item) for item in value]
+        return [make_plain(item) for item in value]
     if isinstance(value, Path):
-        return display_path(value)
+        return shorten_path(value)
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -45,7 +45,7 @@ def plain_values(value: Any) -> Any:
     return value
 
 
-def display_path(path: Path) -> str:
+def shorten_path(path: Path) -> str:
     """A path as the reader should see it: relative to the project where it lies inside."""
     path = Path(path)
     return (
@@ -63,7 +63,7 @@ def sha256(path: Path) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 of a plain value, for keys that say whether something is up to date."""
-    return hashlib.sha256(json.dumps(plain_values(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(make_plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:

@@ -27,7 +27,7 @@ VERSIONED = (
 )
 
 
-def git_commit() -> str | None:
+def find_commit() -> str | None:
     """The commit of the working tree, with ``+changes`` where it differs; None outside a checkout."""
     answer = _git("rev-parse", "HEAD")
     return answer and answer + ("+changes" if _git("status", "--porcelain") else "")
@@ -46,13 +46,13 @@ def _git(*arguments: str) -> str | None:
 def describe_machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in bytes."""
     return {
-        "processor": processor_name(),
-        "cores": available_cores(),
-        "available_memory": available_memory(),
+        "processor": find_processor(),
+        "cores": count_cores(),
+        "available_memory": find_memory(),
     }
 
 
-def processor_name() -> str:
+def find_processor() -> str:
     """Model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -63,12 +63,12 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def available_cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def available_memory() -> int:
+def find_memory() -> int:
     """Memory that this process can count on: the machine's, or its container's limit where that is
     lower.
 
@@ -87,7 +87,7 @@ def available_memory() -> int:
     return min(limits)
 
 
-def library_versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Versions of the packages that decide numbers; those that are not installed are left out."""
     found = {}
     for name in VERSIONED:

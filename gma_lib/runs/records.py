@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gma_lib
-from gma_lib.runs.files import display_path, plain_values, write_atomically
-from gma_lib.runs.machine import describe_machine, git_commit, library_versions
+from gma_lib.runs.files import shorten_path, make_plain, write_atomically
+from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 1
 Record = dict[str, Any]  # a JSON object
@@ -19,7 +19,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     become null.
     """
     text = json.dumps(
-        {"schema": SCHEMA, "provenance": provenance(), **plain_values(content)},
+        {"schema": SCHEMA, "provenance": trace_provenance(), **make_plain(content)},
         indent=1,
         allow_nan=False,
     )
@@ -32,35 +32,35 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{display_path(path)} is missing: run {made_by} first, with the same parameters"
+            f"{shorten_path(path)} is missing: run {made_by} first, with the same parameters"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{display_path(path)} is damaged ({error}): delete it and run {made_by} again"
+            f"{shorten_path(path)} is damaged ({error}): delete it and run {made_by} again"
         ) from error
     if content.get("schema") != SCHEMA:
         raise ValueError(
-            f"{display_path(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again"
+            f"{shorten_path(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again"
         )
     return content
 
 
-def provenance() -> dict[str, Any]:
+def trace_provenance() -> dict[str, Any]:
     """What made a result: package, commit, machine, versions, time."""
     return {
         "package": gma_lib.__version__,
-        "commit": git_commit(),
+        "commit": find_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
-        "versions": {"python": platform.python_version()} | library_versions(),
+        "versions": {"python": platform.python_version()} | find_versions(),
     }
 
 
-def provenance_line() -> str:
+def describe_provenance() -> str:
     """What made a page, in a sentence for its foot."""
-    made, here = provenance(), describe_machine()
+    made, here = trace_provenance(), describe_machine()
     versions_line = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (
         f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, on {made['created']}; "
