@@ -13,7 +13,7 @@ import onnx
 
 from gma_lib.ascend.chip import soc_version
 from gma_lib.ascend.tool import run_tool
-from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.files import hash_file, hash_value, write_atomically
 from gma_lib.runs.run import DoesNotFit
 
 SUCCESS = "ATC run success"
@@ -246,7 +246,7 @@ def convert_to_om(
     wanted = {
         "soc": soc_version(options.soc),
         "cann": cann,
-        "onnx_sha256": sha256(source),
+        "onnx_sha256": hash_file(source),
         "command": arguments,
         "options": _lists(asdict(options)),
     }
@@ -256,7 +256,7 @@ def convert_to_om(
         known
         and {name: known.get(name) for name in wanted} == wanted
         and target.is_file()
-        and known["om_sha256"] == sha256(target)
+        and known["om_sha256"] == hash_file(target)
     ):
         return known | {"reused": True}
     for stale in (manifest_file, target):
@@ -281,7 +281,7 @@ def convert_to_om(
             shutil.copyfile(made[0], partial)
             os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
     manifest = wanted | {
-        "om_sha256": sha256(target),
+        "om_sha256": hash_file(target),
         "memory": asdict(memory),
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
@@ -413,7 +413,7 @@ def require_device_memory(
 
 def om_digest(om: Path) -> str:
     """Identity of a converted model: its bytes."""
-    return digest([sha256(Path(om))])
+    return hash_value([hash_file(Path(om))])
 
 
 def _lists(options: dict) -> dict:

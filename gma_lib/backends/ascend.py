@@ -15,7 +15,7 @@ from gma_lib.ascend.chip import Card, NoChipFound, find_chips
 from gma_lib.ascend.toolkit import find_ais_python, find_toolkit, tool_environment
 from gma_lib.backends.base import FolderBackend, checked_frames
 from gma_lib.data.guide_tensors import read_tensor, write_tensor
-from gma_lib.runs.files import require_free_space
+from gma_lib.runs.files import hash_file, require_free_space
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
 
@@ -59,7 +59,7 @@ class AscendBackend(FolderBackend):
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
         self.manifest = atc.read_manifest(self.path)
-        if self.manifest is None or self.manifest["om_sha256"] != atc.sha256(self.path):
+        if self.manifest is None or self.manifest["om_sha256"] != hash_file(self.path):
             raise ValueError(
                 f"{self.path} and its manifest do not belong together: run 03_convert again"
             )

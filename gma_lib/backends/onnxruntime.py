@@ -13,7 +13,7 @@ from gma_lib.backends.base import (
     in_parts,
     starting_flow,
 )
-from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.files import hash_file, hash_value, write_atomically
 from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
@@ -125,7 +125,7 @@ class OnnxRuntimeBackend(SplitBackend):
         """The model as this version optimised it for this processor, from an earlier start if there
         was one.
         """
-        key = digest([sha256(path), onnxruntime.__version__, find_processor()])[:16]
+        key = hash_value([hash_file(path), onnxruntime.__version__, find_processor()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
             return self._load(

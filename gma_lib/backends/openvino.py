@@ -13,7 +13,7 @@ from gma_lib.backends.base import (
     in_parts,
     starting_flow,
 )
-from gma_lib.runs.files import digest
+from gma_lib.runs.files import hash_value
 from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
@@ -99,7 +99,7 @@ class OpenVinoBackend(SplitBackend):
             if self.options.cache:
                 # OpenVINO looks at the model's content and the settings; the folder adds the
                 # version and the processor.
-                key = digest([self._version, find_processor(), self.options.device])[:16]
+                key = hash_value([self._version, find_processor(), self.options.device])[:16]
                 settings["CACHE_DIR"] = str(path.parent / "compiled" / key)
             self._compiled[path] = self._core.compile_model(
                 str(path), self.options.device, settings

@@ -14,7 +14,7 @@ from gma_lib.backends import find_backend
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import set_batch_size
 from gma_lib.network.model import STRIDE
-from gma_lib.runs.files import digest, sha256, write_atomically
+from gma_lib.runs.files import hash_file, hash_value, write_atomically
 from gma_lib.runs.precisions import refuse_precision
 
 
@@ -45,7 +45,7 @@ class Conversion:
     def sha256(self) -> str:
         """Of everything the backend loads: an OpenVINO model keeps its weights in a second file."""
         weights = [file.with_suffix(".bin") for file in self.files if file.suffix == ".xml"]
-        return digest([sha256(file) for file in (*self.files, *weights)])
+        return hash_value([hash_file(file) for file in (*self.files, *weights)])
 
 
 def convert(

@@ -27,7 +27,7 @@ import numpy as np
 
 from gma_lib.flow.files import check_whole, flow_file_bytes, read_flow
 from gma_lib.flow.images import image_size, read_frame, read_mask
-from gma_lib.runs.files import PROJECT, shorten_path, require_free_space, sha256
+from gma_lib.runs.files import PROJECT, hash_file, require_free_space, shorten_path
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
@@ -304,7 +304,7 @@ def _described(pair: FramePair, root: Path) -> dict[str, Any]:
         "scene": pair.scene,
         "number": pair.number,
         "files": {kind: str(path.relative_to(root)) for kind, path in files.items()},
-        "sha256": {kind: sha256(path) for kind, path in files.items()},
+        "sha256": {kind: hash_file(path) for kind, path in files.items()},
     }
 
 

@@ -15,7 +15,7 @@ from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, read_mask
 from gma_lib.flow.metrics import Deviation, ErrorSums, error_sums
 from gma_lib.infer.inference import flow_path, read_hashes
-from gma_lib.runs.files import sha256
+from gma_lib.runs.files import hash_file
 from gma_lib.runs.run import Run
 
 GROUP_LABELS = {
@@ -110,7 +110,7 @@ def check_complete(pairs: list[FramePair], folder: Path) -> None:
         )
     written = read_hashes(folder)
     changed = [
-        pair.name for pair in pairs if written.get(pair.name) != sha256(flow_path(folder, pair))
+        pair.name for pair in pairs if written.get(pair.name) != hash_file(flow_path(folder, pair))
     ]
     if changed:
         raise ValueError(

@@ -27,7 +27,7 @@ from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend,
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.flow.warm_start import carried_on
 from gma_lib.network.memory import predict_memory, require_memory
-from gma_lib.runs.files import PROJECT, digest, sha256
+from gma_lib.runs.files import PROJECT, hash_file, hash_value
 from gma_lib.runs.machine import find_versions
 
 # Peak memory grows with the square of the area. At 1280x720, a first call, which exports with
@@ -245,7 +245,7 @@ class Estimator:
 
     def _prepared(self, rows: int, columns: int, split: bool) -> Path:
         """Folder with the model for frames of this padded size; made once, whole or not at all."""
-        sources = [sha256(Path(__file__).parents[1] / name) for name in _DECISIVE]
+        sources = [hash_file(Path(__file__).parents[1] / name) for name in _DECISIVE]
         made_in = (
             self.precision if self.precision == "int8" else "floating point"
         )  # which one is chosen when the model is loaded
@@ -258,7 +258,7 @@ class Estimator:
             made_in,
             self.num_updates,
         ]
-        folder = cache_folder() / digest([*decisive, rows, columns, split])[:32]
+        folder = cache_folder() / hash_value([*decisive, rows, columns, split])[:32]
         if folder.is_dir():
             return folder
         self.say(
@@ -390,7 +390,7 @@ def _weights_sha256(checkpoint: str) -> str:
     from_file = PROJECT / Path(checkpoint).expanduser()
     for path in (PROJECT / "weights" / f"{checkpoint}.safetensors", from_file):
         if path.is_file():
-            return sha256(path)
+            return hash_file(path)
     from gma_lib.network.checkpoints import load_checkpoint
 
     return load_checkpoint(checkpoint).sha256

@@ -18,7 +18,7 @@ from gma_lib.data.padding import Padding, read_batch
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.files import flow_file_bytes, write_flow
 from gma_lib.flow.images import image_size
-from gma_lib.runs.files import digest, require_free_space, sha256
+from gma_lib.runs.files import hash_file, hash_value, require_free_space
 
 Track = Callable[..., Iterable]
 Record = dict[str, Any]
@@ -82,7 +82,10 @@ def infer(
     """
     start = time.monotonic()
     folder = Path(folder)
-    keys = {pair.name: digest([key, sha256(pair.image1), sha256(pair.image2)]) for pair in pairs}
+    keys = {
+        pair.name: hash_value([key, hash_file(pair.image1), hash_file(pair.image2)])
+        for pair in pairs
+    }
     stored = _find_whole(folder, keys)
     todo = [pair for pair in pairs if pair.name not in stored]
     if todo:
@@ -172,7 +175,7 @@ def inference_key(converted: Record) -> str:
         name: converted["provenance"]["versions"].get(name)
         for name in ("openvino", "onnxruntime", "torch")
     }
-    return digest(
+    return hash_value(
         [
             converted["model_sha256"],
             converted["backend"],
@@ -204,7 +207,7 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
     write_flow(path, flow)
     with open(folder / LEDGER, "a", encoding="utf-8") as ledger:
         # The line break comes first: a line that an interruption cut short then spoils no other.
-        ledger.write("\n" + json.dumps({"pair": pair.name, "key": key, "sha256": sha256(path)}))
+        ledger.write("\n" + json.dumps({"pair": pair.name, "key": key, "sha256": hash_file(path)}))
         ledger.flush()
         os.fsync(ledger.fileno())
 
@@ -237,5 +240,5 @@ def _find_whole(folder: Path, keys: dict[str, str]) -> set[str]:
         if name in last
         and last[name]["key"] == key
         and (path := Path(folder) / f"{name}.flo").is_file()
-        and sha256(path) == last[name]["sha256"]
+        and hash_file(path) == last[name]["sha256"]
     }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.files import PROJECT, digest, sha256, write_atomically
+from gma_lib.runs.files import PROJECT, hash_file, hash_value, write_atomically
 
 WEIGHTS_FOLDER = PROJECT / "weights"
 SEEDED = "seeded"
@@ -85,7 +85,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         ones.
     """
     if str(checkpoint) == SEEDED:
-        return Checkpoint(SEEDED, SEEDED, digest(["recipe", SEED]), False, seeded_weights())
+        return Checkpoint(SEEDED, SEEDED, hash_value(["recipe", SEED]), False, seeded_weights())
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
     if not path.is_file():
@@ -96,7 +96,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     return Checkpoint(
         name=path.stem,
         source=str(checkpoint),
-        sha256=sha256(path),
+        sha256=hash_file(path),
         trained=True,
         state=complete_state(_read(path), source=path),
         card=_read_card(card) if card.is_file() else {},

@@ -31,7 +31,7 @@ import click
 import yaml
 
 from gma_lib.report.pages import notebook_to_html
-from gma_lib.runs.files import PROJECT, digest, shorten_path, sha256, write_atomically
+from gma_lib.runs.files import PROJECT, hash_file, hash_value, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import trace_provenance
 from gma_lib.runs.run import Run, open_run
@@ -240,9 +240,9 @@ def library_digest() -> str:
     """
     modules = sorted((PROJECT / "gma_lib").rglob("*.py"))
     aside = ("doctor.py", "index.py", "trainer.py")
-    return digest(
+    return hash_value(
         [
-            [str(path.relative_to(PROJECT)), sha256(path)]
+            [str(path.relative_to(PROJECT)), hash_file(path)]
             for path in modules
             if path.name not in aside
         ]
@@ -252,7 +252,7 @@ def library_digest() -> str:
 def stage_key(stage: str, run: Run, parameters: dict[str, Any]) -> str:
     """Digest of all that a stage's result depends on; a change in it means running the stage again."""
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in notebook_cells(stage)]
-    return digest(
+    return hash_value(
         [
             stage,
             cells,
@@ -285,7 +285,7 @@ def _inputs(stage: str, parameters: dict[str, Any]) -> Any:
             PROJECT / Path(parameters["checkpoint"]).expanduser(),
             PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors",
         ]
-        return [sha256(path) for path in named if path.is_file()]
+        return [hash_file(path) for path in named if path.is_file()]
     return None
 
 
@@ -326,7 +326,7 @@ def fingerprints(stage: str, folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): str(path.stat().st_size)
         if path.suffix == ".flo"
-        else sha256(path)
+        else hash_file(path)
         for path in files
     }
 

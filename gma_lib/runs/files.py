@@ -55,13 +55,13 @@ def shorten_path(path: Path) -> str:
     )
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(value: Any) -> str:
+def hash_value(value: Any) -> str:
     """SHA-256 of a plain value, for keys that say whether something is up to date."""
     return hashlib.sha256(json.dumps(make_plain(value), sort_keys=True).encode()).hexdigest()
 

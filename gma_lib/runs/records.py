@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gma_lib
-from gma_lib.runs.files import shorten_path, make_plain, write_atomically
+from gma_lib.runs.files import make_plain, shorten_path, write_atomically
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 1
