@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from gma_lib.cli.options import PATH
-from gma_lib.evaluate.any_files import matched_files, score_files
-from gma_lib.evaluate.evaluation import GROUP_LABELS
+from gma_lib.evaluate.any_files import match_files, score_files
+from gma_lib.evaluate.tables import GROUP_LABELS
 
 
 @click.command("evaluate")
@@ -26,7 +26,7 @@ def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) 
 
     Pooled over all pixels whose truth is known. A missing prediction is an error.
     """
-    files = matched_files(prediction, truth)
+    files = match_files(prediction, truth)
     sums, unknown = score_files(files, occlusions=occlusions)
     scores = {group: errors.to_metrics() for group, errors in sums.items()}
     if as_json:

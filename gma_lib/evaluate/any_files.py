@@ -7,18 +7,18 @@ import numpy as np
 
 from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file
 from gma_lib.flow.images import read_mask
-from gma_lib.flow.metrics import ErrorSums, endpoint_error, pixel_groups
+from gma_lib.flow.metrics import ErrorSums, endpoint_error, pixel_groups, pool_scores
 
 
-def matched_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
-    """Name -> (prediction, ground truth): two files, or every flow file under a folder of ground
-    truth and its like-named prediction.
+def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """Return name -> (prediction, ground truth) for two files, or for every flow file in a folder
+    of ground truth and the prediction of the same name.
 
     Raises
     ------
     FileNotFoundError
-        When something is missing, a single prediction included: an average over what happens to be
-        there would say nothing.
+        When something is missing, be it a single prediction: an average over the files that exist
+        would be meaningless.
     """
     prediction, truth = Path(prediction), Path(truth)
     for path in (prediction, truth):
@@ -36,13 +36,14 @@ def matched_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]
     missing = [name for name in truths if name not in predictions]
     if missing:
         raise FileNotFoundError(
-            f"{prediction}: {len(missing)} of {len(truths)} predictions are missing (first: {missing[0]})"
+            f"{prediction}: {len(missing)} of {len(truths)} predictions are missing "
+            f"(first: {missing[0]})"
         )
     return {name: (predictions[name], path) for name, path in truths.items()}
 
 
 def _flow_files(folder: Path) -> dict[str, Path]:
-    """Path below the folder, without its ending -> file."""
+    """Return path below the folder, without its suffix -> file."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in FLOW_SUFFIXES)
     found: dict[str, Path] = {}
     for path in files:
@@ -58,15 +59,16 @@ def _flow_files(folder: Path) -> dict[str, Path]:
 def score_files(
     files: Mapping[str, tuple[Path, Path]], *, occlusions: Path | None = None
 ) -> tuple[dict[str, ErrorSums], int]:
-    """Error sums per group of pixels, pooled over all fields, and how many pixels were left out.
+    """Return error sums per group of pixels, pooled over all fields, and how many pixels were left
+    out.
 
-    Pixels that the ground truth leaves unknown are not scored; a prediction has to be finite
-    wherever the truth is known.
+    Pixels of unknown true flow are not scored; a prediction must be finite where the truth is
+    known.
 
     Parameters
     ----------
     files
-        From ``matched_files``.
+        From ``match_files``.
     occlusions
         A mask, or a folder of masks named like the ground truth; white is occluded.
 
@@ -75,18 +77,15 @@ def score_files(
     ValueError
         For sizes that differ, a prediction with gaps, and ground truth that is known nowhere.
     """
-    totals: dict[str, ErrorSums] = {}
-    unknown = 0
-    for name, (prediction, truth) in files.items():
-        sums, left_out = _score(prediction, truth, _mask_file(occlusions, name, len(files)))
-        unknown += left_out
-        for group, errors in sums.items():
-            totals[group] = totals.get(group, ErrorSums()) + errors
+    scored = [
+        _score(prediction, truth, _mask_file(occlusions, name, len(files)))
+        for name, (prediction, truth) in files.items()
+    ]
+    totals = pool_scores(sums for sums, _ in scored)
     if not totals["all"].pixels:
-        raise ValueError(
-            f"{', '.join(str(truth) for _, truth in list(files.values())[:3])}: the true flow is known in no pixel"
-        )
-    return totals, unknown
+        truths = ", ".join(str(truth) for _, truth in list(files.values())[:3])
+        raise ValueError(f"{truths}: the true flow is known in no pixel")
+    return totals, sum(unknown for _, unknown in scored)
 
 
 def _mask_file(occlusions: Path | None, name: str, fields: int) -> Path | None:
@@ -97,7 +96,8 @@ def _mask_file(occlusions: Path | None, name: str, fields: int) -> Path | None:
         return occlusions / f"{name}.png"
     if fields > 1:
         raise ValueError(
-            f"{occlusions}: one mask for {fields} fields; give a folder of masks named like the ground truth"
+            f"{occlusions}: one mask for {fields} fields. "
+            "Give a folder of masks with the names of the ground truth."
         )
     return occlusions
 
@@ -108,15 +108,15 @@ def _score(prediction: Path, truth: Path, mask: Path | None) -> tuple[dict[str, 
     if flow.shape != wanted.shape:
         sizes = [f"{field.shape[2]}x{field.shape[1]}" for field in (flow, wanted)]
         raise ValueError(
-            f"{prediction} has {sizes[0]} px and its ground truth {truth} {sizes[1]}; scale neither: compute at the truth's size"
+            f"{prediction} has {sizes[0]} px and its ground truth {truth} {sizes[1]}. "
+            "Run the prediction at the resolution of the ground truth."
         )
     if not computed[known].all():
-        raise ValueError(
-            f"{prediction}: {int((~computed & known).sum())} pixels hold no flow where {truth} does"
-        )
+        holes = int((~computed & known).sum())
+        raise ValueError(f"{prediction}: {holes} pixels hold no flow where {truth} does")
     occluded = None if mask is None else read_mask(mask)
     if occluded is not None and occluded.shape != known.shape:
-        raise ValueError(f"{mask} has another size than {truth}")
+        raise ValueError(f"{mask}: its size differs from that of {truth}")
     flow, wanted = np.where(known, flow, 0), np.where(known, wanted, 0)
     error, speed = endpoint_error(flow, wanted), np.hypot(*wanted)
     groups = pixel_groups(wanted, occluded)

@@ -7,7 +7,6 @@ Everything comes from the records that the stages of a run wrote; nothing is mea
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -15,7 +14,7 @@ from gma_lib.ascend.atc import read_manifest
 from gma_lib.ascend.keep import described
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
-from gma_lib.runs.records import read_json
+from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import Run
 
 GUIDE = "the guide, Ascend 310P3"
@@ -34,11 +33,11 @@ class StageRecords:
     """
 
     run: Run
-    index: dict[str, Any] = field(default_factory=dict)
-    export: dict[str, Any] = field(default_factory=dict)
-    convert: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    perf: dict[str, Any] = field(default_factory=dict)
+    index: Record = field(default_factory=dict)
+    export: Record = field(default_factory=dict)
+    convert: Record = field(default_factory=dict)
+    metrics: Record = field(default_factory=dict)
+    perf: Record = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:
@@ -53,7 +52,7 @@ class StageRecords:
         return self.run.name + (" (SIMULATED)" if self.simulated else "")
 
 
-def read_if_present(path: Path, *, made_by: str) -> dict[str, Any]:
+def read_if_present(path: Path, *, made_by: str) -> Record:
     """Read a JSON file of this package; return an empty dict where its stage ended without one, as
     03 does when memory runs out.
     """
@@ -193,17 +192,17 @@ def _frames(records: StageRecords) -> str:
     return f"{description}; {f'scored: {counts}' if counts else 'not scored'}"
 
 
-def _hardware(records: StageRecords, manifest: dict | None) -> str:
+def _hardware(records: StageRecords, manifest: Record | None) -> str:
     device = records.convert.get("device") or records.perf.get("device")
     if device is None and manifest:  # memory ran out before anything was loaded
-        return manifest["soc"] + (" (SIMULATED)" if records.simulated else "")
+        return f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}"
     if device is None:
         return "not converted"
     processor = records.export["provenance"]["machine"]["processor"]
     return f"{processor} ({device})" if "CPU" in device.upper() else device
 
 
-def _precision(records: StageRecords, manifest: dict | None) -> str:
+def _precision(records: StageRecords, manifest: Record | None) -> str:
     precision = records.convert.get("precision", records.run.precision)
     kept = described(manifest["options"]["keep_dtype"]) if manifest else ""
     words = f"{precision}, {kept} in float32" if kept else precision
@@ -221,7 +220,7 @@ def _throughput(records: StageRecords) -> str:
     return f"batch size / median time of {calls}; frames in, flow out, in this machine's memory"
 
 
-def _tools(records: StageRecords, manifest: dict | None) -> str:
+def _tools(records: StageRecords, manifest: Record | None) -> str:
     if manifest:
         return f"CANN {manifest['cann'] or '(version not known)'}, atc, ais_bench"
     versions = records.export["provenance"]["versions"]

@@ -1,11 +1,11 @@
-"""Inside the network, for one pair: where a point looks, the flow update by update, and what the
-aggregation adds.
+"""Look inside the network for one pair: where a point looks, the flow update by update, and what
+the aggregation adds.
 
-Asked of the PyTorch model, whatever backend computed the flow; without PyTorch installed there is
-nothing to ask.
+Uses the PyTorch model, whatever backend computed the flow, so it needs PyTorch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import cv2
 import numpy as np
 
+from gma_lib import network
 from gma_lib.data.padding import MULTIPLE, Padding
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 
 if TYPE_CHECKING:
-    from gma_lib.network.model import GMA
+    from torch import Tensor
 
 LIKE = 1.0  # px; cells whose true motion differs by less move alike
 
@@ -72,13 +73,11 @@ class Inside:
         return self.padding.unpad(cells.repeat(MULTIPLE, axis=0).repeat(MULTIPLE, axis=1))
 
 
-def look_inside(model: "GMA", frame1: np.ndarray, frame2: np.ndarray) -> Inside:
-    """Run the network on frames (3, H, W) and keep what is usually thrown away.
+def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) -> Inside:
+    """Run the network on frames (3, H, W) and keep what is usually discarded.
 
     Takes two runs of the updates and the memory of one attention matrix (0.2 GB at Sintel's size).
     """
-    import copy
-
     import torch
 
     padding = Padding.for_size(*frame1.shape[1:])
@@ -87,32 +86,25 @@ def look_inside(model: "GMA", frame1: np.ndarray, frame2: np.ndarray) -> Inside:
     with torch.inference_mode():
         silent.update_block.aggregator.gamma.zero_()
         encoded = model.features(image1), model.features(image2), model.context(image1)
+        flows, flows_without = (
+            [padding.unpad(flow.numpy())[0] for flow in _flow_by_update(each, *encoded)]
+            for each in (model, silent)
+        )
         return Inside(
-            flows=_flow_by_update(model, encoded, padding),
-            flows_without=_flow_by_update(silent, encoded, padding),
-            attention=_attention(model, encoded[2]),
+            flows=flows,
+            flows_without=flows_without,
+            attention=model.att(encoded[2][:, -network.CONTEXT :].relu())[0].numpy(),
             gamma=float(model.update_block.aggregator.gamma),
             padding=padding,
         )
 
 
-def _flow_by_update(model: "GMA", encoded: tuple, padding: Padding) -> list[np.ndarray]:
-    from gma_lib.network.model import upsample_flow
-
-    features1, features2, context = encoded
+def _flow_by_update(
+    model: "network.GMA", features1: "Tensor", features2: "Tensor", context: "Tensor"
+) -> Iterator["Tensor"]:
     steps = model.updates(features1, features2, context, None, model.config.num_updates)
-    flows = [
-        upsample_flow(flow, model.update_block.upsampling_weights(hidden)) for hidden, flow in steps
-    ]
-    return [padding.unpad(flow.numpy())[0] for flow in flows]
-
-
-def _attention(model: "GMA", context) -> np.ndarray:
-    from torch.nn import functional as F
-
-    from gma_lib.network.model import CONTEXT
-
-    return model.att(F.relu(context[:, -CONTEXT:]))[0].numpy()
+    for hidden, flow in steps:
+        yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
 
 
 # --- what it means --------------------------------------------------------------------------------
@@ -252,10 +244,8 @@ def examine(
     pair: FramePair, checkpoint: str | Path, *, num_updates: int, attention: str = "content"
 ) -> Examined:
     """Load the weights into PyTorch and look inside for one pair."""
-    from gma_lib.network.checkpoints import load_model
-    from gma_lib.network.model import GMAConfig
-
-    model, _ = load_model(checkpoint, GMAConfig(num_updates=num_updates, attention=attention))
+    config = network.GMAConfig(num_updates=num_updates, attention=attention)
+    model, _ = network.load_model(checkpoint, config)
     loaded, truth = pair.load(), pair.load_flow()
     inside = look_inside(model, loaded.frame1, loaded.frame2)
     return Examined(pair, loaded.frame1, truth, loaded.occluded, inside)

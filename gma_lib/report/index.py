@@ -14,6 +14,7 @@ import pandas as pd
 
 from gma_lib.evaluate import guide
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
+from gma_lib.evaluate.tables import describe_counts, tabulate_groups
 from gma_lib.perf.timing import peak_memory_bytes
 from gma_lib.pipeline import runner as pipeline
 from gma_lib.report.charts import plot_throughput
@@ -321,15 +322,10 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
             shown_runs.setdefault(run.name, (run, content))
     if not shown_runs:
         return []
-    from gma_lib.evaluate.evaluation import group_table, scored_of
-
     tables = []
     for name, (run, content) in shown_runs.items():
         scores = _passes(content)
-        counts = "; ".join(
-            f"{pass_name}: {scored_of(score)}" for pass_name, score in scores.items()
-        )
-        html = group_table(scores).to_html(
+        html = tabulate_groups(scores).to_html(
             float_format="{:.2f}".format,
             formatters={"pixels": "{:,.0f}".format},
             na_rep="",
@@ -339,7 +335,7 @@ def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
         tables.append(
             {
                 "title": f"Scores by group of pixels: {name}, batch size {run.batch_size}",
-                "counts": counts,
+                "counts": describe_counts(scores),
                 "html": html,
             }
         )

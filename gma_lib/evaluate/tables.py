@@ -1,0 +1,180 @@
+"""What notebooks and pages say about scores: tables, curves, sentences."""
+
+import pandas as pd
+
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
+from gma_lib.evaluate import published
+from gma_lib.flow.metrics import ErrorSums
+from gma_lib.runs.records import Record
+
+GROUP_LABELS = {
+    "all": "all pixels",
+    "valid": "valid pixels",
+    "non_occluded": "not occluded",
+    "occluded": "occluded",
+    "in_frame_occluded": "occluded, stays in frame",
+    "out_of_frame": "leaves the frame",
+    "s0_10": "speed below 10 px",
+    "s10_40": "speed 10 to 40 px",
+    "s40_plus": "speed from 40 px",
+}
+
+
+def describe_counts(metrics: dict[str, Record]) -> str:
+    """Return ``clean: 2 of 6 pairs scored; final: ...``, the heading of every table."""
+    return "; ".join(f"{name}: {_count_scored(scores)}" for name, scores in metrics.items())
+
+
+def _count_scored(scores: Record) -> str:
+    return f"{scores['pairs_scored']} of {scores['pairs_inferred']} pairs scored"
+
+
+def tabulate_groups(metrics: dict[str, Record]) -> pd.DataFrame:
+    """Return groups of pixels x metrics, a block per pass; shares in percent."""
+    rows = {
+        (pass_name, label): _row(scores[group])
+        for pass_name, scores in metrics.items()
+        for group, label in GROUP_LABELS.items()
+        if group in scores
+    }
+    return _frame(rows, ["pass", "pixels of"])
+
+
+def tabulate_scenes(metrics: dict[str, Record]) -> pd.DataFrame:
+    """Return scenes x metrics over all pixels, a block per pass."""
+    rows = {
+        (pass_name, scene): _row(groups["all"])
+        for pass_name, scores in metrics.items()
+        for scene, groups in scores["scenes"].items()
+    }
+    return _frame(rows, ["pass", "scene"])
+
+
+def _frame(rows: dict[tuple[str, str], Record], names: list[str]) -> pd.DataFrame:
+    columns = list(_row(ErrorSums().to_metrics()))
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    frame.index = pd.MultiIndex.from_tuples(rows, names=names) if rows else frame.index
+    return frame
+
+
+def _row(metrics: Record) -> Record:
+    return {
+        **_epe_and_px1(metrics),
+        "3px, %": _percent(metrics["px3"]),
+        "5px, %": _percent(metrics["px5"]),
+        "Fl, %": _percent(metrics["fl"]),
+        "WAUC": metrics["wauc"],
+        "pixels": metrics["pixels"],
+    }
+
+
+def _epe_and_px1(metrics: Record) -> Record:
+    return {"EPE, px": metrics["epe"], "1px, %": _percent(metrics["px1"])}
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def tabulate_published(metrics: dict[str, Record]) -> pd.DataFrame:
+    """Return this run's scores and the published ones, per pass; no verdict."""
+    rows = []
+    for name, scores in metrics.items():
+        found = {f"this run, all pixels, {_count_scored(scores)}": _epe_and_px1(scores["all"])}
+        if name in published.GUIDE_PX1:
+            found |= {
+                published.GUIDE_SOURCE: {"1px, %": 100 * published.GUIDE_PX1[name]},
+                published.PAPER_SOURCE: {"EPE, px": published.PAPER_EPE[name]},
+                published.PTLFLOW_SOURCE: _epe_and_px1(published.PTLFLOW[name]),
+            }
+        rows += [{"pass": name, "what": what, **row} for what, row in found.items()]
+    return pd.DataFrame(rows).set_index(["pass", "what"])
+
+
+def judge_accuracy(metrics: dict[str, Record], *, weights_and_data_are_published: bool) -> str:
+    """Say whether this run reproduces the guide's accuracy; no verdict unless the user confirms
+    weights and data.
+    """
+    if not weights_and_data_are_published:
+        return (
+            "No verdict: the published numbers hold for the authors' weights on the complete "
+            "training split. Set weights_and_data_are_published to compare with them."
+        )
+    sentences = []
+    for name, scores in metrics.items():
+        wanted, scored = published.GUIDE_PX1[name], scores["pairs_scored"]
+        if scored != PAIRS_IN_TRAINING_SPLIT:
+            counts = f"{scored} of {PAIRS_IN_TRAINING_SPLIT} pairs were scored"
+            sentences.append(f"{name}: no verdict, {counts}.")
+            continue
+        found, tolerance = scores["all"]["px1"], published.PX1_TOLERANCE
+        word = "reproduced" if abs(found - wanted) <= tolerance else "NOT reproduced"
+        numbers = f"1px {found:.2%}, published {wanted:.2%}, tolerance {tolerance:.2%}"
+        sentences.append(f"{name}: {word}: {numbers}.")
+    return " ".join(sentences)
+
+
+# --- for charts -----------------------------------------------------------------------------------
+
+
+def collect_scene_errors(metrics: dict[str, Record]) -> dict[str, dict[str, float]]:
+    """Return pass -> scene -> EPE over all pixels."""
+    return {
+        pass_name: {scene: groups["all"]["epe"] for scene, groups in scores["scenes"].items()}
+        for pass_name, scores in metrics.items()
+    }
+
+
+def collect_error_curves(metrics: dict[str, Record]) -> dict[str, list[float]]:
+    """Return pass -> share of pixels within 0.05, 0.10, ..., 5 px, for passes with scored pairs."""
+    return {
+        pass_name: scores["share_within"]
+        for pass_name, scores in metrics.items()
+        if scores["pairs_scored"]
+    }
+
+
+# --- classical methods ----------------------------------------------------------------------------
+
+
+def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
+    """Say who is ahead, over all pixels and in occluded areas, in numbers."""
+    sentences = []
+    for group, label in (("all", "Over all pixels"), ("occluded", "In occluded areas")):
+        epe = {
+            name: groups[group].error / groups[group].pixels
+            for name, groups in scores.items()
+            if group in groups and groups[group].pixels
+        }
+        rivals = {name: epe[name] for name in epe if name not in ("network", "no motion")}
+        if "network" not in epe or not rivals:
+            continue
+        best = min(rivals, key=rivals.__getitem__)
+        ours, theirs = epe["network"], rivals[best]
+        word = "ahead of" if ours < theirs else "behind"
+        sentences.append(f"{label} the network ({ours:.2f} px) is {word} {best} ({theirs:.2f} px).")
+    return " ".join(sentences) or "No pair has ground truth."
+
+
+def tabulate_classical(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
+    """Return a row per method: EPE in pixels over all, occluded and not occluded pixels, and the
+    share below 1 px in percent.
+    """
+    rows = {}
+    for name, groups in scores.items():
+        metrics = {group: sums.to_metrics() for group, sums in groups.items()}
+        rows[name] = {
+            f"EPE {GROUP_LABELS[group]}": metrics[group]["epe"]
+            for group in ("all", "occluded", "non_occluded")
+            if group in metrics
+        } | {"1px all pixels, %": 100 * metrics["all"]["px1"]}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def collect_classical_curves(scores: dict[str, dict[str, ErrorSums]]) -> dict[str, list[float]]:
+    """Return method -> share of pixels within 0.05, 0.10, ..., 5 px, without "no motion"."""
+    return {
+        name: groups["all"].shares_within()
+        for name, groups in scores.items()
+        if name != "no motion"
+    }

@@ -1,0 +1,64 @@
+"""Tables, curves and sentences about scores."""
+
+import numpy as np
+import pytest
+
+from gma_lib.evaluate import tables
+from gma_lib.flow.metrics import ErrorSums, error_sums
+
+
+@pytest.fixture
+def scores():
+    """Two passes as ``metrics.json`` holds them: one pair of four scored, 5 px off everywhere."""
+    truth = np.full((2, 8, 10), [[[3.0]], [[4.0]]], np.float32)
+    occluded = np.zeros((8, 10), bool)
+    occluded[:, 0] = True
+    sums = error_sums(np.zeros_like(truth), truth, occluded=occluded)
+    groups = {name: value.to_metrics() for name, value in sums.items()}
+    shares = sums["all"].shares_within()
+    one = {"pairs_inferred": 4, "pairs_scored": 1, "share_within": shares, **groups}
+    return {name: one | {"scenes": {"cave": groups}} for name in ("clean", "final")}
+
+
+def test_tables(scores):
+    groups = tables.tabulate_groups(scores)
+    assert groups.loc[("clean", "all pixels"), "EPE, px"] == 5
+    assert len(groups) == 2 * len(tables.GROUP_LABELS)
+    assert tables.tabulate_scenes(scores).loc[("final", "cave"), "pixels"] == 80
+    published = tables.tabulate_published(scores)
+    assert published["1px, %"].max() == 93.0
+    assert any("1 of 4 pairs scored" in what for _, what in published.index)
+
+
+def test_no_verdict_unless_vouched_for(scores):
+    assert "No verdict" in tables.judge_accuracy(scores, weights_and_data_are_published=False)
+    assert "1 of 1041" in tables.judge_accuracy(scores, weights_and_data_are_published=True)
+
+
+@pytest.mark.parametrize(("px1", "word"), [(0.9263, "clean: reproduced"), (0.9, "NOT reproduced")])
+def test_verdict(px1, word):
+    scores = {"clean": {"pairs_scored": 1041, "all": {"px1": px1}}}
+    assert word in tables.judge_accuracy(scores, weights_and_data_are_published=True)
+
+
+def test_the_sentence_says_who_is_ahead():
+    def sums(error):
+        return {"all": ErrorSums(pixels=10, error=10 * error)}
+
+    ahead = tables.describe_classical(
+        {"network": sums(1), "DIS": sums(2), "Farneback": sums(3), "no motion": sums(0.5)}
+    )
+    assert ahead == "Over all pixels the network (1.00 px) is ahead of DIS (2.00 px)."
+    assert "is behind DIS (2.00 px)" in tables.describe_classical(
+        {"network": sums(2.5), "DIS": sums(2)}
+    )
+    assert tables.describe_classical({}) == "No pair has ground truth."
+
+
+def test_curves_and_scene_errors(scores):
+    nothing = scores["clean"] | {"pairs_scored": 0, "scenes": {}}
+    curves = tables.collect_error_curves({"clean": nothing, "final": scores["final"]})
+    assert list(curves) == ["final"]
+    assert curves["final"][-2:] == [0, 1]
+    errors = tables.collect_scene_errors({"clean": nothing, "final": scores["final"]})
+    assert errors == {"clean": {}, "final": {"cave": 5}}
