@@ -25,7 +25,7 @@ import numpy as np
 import gma_lib
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
 from gma_lib.data.padding import MULTIPLE, Padding
-from gma_lib.flow.warm_start import carried_on
+from gma_lib.flow.warm_start import carry_forward
 from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.runs.files import PROJECT, hash_file, hash_value
 from gma_lib.runs.machine import find_versions
@@ -183,7 +183,7 @@ class Estimator:
                 )
             shrunk = view.shrunk(image)
             if before is not None:
-                start = carried_on(flow_low[0])[None] if warm and flow_low is not None else None
+                start = carry_forward(flow_low[0])[None] if warm and flow_low is not None else None
                 flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
                 yield view.enlarged(flow)[0]
             before = shrunk

@@ -12,7 +12,6 @@ import torch
 import gma_lib
 from gma_lib.backends import FakeBackend
 from gma_lib.data.padding import Padding
-from gma_lib.flow.warm_start import carried_on
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
 from gma_lib.network.memory import predict_memory
@@ -261,27 +260,3 @@ def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gma_lib.load("seeded", num_updates=3, say=lambda sentence: None)(*images)
     assert set(cache.iterdir()) == before
-
-
-# --- warm start -----------------------------------------------------------------------------------
-
-
-def test_uniform_flow_carries_on_as_it_is():
-    flow = np.full((2, 6, 9), 1.25, np.float32)
-    np.testing.assert_array_equal(carried_on(flow), flow)
-    np.testing.assert_array_equal(carried_on(np.zeros((2, 6, 9))), np.zeros((2, 6, 9)))
-
-
-def test_a_moving_patch_takes_its_flow_along():
-    flow = np.zeros((2, 8, 12), np.float32)
-    flow[0, 2:5, 2:5] = 3
-    carried = carried_on(flow)
-    assert (
-        carried[0, 2:5, 5:8] == 3
-    ).sum() >= 6  # some cells hold still vectors too, at the same distance
-    assert (carried[0, :, :3] == 0).all()
-    assert (carried[1] == 0).all()
-
-
-def test_flow_that_leaves_the_frame_carries_nothing():
-    np.testing.assert_array_equal(carried_on(np.full((2, 4, 4), 50.0)), np.zeros((2, 4, 4)))
