@@ -17,7 +17,7 @@ def test_a_moving_patch_takes_its_flow_along():
     flow[0, 2:5, 2:5] = 3
     carried = carry_forward(flow)
     assert (carried[0, 2:5, 5:8] == 3).all()
-    assert (carried[0, :, :5] == 0.25).all()
+    assert (carried[0, :, :3] == 0.25).all()
     assert (carried[1] == 0).all()
 
 
