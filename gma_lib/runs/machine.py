@@ -1,6 +1,5 @@
 """This machine: hardware, library versions, and the lock that keeps measurements undisturbed."""
 
-import fcntl
 import logging
 import os
 import platform
@@ -10,6 +9,9 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import portalocker
+from portalocker import LockFlags
 
 from gma_lib.runs.files import PROJECT
 
@@ -100,26 +102,26 @@ def find_versions() -> dict[str, str]:
 
 @contextmanager
 def exclusive_machine(lock_file: Path) -> Iterator[None]:
-    """Hold the machine exclusively: waits until no stage works beside it."""
-    with _machine_lock(lock_file, fcntl.LOCK_EX):
+    """Hold the machine alone, for a measurement; wait until no stage runs."""
+    with _lock(lock_file, LockFlags.EXCLUSIVE):
         yield
 
 
 @contextmanager
 def shared_machine(lock_file: Path) -> Iterator[None]:
-    """Hold the machine together with other stages: waits while somebody measures."""
-    with _machine_lock(lock_file, fcntl.LOCK_SH):
+    """Hold the machine together with other stages; wait until no measurement runs."""
+    with _lock(lock_file, LockFlags.SHARED):
         yield
 
 
 @contextmanager
-def _machine_lock(lock_file: Path, kind: int) -> Iterator[None]:
+def _lock(lock_file: Path, kind: LockFlags) -> Iterator[None]:
     lock_file = Path(lock_file)
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     with open(lock_file, "w") as file:
         try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
+            portalocker.lock(file, kind | LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
             logger.info("waiting for %s: another stage measures or works", lock_file.name)
-            fcntl.flock(file, kind)
+            portalocker.lock(file, kind)
         yield

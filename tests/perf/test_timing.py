@@ -11,7 +11,6 @@ from gma_lib import export
 from gma_lib.convert.conversion import convert
 from gma_lib.perf import timing as benchmark
 from gma_lib.perf.timing import Task
-from gma_lib.runs.machine import exclusive_machine, shared_machine
 
 
 @pytest.fixture(scope="module")
@@ -108,23 +107,6 @@ def test_peak_is_this_programs_own():
     assert int(done.stdout) < 300e6
     assert benchmark.peak_rss_bytes() > 600e6
     del ballast
-
-
-def test_nobody_works_beside_a_measurement(tmp_path):
-    lock = tmp_path / "lock"
-    code = (
-        "import sys, time; from pathlib import Path; from gma_lib.perf.timing import beside_others\n"
-        "with beside_others(Path(sys.argv[1])): print('in', flush=True); time.sleep(1.5)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout.readline() == "in\n"
-        start = time.monotonic()
-        with shared_machine(lock):  # two stages may share the machine
-            assert time.monotonic() - start < 0.5
-        with exclusive_machine(lock):  # a measurement waits
-            assert time.monotonic() - start > 1.0
 
 
 def test_matrix_product_peak():
