@@ -1,23 +1,30 @@
-"""Something to play with in JupyterLab: slide through pairs and updates, and move the point whose
-attention is shown.
+"""Sliders for JupyterLab: step through pairs and updates, and move the point whose attention is
+shown.
 """
 
 import base64
+import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.insight import Examined, find_hidden_point
 from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.figures_inside import draw_update
-from gma_lib.report.notebook import draw_attention_from, show
+from gma_lib.report.notebook import display, draw_attention_from, show
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+logger = logging.getLogger(__name__)
 
 
 def explore(
     pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined
 ) -> None:
-    """Show sliders where somebody can move them, and a picture where nobody can.
+    """Show sliders in JupyterLab, and a picture where widgets would be dead.
 
     Parameters
     ----------
@@ -29,18 +36,17 @@ def explore(
         The pair to start with.
     """
     if is_live():
-        from IPython.display import display
-
-        display(panel(pairs, examine, first))
+        display(build_panel(pairs, examine, first))
         return
     show(_draw_update(first, 1), photo=True)
-    print(
-        "A picture of the first update: in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
+    logger.info(
+        "A picture of the first update: "
+        "in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
     )
 
 
 def is_live() -> bool:
-    """Whether a Jupyter server's front end may answer, and the widgets are installed."""
+    """Tell whether a Jupyter server's front end may answer, and the widgets are installed."""
     return (
         "JPY_SESSION_NAME" in os.environ
         and not os.environ.get("GMA_HEADLESS")
@@ -48,9 +54,11 @@ def is_live() -> bool:
     )
 
 
-def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined):
-    """The widgets: a menu of pairs, sliders for the update and for the point's x and y, and the two
-    pictures that follow them.
+def build_panel(
+    pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined
+) -> "ipywidgets.VBox":
+    """Return a menu of pairs, sliders for the update and for the point's x and y, and two pictures
+    that follow them.
     """
     import ipywidgets
 
@@ -66,12 +74,12 @@ def panel(pairs: list[FramePair], examine: Callable[[FramePair], Examined], firs
         ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%")) for _ in range(2)
     ]
 
-    def draw(change=None) -> None:
+    def draw(change: object = None) -> None:
         examined = known[menu.value]
         pictures[0].value = _to_png(_draw_update(examined, update.value))
         pictures[1].value = _to_png(draw_attention_from(examined, (x.value, y.value)))
 
-    def choose(change=None) -> None:
+    def choose(change: object = None) -> None:
         if menu.value not in known:
             status.value = f"looking inside {menu.value} ..."
             known[menu.value] = examine(next(pair for pair in pairs if pair.name == menu.value))

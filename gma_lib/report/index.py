@@ -1,18 +1,17 @@
-"""The index page over all stages, batch sizes and runs of a profile, from whatever the stages have
-left.
+"""The index page over all stages, batch sizes and runs of a profile, from the files that the stages
+wrote.
 """
 
 import json
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import click
 import jinja2
 import pandas as pd
 
-from gma_lib.evaluate import guide
+from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, tabulate_groups
 from gma_lib.perf.timing import peak_memory_bytes
@@ -22,7 +21,7 @@ from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, add_header_scopes
 from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import describe_provenance
+from gma_lib.runs.records import Record, describe_provenance
 from gma_lib.runs.run import Run
 
 SENT = (".html", ".ipynb", ".json")
@@ -40,32 +39,33 @@ WORDS = {
 
 
 def write_index(outputs: Path, profile: str) -> Path:
-    """Write ``outputs/<profile>/index.html`` from whatever the stages have left there."""
+    """Write ``outputs/<profile>/index.html`` from the files that the stages wrote there."""
     folder = Path(outputs) / profile
-    found = _columns(folder)
-    runs = {
-        name: [run for run in found if run.name == name]
-        for name in dict.fromkeys(run.name for run in found)
-    }
-    metrics = {run: _result(run, "05_evaluate") for run in found}
-    passes = list(
-        dict.fromkeys(pass_name for content in metrics.values() for pass_name in _passes(content))
-    ) or ["clean", "final"]
-    page = _template().render(
+    index = _read(folder / "data" / "index.json")
+    found = [_read_records(run, index) for run in _find_runs(folder)]
+    runs: dict[str, list[StageRecords]] = {}
+    for records in found:
+        runs.setdefault(records.run.name, []).append(records)
+    passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
+    passes = passes or ["clean", "final"]
+    provenance = describe_provenance()
+    page = _load_template().render(
         profile=profile,
-        data_line=_data_line(_json(folder / "data" / "index.json")),
-        notes=list(dict.fromkeys(note for run in found for note in _notes(run))),
+        data_line=_describe_data(index),
+        notes=list(dict.fromkeys(note for records in found for note in _list_notes(records))),
         passes=passes,
-        headline=[_headline(run, metrics[run], passes) for run in found],
-        **_beside_the_guide(folder, found, metrics),
-        throughput=_throughput(runs),
+        headline=[_headline(records, passes) for records in found],
+        guide_table=_words_table(compare_with_guide(found)),
+        differences=_words_table(list_differences(found)),
+        verdicts=_list_verdicts(found),
+        throughput=_draw_throughput(runs),
         stages=list(pipeline.STAGES),
         runs=[
-            {"name": name, "rows": [_stage_row(folder, run) for run in group]}
+            {"name": name, "rows": [_stage_row(folder, records.run) for records in group]}
             for name, group in runs.items()
         ],
-        tables=_tables(metrics),
-        footer=_footer(),
+        tables=[table for group in runs.values() for table in _score_tables(group)],
+        footer=f"{provenance} Every JSON file next to the notebooks carries versions and hashes.",
     )
     with write_atomically(folder / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
@@ -77,12 +77,12 @@ def write_archive(outputs: Path, profile: str) -> Path:
     notebooks and numbers; no models, no flow.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
-    where nothing has run.
+    when nothing has run.
     """
     folder = Path(outputs) / profile
-    if not _columns(folder):
+    if not _find_runs(folder):
         raise FileNotFoundError(
-            f"{shorten_path(folder)}: nothing of this profile has run, so there is nothing to send; make reproduce first"
+            f"{shorten_path(folder)}: nothing of this profile has run. Run make reproduce first."
         )
     archive = folder.with_name(f"{profile}.zip")
     with (
@@ -98,56 +98,50 @@ def write_archive(outputs: Path, profile: str) -> Path:
     return archive
 
 
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(TEMPLATES)
     return jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     ).get_template("index.html.j2")
 
 
-def _columns(folder: Path) -> list[Run]:
-    """Every run and batch size that has left a stamp, sorted by name, then by size."""
+def _find_runs(folder: Path) -> list[Run]:
+    """Every run and batch size that has a stamp, sorted by name, then by size."""
     found = []
-    for path in sorted(folder.glob("*/bs*")):
-        stamps: list[dict[str, Any]] = [
-            stamp for stage in pipeline.STAGES if (stamp := _json(path / f".{stage}.json"))
-        ]
+    for path in folder.glob("*/bs*"):
+        stamps = [stamp for stage in pipeline.STAGES if (stamp := _read(path / f".{stage}.json"))]
         size = path.name.removeprefix("bs")
         if stamps and size.isdigit():
-            known: dict[str, Any] = next(
+            known: Record = next(
                 (stamp["parameters"] for stamp in stamps if stamp["parameters"]), {}
             )
-            found.append(
-                Run(
-                    folder.parent,
-                    folder.name,
-                    known.get("backend", "?"),
-                    known.get("precision", "?"),
-                    int(size),
-                    path.parent.name,
-                )
-            )
+            made_with = known.get("backend", "?"), known.get("precision", "?")
+            found.append(Run(folder.parent, folder.name, *made_with, int(size), path.parent.name))
     return sorted(found, key=lambda run: (run.name, run.batch_size))
 
 
-def _result(run: Run, stage: str) -> dict[str, Any]:
-    """The numbers that a stage left, empty unless it ended well and nothing before it has changed
-    since.
-    """
+def _read_records(run: Run, index: Record) -> StageRecords:
+    stages = ("02_export", "03_convert", "05_evaluate", "06_perf")
+    return StageRecords(run, index, *(_result(run, stage) for stage in stages))
+
+
+def _result(run: Run, stage: str) -> Record:
+    """The numbers of a stage; empty unless it ended well and no earlier stage has run since."""
     if pipeline.current_status(stage, run) != "ok":
         return {}
-    return _json(pipeline.stage_folder(stage, run) / pipeline.PRODUCTS[stage][0])
+    return _read(pipeline.stage_folder(stage, run) / pipeline.PRODUCTS[stage][0])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Record:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: Record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
+    return content
 
 
-def _passes(metrics: dict) -> dict[str, dict]:
-    """The passes of a ``metrics.json``: whatever has been scored in it."""
+def _passes(metrics: Record) -> dict[str, Record]:
+    """The scored passes of a ``metrics.json``."""
     return {
         name: value
         for name, value in metrics.items()
@@ -155,27 +149,27 @@ def _passes(metrics: dict) -> dict[str, dict]:
     }
 
 
-def _data_line(index: dict) -> str:
+def _describe_data(index: Record) -> str:
     if not index:
         return "No data set yet: 01_data has not run."
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)
-    return f"{index['description']}: {len(pairs)} pairs of {index['height']}x{index['width']} in {scenes} scenes, {truth} with ground truth."
-
-
-def _notes(run: Run) -> list[str]:
-    """Sentences that must stand beside the numbers: what the weights are, what was left out, what a
-    stand-in produced.
-    """
-    export, convert, infer, perf = (
-        _result(run, stage) for stage in ("02_export", "03_convert", "04_infer", "06_perf")
+    size = f"{index['height']}x{index['width']}"
+    return (
+        f"{index['description']}: {len(pairs)} pairs of {size} in {scenes} scenes, "
+        f"{truth} with ground truth."
     )
-    notes = [export["checkpoint"]["note"]] if export else []
-    if infer.get("subset"):
-        notes.append(f"Batch size {run.batch_size}: {infer['subset']}")
-    if any(result.get("simulated") for result in (convert, infer, perf)):
-        notes.append(f"SIMULATED: what {run.name} shows was produced by a stand-in for the device.")
+
+
+def _list_notes(records: StageRecords) -> list[str]:
+    """What a reader must know: the weights, what was left out, what was simulated."""
+    run, inferred = records.run, _result(records.run, "04_infer")
+    notes = [records.export["checkpoint"]["note"]] if records.export else []
+    if inferred.get("subset"):
+        notes.append(f"Batch size {run.batch_size}: {inferred['subset']}")
+    if records.simulated or inferred.get("simulated"):
+        notes.append(f"SIMULATED: {run.name} ran on a simulator, not on the device.")
     return notes
 
 
@@ -187,16 +181,14 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def _headline(run: Run, metrics: dict, passes: list[str]) -> dict[str, Any]:
-    perf, converted = _result(run, "06_perf"), _result(run, "03_convert")
-    scores = _passes(metrics)
-    everything = [scores.get(pass_name, {}).get("all", {}) for pass_name in passes]
-    deviation = converted.get("deviation") or {}
-    status, kind = _overall(run)
+def _headline(records: StageRecords, passes: list[str]) -> Record:
+    perf, scores = records.perf, _passes(records.metrics)
+    everything = [scores.get(name, {}).get("all", {}) for name in passes]
+    deviation = records.convert.get("deviation") or {}
+    status, kind = _overall(records.run)
     return {
-        "run": run.name
-        + (" (SIMULATED)" if perf.get("simulated") or converted.get("simulated") else ""),
-        "batch_size": run.batch_size,
+        "run": records.label,
+        "batch_size": records.run.batch_size,
         "status": status,
         "kind": kind,
         "accuracy": [_number(pixels.get("epe"), 3) for pixels in everything]
@@ -225,49 +217,29 @@ def _overall(run: Run) -> tuple[str, str]:
         if kind == "bad":
             return f"{word}: {stage}" if status != "stale" else f"! stale: {stage}", kind
     done = sum(status == "ok" for status in found.values())
-    return (
-        ("✓ all stages", "ok")
-        if done == len(found)
-        else (f"· {done} of {len(found)} stages", "none")
-    )
+    if done == len(found):
+        return "✓ all stages", "ok"
+    return f"· {done} of {len(found)} stages", "none"
 
 
-def _beside_the_guide(folder: Path, runs: list[Run], metrics: dict[Run, dict]) -> dict[str, Any]:
-    """The guide's table with the runs' rows among its own, what differs, and the verdicts, each
-    said once.
-    """
-    index = _json(folder / "data" / "index.json")
-    found = [
-        guide.StageRecords(
-            run,
-            index,
-            _result(run, "02_export"),
-            _result(run, "03_convert"),
-            metrics[run],
-            _result(run, "06_perf"),
-        )
-        for run in runs
-    ]
-    said: dict[str, dict[str, None]] = {}  # verdict -> the runs that it holds for, in order
+def _list_verdicts(found: list[StageRecords]) -> list[str]:
+    """Every verdict once, after the names of the runs that it holds for."""
+    names: dict[str, dict[str, None]] = {}
     for records in found:
         if records.metrics.get("verdict"):
-            said.setdefault(records.metrics["verdict"], {})[records.run.name] = None
-    return {
-        "guide_table": _words_table(guide.compare_with_guide(found)),
-        "differences": _words_table(guide.list_differences(found)),
-        "verdicts": [f"{', '.join(names)}: {verdict}" for verdict, names in said.items()],
-    }
+            names.setdefault(records.metrics["verdict"], {})[records.run.name] = None
+    return [f"{', '.join(runs)}: {verdict}" for verdict, runs in names.items()]
 
 
 def _words_table(table: pd.DataFrame) -> str:
     return add_header_scopes(table.to_html(border=0, classes="words"))
 
 
-def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
+def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | None:
     rates: dict[str, dict[int, float | None]] = {}
     memory_gb: dict[str, dict[int, float]] = {}
     for name, group in runs.items():
-        sizes = {run.batch_size: perf for run in group if (perf := _result(run, "06_perf"))}
+        sizes = {records.run.batch_size: records.perf for records in group if records.perf}
         simulated = any(perf["simulated"] for perf in sizes.values())
         label = name + (" (SIMULATED)" if simulated else "")
         timed = {size: perf for size, perf in sizes.items() if perf["status"] == "ok"}
@@ -286,14 +258,14 @@ def _throughput(runs: dict[str, list[Run]]) -> dict[str, str] | None:
     return {"type": media_type, "data": data, "alt": alt}
 
 
-def _stage_row(folder: Path, run: Run) -> dict[str, Any]:
+def _stage_row(folder: Path, run: Run) -> Record:
     return {
         "batch_size": run.batch_size,
         "cells": [_stage_cell(folder, stage, run) for stage in pipeline.STAGES],
     }
 
 
-def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
+def _stage_cell(folder: Path, stage: str, run: Run) -> Record:
     stamp = pipeline.read_stamp(stage, run)
     place = pipeline.stage_folder(stage, run)
     status = pipeline.current_status(stage, run)
@@ -312,38 +284,21 @@ def _stage_cell(folder: Path, stage: str, run: Run) -> dict[str, Any]:
     }
 
 
-def _tables(metrics: dict[Run, dict]) -> list[dict[str, str]]:
-    """Scores by group of pixels, of the first batch size of every run; all batch sizes agree, as 05
-    has checked.
-    """
-    shown_runs: dict[str, tuple[Run, dict]] = {}
-    for run, content in metrics.items():
-        if _passes(content):
-            shown_runs.setdefault(run.name, (run, content))
-    if not shown_runs:
-        return []
-    tables = []
-    for name, (run, content) in shown_runs.items():
-        scores = _passes(content)
-        html = tabulate_groups(scores).to_html(
-            float_format="{:.2f}".format,
-            formatters={"pixels": "{:,.0f}".format},
-            na_rep="",
-            border=0,
-        )
-        html = add_header_scopes(html)
-        tables.append(
-            {
-                "title": f"Scores by group of pixels: {name}, batch size {run.batch_size}",
-                "counts": describe_counts(scores),
-                "html": html,
-            }
-        )
-    return tables
-
-
-def _footer() -> str:
-    return f"{describe_provenance()} Every JSON file beside the notebooks carries versions and hashes."
+def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
+    """Scores by group of pixels, of a run's first batch size; 05 has checked that all agree."""
+    for records in group:
+        if scores := _passes(records.metrics):
+            run = records.run
+            html = tabulate_groups(scores).to_html(
+                float_format="{:.2f}".format,
+                formatters={"pixels": "{:,.0f}".format},
+                na_rep="",
+                border=0,
+            )
+            title = f"Scores by group of pixels: {run.name}, batch size {run.batch_size}"
+            counts = describe_counts(scores)
+            return [{"title": title, "counts": counts, "html": add_header_scopes(html)}]
+    return []
 
 
 @click.command()
@@ -351,15 +306,15 @@ def _footer() -> str:
 @click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
-    """Write the index page of a profile and print where it lies."""
+    """Write the index page of a profile and print its path."""
     show_messages()
-    print(f"report: {shorten_path(write_index(PROJECT / outputs, profile))}")
+    click.echo(f"report: {shorten_path(write_index(PROJECT / outputs, profile))}")
     if archive:
         try:
             file = write_archive(PROJECT / outputs, profile)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
-        print(f"to send: {shorten_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+        click.echo(f"to send: {shorten_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

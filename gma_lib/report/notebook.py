@@ -20,8 +20,6 @@ from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw
 
 def show(picture: Picture, *, photo: bool = False) -> None:
     """Show a figure with its alternative text where screen readers and HTML pages look for it."""
-    from IPython.display import display
-
     figure, text = picture
     media_type, data = encode_figure(figure, photo=photo)
     display({media_type: data, "text/plain": text}, metadata={media_type: {"alt": text}}, raw=True)
@@ -29,9 +27,14 @@ def show(picture: Picture, *, photo: bool = False) -> None:
 
 def say(sentence: str) -> None:
     """Show a sentence as prose, not as a program's output."""
-    from IPython.display import Markdown, display
+    display({"text/markdown": sentence, "text/plain": sentence}, raw=True)
 
-    display(Markdown(sentence))
+
+def display(shown: object, **options: object) -> None:
+    """Show a widget, or raw data by media type, below the cell."""
+    from IPython import display as ipython
+
+    ipython.display(shown, **options)  # type: ignore[no-untyped-call]  # IPython has no types
 
 
 def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "middlebury") -> None:

@@ -22,7 +22,7 @@ def notebook_to_html(
     """
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(
+    exporter = HTMLExporter(  # type: ignore[no-untyped-call]  # nbconvert has no types
         template_name="gma",
         extra_template_basedirs=[str(TEMPLATES)],
         mathjax_url="",

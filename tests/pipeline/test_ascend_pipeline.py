@@ -94,7 +94,7 @@ def test_the_guide_s_table_has_the_run_s_rows(finished):
     """On the index page with all batch sizes, in 05 and 06 for their own; with what differs."""
     page = report.write_index(finished, "tiny").read_text()
     mine = (
-        page.split("Beside the published guide")[1]
+        page.split("Comparison with the published guide")[1]
         .split("batch size 4")[1]
         .split("batch size 8")[0]
     )
@@ -142,6 +142,6 @@ def test_memory_exhausted_is_a_row(finished):
     assert "batch size 16 needs" in perf["reason"]
     page = report.write_index(finished, "tiny").read_text()
     assert (
-        page.split("Beside the published guide")[1].split("batch size 16")[1].count("out of memory")
+        page.split("Comparison with the published guide")[1].split("batch size 16")[1].count("out of memory")
         == 2
     )  # the guide's, and this one's

@@ -22,13 +22,14 @@ def examined():
     return Examined(FramePair("clean", "made", 1, "a", "b"), frame, truth, None, inside)
 
 
-def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, capsys, examined):
+def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, caplog, examined):
     shown = []
+    caplog.set_level("INFO")
     monkeypatch.setenv("GMA_HEADLESS", "1")
     monkeypatch.setattr(explore, "show", lambda sheet, photo: shown.append(sheet[1]))
     explore.explore([examined.pair], None, examined)
     assert len(shown) == 1
-    assert "make lab" in capsys.readouterr().out
+    assert "make lab" in caplog.text
 
 
 def test_sliders_move_the_pictures(examined):
@@ -44,7 +45,7 @@ def test_sliders_move_the_pictures(examined):
         asked.append((pair.name, status.value))
         return other
 
-    panel = explore.panel([first.pair, other.pair], examine, first)
+    panel = explore.build_panel([first.pair, other.pair], examine, first)
     choice, update, places, flow_picture, attention_picture = panel.children
     menu, status = choice.children
     assert (update.value, update.max) == (2, 2)

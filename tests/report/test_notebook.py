@@ -10,7 +10,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.flow.files import write_flow
 from gma_lib.infer.inference import flow_path
-from gma_lib.report import notebook
+from gma_lib.report import charts, notebook
 
 
 @pytest.fixture
@@ -64,14 +64,12 @@ def test_the_inside_is_shown_with_its_sentences(pairs, shown):
 
 
 def test_a_picture_carries_its_text(monkeypatch):
-    import IPython.display
-
-    from gma_lib.report import charts
-
     displayed = []
     monkeypatch.setattr(
-        IPython.display, "display", lambda data, **options: displayed.append((data, options))
+        notebook, "display", lambda data, **options: displayed.append((data, options))
     )
     notebook.show(charts.plot_work({"GRU": 1.0}))
-    (data, options) = displayed[0]
+    notebook.say("two words")
+    (data, options), (words, _) = displayed
+    assert words["text/markdown"] == words["text/plain"] == "two words"
     assert options["metadata"]["image/png"]["alt"] == data["text/plain"]
