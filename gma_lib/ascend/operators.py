@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from gma_lib.ascend.rewrite import all_graphs
+from gma_lib.ascend.graphs import walk_graphs
 
 FINE, REFUSED, UNKNOWN = "fine", "refused", "unknown"
 
@@ -75,7 +75,9 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     model = onnx.load(path, load_external_data=False)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     major = (re.match(r"\d+", cann or "") or [""])[0]
-    used = {(node.op_type, node.domain) for graph in all_graphs(model.graph) for node in graph.node}
+    used = {
+        (node.op_type, node.domain) for graph in walk_graphs(model.graph) for node in graph.node
+    }
     return [
         _opset(opset, major, cann),
         *(_operator(name, domain, opset, major) for name, domain in sorted(used)),

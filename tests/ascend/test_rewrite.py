@@ -12,7 +12,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from gma_lib.ascend import rewrite
-from gma_lib.ascend.rewrite import RewriteError, narrowed, rewrite_file, verify
+from gma_lib.ascend import verify as verification
+from gma_lib.ascend.narrowing import narrow_model
+from gma_lib.ascend.rewrite import rewrite_file
+from gma_lib.ascend.verify import RewriteError, verify
 
 INT64, INT32, DOUBLE, FLOAT = (
     TensorProto.INT64,
@@ -56,7 +59,7 @@ def test_index_arithmetic_becomes_int32():
         [("y", FLOAT, [3])],
         [("one", np.array([1])), ("table", np.arange(300, dtype=np.float32))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert operators(after) == ["Cast", "Add", "Gather"]
     assert after.graph.node[0].attribute[0].i == INT32
@@ -83,7 +86,7 @@ def test_what_onnx_demands_stays_with_its_reason():
         [("y", FLOAT, [3, 2])],
         [("order", np.array([1, 0]))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert operators(after) == ["Shape", "Cast", "Gather", "Cast", "Reshape"]
     assert set(report.left.values()) == {
@@ -104,7 +107,7 @@ def test_the_model_s_own_opset_decides(opset):
         [("y", DOUBLE, [2])],
         opset=opset,
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     whole = make(
         [
@@ -116,7 +119,7 @@ def test_the_model_s_own_opset_decides(opset):
         [("y", FLOAT, [2])],
         opset=13,
     )
-    assert narrowed(whole)[1].wide_after == 0
+    assert narrow_model(whole)[1].wide_after == 0
     assert report.wide_after == 2  # the graph's own input and output
 
 
@@ -130,7 +133,7 @@ def test_one_cast_serves_all_readers():
         [("x", INT64, [4])],
         [("y", INT64, [4])],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert operators(after) == ["Cast", "Add", "Mul", "Sub", "Cast"]
     assert [
@@ -152,7 +155,7 @@ def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
         [("y", FLOAT, [3])],
         [("big", np.array([2**40])), ("start", np.array([1])), ("end", np.array([biggest]))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     assert report.refused == {"sum": f"constant big holds {2**40}, which int32 cannot"}
     sliced = make(
         [helper.make_node("Slice", ["x", "start", "end"], ["y"])],
@@ -160,7 +163,7 @@ def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
         [("y", FLOAT, [3])],
         [("start", np.array([1])), ("end", np.array([biggest]))],
     )
-    after, report = narrowed(sliced)
+    after, report = narrow_model(sliced)
     verify(sliced, after)
     assert {tuple(numpy_helper.to_array(tensor)) for tensor in after.graph.initializer} == {
         (1,),
@@ -184,7 +187,7 @@ def test_constant_of_shape_keeps_type_and_payload_together():
         [("y", FLOAT, [9])],
         [("shape", np.array([9]))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     constant = (
         next(node for node in after.graph.node if node.op_type == "ConstantOfShape").attribute[0].t
@@ -206,7 +209,7 @@ def test_a_constant_read_both_ways_exists_twice():
         [("y", FLOAT, [1])],
         [("n", np.array([-1]))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert sorted(tensor.data_type for tensor in after.graph.initializer) == [INT32, INT64]
     assert (report.initializers, report.casts_added) == (1, 0)
@@ -223,7 +226,7 @@ def test_a_cast_with_nothing_left_to_do_goes():
         [("x", FLOAT, [2])],
         [("y", INT32, [2])],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert operators(after) == ["Cast", "Add", "Neg"]
     assert report.casts_removed == 1
@@ -262,7 +265,7 @@ def test_double_and_other_people_s_operators():
             ("two", np.array([2])),
         ],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     assert any("TopK gives int64" in reason for reason in report.left.values())
     assert not {"half"} & set(report.left)
@@ -280,7 +283,7 @@ def test_unknown_operators_are_left_alone_and_keep_their_domain():
         [("n", np.array([0]))],
         domains=["people"],
     )
-    after, _ = narrowed(model)
+    after, _ = narrow_model(model)
     assert [entry.domain for entry in after.opset_import] == ["", "people"]
     assert operators(after) == ["Strange", "Gather"]
 
@@ -292,11 +295,13 @@ def test_twice_is_once():
         [("y", FLOAT, [1])],
         [("n", np.array([0]))],
     )
-    once, first = narrowed(model)
-    twice, second = narrowed(once)
+    once, first = narrow_model(model)
+    twice, second = narrow_model(once)
     assert first.changed
     assert not second.changed
-    assert second.sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
+    assert (
+        second.to_sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
+    )
     assert twice.graph.node == once.graph.node
 
 
@@ -308,7 +313,7 @@ def test_a_wrong_result_is_refused(damage):
         [("y", FLOAT, [1])],
         [("n", np.array([0]))],
     )
-    after, _ = narrowed(model)
+    after, _ = narrow_model(model)
     if damage == "value":
         after.graph.initializer[0].CopyFrom(
             numpy_helper.from_array(np.array([1], np.int32), after.graph.initializer[0].name)
@@ -359,7 +364,7 @@ def test_an_invalid_graph_is_refused():
         [("n", np.array([0]))],
     )
     with pytest.raises(RewriteError, match="not valid to begin with"):
-        narrowed(model)
+        narrow_model(model)
 
 
 def test_inputs_without_a_shape_ask_for_feeds():
@@ -370,7 +375,7 @@ def test_inputs_without_a_shape_ask_for_feeds():
         [("n", np.array([0]))],
     )
     with pytest.raises(ValueError, match="no fixed shape"):
-        rewrite.random_feeds(model)
+        verification.make_random_feeds(model)
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +415,7 @@ def test_the_default_graph_needs_none(tmp_path, seeded):
         model, tmp_path / "gma.onnx", height=128, width=160, batch_size=1, checkpoint=checkpoint
     )
     assert not rewrite.computes_wide(path)
-    after, report = narrowed(onnx.load(path))
+    after, report = narrow_model(onnx.load(path))
     assert report.casts_added == report.casts_removed == 0
     assert all("reads int64 at opset 13" in reason for reason in report.left.values())
     assert len(after.graph.node) == report.nodes_before
@@ -526,7 +531,7 @@ def test_other_people_s_graphs(name, left, casts):
     leave = frozenset(
         {"OneHot"} if "OneHot" in name else ()
     )  # ONNX Runtime has none for int32, although the schema allows it
-    after, report = narrowed(model, leave=leave)
+    after, report = narrow_model(model, leave=leave)
     verify(model, after)
     said = {reason.split(" int64")[0] for reason in report.left.values()}
     assert said == left
@@ -542,7 +547,7 @@ def test_two_graphs_with_the_same_names_do_not_disturb_each_other():
     """The vendor's tool remembers names from graph to graph, and leaves the second one mixed."""
     for _ in range(2):
         model = _other_graphs()["detection head: NonMaxSuppression"]
-        after, report = narrowed(model)
+        after, report = narrow_model(model)
         verify(model, after)
         assert report.casts_added == 1
 
@@ -561,7 +566,7 @@ def test_a_constant_with_one_reader_that_demands_it_and_two_that_do_not():
         [("y", FLOAT, [1])],
         [("n", np.array([-1]))],
     )
-    after, report = narrowed(model)
+    after, report = narrow_model(model)
     verify(model, after)
     reads = {node.op_type: node.input[1] for node in after.graph.node if node.op_type != "Sum"}
     assert reads == {"Reshape": "n", "Gather": "n_int32"}
@@ -570,7 +575,7 @@ def test_a_constant_with_one_reader_that_demands_it_and_two_that_do_not():
 
 def test_open_shapes_of_inputs_and_outputs_stay_open():
     model = _other_graphs()["mask: NonZero, Transpose, GatherND"]
-    after, _ = narrowed(model)
+    after, _ = narrow_model(model)
     assert after.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "k"
     assert after.graph.output == model.graph.output
 
@@ -580,7 +585,7 @@ def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
     ONNX Runtime refuses.
     """
     seen = []
-    monkeypatch.setattr(rewrite, "random_feeds", _noting(seen))
+    monkeypatch.setattr(verification, "make_random_feeds", _noting(seen))
 
     def graph(reshaped):
         return make(
@@ -607,7 +612,7 @@ def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
 
 
 def _noting(seen):
-    original = rewrite.random_feeds
+    original = verification.make_random_feeds
 
     def noting(model):
         seen.append(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
