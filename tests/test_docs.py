@@ -45,6 +45,21 @@ def test_every_variable_of_the_readme_is_used():
         assert f"$({name})" in MAKEFILE, name
 
 
+def test_every_module_that_is_run_exists():
+    pages = [README, MAKEFILE, *(page.read_text() for page in PROJECT.glob("*/*.md"))]
+    named = {name for page in pages for name in re.findall(r"-m (gma_lib[\w.]*)", page)}
+    assert {"gma_lib.cli", "gma_lib.report.index"} <= named
+    for name in named:
+        path = PROJECT / name.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text(), name
+
+
+def test_contributing_draws_every_package():
+    drawn = re.findall(r"(\w+)/", (PROJECT / "CONTRIBUTING.md").read_text().split("## Where")[1])
+    assert {path.parent.name for path in PROJECT.glob("gma_lib/*/__init__.py")} <= set(drawn)
+
+
 def test_packages_are_listed_in_the_order_of_their_imports():
     """A package imports only from above it."""
     listed = re.findall(r"``(\w+)``", gma_lib.__doc__.split("One package per stage")[1])
@@ -70,10 +85,9 @@ def test_every_test_that_the_docs_name_exists():
     }
     assert len(named) > 54
     for page, file, test in named:
-        source = next((PROJECT / "tests").rglob(file)).read_text()
-        assert not test or re.search(rf"^def {test}\(", source, re.M), (
-            f"{page} names {file}::{test}"
-        )
+        sources = [path.read_text() for path in (PROJECT / "tests").rglob(file)]
+        pattern = re.compile(rf"^def {test}\(" if test else "^def test_", re.M)
+        assert any(map(pattern.search, sources)), f"{page} names {file}::{test}"
     defects = re.findall(
         r"^\| (\d+) \|.*`test_\w+\.py::\w+`[^|]*\|$",
         (PROJECT / "docs" / "ascend.md").read_text(),

@@ -358,3 +358,7 @@ def main() -> None:
             )
     except (ValueError, OSError, TrainingDivergedError) as error:
         raise SystemExit(f"training: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
