@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -17,8 +16,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffix (OpenCV chooses the format by it) and starts with a dot, so
-    no reader of this package takes it for a result.
+    The temporary name keeps the suffix, by which OpenCV chooses the format, and starts with a dot,
+    so that no reader of this package takes it for a result.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +29,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def make_plain(value: Any) -> Any:
-    """Paths, NumPy numbers and NaN as what JSON can hold."""
+def make_plain(value: object) -> object:
+    """Turn paths, NumPy numbers and NaN into what JSON can hold."""
     if isinstance(value, dict):
         return {str(key): make_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -46,13 +45,9 @@ def make_plain(value: Any) -> Any:
 
 
 def shorten_path(path: Path) -> str:
-    """A path as the reader should see it: relative to the project where it lies inside."""
+    """Make a path inside the project relative to it, for readers."""
     path = Path(path)
-    return (
-        str(path.relative_to(PROJECT))
-        if path.is_absolute() and path.is_relative_to(PROJECT)
-        else str(path)
-    )
+    return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
 
 def hash_file(path: Path) -> str:
@@ -61,20 +56,18 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_value(value: Any) -> str:
-    """SHA-256 of a plain value, for keys that say whether something is up to date."""
+def hash_value(value: object) -> str:
+    """SHA-256 of a value made plain, as a key that says whether something is up to date."""
     return hashlib.sha256(json.dumps(make_plain(value), sort_keys=True).encode()).hexdigest()
 
 
 def require_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OSError before a large write that would not fit, with what is needed and what is free."""
-    existing = next(
-        parent
-        for parent in [Path(folder).absolute(), *Path(folder).absolute().parents]
-        if parent.exists()
-    )
+    """Raise OSError, with both numbers, where a large write would not fit on the disk."""
+    place = Path(folder).absolute()
+    existing = next(parent for parent in (place, *place.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise OSError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, or choose another disk"
+            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: "
+            "make room, or choose another disk"
         )

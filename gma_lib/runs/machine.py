@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import portalocker
 from portalocker import LockFlags
@@ -30,7 +29,7 @@ VERSIONED = (
 
 
 def find_commit() -> str | None:
-    """The commit of the working tree, with ``+changes`` where it differs; None outside a checkout."""
+    """The commit of the working tree, with ``+changes`` where it differs, or None."""
     answer = _git("rev-parse", "HEAD")
     return answer and answer + ("+changes" if _git("status", "--porcelain") else "")
 
@@ -45,7 +44,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, str | int]:
     """Processor, cores that this process may use, memory in bytes."""
     return {
         "processor": find_processor(),
@@ -71,14 +70,13 @@ def count_cores() -> int:
 
 
 def find_memory() -> int:
-    """Memory that this process can count on: the machine's, or its container's limit where that is
-    lower.
+    """Bytes that this process can use: the machine's memory, or the container's lower limit.
 
-    The environment variable GMA_MEMORY_BYTES lowers it further, for a machine that is to be shared.
+    The environment variable GMA_MEMORY_BYTES lowers it further, on shared machines.
     """
     import psutil
 
-    limits = [psutil.virtual_memory().total]
+    limits: list[int] = [psutil.virtual_memory().total]
     if "GMA_MEMORY_BYTES" in os.environ:
         limits.append(int(os.environ["GMA_MEMORY_BYTES"]))
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
@@ -90,7 +88,7 @@ def find_memory() -> int:
 
 
 def find_versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers; those that are not installed are left out."""
+    """Versions of the installed packages that decide numbers."""
     found = {}
     for name in VERSIONED:
         try:

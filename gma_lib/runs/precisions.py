@@ -2,7 +2,7 @@
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
-# Runtime -> precision -> its name there. PyTorch's dtypes have our names: getattr(torch, precision).
+# Runtime -> precision -> its name there. PyTorch uses our names: getattr(torch, precision).
 PRECISION_NAMES: dict[str, dict[str, str | None]] = {
     # int8: convolutions as the model was calibrated, everything between them in bfloat16
     "openvino": {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"},

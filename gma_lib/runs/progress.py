@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Track(Protocol):
-    """A function that passes items through and shows progress, or not: ``track``, ``pass_silently``."""
+    """Pass items through and show progress, or nothing: ``track`` or ``pass_silently``."""
 
     def __call__(
         self, items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None

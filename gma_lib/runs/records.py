@@ -14,41 +14,40 @@ SCHEMA = 1
 Record = dict[str, Any]  # a JSON object
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` with its schema and provenance, whole or not at all; NaN and infinity
-    become null.
+def write_json(path: Path, content: Record) -> None:
+    """Write ``content`` with its schema and provenance, whole or not at all.
+
+    NaN and infinity become null.
     """
-    text = json.dumps(
-        {"schema": SCHEMA, "provenance": trace_provenance(), **make_plain(content)},
-        indent=1,
-        allow_nan=False,
-    )
+    whole = {"schema": SCHEMA, "provenance": trace_provenance()} | content
+    text = json.dumps(make_plain(whole), indent=1, allow_nan=False)
     with write_atomically(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
-    """Read a JSON file of this package; a missing one says which notebook to run first."""
+def read_json(path: Path, *, made_by: str) -> Record:
+    """Read a JSON file of this package; the error for a missing one names the notebook to run."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{shorten_path(path)} is missing: run {made_by} first, with the same parameters"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{shorten_path(path)} is damaged ({error}): delete it and run {made_by} again"
         ) from error
     if content.get("schema") != SCHEMA:
         raise ValueError(
-            f"{shorten_path(path)} has schema {content.get('schema')}, this version reads {SCHEMA}: run {made_by} again"
+            f"{shorten_path(path)} has schema {content.get('schema')}, not {SCHEMA}: "
+            f"run {made_by} again"
         )
     return content
 
 
-def trace_provenance() -> dict[str, Any]:
-    """What made a result: package, commit, machine, versions, time."""
+def trace_provenance() -> Record:
+    """Collect what made a result: package, commit, machine, versions, time."""
     return {
         "package": gma_lib.__version__,
         "commit": find_commit(),
@@ -59,10 +58,12 @@ def trace_provenance() -> dict[str, Any]:
 
 
 def describe_provenance() -> str:
-    """What made a page, in a sentence for its foot."""
-    made, here = trace_provenance(), describe_machine()
+    """Say what made a page, in a sentence for its footer."""
+    made = trace_provenance()
+    here = made["machine"]
     versions_line = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (
-        f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, on {made['created']}; "
-        f"{here['processor']}, {here['cores']} cores, {here['available_memory'] / 1e9:.0f} GB; {versions_line}."
+        f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, "
+        f"on {made['created']}; {here['processor']}, {here['cores']} cores, "
+        f"{here['available_memory'] / 1e9:.0f} GB; {versions_line}."
     )

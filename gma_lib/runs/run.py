@@ -1,7 +1,7 @@
-"""Where the files of a run lie.
+"""Where the files of a run are.
 
-Everything of one run lies in ``outputs/<profile>/<run>/bs<N>/``; what does not depend on the run
-(the data set's index, frames that the package renders) is shared in ``outputs/<profile>/data/``.
+A run writes to ``outputs/<profile>/<run>/bs<N>/``. What does not depend on the run (the data set's
+index, rendered frames) is shared in ``outputs/<profile>/data/``.
 """
 
 import re
@@ -17,14 +17,15 @@ SIMULATED = (
 
 
 class DoesNotFit(MemoryError):
-    """A batch size that the memory of this machine, or of its card, does not hold; the pipeline
-    gives it a row and goes on.
+    """A batch size does not fit the memory of this machine, or of its card.
+
+    The pipeline gives it a row and goes on.
     """
 
 
 @dataclass(frozen=True)
 class Run:
-    """One column of the report: a profile's data, a backend, a precision and a batch size.
+    """One column of the report: a profile's data, a backend, a precision, a batch size.
 
     Attributes
     ----------
@@ -33,7 +34,7 @@ class Run:
     profile
         Name of a file in ``params/``: which data, which weights.
     backend, precision
-        What computes, and in which number format; always explicit.
+        Runtime and number format; always explicit.
     batch_size
         Pairs per call of the network.
     name
@@ -63,10 +64,6 @@ class Run:
     def flow_folder(self) -> Path:
         return self.folder / "flow"
 
-    def of_batch_size(self, batch_size: int) -> "Run":
-        """The same run at another batch size."""
-        return Run(self.outputs, self.profile, self.backend, self.precision, batch_size, self.name)
-
 
 def open_run(
     *,
@@ -77,10 +74,10 @@ def open_run(
     run: str | None = None,
     outputs: str = "outputs",
 ) -> Run:
-    """Check the parameters that every notebook shares and return where its files lie.
+    """Check the parameters that every notebook shares and return the run.
 
-    ``outputs`` is taken relative to the project, never to the working directory, which differs
-    between JupyterLab and papermill.
+    ``outputs`` is relative to the project, not to the working directory, which differs between
+    JupyterLab and papermill.
     """
     # bool is an int to Python, not to a user
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -91,11 +88,12 @@ def open_run(
     for label, value in (("profile", profile), ("run", name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) or value == "data":
             raise ValueError(
-                f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; got {value!r}"
+                f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; "
+                f"got {value!r}"
             )
     return Run(PROJECT / outputs, profile, backend, precision, batch_size, name)
 
 
 def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
-    """Where a profile's runs share the data set's index and frames that were rendered."""
+    """Folder of the data set's index and of rendered frames, shared by a profile's runs."""
     return PROJECT / outputs / profile / "data"
