@@ -22,7 +22,6 @@ from gma_lib.ascend.atc import AtcError, AtcOptions
 from gma_lib.backends import ascend as backend
 from gma_lib.convert import to_ascend
 from gma_lib.pipeline import runner as pipeline
-from gma_lib.runs import progress
 from gma_lib.runs import run as runs
 from gma_lib.runs.run import DoesNotFit
 
@@ -997,17 +996,6 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
         track=track,
     )
     assert seen == [("ais_bench", "pair", number, 5) for number in range(5)]
-
-
-def test_elapsed_seconds_are_said_now_and_then(capsys):
-    progress.show_messages()
-    assert list(progress.log_elapsed(iter([1.0, 6.0, 7.0, 12.5]), label="atc")) == [
-        1.0,
-        6.0,
-        7.0,
-        12.5,
-    ]
-    assert capsys.readouterr().out.splitlines() == ["atc: 6 s so far", "atc: 12 s so far"]
 
 
 def test_no_room_for_outputs(om, standins, monkeypatch):

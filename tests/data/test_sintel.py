@@ -8,7 +8,6 @@ import pytest
 from gma_lib.data import sintel
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import read_frame, write_frame
-from gma_lib.runs.files import require_free_space
 
 
 def test_pairs_of_the_tiny_set(tiny_sintel):
@@ -156,11 +155,6 @@ def test_a_subset_says_so(tiny_sintel):
     )
     assert [pair.name for pair in chosen] == ["clean/alley/frame_0001", "clean/cave/frame_0001"]
     assert "2 of 4 pairs" in sentence
-
-
-def test_no_room_on_the_disk_is_said_before_writing(tmp_path):
-    with pytest.raises(OSError, match="are free"):
-        require_free_space(tmp_path, 10**18)
 
 
 def test_the_real_sample(sintel_sample):

@@ -9,3 +9,28 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), files.write_atomically(tmp_path / "a.txt") as partial:
         partial.write_text(str(1 / 0))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_new_file_replaces_the_old_one_at_the_end(tmp_path):
+    (file := tmp_path / "folder" / "a.txt").parent.mkdir()
+    file.write_text("old")
+    with files.write_atomically(file) as partial:
+        partial.write_text("new")
+        assert partial.suffix == ".txt"
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_hashes_are_of_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.hash_file(tmp_path / "a") == known
+    assert files.hash_value({"a": (1, 2), "b": None}) == files.hash_value({"b": None, "a": [1, 2]})
+    assert files.hash_value([1]) != files.hash_value([2])
+
+
+def test_a_write_that_would_not_fit_is_refused_before_it_begins(tmp_path):
+    files.require_free_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(OSError, match="GB are free"):
+        files.require_free_space(tmp_path / "not" / "yet", 10**18)

@@ -1,0 +1,56 @@
+"""Progress shows as plain lines where nobody watches; messages go to the stdout of the moment."""
+
+import io
+from contextlib import redirect_stdout
+
+import pytest
+
+from gma_lib.runs import progress
+
+
+@pytest.fixture
+def lines(monkeypatch, capsys):
+    """A log that nobody watches; called, it gives the lines that were printed since."""
+    monkeypatch.setenv("GMA_HEADLESS", "1")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    progress.show_messages()
+    return lambda: capsys.readouterr().out.splitlines()
+
+
+def test_items_pass_through_with_a_line_each(lines):
+    assert list(progress.track("abc", label="flow", unit="batch")) == ["a", "b", "c"]
+    written = lines()
+    assert [line.split(",")[0].split(" in ")[0] for line in written] == [
+        "flow: 1/3 batches",
+        "flow: 2/3 batches",
+        "flow: 3/3 batches",
+    ]
+    assert [line.endswith("s left") for line in written] == [True, True, False]
+
+
+def test_items_of_unknown_number_are_counted(lines):
+    assert list(progress.track(iter("ab"), label="flow", unit="pair")) == ["a", "b"]
+    assert [line.split(" pairs")[0] for line in lines()] == ["flow: 1", "flow: 2", "flow: 2"]
+
+
+def test_silence(lines):
+    assert list(progress.pass_silently("ab", label="flow")) == ["a", "b"]
+    assert lines() == []
+
+
+def test_elapsed_seconds_are_logged_now_and_then(monkeypatch, capsys):
+    progress.show_messages()
+    moments = [1.0, 6.0, 7.0, 12.5]
+    assert list(progress.log_elapsed(iter(moments), label="atc")) == moments
+    assert capsys.readouterr().out.splitlines() == ["atc: 6 s so far", "atc: 12 s so far"]
+
+
+def test_messages_are_printed_once_to_the_stdout_of_the_moment(lines):
+    progress.show_messages()
+    elsewhere = io.StringIO()
+    with redirect_stdout(elsewhere):
+        progress.logger.info("%d pairs", 3)
+    progress.logger.info("here")
+    progress.logger.debug("never")
+    assert elsewhere.getvalue() == "3 pairs\n"
+    assert lines() == ["here"]

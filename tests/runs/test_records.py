@@ -1,0 +1,48 @@
+"""Records carry schema and provenance, and are read only where they are whole and current."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gma_lib.runs import records
+from gma_lib.runs.files import PROJECT
+
+
+def test_a_record_holds_plain_values_and_what_made_it(tmp_path):
+    records.write_json(
+        tmp_path / "a.json",
+        {
+            "epe": np.float32(0.5),
+            "wauc": float("nan"),
+            "steps": (1, np.int64(2)),
+            "by_size": {1: PROJECT / "outputs", "else": Path("relative")},
+        },
+    )
+    found = records.read_json(tmp_path / "a.json", made_by="05_evaluate")
+    assert list(found)[:2] == ["schema", "provenance"]
+    assert found["epe"] == 0.5
+    assert found["wauc"] is None
+    assert found["steps"] == [1, 2]
+    assert found["by_size"] == {"1": "outputs", "else": "relative"}
+    assert found["provenance"]["machine"]["cores"] >= 1
+    assert found["provenance"]["versions"]["numpy"] == np.__version__
+
+
+def test_a_missing_record_names_the_notebook(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.json.*04_infer"):
+        records.read_json(tmp_path / "a.json", made_by="04_infer")
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"schema": records.SCHEMA + 1}), "{}"])
+def test_a_damaged_or_older_record_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json.*04_infer"):
+        records.read_json(tmp_path / "a.json", made_by="04_infer")
+
+
+def test_provenance_is_a_sentence():
+    line = records.describe_provenance()
+    assert line.startswith("Made by gma_lib ")
+    assert f"numpy {np.__version__}" in line
