@@ -236,7 +236,7 @@ def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
     def no_chip(*arguments, **options):
         raise NoChipFound("no Ascend chip was found")
 
-    monkeypatch.setattr(estimator, "_make_model", no_chip)
+    monkeypatch.setattr(estimator.Estimator, "_build", no_chip)
     answer = gma(
         "flow",
         photos / "shot 1.png",
@@ -257,7 +257,7 @@ def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(estimator, "_make_model", interrupted)
+    monkeypatch.setattr(estimator.Estimator, "_build", interrupted)
     gma(
         "flow",
         photos / "shot 1.png",

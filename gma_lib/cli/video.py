@@ -8,7 +8,7 @@ from typing import Unpack
 import click
 
 from gma_lib.cli.options import PATH, Network, network_options, refuse_used_folder, remark
-from gma_lib.data.clips import clip_length, read_clip, write_movie
+from gma_lib.data.clips import count_frames, read_clip, write_movie
 from gma_lib.flow.colours import flow_radius, flow_to_rgb
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.infer.estimator import load
@@ -38,7 +38,7 @@ def main(
     partial = output.absolute().with_name(f"{output.absolute().name}.partial")
     for folder in (output, partial):
         refuse_used_folder(folder)
-    frames = clip_length(clip)
+    frames = count_frames(clip)
     estimator = load(say=remark, **network)
     flows = estimator.along(read_clip(clip), warm=warm)
     first = next(flows)  # may build a model, which the rate shown should not count
@@ -59,7 +59,7 @@ def main(
     if movie:
         _write_flow_movie(partial / "flow.mp4", files, fps)
     record = {"clip": clip.name, "pairs": len(files), "warm": warm}
-    write_json(partial / "flow.json", record | estimator.described())
+    write_json(partial / "flow.json", record | estimator.to_record())
     partial.rename(output)
     click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}")
 

@@ -1,5 +1,6 @@
 """Frames along time, from a folder of images or a video file."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,54 +15,55 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 def read_clip(source: Path) -> Iterator[np.ndarray]:
-    """Yield frames, float32 (3, H, W), RGB, 0..255, one at a time: a video need not fit into
-    memory.
+    """Yield frames one at a time, float32 (3, H, W), RGB, 0..255; memory holds one of them.
 
     Parameters
     ----------
     source
-        A folder, whose images are taken in the order of the numbers in their names, or a video that
-        OpenCV can decode.
+        A folder of images, which are sorted by the numbers in their names, or a video that OpenCV
+        can decode.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        When there is no such thing, when it holds fewer than two frames, or when a frame cannot be
-        decoded or has another size than the first; the error comes when that frame is reached.
+        ``source`` does not exist, holds fewer than two frames, or holds a frame that cannot be
+        decoded or has another size than the first. The error comes when that frame is reached.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such folder or video file")
-    frames = _folder_frames(source) if source.is_dir() else _video_frames(source)
+    frames = _read_folder(source) if source.is_dir() else _read_video(source)
     count, size = 0, None
     for name, frame in frames:
         count += 1
         size = size or frame.shape[1:]
         if frame.shape[1:] != size:
             raise ValueError(
-                f"{name} has {_sides(frame.shape[1:])} px where the frames before have {_sides(size)}"
+                f"{name} has {_describe_size(frame.shape[1:])} px where the frames before have "
+                f"{_describe_size(size)}"
             )
         yield frame
     if count < 2:
         raise ValueError(
-            f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; flow needs two"
+            f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; "
+            "flow needs two"
         )
 
 
-def clip_length(source: Path) -> int | None:
-    """Number of frames, None where the file does not say."""
+def count_frames(source: Path) -> int | None:
+    """Return the number of frames, None if the file does not declare it."""
     source = Path(source)
     if source.is_dir():
-        return len(_image_files(source))
-    declared = (
-        int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_file() else 0
-    )
+        return len(_list_images(source))
+    if not source.is_file():
+        return None
+    declared = int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT))
     return declared if declared > 0 else None
 
 
 def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second: float) -> None:
-    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, which
-    the codec wants.
+    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, as the
+    codec requires.
     """
     writer = None
     with write_atomically(path) as partial:
@@ -78,45 +80,41 @@ def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second
                     raise OSError(f"{path}: this OpenCV cannot write mp4 files")
             writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
         if writer is None:
-            raise ValueError(f"{path}: a movie needs a picture")
+            raise ValueError(f"{path}: there are no pictures to write")
         writer.release()
 
 
-def _sides(size: tuple[int, ...]) -> str:
+def _describe_size(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     files = [
         path
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
-    return sorted(files, key=_in_natural_order)
+    return sorted(files, key=_natural_key)
 
 
-def _in_natural_order(path: Path) -> list:
-    """frame_2 before frame_10."""
+def _natural_key(path: Path) -> list[int | str]:
+    """Sort frame_2 before frame_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
-def _folder_frames(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for path in _image_files(folder):
+def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for path in _list_images(folder):
         yield str(path), read_photo(path)[0]
 
 
-def _video_frames(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_video(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     video = cv2.VideoCapture(str(file))
     try:
-        number = 0
-        while True:
+        for number in itertools.count(1):
             decoded, image = video.read()
             if not decoded:
                 return
-            number += 1
-            yield (
-                f"{file}, frame {number}",
-                np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32),
-            )
+            frame = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+            yield f"{file}, frame {number}", frame
     finally:
         video.release()

@@ -3,7 +3,6 @@ float32.
 """
 
 import json
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.images import read_frame
 from gma_lib.runs.files import require_free_space, write_atomically
+from gma_lib.runs.progress import Track, pass_silently
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -36,7 +36,7 @@ def write_guide_tensors(
     folder: Path,
     *,
     with_truth: bool = True,
-    track: Callable[..., Iterable] | None = None,
+    track: Track = pass_silently,
 ) -> dict[str, str]:
     """Write padded frames and ground truth for tools that read files; return each pair's number.
 
@@ -55,7 +55,7 @@ def write_guide_tensors(
     rows, columns = padding.padded_size(height, width)
     require_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
     numbers = number_pairs(pairs)
-    for pair in track(pairs, label="tensors", unit="pair") if track else pairs:
+    for pair in track(pairs, label="tensors", unit="pair"):
         place, file = folder / pair.pass_name, f"{numbers[pair.name]}.bin"
         write_tensor(place / "image1" / file, padding.pad(read_frame(pair.image1))[None])
         write_tensor(place / "image2" / file, padding.pad(read_frame(pair.image2))[None])

@@ -1,4 +1,4 @@
-"""The MPI-Sintel data set on disk: which frames make pairs, and what is known about each pair.
+"""The MPI-Sintel data set on disk: pairs of frames and their ground truth.
 
 The official layout, of which everything but the frames may be absent::
 
@@ -18,16 +18,17 @@ ECCV 2012.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gma_lib.flow.files import check_whole, flow_file_bytes, read_flow
 from gma_lib.flow.images import image_size, read_frame, read_mask
 from gma_lib.runs.files import PROJECT, hash_file, require_free_space, shorten_path
+from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.runs.records import Record
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
@@ -119,10 +120,9 @@ class LoadedPair:
 
 
 def find_root(root: Path, split: str) -> Path:
-    """Return ``root`` if it is the data set's folder; otherwise raise an error that says which
-    folder was meant.
+    """Return ``root`` if it is the data set's folder; otherwise the error names the right folder.
 
-    A relative path starts at the project's folder, whatever the working directory.
+    A relative path starts at the project's folder.
     """
     root = PROJECT / Path(root).expanduser()
     if split not in SPLITS:
@@ -150,8 +150,8 @@ def find_pairs(
 ) -> list[FramePair]:
     """List the pairs of consecutive frames of one pass, sorted by scene and number.
 
-    Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame whose
-    ground truth exists while the next frame does not, is an error.
+    Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame with ground
+    truth but no next frame is an error.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def find_pairs(
             f"{frames_folder}: no such folder; the pass '{pass_name}' is missing"
         )
     found = {
-        child.name: _numbered(child, "png")
+        child.name: _list_numbered(child, "png")
         for child in sorted(frames_folder.iterdir())
         if child.is_dir()
     }
@@ -185,7 +185,7 @@ def find_pairs(
     ]
 
 
-def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files ``frame_NNNN.<suffix>`` by number; anything else is ignored."""
     if not folder.is_dir():
         return {}
@@ -199,7 +199,8 @@ def _pairs_of_scene(
 ) -> list[FramePair]:
     first, last = min(frames), max(frames)
     truth = {
-        kind: _numbered(folder / kind / scene, suffix) for kind, suffix in _TRUTH_SUFFIX.items()
+        kind: _list_numbered(folder / kind / scene, suffix)
+        for kind, suffix in _TRUTH_SUFFIX.items()
     }
     # A pair needs its second frame; ground truth says how far the scene should reach.
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
@@ -228,10 +229,12 @@ _TRUTH_SUFFIX = {"flow": "flo", "occlusions": "png", "invalid": "png"}
 
 
 def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
-    """The one (height, width) of all frames and ground truth; a file that differs is an error with
-    its name.
+    """Return the one (height, width) of all frames and ground truth, from headers and file sizes.
 
-    Only headers and file sizes are read.
+    Raises
+    ------
+    ValueError
+        A file has another size.
     """
     if not pairs:
         raise ValueError("there are no pairs")
@@ -241,11 +244,13 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
             if path is not None and image_size(path) != size:
                 found = "x".join(map(str, image_size(path)))
                 raise ValueError(
-                    f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: one size a run"
+                    f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: "
+                    "one size a run"
                 )
         if pair.flow is not None and pair.flow.stat().st_size != flow_file_bytes(*size):
             raise ValueError(
-                f"{pair.flow} has {pair.flow.stat().st_size} bytes; the flow of a {size[0]}x{size[1]} frame has {flow_file_bytes(*size)}"
+                f"{pair.flow} has {pair.flow.stat().st_size} bytes; "
+                f"the flow of a {size[0]}x{size[1]} frame has {flow_file_bytes(*size)}"
             )
     return size
 
@@ -257,18 +262,17 @@ def build_index(
     split: str = "training",
     passes: Iterable[str] = PASSES,
     scenes: Iterable[str] | None = None,
-    track: Callable[..., Iterable] | None = None,
-) -> dict[str, Any]:
-    """Everything later stages need to know of a data set: every pair, its files and their hashes,
-    and the one frame size.
+    track: Track = pass_silently,
+) -> Record:
+    """List what later stages need of a data set: all pairs, their files and hashes, and the one
+    frame size.
 
     Parameters
     ----------
     description
-        One phrase for tables: what these frames are.
+        What these frames are: one phrase, for tables.
     track
-        ``gma_lib.runs.progress.track``, or None for silence; hashing all of Sintel reads several
-        GB.
+        ``gma_lib.runs.progress.track`` to show progress: hashing all of Sintel reads several GB.
     """
     root = find_root(root, split)
     pairs = [
@@ -277,24 +281,20 @@ def build_index(
         for pair in find_pairs(root, split=split, pass_name=pass_name, scenes=scenes)
     ]
     height, width = frame_size(pairs)
-    described = [
-        _described(pair, root)
-        for pair in (track(pairs, label="hashing", unit="pair") if track else pairs)
-    ]
     return {
         "description": description,
         "root": shorten_path(root),
         "split": split,
         "height": height,
         "width": width,
-        "pairs": described,
+        "pairs": [_index_pair(pair, root) for pair in track(pairs, label="hashing", unit="pair")],
     }
 
 
 _FILES = ("image1", "image2", "flow", "occlusion", "invalid")
 
 
-def _described(pair: FramePair, root: Path) -> dict[str, Any]:
+def _index_pair(pair: FramePair, root: Path) -> Record:
     files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
     for path in files.values():
         check_whole(path)
@@ -308,9 +308,13 @@ def _described(pair: FramePair, root: Path) -> dict[str, Any]:
     }
 
 
-def load_pairs(index: dict[str, Any], names: Iterable[str] | None = None) -> list[FramePair]:
-    """The pairs of an index, or those of the given names, in the index's order; a name that it does
-    not hold is an error.
+def load_pairs(index: Record, names: Iterable[str] | None = None) -> list[FramePair]:
+    """Return the pairs of an index, or those of the given names, in the index's order.
+
+    Raises
+    ------
+    ValueError
+        The index does not hold one of the names.
     """
     root = PROJECT / index["root"]
     entries = {entry["name"]: entry for entry in index["pairs"]}
@@ -318,7 +322,8 @@ def load_pairs(index: dict[str, Any], names: Iterable[str] | None = None) -> lis
     unknown = sorted(wanted - set(entries))
     if unknown:
         raise ValueError(
-            f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): run 01_data and 04_infer again"
+            f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): "
+            "run 01_data and 04_infer again"
         )
     return [
         FramePair(
@@ -332,9 +337,9 @@ def load_pairs(index: dict[str, Any], names: Iterable[str] | None = None) -> lis
     ]
 
 
-def count_pairs(index: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of a table: pairs per pass and scene, and how many have ground truth of each kind."""
-    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+def count_pairs(index: Record) -> list[Record]:
+    """Count pairs, and ground truth of each kind, per pass and scene: rows of a table."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for pair in index["pairs"]:
         counts[pair["pass_name"], pair["scene"]].update(
             ["pairs", *(kind for kind in _FILES[2:] if kind in pair["files"])]
@@ -352,13 +357,13 @@ def count_pairs(index: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def declared_subset(
+def choose_subset(
     pairs: list[FramePair], *, batch_size: int, full_batch_size: int | None, pairs_per_scene: int
 ) -> tuple[list[FramePair], str]:
-    """The pairs that a batch size infers, and a sentence that says which, empty for all.
+    """Choose the pairs that a batch size infers; return them and a sentence, empty for all pairs.
 
-    On the complete data set one batch size infers everything; the others infer the first pairs of
-    each scene, which 05 checks to be the same flow.
+    On the complete data set one batch size infers everything. The others infer the first pairs of
+    each scene, and 05_evaluate checks that their flow is the same.
     """
     if full_batch_size is None or batch_size == full_batch_size or pairs_per_scene == 0:
         return pairs, ""
@@ -370,17 +375,16 @@ def declared_subset(
             chosen.append(pair)
     if len(chosen) == len(pairs):
         return pairs, ""
-    return (
-        chosen,
-        f"a declared subset, the first {pairs_per_scene} pairs of each scene: {len(chosen)} of {len(pairs)} pairs.",
+    return chosen, (
+        f"a declared subset, the first {pairs_per_scene} pairs of each scene: "
+        f"{len(chosen)} of {len(pairs)} pairs."
     )
 
 
 def download(folder: Path) -> Path:
-    """Fetch and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
+    """Download and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
 
-    The authors publish no checksum: pooch prints the one it found, to compare with another copy. A
-    download that breaks off starts anew.
+    The authors publish no checksum: pooch prints the one it found, to compare with another copy.
     """
     import pooch
 

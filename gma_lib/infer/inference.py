@@ -4,11 +4,10 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +18,9 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.flow.files import flow_file_bytes, write_flow
 from gma_lib.flow.images import image_size
 from gma_lib.runs.files import hash_file, hash_value, require_free_space
+from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.runs.records import Record
 
-Track = Callable[..., Iterable]
-Record = dict[str, Any]
 LEDGER = "ledger.jsonl"
 
 
@@ -60,7 +59,7 @@ def infer(
     *,
     batch_size: int,
     key: str,
-    track: Track | None = None,
+    track: Track = pass_silently,
 ) -> InferenceSummary:
     """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
 
@@ -78,7 +77,7 @@ def infer(
     key
         What the flow depends on besides the frames: model, backend, precision.
     track
-        ``gma_lib.runs.progress.track``, or None for silence.
+        ``gma_lib.runs.progress.track`` to show progress.
     """
     start = time.monotonic()
     folder = Path(folder)
@@ -116,13 +115,14 @@ def _split_by_pass(pairs: list[FramePair]) -> list[list[FramePair]]:
 
 
 def _predict_batches(
-    pairs: list[FramePair], backend: Backend, batch_size: int, track: Track | None
+    pairs: list[FramePair], backend: Backend, batch_size: int, track: Track
 ) -> Iterator[tuple[FramePair, np.ndarray, float]]:
     """Yield each pair with its flow (2, H, W) and its share of the seconds in the backend."""
-    split = isinstance(backend, SplitBackend) and backend.at_once == 1
-    sequence = AlongSequence(backend) if split else None
+    sequence = None
+    if isinstance(backend, SplitBackend) and backend.at_once == 1:
+        sequence = AlongSequence(backend)
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
-    for batch in track(batches, label="flow", unit="batch") if track else batches:
+    for batch in track(batches, label="flow", unit="batch"):
         images1, images2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
         if sequence is None:
@@ -138,7 +138,7 @@ def _predict_batches(
 def _predict_along(
     sequence: AlongSequence, batch: list[FramePair], images1: np.ndarray, images2: np.ndarray
 ) -> np.ndarray:
-    """Compute the pairs of a batch one by one, sharing the features of frames that two pairs hold."""
+    """Compute the pairs one by one; the features of a frame that two pairs share only once."""
     frames = zip(batch, images1, images2, strict=False)  # without the copies
     flows = [
         sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
@@ -148,7 +148,7 @@ def _predict_along(
 
 
 def _predict_folders(
-    pairs: list[FramePair], backend: FolderBackend, track: Track | None
+    pairs: list[FramePair], backend: FolderBackend, track: Track
 ) -> Iterator[tuple[FramePair, np.ndarray, float]]:
     """As ``_predict_batches``, for one pass and the guide's way: a folder of tensors per frame.
 
@@ -168,8 +168,8 @@ def _predict_folders(
 
 
 def inference_key(converted: Record) -> str:
-    """What the flow depends on besides the frames, from ``convert.json``: the model's content, what
-    runs it, and in which precision.
+    """Digest of what the flow depends on besides the frames, from ``convert.json``: model, runtime,
+    device and precision.
     """
     runtime = {
         name: converted["provenance"]["versions"].get(name)
@@ -195,7 +195,8 @@ def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> 
     wanted = (2, *image.shape[2:])
     if flow.shape[1:] != wanted or len(flow) not in (len(batch), len(image)):
         raise ValueError(
-            f"the backend answered with shape {flow.shape} where {(len(image), *wanted)} was expected"
+            f"the backend answered with shape {flow.shape} where {(len(image), *wanted)} was "
+            "expected"
         )
     for pair, pair_flow in zip(batch, flow, strict=False):
         if not np.isfinite(pair_flow).all():
@@ -213,9 +214,7 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
 
 
 def _read_ledger(folder: Path) -> Iterator[Record]:
-    """Entries of the ledger; a line that an interruption cut short is skipped, and its pair counts
-    as not stored.
-    """
+    """Yield the ledger's entries, without a line that an interruption cut short."""
     ledger = Path(folder) / LEDGER
     if not ledger.is_file():
         return
@@ -227,12 +226,12 @@ def _read_ledger(folder: Path) -> Iterator[Record]:
 
 
 def read_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 that each pair's file had when it was written, by the pair's name."""
+    """Map each pair's name to the SHA-256 that its file had when it was written."""
     return {line["pair"]: line["sha256"] for line in _read_ledger(folder)}
 
 
 def _find_whole(folder: Path, keys: dict[str, str]) -> set[str]:
-    """Names of pairs whose file is, byte for byte, what was written for this key."""
+    """Find the pairs whose file is, byte for byte, what was written for this key."""
     last = {line["pair"]: line for line in _read_ledger(folder)}
     return {
         name

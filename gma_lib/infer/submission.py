@@ -2,11 +2,10 @@
 ``bundler`` takes.
 
 Pairs start warm, as the authors submit (https://github.com/zacjiang/GMA at 2f1fd29,
-``evaluate.py``, ``create_sintel_submission``): 32 updates, each from the flow of the pair before in
-its scene, carried on along itself; the first pair of a scene from zero.
+``evaluate.py``, ``create_sintel_submission``): 32 updates from the flow of the pair before in the
+scene, moved along itself; the first pair of a scene starts from zero.
 """
 
-from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from gma_lib.flow.files import check_whole, flow_file_bytes, write_flow
 from gma_lib.flow.images import image_size, read_frame
 from gma_lib.infer.estimator import Estimator
 from gma_lib.runs.files import require_free_space
-from gma_lib.runs.records import read_json, write_json
+from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.runs.records import Record, read_json, write_json
 
 UPDATES = 32
 PAIRS_IN_TEST_SPLIT = 552  # per pass, in the complete data set: 564 frames of 12 scenes
@@ -33,24 +33,24 @@ def write_submission(
     *,
     split: str = "test",
     warm: bool = True,
-    track: Callable[..., Iterable] | None = None,
+    track: Track = pass_silently,
 ) -> list[FramePair]:
-    """Write the flow of every pair of both passes and check the result; returns the pairs.
+    """Write the flow of every pair of both passes, check the result, and return the pairs.
 
-    Interrupted and called again, it goes on with the first scene that is not whole; a scene is
-    computed as one, because its pairs depend on each other. ``<folder>.json`` beside the folder
-    says with what the flow was made; a folder made with something else is refused.
+    An interrupted call can be repeated: it continues with the first incomplete scene. A scene is
+    computed as a whole, because its pairs depend on each other. ``<folder>.json`` records the
+    settings and the weights; a folder that was made with others is refused.
 
     Parameters
     ----------
     root
         The folder that holds Sintel's ``test``.
     folder
-        What ``bundler`` is given.
+        The folder to give to ``bundler``.
     estimator
-        Must not scale frames: the benchmark scores full size.
+        It must not scale frames: the benchmark scores full size.
     split
-        ``training`` serves to try it out.
+        ``training`` for a trial run.
     """
     pairs = [
         pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)
@@ -58,10 +58,11 @@ def write_submission(
     height, width = frame_size(pairs)
     if height * width > estimator.max_pixels:
         raise ValueError(
-            f"frames of {width}x{height} px would be computed smaller; raise max_pixels for a submission"
+            f"frames of {width}x{height} px would be computed smaller; "
+            "raise max_pixels for a submission"
         )
-    check_foreign(pairs, folder)
-    _claim(Path(folder), estimator.described() | {"warm": warm, "split": split})
+    refuse_foreign(pairs, folder)
+    _claim(Path(folder), estimator.to_record() | {"warm": warm, "split": split})
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
@@ -71,7 +72,7 @@ def write_submission(
         if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
     ]
     require_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
-    for scene in track(todo, label="submission", unit="scene") if track else todo:
+    for scene in track(todo, label="submission", unit="scene"):
         frames = [scene[0].image1, *(pair.image2 for pair in scene)]
         flows = estimator.along(map(read_frame, frames), warm=warm)
         for pair, flow in zip(scene, flows, strict=True):
@@ -88,8 +89,7 @@ def check_submission(pairs: list[FramePair], folder: Path) -> None:
     FileNotFoundError
         A file is missing.
     ValueError
-        A file is cut short, is no flow, is of another size than its frame, or does not belong
-        there.
+        A file is cut short, is no flow, has another size than its frame, or belongs to no pair.
     """
     missing = [path for pair in pairs if not (path := submission_path(folder, pair)).is_file()]
     if missing:
@@ -104,30 +104,31 @@ def check_submission(pairs: list[FramePair], folder: Path) -> None:
                 f"{path}: {path.stat().st_size} bytes where the flow of its frame has {wanted}"
             )
         check_whole(path)
-    check_foreign(pairs, folder)
+    refuse_foreign(pairs, folder)
 
 
-def check_foreign(pairs: list[FramePair], folder: Path) -> None:
-    """Raise ValueError if the folder holds a file that is not one of the pairs'."""
+def refuse_foreign(pairs: list[FramePair], folder: Path) -> None:
+    """Raise ValueError if the folder holds a file that belongs to no pair."""
     expected = {submission_path(folder, pair) for pair in pairs}
     foreign = sorted(
         path for path in Path(folder).rglob("*") if path.is_file() and path not in expected
     )
     if foreign:
         raise ValueError(
-            f"{folder} holds other things too (first: {foreign[0]}); give a folder of its own"
+            f"{folder} holds other things too (first: {foreign[0]}); give a new folder"
         )
 
 
-def _claim(folder: Path, settings: dict) -> None:
-    """Record what the folder is made with, or raise ValueError if it was made with something else."""
+def _claim(folder: Path, settings: Record) -> None:
+    """Record the folder's settings, or raise ValueError if it was made with others."""
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
         write_json(record, {"settings": settings})
     elif written is None or written.get("settings") != settings:
         raise ValueError(
-            f"{folder} was made with other settings or weights ({record.name} says which); give another folder"
+            f"{folder} was made with other settings or weights ({record.name} says which); "
+            "give another folder"
         )
 
 

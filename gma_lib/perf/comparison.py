@@ -144,7 +144,8 @@ def prepare(variant: Variant, folder: Path, comparison: Comparison) -> dict[str,
 
 def demo_frames(height: int, width: int, count: int = 4) -> list[np.ndarray]:
     """Consecutive frames (1, 3, H, W) of a demo scene, drawn at this size."""
-    from gma_lib.data.demo import DEMO_SCENES, Renderer, make_scene
+    from gma_lib.data.demo import DEMO_SCENES, make_scene
+    from gma_lib.data.rendering import Renderer
 
     scene = DEMO_SCENES[0]
     renderer = Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gma_lib.data.demo import Motion
+from gma_lib.data.rendering import Motion
 from gma_lib.training.textures import OUTLINE_REACH, TEXTURE_SIDE
 
 EDGE = 0.7  # half width, in pixels, of the ramp that smooths an edge

@@ -142,15 +142,15 @@ def test_counts_per_scene(tiny_sintel):
 
 def test_a_subset_says_so(tiny_sintel):
     pairs = sintel.find_pairs(tiny_sintel)
-    assert sintel.declared_subset(pairs, batch_size=1, full_batch_size=1, pairs_per_scene=1) == (
+    assert sintel.choose_subset(pairs, batch_size=1, full_batch_size=1, pairs_per_scene=1) == (
         pairs,
         "",
     )
-    assert sintel.declared_subset(pairs, batch_size=4, full_batch_size=None, pairs_per_scene=1) == (
+    assert sintel.choose_subset(pairs, batch_size=4, full_batch_size=None, pairs_per_scene=1) == (
         pairs,
         "",
     )
-    chosen, sentence = sintel.declared_subset(
+    chosen, sentence = sintel.choose_subset(
         pairs, batch_size=4, full_batch_size=1, pairs_per_scene=1
     )
     assert [pair.name for pair in chosen] == ["clean/alley/frame_0001", "clean/cave/frame_0001"]

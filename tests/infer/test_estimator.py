@@ -90,7 +90,7 @@ def test_along_a_sequence_each_frame_is_encoded_once(seeded_estimator, images, m
         alone = seeded_estimator(frames[pair[0]], frames[pair[1]])
         np.testing.assert_allclose(flow, alone, atol=2e-3)
     encoded = []
-    network = seeded_estimator._network(seeded_estimator._view(120, 150), split=True)
+    network = seeded_estimator._load(seeded_estimator._view(120, 150), parts=True)
     monkeypatch.setattr(
         network,
         "features",
@@ -142,7 +142,7 @@ def shrinking(monkeypatch, answer):
     said = []
     small = Estimator("seeded", max_pixels=128 * 160, say=said.append)
     fake = FakeBackend(lambda image1, image2: answer(image1))
-    monkeypatch.setattr(Estimator, "_network", lambda self, view, split: fake)
+    monkeypatch.setattr(Estimator, "_load", lambda self, view, parts: fake)
     return small, said
 
 
@@ -192,7 +192,7 @@ def test_frames_that_fit_are_not_scaled(monkeypatch):
 
 @pytest.mark.parametrize(("height", "width"), [(100, 4000), (4000, 100), (2160, 3840)])
 def test_a_scaled_frame_never_exceeds_the_limit(height, width):
-    view = estimator._View.within(height, width, 300_000)
+    view = estimator._View.fit(height, width, 300_000)
     assert view.padded[0] * view.padded[1] <= 300_000
     assert view.height / view.width == pytest.approx(height / width, rel=0.05)
 
@@ -255,7 +255,7 @@ def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(estimator, "_make_model", interrupted)
+    monkeypatch.setattr(Estimator, "_build", interrupted)
     before = set(cache.iterdir())
     with pytest.raises(KeyboardInterrupt):
         gma_lib.load("seeded", num_updates=3, say=lambda sentence: None)(*images)

@@ -199,7 +199,8 @@ def slow(image1, image2):
     time.sleep(0.15)
     return np.zeros((len(image1), 2, *image1.shape[2:]), np.float32)
 
-inference.infer(sintel.find_pairs(Path(sys.argv[1])), FakeBackend(slow), Path(sys.argv[2]), batch_size=1, key="k")
+pairs = sintel.find_pairs(Path(sys.argv[1]))
+inference.infer(pairs, FakeBackend(slow), Path(sys.argv[2]), batch_size=1, key="k")
 """
 
 
@@ -268,7 +269,8 @@ def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, mo
 def test_neither_inference_nor_evaluation_needs_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import gma_lib.infer.inference, gma_lib.evaluate.evaluation, gma_lib.perf.timing, gma_lib.report.figures\n"
+        "import gma_lib.infer.inference, gma_lib.infer.estimator, gma_lib.evaluate.evaluation\n"
+        "import gma_lib.perf.timing, gma_lib.report.figures\n"
         "import gma_lib.backends, gma_lib.report.index\n"
         "from gma_lib.backends.openvino import OpenVinoBackend"
     )
