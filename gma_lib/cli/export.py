@@ -9,7 +9,8 @@ from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
 from gma_lib.export.trace import export_split, export_whole
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
-from gma_lib.network.model import GMAConfig, check_sides
+from gma_lib.network.model import GMAConfig
+from gma_lib.network.sizes import check_sides
 
 
 class Size(TypedDict):

@@ -13,7 +13,7 @@ from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
 from gma_lib.convert.int8 import CALIBRATION_PAIRS, calibration_frames, quantized, samples_of_parts
 from gma_lib.export.trace import set_batch_size
-from gma_lib.network.model import STRIDE
+from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import hash_file, hash_value, write_atomically
 from gma_lib.runs.precisions import refuse_precision
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.images import read_frame
+from gma_lib.network.sizes import SMALLEST_SIDE
 
 MULTIPLE = 8  # the network's stride
-SMALLEST_SIDE = 128  # below, its coarsest correlation level has fewer than two cells a side
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import gma_lib
 from gma_lib.network.checkpoints import Checkpoint
-from gma_lib.network.model import GMA, STRIDE, check_sides
+from gma_lib.network.model import GMA
+from gma_lib.network.sizes import STRIDE, check_sides
 from gma_lib.runs.files import write_atomically
 
 DEFAULT_OPSET = 13

@@ -8,7 +8,8 @@ from .memory import predict_memory as predict_memory
 from .memory import require_memory as require_memory
 from .model import CONTEXT as CONTEXT
 from .model import GMA as GMA
-from .model import STRIDE as STRIDE
 from .model import GMAConfig as GMAConfig
-from .model import check_sides as check_sides
 from .model import upsample_flow as upsample_flow
+from .sizes import SMALLEST_SIDE as SMALLEST_SIDE
+from .sizes import STRIDE as STRIDE
+from .sizes import check_sides as check_sides

@@ -1,9 +1,9 @@
-"""The same function with less work: what the recurrent updates repeat without need is computed
-once.
+"""The deploy form: the same flow from less work; what the recurrent updates repeat without need is
+computed once.
 
 Every step takes a network and returns another that computes the same flow, up to rounding, from
-fewer multiplications or fewer passes over memory. The state dict changes its names, so a network is
-made lean after its weights are loaded, before it is exported or run.
+fewer multiplications or fewer passes over memory. The state dict changes its names, so the deploy
+form is made after the weights are loaded, before the network is exported or run.
 """
 
 import copy
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gma_lib.network.model import CONTEXT, GMA, HIDDEN, SeparableGRU, attended
+from gma_lib.network.model import CONTEXT, GMA, HIDDEN, SeparableGRU, attend
 
 MOTION = 2 * 128  # motion features and what was aggregated of them
 
@@ -28,17 +28,8 @@ class HoistedGRU(nn.Module):
 
     def __init__(self, gru: SeparableGRU):
         super().__init__()
-        for number in (1, 2):
-            update, reset, candidate = (getattr(gru, f"conv{gate}{number}") for gate in "zrq")
-            weights = torch.cat([update.weight, reset.weight, candidate.weight])
-            biases = torch.cat([update.bias, reset.bias, candidate.bias])
-            hidden, context, motion = weights.split([HIDDEN, CONTEXT, MOTION], dim=1)
-            changing = torch.cat([hidden, motion], dim=1)
-            self.add_module(f"context{number}", _convolution(context, update.padding, biases))
-            self.add_module(f"gates{number}", _convolution(changing[: 2 * HIDDEN], update.padding))
-            self.add_module(
-                f"candidate{number}", _convolution(changing[2 * HIDDEN :], update.padding)
-            )
+        self.context1, self.gates1, self.candidate1 = _split(gru.convz1, gru.convr1, gru.convq1)
+        self.context2, self.gates2, self.candidate2 = _split(gru.convz2, gru.convr2, gru.convq2)
 
     def prepare(self, context: Tensor) -> list[Tensor]:
         """Context (N, 128, h, w) -> for each pass its share of z and r (N, 256, h, w) and of q (N,
@@ -47,29 +38,32 @@ class HoistedGRU(nn.Module):
         return [
             part
             for convolve in (self.context1, self.context2)
-            for part in convolve(context).split([2 * HIDDEN, HIDDEN], dim=1)
+            for part in torch.split(convolve(context), [2 * HIDDEN, HIDDEN], dim=1)
         ]
 
     def forward(self, hidden: Tensor, prepared: list[Tensor], motion: Tensor) -> Tensor:
-        hidden = _hoisted_pass(hidden, motion, *prepared[:2], self.gates1, self.candidate1)
-        return _hoisted_pass(hidden, motion, *prepared[2:], self.gates2, self.candidate2)
+        shares1, shares2 = prepared[:2], prepared[2:]
+        hidden = _hoisted_pass(hidden, motion, shares1, self.gates1, self.candidate1)
+        return _hoisted_pass(hidden, motion, shares2, self.gates2, self.candidate2)
 
 
-def _hoisted_pass(
-    hidden: Tensor,
-    motion: Tensor,
-    of_gates: Tensor,
-    of_candidate: Tensor,
-    gates: nn.Module,
-    candidate: nn.Module,
-) -> Tensor:
-    z, r = torch.sigmoid(gates(torch.cat([hidden, motion], dim=1)) + of_gates).split(HIDDEN, dim=1)
-    q = torch.tanh(candidate(torch.cat([r * hidden, motion], dim=1)) + of_candidate)
-    return hidden + z * (q - hidden)
+def _split(*convolutions: nn.Conv2d) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
+    """Convolutions z, r and q of a pass -> those of the context, of both gates, and of q."""
+    weights = torch.cat([convolution.weight for convolution in convolutions])
+    biases = torch.cat([one.bias for one in convolutions if one.bias is not None])
+    hidden, context, motion = torch.split(weights, [HIDDEN, CONTEXT, MOTION], dim=1)
+    changing = torch.cat([hidden, motion], dim=1)
+    return (
+        _convolution(context, biases),
+        _convolution(changing[: 2 * HIDDEN]),
+        _convolution(changing[2 * HIDDEN :]),
+    )
 
 
-def _convolution(weight: Tensor, padding, bias: Tensor | None = None) -> nn.Conv2d:
-    outputs, inputs, *kernel = weight.shape
+def _convolution(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A convolution with these weights, which keeps height and width."""
+    outputs, inputs, rows, columns = weight.shape
+    kernel, padding = (rows, columns), (rows // 2, columns // 2)
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=bias is not None)
     convolution.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
@@ -77,18 +71,25 @@ def _convolution(weight: Tensor, padding, bias: Tensor | None = None) -> nn.Conv
     return convolution
 
 
+def _hoisted_pass(
+    hidden: Tensor, motion: Tensor, shares: list[Tensor], gates: nn.Module, candidate: nn.Module
+) -> Tensor:
+    both = torch.sigmoid(gates(torch.cat([hidden, motion], dim=1)) + shares[0])
+    z, r = torch.split(both, HIDDEN, dim=1)
+    q = torch.tanh(candidate(torch.cat([r * hidden, motion], dim=1)) + shares[1])
+    return hidden + z * (q - hidden)
+
+
 class BareAggregate(nn.Module):
-    """Attention times motion and nothing else; projection, scale and sum have moved into the GRU's
-    weights.
-    """
+    """Attention times motion; projection, scale and sum have moved into the GRU's weights."""
 
     def forward(self, attention: Tensor, motion: Tensor) -> Tensor:
-        return attended(attention, motion)
+        return attend(attention, motion)
 
 
 def hoist_context(model: GMA) -> GMA:
     """Compute the context's share of the GRU once, and both gates in one convolution."""
-    model.update_block.gru = HoistedGRU(model.update_block.gru)
+    model.update_block.register_module("gru", HoistedGRU(model.update_block.gru))
     return model
 
 
@@ -101,14 +102,15 @@ def fold_aggregator(model: GMA) -> GMA:
     """
     gru, aggregator = model.update_block.gru, model.update_block.aggregator
     projection = aggregator.to_v.weight[:, :, 0, 0]
-    for convolution in gru.children():
+    for convolution in (module for module in gru.modules() if isinstance(module, nn.Conv2d)):
         weight = convolution.weight
-        rest, of_motion, of_aggregated = weight.split([weight.shape[1] - MOTION, 128, 128], dim=1)
+        sizes = [weight.shape[1] - MOTION, 128, 128]
+        rest, of_motion, of_aggregated = torch.split(weight, sizes, dim=1)
         folded = aggregator.gamma * torch.einsum("ogyx,gm->omyx", of_aggregated, projection)
         convolution.weight = nn.Parameter(
             torch.cat([rest, of_motion + of_aggregated, folded], dim=1).detach()
         )
-    model.update_block.aggregator = BareAggregate()
+    model.update_block.register_module("aggregator", BareAggregate())
     return model
 
 
@@ -120,7 +122,7 @@ DEPLOY_STEPS: dict[str, Callable[[GMA], GMA]] = {
 
 @torch.no_grad()
 def to_deploy_form(model: GMA, steps: tuple[str, ...] = tuple(DEPLOY_STEPS)) -> GMA:
-    """A copy of the network that computes the same flow from less work.
+    """Return a copy of the network that computes the same flow from less work.
 
     Parameters
     ----------

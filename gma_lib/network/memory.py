@@ -1,5 +1,6 @@
 """The memory that a batch needs, predicted before anything is loaded."""
 
+from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.machine import find_memory
 from gma_lib.runs.run import DoesNotFit
 
@@ -34,8 +35,9 @@ def predict_memory(
     if (backend, precision) not in MEMORY:
         return None
     factor, base = MEMORY[backend, precision]
-    cells = (height // 8) * (width // 8)
-    pyramid = cells * sum((height // 8 >> level) * (width // 8 >> level) for level in range(4))
+    rows, columns = height // STRIDE, width // STRIDE
+    cells = rows * columns
+    pyramid = cells * sum((rows >> level) * (columns >> level) for level in range(4))
     widest_layers = 3 * 64 * (height // 2) * (width // 2)
     frames_and_flow = (2 * 3 + 2 * 2) * height * width  # the flow twice, while its parts are joined
     return int(

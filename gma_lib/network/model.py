@@ -10,25 +10,22 @@ Shapes use N for the batch, H x W for the frame, h x w for the feature grid at 1
 * w. Reshapes leave the batch to ``-1``: a traced graph then holds for every batch size.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial, reduce
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIDE = 8  # frame pixels per feature cell
+from gma_lib.network.sizes import STRIDE, check_sides
+
 HIDDEN = 128
 CONTEXT = 128
 LEVELS = 4
 RADIUS = 4
 WINDOW = 2 * RADIUS + 1
-# The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer
-# defined.
-SMALLEST_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,10 @@ class GMAConfig:
     attention: str = "content"
     lookup: str = "matmul"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.num_updates, int) or self.num_updates < 1:
             raise ValueError(f"num_updates is a whole number from 1 up, not {self.num_updates!r}")
-        for field, known in (("attention", ATTENTION_SCORES), ("lookup", LOOKUPS)):
+        for field, known in (("attention", ATTENTIONS), ("lookup", LOOKUPS)):
             if getattr(self, field) not in known:
                 raise ValueError(
                     f"{field} is one of {', '.join(known)}, not {getattr(self, field)!r}"
@@ -104,7 +101,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
-        return self.conv2(self.layer3(self.layer2(self.layer1(x))))
+        x = self.conv2(self.layer3(self.layer2(self.layer1(x))))
+        return x
 
 
 def _residual_pair(
@@ -138,14 +136,14 @@ def correlation_pyramid(features1: Tensor, features2: Tensor) -> list[Tensor]:
     """
     with torch.autocast(features1.device.type, enabled=False):
         # (N, P, 256); scaling by 1/16 before the product spares a pass over the volume and is exact
-        queries = _flattened(_float32(features1)).transpose(1, 2) / int(features1.shape[1]) ** 0.5
+        queries = _flatten(_float32(features1)).transpose(1, 2) / int(features1.shape[1]) ** 0.5
         pooled = _float32(features2)
         levels = []
         for level in range(LEVELS):
             if level:
                 pooled = F.avg_pool2d(pooled, 2, stride=2)
             height, width = _sides(pooled)
-            levels.append((queries @ _flattened(pooled)).reshape(-1, height, width))
+            levels.append((queries @ _flatten(pooled)).reshape(-1, height, width))
         return levels
 
 
@@ -156,27 +154,29 @@ def _sides(grid: Tensor) -> tuple[int, int]:
     return int(grid.shape[-2]), int(grid.shape[-1])
 
 
-def _flattened(grid: Tensor) -> Tensor:
+def _flatten(grid: Tensor) -> Tensor:
     """(N, C, h, w) -> (N, C, P)."""
     height, width = _sides(grid)
     return grid.reshape(-1, int(grid.shape[1]), height * width)
 
 
 def _float32(x: Tensor) -> Tensor:
-    """Float32 without the Cast that a traced graph would hold for a tensor that is float32 already."""
+    """Convert to float32; a float32 tensor is returned as it is, so a traced graph has no Cast."""
     return x if x.dtype == torch.float32 else x.float()
 
 
-@cache
+@lru_cache(maxsize=256)  # about 20 frame sizes
 def _constant(make: Callable[..., np.ndarray], *sizes: int, device: torch.device) -> Tensor:
-    """The numbers that ``make`` gives for these sizes, on the device.
+    """Copy the numbers that ``make`` returns for these sizes to the device.
 
-    Made outside torch, so that a traced graph holds the numbers instead of the operators behind
-    them; and kept for good, because a CUDA graph can neither record a copy from the host nor notice
-    that memory it reads was given to somebody else.
+    NumPy makes them, so that a traced graph holds numbers instead of operators.
     """
+    return _to_device(make(*sizes), device)
+
+
+def _to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # or training could not use what inference has made
-        return torch.from_numpy(np.ascontiguousarray(make(*sizes))).to(device)
+        return torch.from_numpy(np.ascontiguousarray(numbers)).to(device)
 
 
 def _offsets() -> np.ndarray:
@@ -185,14 +185,16 @@ def _offsets() -> np.ndarray:
 
 def _offsets_of_cells(cells: int) -> np.ndarray:
     """(1, 9, cells): where each cell lies, seen from each of the nine positions of a window."""
-    return (np.arange(cells, dtype=np.float32)[None] - _offsets()[:, None])[None]
+    offsets: np.ndarray = np.arange(cells, dtype=np.float32)[None, None] - _offsets()[:, None]
+    return offsets
 
 
-def _moves(axis: int) -> np.ndarray:
+@cache
+def _moves(axis: int, device: torch.device) -> Tensor:
     """(1, 9, 9): where each sample of a window lies along x (0) or y (1); x changes along the first
     axis of the window.
     """
-    return np.meshgrid(_offsets(), _offsets(), indexing="ij")[axis][None]
+    return _to_device(np.meshgrid(_offsets(), _offsets(), indexing="ij")[axis][None], device)
 
 
 def _first_cells(maps: int, height: int) -> np.ndarray:
@@ -271,7 +273,7 @@ def _hats(center: Tensor, cells: int) -> Tensor:
 
 def _window(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Positions (M, 9, 9) of all samples around centres (M, 1, 1)."""
-    return x + _constant(_moves, 0, device=x.device), y + _constant(_moves, 1, device=y.device)
+    return x + _moves(0, x.device), y + _moves(1, y.device)
 
 
 def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -290,8 +292,8 @@ def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     padded = F.pad(volume, (1, 1, 1, 1)).reshape(-1, (height + 2) * (width + 2))
 
     def corner(right: int, bottom: int) -> Tensor:
-        column = _limited(left.long() + (1 + right), width + 1)
-        row = _limited(top.long() + (1 + bottom), height + 1)
+        column = _limit(left.long() + (1 + right), width + 1)
+        row = _limit(top.long() + (1 + bottom), height + 1)
         cell = (column + row * (width + 2)).reshape(-1, WINDOW**2)
         return torch.gather(padded, 1, cell)
 
@@ -300,7 +302,7 @@ def lookup_by_gather(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return ((1 - bottom_share) * top_pair + bottom_share * bottom_pair).reshape(-1, WINDOW, WINDOW)
 
 
-def _limited(index: Tensor, last: int) -> Tensor:
+def _limit(index: Tensor, last: int) -> Tensor:
     index = torch.where(index < 0, torch.tensor(0), index)
     return torch.where(index > last, torch.tensor(last), index)
 
@@ -315,7 +317,8 @@ def lookup_by_grid_sample(volume: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.grid_sample(volume[:, None], grid, align_corners=True)[:, 0]
 
 
-LOOKUPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+Lookup = Callable[[Tensor, Tensor, Tensor], Tensor]
+LOOKUPS: dict[str, Lookup] = {
     "matmul": lookup_by_matmul,
     "rows": lookup_by_rows,
     "gather": lookup_by_gather,
@@ -324,7 +327,7 @@ LOOKUPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def look_up(
-    pyramid: list[Tensor], coordinates: Tensor, lookup: Callable = lookup_by_matmul
+    pyramid: list[Tensor], coordinates: Tensor, lookup: Lookup = lookup_by_matmul
 ) -> Tensor:
     """Sample 9x9 windows of every level around the current correspondences.
 
@@ -342,7 +345,7 @@ def look_up(
     """
     height, width = _sides(coordinates)
     with torch.autocast(coordinates.device.type, enabled=False):
-        x, y = coordinates.split(1, dim=1)
+        x, y = torch.split(coordinates, 1, dim=1)
         windows = []
         for volume in pyramid:
             windows.append(lookup(volume, x, y).reshape(-1, height * width, WINDOW**2))
@@ -355,6 +358,9 @@ def look_up(
 
 
 # --- attention and motion aggregation -------------------------------------------------------------
+
+
+ATTENTIONS = ("content", "position", "position_and_content")
 
 
 class RelativePosition(nn.Module):
@@ -378,8 +384,8 @@ class RelativePosition(nn.Module):
         height, width = _sides(queries)
         if max(height, width) > self.max_cells:
             raise ValueError(
-                f"position attention covers {self.max_cells} cells ({self.max_cells * STRIDE} px) a side; "
-                f"this frame has {height}x{width} cells"
+                f"position attention covers {self.max_cells} cells ({self.max_cells * STRIDE} px) "
+                f"a side; this frame has {height}x{width} cells"
             )
         along_y = self.rel_height(self.rel_ind[:height, :height])  # (h, h, C): from row y to row v
         along_x = self.rel_width(self.rel_ind[:width, :width])  # (w, w, C)
@@ -389,48 +395,33 @@ class RelativePosition(nn.Module):
         return (scores_y[..., :, None] + scores_x[..., None, :]).reshape(-1, cells, cells)
 
 
-def _content_scores(attention: "Attention", queries: Tensor, keys: Tensor) -> Tensor:
-    return _flattened(queries).transpose(1, 2) @ _flattened(keys)  # (N, P, C) x (N, C, P)
-
-
-def _position_scores(attention: "Attention", queries: Tensor, keys: Tensor) -> Tensor:
-    return attention.pos_emb(queries)
-
-
-def _position_and_content_scores(attention: "Attention", queries: Tensor, keys: Tensor) -> Tensor:
-    return _content_scores(attention, queries, keys) + attention.pos_emb(queries)
-
-
-ATTENTION_SCORES = {
-    "content": _content_scores,
-    "position": _position_scores,
-    "position_and_content": _position_and_content_scores,
-}
-
-
 class Attention(nn.Module):
     """Where each cell of frame 1 looks for motion like its own (paper, equation 3), one head."""
 
-    def __init__(self, channels: int, *, scores: str):
+    def __init__(self, channels: int, *, variant: str):
         super().__init__()
-        self.scores = ATTENTION_SCORES[scores]
+        self.variant = variant
         self.scale = channels**-0.5
         self.to_qk = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.pos_emb = RelativePosition(
-            channels
-        )  # in every published state dict, used by the position variants
+        # In every published state dict; used by the position variants.
+        self.pos_emb = RelativePosition(channels)
 
     def forward(self, context: Tensor) -> Tensor:
         """Context (N, 128, h, w) -> weights (N, P, P); each row sums to one."""
         queries, keys = self.to_qk(context).split(CONTEXT, dim=1)
-        # The authors scale the queries, hence the position scores too.
-        return self.scores(self, self.scale * queries, keys).softmax(dim=-1)
+        queries = self.scale * queries  # as the authors do: position scores are scaled too
+        scores: list[Tensor] = []
+        if "content" in self.variant:  # (N, P, C) x (N, C, P)
+            scores.append(_flatten(queries).transpose(1, 2) @ _flatten(keys))
+        if "position" in self.variant:
+            scores.append(self.pos_emb(queries))
+        return reduce(torch.add, scores).softmax(dim=-1)
 
 
-def attended(attention: Tensor, values: Tensor) -> Tensor:
-    """Attention (N, P, P) over values (N, C, h, w): what each cell gathers, (N, C, h, w)."""
+def attend(attention: Tensor, values: Tensor) -> Tensor:
+    """Gather values (N, C, h, w) with attention (N, P, P); returns (N, C, h, w)."""
     height, width = _sides(values)
-    gathered = attention @ _flattened(values).transpose(1, 2)  # (N, P, C)
+    gathered = attention @ _flatten(values).transpose(1, 2)  # (N, P, C)
     return gathered.transpose(1, 2).reshape(-1, int(values.shape[1]), height, width)
 
 
@@ -443,7 +434,7 @@ class Aggregate(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))  # zero at the start: training begins as RAFT
 
     def forward(self, attention: Tensor, motion: Tensor) -> Tensor:
-        return motion + self.gamma * attended(attention, self.to_v(motion))
+        return motion + self.gamma * attend(attention, self.to_v(motion))
 
 
 # --- recurrent update -----------------------------------------------------------------------------
@@ -454,7 +445,7 @@ class MotionEncoder(nn.Module):
     among them.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.convc1 = nn.Conv2d(LEVELS * WINDOW**2, 256, 1)
         self.convc2 = nn.Conv2d(256, 192, 3, padding=1)
@@ -476,23 +467,16 @@ class SeparableGRU(nn.Module):
     3.3).
     """
 
-    convz1: nn.Conv2d
-    convr1: nn.Conv2d
-    convq1: nn.Conv2d
-    convz2: nn.Conv2d
-    convr2: nn.Conv2d
-    convq2: nn.Conv2d
-
     def __init__(self, hidden: int, inputs: int):
         super().__init__()
-        for number, kernel, padding in ((1, (1, 5), (0, 2)), (2, (5, 1), (2, 0))):
-            for gate in "zrq":
-                convolution = nn.Conv2d(hidden + inputs, hidden, kernel, padding=padding)
-                self.add_module(f"conv{gate}{number}", convolution)
+        along_rows = partial(nn.Conv2d, hidden + inputs, hidden, (1, 5), padding=(0, 2))
+        self.convz1, self.convr1, self.convq1 = along_rows(), along_rows(), along_rows()
+        along_columns = partial(nn.Conv2d, hidden + inputs, hidden, (5, 1), padding=(2, 0))
+        self.convz2, self.convr2, self.convq2 = along_columns(), along_columns(), along_columns()
 
     def prepare(self, context: Tensor) -> Tensor:
-        """What every update needs of the context (N, 128, h, w): here the context itself;
-        ``network.deploy`` computes more of it ahead.
+        """Return what every update needs of the context (N, 128, h, w): here the context itself;
+        the deploy form (``network.deploy``) computes more of it in advance.
         """
         return context
 
@@ -518,19 +502,20 @@ def _gru_pass(
 class FlowHead(nn.Module):
     """Hidden state (N, 128, h, w) -> change of flow (N, 2, h, w)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(HIDDEN, 256, 3, padding=1)
         self.conv2 = nn.Conv2d(256, 2, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(hidden)))
+        change: Tensor = self.conv2(F.relu(self.conv1(hidden)))
+        return change
 
 
 class UpdateBlock(nn.Module):
-    """One refinement: motion features, their aggregation over the frame, the GRU, a change of flow."""
+    """One refinement: motion features, their aggregation over the frame, GRU, change of flow."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = MotionEncoder()
         self.gru = SeparableGRU(HIDDEN, CONTEXT + 2 * 128)
@@ -543,7 +528,12 @@ class UpdateBlock(nn.Module):
         self.aggregator = Aggregate(128)
 
     def forward(
-        self, hidden: Tensor, prepared, correlation: Tensor, flow: Tensor, attention: Tensor
+        self,
+        hidden: Tensor,
+        prepared: Tensor | list[Tensor],
+        correlation: Tensor,
+        flow: Tensor,
+        attention: Tensor,
     ) -> tuple[Tensor, Tensor]:
         motion = self.encoder(flow, correlation)
         aggregated = self.aggregator(attention, motion)
@@ -552,7 +542,8 @@ class UpdateBlock(nn.Module):
 
     def upsampling_weights(self, hidden: Tensor) -> Tensor:
         """Logits (N, 576, h, w) of the convex combination that enlarges the flow."""
-        return 0.25 * self.mask(hidden)  # the factor balances gradients, says RAFT
+        logits: Tensor = self.mask(hidden)
+        return 0.25 * logits  # the factor balances gradients, says RAFT
 
 
 def upsample_flow(flow: Tensor, weights: Tensor) -> Tensor:
@@ -600,7 +591,8 @@ class GMA(nn.Module):
         self.fnet = Encoder(256, norm=nn.InstanceNorm2d)
         self.cnet = Encoder(HIDDEN + CONTEXT, norm=nn.BatchNorm2d)
         self.update_block = UpdateBlock()
-        self.att = Attention(CONTEXT, scores=self.config.attention)
+        self._grids: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.att = Attention(CONTEXT, variant=self.config.attention)
 
     def features(self, image: Tensor) -> Tensor:
         """Frame (N, 3, H, W) -> features (N, 256, h, w) that are compared between frames.
@@ -608,13 +600,14 @@ class GMA(nn.Module):
         Along a sequence those of each frame are computed once: they serve as the second frame's and
         then as the first's.
         """
-        return _float32(self.fnet(_scaled(image)))
+        return _float32(self.fnet(_scale(image)))
 
     def context(self, image: Tensor) -> Tensor:
         """First frame (N, 3, H, W) -> (N, 256, h, w): initial hidden state and context, before
         their nonlinearities.
         """
-        return self.cnet(_scaled(image))
+        encoded: Tensor = self.cnet(_scale(image))
+        return encoded
 
     def updates(
         self,
@@ -630,12 +623,14 @@ class GMA(nn.Module):
         ``lead`` of them leave no gradient.
         """
         pyramid = correlation_pyramid(features1, features2)
-        hidden, context = context.split([HIDDEN, CONTEXT], dim=1)
+        hidden, context = torch.split(context, [HIDDEN, CONTEXT], dim=1)
         hidden, context = torch.tanh(hidden), F.relu(context)
         attention = self.att(context)
         prepared = self.update_block.gru.prepare(context)
         height, width = _sides(context)
-        start = _constant(_grid, height, width, device=features1.device)
+        # Kept by the model: a recorded CUDA graph goes on reading it.
+        grid = _constant(_grid, height, width, device=features1.device)
+        start = self._grids.setdefault((height, width, features1.device), grid)
         # Zero times data instead of zeros: the traced graph then needs no operator that knows the
         # batch size.
         flow = features1[:, :2] * 0 if flow_init is None else _float32(flow_init)
@@ -672,10 +667,10 @@ class GMA(nn.Module):
             (N, 2, H, W) in pixels, and (N, 2, h, w) in cells, from which the next pair can start
             warm.
         """
-        updates = self.updates(
+        for step in self.updates(
             features1, features2, context, flow_init, num_updates or self.config.num_updates
-        )
-        ((hidden, flow_low),) = deque(updates, maxlen=1)  # only the last is kept
+        ):
+            hidden, flow_low = step  # the last step is the result
         return upsample_flow(flow_low, self.update_block.upsampling_weights(hidden)), flow_low
 
     def forward(
@@ -716,7 +711,7 @@ class GMA(nn.Module):
         ]
 
 
-def _scaled(image: Tensor) -> Tensor:
+def _scale(image: Tensor) -> Tensor:
     return 2 * (image / 255) - 1
 
 
@@ -729,12 +724,3 @@ def check_frames(image1: Tensor, image2: Tensor) -> None:
     if image1.ndim != 4 or image1.shape[1] != 3:
         raise ValueError(f"frames have shape (N, 3, H, W), not {tuple(image1.shape)}")
     check_sides(*_sides(image1))
-
-
-def check_sides(height: int, width: int) -> None:
-    """Raise ValueError unless both sides are multiples of 8 and at least 128 pixels."""
-    if height % STRIDE or width % STRIDE or min(height, width) < SMALLEST_SIDE:
-        raise ValueError(
-            f"the network takes frames whose sides are multiples of {STRIDE} and at least {SMALLEST_SIDE} px, "
-            f"not {height}x{width}; gma_lib.data.padding.Padding makes them so"
-        )

@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from gma_lib.network.model import (
-    check_sides,
-)
+from gma_lib.network.sizes import check_sides
 
 LARGEST_BATCH = 64  # scene numbers set aside for each step
 

@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gma_lib.network.model import (
-    STRIDE,
-    correlation_pyramid,
-)
+from gma_lib.network.model import correlation_pyramid
+from gma_lib.network.sizes import STRIDE
 
 LARGEST_FLOW = 400.0  # pixels; what moves faster is not learnt from, as in RAFT's training
 

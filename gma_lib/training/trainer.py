@@ -25,11 +25,7 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
-from gma_lib.network.model import (
-    GMA,
-    GMAConfig,
-    upsample_flow,
-)
+from gma_lib.network.model import GMA, GMAConfig, upsample_flow
 from gma_lib.runs.files import write_atomically
 from gma_lib.runs.progress import show_messages
 from gma_lib.training.config import PRECISIONS, Phase, TrainingConfig, load_config

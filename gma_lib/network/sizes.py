@@ -1,0 +1,15 @@
+"""Sizes of frames that the network can take."""
+
+STRIDE = 8  # frame pixels per feature cell
+# The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer
+# defined.
+SMALLEST_SIDE = 128
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise ValueError unless both sides are multiples of 8 and at least 128 pixels."""
+    if height % STRIDE or width % STRIDE or min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"the network takes frames whose sides are multiples of {STRIDE} and at least "
+            f"{SMALLEST_SIDE} px, not {height}x{width}; gma_lib.data.padding.Padding makes them so"
+        )
