@@ -1,4 +1,4 @@
-"""Say what this machine has and lacks: ``make doctor``."""
+"""Check this machine: ``make doctor``."""
 
 import importlib
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from gma_lib import ascend
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.machine import count_cores, find_memory, find_processor
 
@@ -39,8 +40,8 @@ class Finding:
     detail: str
 
 
-def findings(ais_python: str | None = None) -> Iterator[Finding]:
-    """Everything that is needed or optional, in the order in which a user would mend it."""
+def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
+    """Everything that is needed or optional, in the order in which a user would fix it."""
     version = sys.version.split()[0]
     yield _needed(sys.version_info >= (3, 11), "Python", version, "install Python 3.11 or newer")
     yield from map(_package, NEEDED)
@@ -149,18 +150,16 @@ def _gpu() -> Finding:
 
 def _ascend(ais_python: str | None) -> Iterator[Finding]:
     """CANN, the card and the Python that has ais_bench; only for BACKEND=ascend."""
-    from gma_lib.ascend import chip, operators, toolkit
-
-    cann = toolkit.find_toolkit()
+    cann = ascend.toolkit.find_toolkit()
     detail = ""
     if cann:
-        opsets = operators.OPSETS.get((cann.version or "").split(".")[0])
+        opsets = ascend.operators.OPSETS.get((cann.version or "").split(".")[0])
         reads = f"opset {opsets[0]} to {opsets[-1]}" if opsets else "opsets not known"
         detail = f"{cann.script}, version {cann.version or 'not found'}, {reads}"
     yield _optional(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
-    environment = toolkit.tool_environment(cann)
+    environment = ascend.toolkit.tool_environment(cann)
     try:
-        python = toolkit.find_ais_python(ais_python, environment)
+        python = ascend.toolkit.find_ais_python(ais_python, environment)
         yield Finding("OK", "ais_bench", python)
     except FileNotFoundError:
         python = sys.executable
@@ -170,12 +169,12 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
             "optional: runs .om models; AIS_PYTHON= names the interpreter that has it",
         )
     try:
-        for one in chip.find_chips(python=python, environment=environment):
+        for one in ascend.chip.find_chips(python=python, environment=environment):
             memory = f", {one.memory_bytes / 1e9:.1f} GB" if one.memory_bytes else ""
             yield Finding(
                 "OK", "Ascend chip", f"{one.soc}, device {one.device}{memory} ({one.source})"
             )
-    except chip.NoChipFound as error:
+    except ascend.chip.NoChipFound as error:
         yield Finding("absent", "Ascend chip", f"optional: {error}")
 
 
@@ -183,10 +182,11 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
 @click.option("--ais-python", help="Interpreter that has ais_bench.")
 def main(ais_python: str | None) -> None:
     """Check this machine: a line per finding; exit code 1 if something needed is missing."""
-    found = list(findings(ais_python))
-    for finding in found:
-        print(f"{finding.word:7} {finding.what:24} {finding.detail}")
-    if any(finding.word == "NOT OK" for finding in found):
+    words = set()
+    for finding in check_machine(ais_python):  # as they come: the last ones import what may be missing
+        click.echo(f"{finding.word:7} {finding.what:24} {finding.detail}")
+        words.add(finding.word)
+    if "NOT OK" in words:
         raise SystemExit(1)
 
 

@@ -5,3 +5,7 @@ files.
 read, ``atc`` converts, ``ais_bench`` runs. Everything is asked of the vendor's command line tools;
 nothing of theirs is imported here, so all of it works from an interpreter they do not support.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

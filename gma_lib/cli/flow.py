@@ -6,6 +6,7 @@ from typing import Unpack
 import click
 import numpy as np
 
+from gma_lib import report
 from gma_lib.cli.options import PATH, Network, network_options, refuse_existing, remark
 from gma_lib.flow.files import check_flow_suffix, write_flow_file
 from gma_lib.flow.images import read_photo
@@ -56,7 +57,6 @@ def main(
         f"fastest {speed.max():.2f} px"
     )
     if figure is not None:
-        from gma_lib.report.figures import draw_flow, save_figure
-
-        save_figure(draw_flow(image1, flow, title=f"{frame1.name} to {frame2.name}"), figure)
+        drawn = report.draw_flow(image1, flow, title=f"{frame1.name} to {frame2.name}")
+        report.save_figure(drawn, figure)
         click.echo(f"{figure}: the figure")

@@ -1,0 +1,3 @@
+from . import chip as chip
+from . import operators as operators
+from . import toolkit as toolkit

@@ -1,0 +1,2 @@
+from .figures import draw_flow as draw_flow
+from .figures import save_figure as save_figure
