@@ -9,7 +9,7 @@ import click
 
 from gma_lib.cli.options import PATH, Network, network_options, refuse_used_folder, remark
 from gma_lib.data.clips import count_frames, read_clip, write_movie
-from gma_lib.flow.colours import flow_radius, flow_to_rgb
+from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.infer.estimator import load
 from gma_lib.runs.progress import track
@@ -65,7 +65,7 @@ def main(
 
 
 def _write_flow_movie(path: Path, files: list[Path], frames_per_second: float) -> None:
-    radius = max(flow_radius(read_flow(file)) for file in files)
+    radius = max(choose_radius(read_flow(file)) for file in files)
     pictures = (flow_to_rgb(read_flow(file), radius) for file in files)
     write_movie(path, pictures, frames_per_second=frames_per_second)
     remark(f"{path}: colours up to {radius:.0f} px per frame")

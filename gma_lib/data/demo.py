@@ -15,7 +15,7 @@ from gma_lib.data.rendering import (
     Shape,
     Texture,
 )
-from gma_lib.flow.files import flow_file_bytes, write_flow
+from gma_lib.flow.files import count_flow_bytes, write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.runs.files import require_free_space
 from gma_lib.runs.progress import Track, pass_silently
@@ -109,7 +109,7 @@ DEMO_SCENES = (DemoScene("drift", 10, 8.0), DemoScene("rush", 34, 60.0))
 def estimate_bytes(*, scenes: int, frames: int, height: int, width: int) -> int:
     """Return an upper bound for the files of a rendered set, as if frames did not compress."""
     images = 2 * 3 * height * width + 2 * height * width // 8  # two passes, two masks
-    return scenes * frames * (images + flow_file_bytes(height, width))
+    return scenes * frames * (images + count_flow_bytes(height, width))
 
 
 def render_demo(

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.flow.files import check_whole, flow_file_bytes, read_flow
-from gma_lib.flow.images import image_size, read_frame, read_mask
+from gma_lib.flow.files import check_whole, count_flow_bytes, read_flow
+from gma_lib.flow.images import read_frame, read_image_size, read_mask
 from gma_lib.runs.files import PROJECT, hash_file, require_free_space, shorten_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -238,19 +238,19 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
     """
     if not pairs:
         raise ValueError("there are no pairs")
-    size = image_size(pairs[0].image1)
+    size = read_image_size(pairs[0].image1)
     for pair in pairs:
         for path in (pair.image1, pair.image2, pair.occlusion, pair.invalid):
-            if path is not None and image_size(path) != size:
-                found = "x".join(map(str, image_size(path)))
+            if path is not None and read_image_size(path) != size:
+                found = "x".join(map(str, read_image_size(path)))
                 raise ValueError(
                     f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: "
                     "one size a run"
                 )
-        if pair.flow is not None and pair.flow.stat().st_size != flow_file_bytes(*size):
+        if pair.flow is not None and pair.flow.stat().st_size != count_flow_bytes(*size):
             raise ValueError(
                 f"{pair.flow} has {pair.flow.stat().st_size} bytes; "
-                f"the flow of a {size[0]}x{size[1]} frame has {flow_file_bytes(*size)}"
+                f"the flow of a {size[0]}x{size[1]} frame has {count_flow_bytes(*size)}"
             )
     return size
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file
 from gma_lib.flow.images import read_mask
-from gma_lib.flow.metrics import ErrorSums, endpoint_error, pixel_groups, pool_scores
+from gma_lib.flow.metrics import ErrorSums, endpoint_error, group_pixels, pool_scores
 
 
 def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
@@ -119,7 +119,7 @@ def _score(prediction: Path, truth: Path, mask: Path | None) -> tuple[dict[str, 
         raise ValueError(f"{mask}: its size differs from that of {truth}")
     flow, wanted = np.where(known, flow, 0), np.where(known, wanted, 0)
     error, speed = endpoint_error(flow, wanted), np.hypot(*wanted)
-    groups = pixel_groups(wanted, occluded)
+    groups = group_pixels(wanted, occluded)
     del groups["valid"]  # the same as all: unknown pixels are left out everywhere
     sums = {
         name: ErrorSums.of(error[group & known], speed[group & known])

@@ -10,7 +10,7 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.flow.classical import CLASSICAL
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame
-from gma_lib.flow.metrics import Deviation, ErrorSums, error_sums, pool_scores
+from gma_lib.flow.metrics import Deviation, ErrorSums, pool_scores, sum_errors
 from gma_lib.infer.inference import flow_path, read_hashes
 from gma_lib.runs.files import hash_file
 from gma_lib.runs.progress import Track, pass_silently
@@ -90,7 +90,7 @@ def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
     """Return the error sums of one pair for every group of pixels."""
     path = flow_path(folder, pair)
     try:
-        return error_sums(
+        return sum_errors(
             read_flow(path),
             pair.load_flow(),
             occluded=pair.load_occluded(),
@@ -178,7 +178,7 @@ def score_classical(
             name: method(frame1, frame2) for name, method in CLASSICAL.items()
         }
         for name, flow in flows.items():
-            scores[name].append(error_sums(flow, truth, occluded=occluded))
+            scores[name].append(sum_errors(flow, truth, occluded=occluded))
     return {name: pool_scores(each) for name, each in scores.items()}, len(chosen)
 
 

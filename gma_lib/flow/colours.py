@@ -8,7 +8,7 @@ import numpy as np
 from gma_lib.flow.files import UNKNOWN_FLOW, find_known
 
 
-def flow_radius(*flows: np.ndarray) -> float:
+def choose_radius(*flows: np.ndarray) -> float:
     """Speed that gets full colour: the 99.5th percentile over all fields, at least 1 px."""
     speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
     return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))

@@ -75,7 +75,7 @@ def write_flow(path: Path, flow: np.ndarray) -> None:
         np.ascontiguousarray(flow.transpose(1, 2, 0), dtype="<f4").tofile(file)
 
 
-def flow_file_bytes(height: int, width: int) -> int:
+def count_flow_bytes(height: int, width: int) -> int:
     """Size of the ``.flo`` file of one field."""
     return FLO_HEADER_BYTES + 8 * height * width
 

@@ -46,7 +46,7 @@ def encode_image(path: Path, image: np.ndarray) -> None:
             raise OSError(f"{path}: cannot write the image; is the disk full?")
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from a PNG's header without decoding the image."""
     with open(path, "rb") as file:
         header = file.read(24)

@@ -6,9 +6,10 @@ pixels in memory.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from gma_lib.runs.records import Record
 
 THRESHOLDS = (1, 3, 5)
 # Weights of the thresholds 0.05, 0.10, ..., 5 px of WAUC, as in the Spring benchmark's evaluation.
@@ -48,7 +49,7 @@ def leaves_frame(truth: np.ndarray) -> np.ndarray:
     return outside
 
 
-def pixel_groups(
+def group_pixels(
     truth: np.ndarray, occluded: np.ndarray | None = None, invalid: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Masks (H, W) of the pixels that each row of a table is about.
@@ -129,20 +130,13 @@ class ErrorSums:
         """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty for no pixels."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
-    def to_metrics(self) -> dict[str, Any]:
+    def to_metrics(self) -> Record:
         """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from
         0 to 100; null without pixels.
         """
         if not self.pixels:
-            return {
-                "pixels": 0,
-                "epe": None,
-                "px1": None,
-                "px3": None,
-                "px5": None,
-                "fl": None,
-                "wauc": None,
-            }
+            names = ("epe", *(f"px{threshold}" for threshold in THRESHOLDS), "fl", "wauc")
+            return {"pixels": 0} | dict.fromkeys(names)
         shares = {
             f"px{threshold}": count / self.pixels
             for threshold, count in zip(THRESHOLDS, self.below, strict=True)
@@ -161,14 +155,14 @@ class ErrorSums:
         }
 
 
-def error_sums(
+def sum_errors(
     flow: np.ndarray,
     truth: np.ndarray,
     *,
     occluded: np.ndarray | None = None,
     invalid: np.ndarray | None = None,
 ) -> dict[str, ErrorSums]:
-    """Sums of one pair for every group of ``pixel_groups``.
+    """Sums of one pair for every group of ``group_pixels``.
 
     Parameters
     ----------
@@ -179,7 +173,7 @@ def error_sums(
     """
     error = endpoint_error(flow, truth)
     speed = np.hypot(truth[0], truth[1])
-    groups = pixel_groups(truth, occluded, invalid)
+    groups = group_pixels(truth, occluded, invalid)
     return {name: ErrorSums.of(error[mask], speed[mask]) for name, mask in groups.items()}
 
 

@@ -15,8 +15,8 @@ from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBa
 from gma_lib.data.guide_tensors import write_guide_tensors
 from gma_lib.data.padding import Padding, read_batch
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import flow_file_bytes, write_flow
-from gma_lib.flow.images import image_size
+from gma_lib.flow.files import count_flow_bytes, write_flow
+from gma_lib.flow.images import read_image_size
 from gma_lib.runs.files import hash_file, hash_value, require_free_space
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -88,7 +88,7 @@ def infer(
     stored = _find_whole(folder, keys)
     todo = [pair for pair in pairs if pair.name not in stored]
     if todo:
-        require_free_space(folder, len(todo) * flow_file_bytes(*image_size(todo[0].image1)))
+        require_free_space(folder, len(todo) * count_flow_bytes(*read_image_size(todo[0].image1)))
     if isinstance(backend, FolderBackend):
         groups = _split_by_pass(todo)
         predicted = [_predict_folders(group, backend, track) for group in groups]
@@ -163,7 +163,7 @@ def _predict_folders(
             folder / "image1", folder / "image2", track=track
         ):
             pair, seconds = numbered[number], time.monotonic() - before
-            yield pair, Padding.for_size(*image_size(pair.image1)).unpad(flow), seconds
+            yield pair, Padding.for_size(*read_image_size(pair.image1)).unpad(flow), seconds
             before = time.monotonic()
 
 

@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
-from gma_lib.flow.files import check_whole, flow_file_bytes, write_flow
-from gma_lib.flow.images import image_size, read_frame
+from gma_lib.flow.files import check_whole, count_flow_bytes, write_flow
+from gma_lib.flow.images import read_frame, read_image_size
 from gma_lib.infer.estimator import Estimator
 from gma_lib.runs.files import require_free_space
 from gma_lib.runs.progress import Track, pass_silently
@@ -71,7 +71,7 @@ def write_submission(
         for scene in scenes
         if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
     ]
-    require_free_space(folder, sum(map(len, todo)) * flow_file_bytes(height, width))
+    require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
     for scene in track(todo, label="submission", unit="scene"):
         frames = [scene[0].image1, *(pair.image2 for pair in scene)]
         flows = estimator.along(map(read_frame, frames), warm=warm)
@@ -98,7 +98,7 @@ def check_submission(pairs: list[FramePair], folder: Path) -> None:
         )
     for pair in pairs:
         path = submission_path(folder, pair)
-        wanted = flow_file_bytes(*image_size(pair.image1))
+        wanted = count_flow_bytes(*read_image_size(pair.image1))
         if path.stat().st_size != wanted:
             raise ValueError(
                 f"{path}: {path.stat().st_size} bytes where the flow of its frame has {wanted}"
@@ -133,4 +133,4 @@ def _claim(folder: Path, settings: Record) -> None:
 
 
 def _is_whole(path: Path, height: int, width: int) -> bool:
-    return path.is_file() and path.stat().st_size == flow_file_bytes(height, width)
+    return path.is_file() and path.stat().st_size == count_flow_bytes(height, width)

@@ -21,7 +21,7 @@ from gma_lib.backends import find_backend, load_backend
 from gma_lib.convert.conversion import convert
 from gma_lib.export.deviation import compute_reference
 from gma_lib.export.trace import export_whole
-from gma_lib.flow.metrics import ErrorSums, error_sums
+from gma_lib.flow.metrics import ErrorSums, sum_errors
 from gma_lib.network.checkpoints import load_checkpoint, load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
@@ -65,7 +65,7 @@ def cost(
     for pair, reference in zip(pairs, references, strict=True):
         flows = {"": flow_of(*_frames(pair))[0], "_float32": reference[0]}
         for name, flow in flows.items():
-            sums[name] += error_sums(flow, pair.flow.numpy())["all"]
+            sums[name] += sum_errors(flow, pair.flow.numpy())["all"]
         distances.append(np.linalg.norm(flows[""] - flows["_float32"], axis=0))
     found = {
         f"{what}{name}": total.to_metrics()[what]

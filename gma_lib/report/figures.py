@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from gma_lib.flow.colours import flow_radius, flow_to_rgb
+from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.runs.files import write_atomically
 
@@ -137,7 +137,7 @@ def draw_pair(
         for panel in axes[1]:
             panel.set_axis_off()
         return figure, f"{title}: two consecutive frames; there is no ground truth."
-    radius = flow_radius(flow)
+    radius = choose_radius(flow)
     add_flow(axes[1, 0], flow, radius, "true flow", palette)
     add_wheel(axes[1, 0], radius, palette)
     _add_arrows(axes[1, 0], flow, radius)
@@ -159,7 +159,7 @@ def draw_flow(
 ) -> Picture:
     """Draw a frame and the flow computed for it."""
     figure, axes = make_sheet(1, 2, frame.shape, title)
-    radius = flow_radius(flow)
+    radius = choose_radius(flow)
     add_frame(axes[0, 0], frame, "frame t")
     add_flow(axes[0, 1], flow, radius, "computed flow", palette)
     add_wheel(axes[0, 1], radius, palette)
@@ -191,7 +191,7 @@ def draw_errors(
             f"not occluded {error[~occluded].mean():.2f} px"
         )
     figure, axes = make_sheet(2, 3, frame1.shape, f"{title}\n{numbers}")
-    radius = flow_radius(truth)
+    radius = choose_radius(truth)
     add_frame(axes[0, 0], frame1, "frame t")
     add_frame(axes[0, 1], frame2, "frame t + 1")
     masked = tint(frame1, occluded)

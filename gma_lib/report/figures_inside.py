@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.flow.colours import flow_radius
+from gma_lib.flow.colours import choose_radius
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.report.charts import BLUE, GREEN, ORANGE
 from gma_lib.report.figures import (
@@ -95,7 +95,7 @@ def draw_updates(
     """
     chosen = sorted({round(number) for number in np.linspace(1, len(flows), min(most, len(flows)))})
     height, width = truth.shape[1:]
-    radius = flow_radius(truth)
+    radius = choose_radius(truth)
     columns = len(chosen) + 1
     tall = WIDTH / columns * height / width
     figure = Figure(figsize=(WIDTH, tall + 3.6), dpi=DPI, layout="constrained")
@@ -134,7 +134,7 @@ def draw_update(
     palette: str = "middlebury",
 ) -> Picture:
     """Draw the flow after one update (from 1), the true flow in the same colours, and the error."""
-    flow, radius = flows[number - 1], flow_radius(truth)
+    flow, radius = flows[number - 1], choose_radius(truth)
     error = endpoint_error(flow, truth)
     epe = f"EPE {error.mean():.2f} px"
     figure, axes = make_sheet(1, 3, truth.shape, f"{title}: {epe}")
@@ -157,7 +157,7 @@ def draw_aggregation(
     """Draw the flow with and without the aggregation, and where the aggregation made the error
     smaller or larger.
     """
-    radius = flow_radius(truth)
+    radius = choose_radius(truth)
     what = "what the aggregation adds; occluded areas are outlined"
     figure, axes = make_sheet(2, 2, truth.shape, f"{title}: {what}")
     panels = (

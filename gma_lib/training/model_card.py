@@ -22,7 +22,7 @@ from gma_lib.data.sintel import find_pairs, find_root
 from gma_lib.flow.classical import dis
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, read_mask
-from gma_lib.flow.metrics import ErrorSums, error_sums
+from gma_lib.flow.metrics import ErrorSums, sum_errors
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.runs.files import PROJECT, write_atomically
 from gma_lib.runs.progress import show_messages, track
@@ -70,7 +70,7 @@ def sintel_scores(weights: str, root: Path) -> dict[str, dict[str, dict]]:
             } | {"dis": dis(image1, image2)}
             occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
             for method, flow in found.items():
-                for group, errors in error_sums(
+                for group, errors in sum_errors(
                     np.ascontiguousarray(flow), read_flow(pair.flow), occluded=occluded
                 ).items():
                     known = sums.setdefault(method, {})

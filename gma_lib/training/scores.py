@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gma_lib.flow.classical import dis
-from gma_lib.flow.metrics import ErrorSums, error_sums
+from gma_lib.flow.metrics import ErrorSums, sum_errors
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.model import (
     GMA,
@@ -34,7 +34,7 @@ def score(
     for pair in pairs:
         truth, occluded = pair.flow.cpu().numpy(), pair.occluded.cpu().numpy()
         for method, flow in flows_of(pair.image1[None], pair.image2[None]).items():
-            sums = error_sums(flow, truth, occluded=occluded)
+            sums = sum_errors(flow, truth, occluded=occluded)
             known = total.setdefault(method, {name: ErrorSums() for name in sums})
             total[method] = {name: known[name] + sums[name] for name in sums}
     return total

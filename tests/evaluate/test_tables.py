@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gma_lib.evaluate import tables
-from gma_lib.flow.metrics import ErrorSums, error_sums
+from gma_lib.flow.metrics import ErrorSums, sum_errors
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def scores():
     truth = np.full((2, 8, 10), [[[3.0]], [[4.0]]], np.float32)
     occluded = np.zeros((8, 10), bool)
     occluded[:, 0] = True
-    sums = error_sums(np.zeros_like(truth), truth, occluded=occluded)
+    sums = sum_errors(np.zeros_like(truth), truth, occluded=occluded)
     groups = {name: value.to_metrics() for name, value in sums.items()}
     shares = sums["all"].shares_within()
     one = {"pairs_inferred": 4, "pairs_scored": 1, "share_within": shares, **groups}

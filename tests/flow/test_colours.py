@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gma_lib.flow.colours import PALETTES, flow_radius, flow_to_rgb
+from gma_lib.flow.colours import PALETTES, choose_radius, flow_to_rgb
 
 
 def test_direction_decides_the_hue_and_speed_the_saturation():
@@ -38,8 +38,8 @@ def test_unknown_flow_is_black(unknown):
 def test_radius_ignores_a_few_wild_pixels():
     flow = np.ones((2, 100, 100))
     flow[:, 0, 0] = 1e6
-    assert flow_radius(flow) == pytest.approx(np.sqrt(2))
-    assert flow_radius(np.zeros((2, 4, 4))) == 1
+    assert choose_radius(flow) == pytest.approx(np.sqrt(2))
+    assert choose_radius(np.zeros((2, 4, 4))) == 1
 
 
 @pytest.mark.parametrize("palette", PALETTES)

@@ -15,7 +15,7 @@ def flow():
 def test_flow_survives_the_file(tmp_path, flow):
     files.write_flow(tmp_path / "a.flo", flow)
     np.testing.assert_array_equal(files.read_flow(tmp_path / "a.flo"), flow)
-    assert (tmp_path / "a.flo").stat().st_size == files.flow_file_bytes(5, 7)
+    assert (tmp_path / "a.flo").stat().st_size == files.count_flow_bytes(5, 7)
 
 
 def test_flow_file_is_middlebury_layout(tmp_path):

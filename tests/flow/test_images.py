@@ -11,7 +11,7 @@ def test_frame_survives_the_file(tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (3, 4, 6)).astype(np.float32)
     images.write_frame(tmp_path / "a.png", frame)
     np.testing.assert_array_equal(images.read_frame(tmp_path / "a.png"), frame)
-    assert images.image_size(tmp_path / "a.png") == (4, 6)
+    assert images.read_image_size(tmp_path / "a.png") == (4, 6)
 
 
 def test_frame_is_red_green_blue(tmp_path):
@@ -42,7 +42,7 @@ def test_mask_survives_the_file(tmp_path):
 def test_an_image_size_is_read_from_png_alone(tmp_path):
     (file := tmp_path / "a.png").write_bytes(b"GIF89a" + bytes(30))
     with pytest.raises(ValueError, match=r"a\.png"):
-        images.image_size(file)
+        images.read_image_size(file)
 
 
 def test_a_photo_of_16_bits_keeps_its_fractions(tmp_path):

@@ -13,29 +13,29 @@ def field(u, v, height=4, width=5):
 def test_no_error():
     flow = np.random.default_rng(0).normal(0, 20, (2, 6, 7)).astype(np.float32)
     assert not metrics.endpoint_error(flow, flow).any()
-    found = metrics.error_sums(flow, flow)["all"].to_metrics()
+    found = metrics.sum_errors(flow, flow)["all"].to_metrics()
     assert (found["epe"], found["px1"], found["fl"]) == (0, 1, 0)
     assert found["wauc"] == pytest.approx(100)
 
 
 def test_zero_flow_for_a_shift_of_three_and_four():
-    found = metrics.error_sums(field(0, 0), field(3, 4))["all"].to_metrics()
+    found = metrics.sum_errors(field(0, 0), field(3, 4))["all"].to_metrics()
     assert (found["epe"], found["px1"], found["px3"], found["px5"], found["fl"]) == (5, 0, 0, 0, 1)
     # of the hundred thresholds only the last, 5 px, is reached; it weighs 0.01 of a sum of 50.5
     assert found["wauc"] == pytest.approx(100 * 0.01 / 50.5)
 
 
 def test_one_pixel_means_below_one():
-    assert metrics.error_sums(field(1, 0), field(0, 0))["all"].to_metrics()["px1"] == 0
-    assert metrics.error_sums(field(0.999, 0), field(0, 0))["all"].to_metrics()["px1"] == 1
+    assert metrics.sum_errors(field(1, 0), field(0, 0))["all"].to_metrics()["px1"] == 0
+    assert metrics.sum_errors(field(0.999, 0), field(0, 0))["all"].to_metrics()["px1"] == 1
 
 
 def test_outliers_exceed_both_limits():
     assert (
-        metrics.error_sums(field(4, 0), field(0, 0))["all"].to_metrics()["fl"] == 1
+        metrics.sum_errors(field(4, 0), field(0, 0))["all"].to_metrics()["fl"] == 1
     )  # 4 px, and more than 5 %
     assert (
-        metrics.error_sums(field(104, 0), field(100, 0))["all"].to_metrics()["fl"] == 0
+        metrics.sum_errors(field(104, 0), field(100, 0))["all"].to_metrics()["fl"] == 0
     )  # 4 px, but 4 %
 
 
@@ -68,7 +68,7 @@ def test_groups_of_pixels():
     truth[0] = [[0, 9.99, 10, 39], [40, -1, 0, 0]]
     occluded = np.array([[False, False, True, False], [False, True, True, False]])
     invalid = np.array([[True, False, False, False], [False, False, False, False]])
-    groups = metrics.pixel_groups(truth, occluded, invalid)
+    groups = metrics.group_pixels(truth, occluded, invalid)
     counts = {name: int(mask.sum()) for name, mask in groups.items()}
     # x + u > 4 leaves the frame: 1 + 9.99, 2 + 10, 3 + 39 and 0 + 40; 1 - 1 does not
     assert counts == {
@@ -85,11 +85,11 @@ def test_groups_of_pixels():
 
 
 def test_without_masks_their_groups_are_absent():
-    assert set(metrics.pixel_groups(field(0, 0))) == {"all", "valid", "s0_10", "s10_40", "s40_plus"}
+    assert set(metrics.group_pixels(field(0, 0))) == {"all", "valid", "s0_10", "s10_40", "s40_plus"}
 
 
 def test_a_group_without_pixels_has_no_score():
-    assert metrics.error_sums(field(0, 0), field(0, 0))["s40_plus"].to_metrics()["epe"] is None
+    assert metrics.sum_errors(field(0, 0), field(0, 0))["s40_plus"].to_metrics()["epe"] is None
 
 
 def test_values_that_are_not_finite_are_refused():
