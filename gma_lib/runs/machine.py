@@ -49,7 +49,7 @@ def describe_machine() -> dict[str, str | int]:
     return {
         "processor": find_processor(),
         "cores": count_cores(),
-        "available_memory": find_memory(),
+        "memory_bytes": find_memory(),
     }
 
 

@@ -65,5 +65,5 @@ def describe_provenance() -> str:
     return (
         f"Made by gma_lib {made['package']}, commit {made['commit'] or 'unknown'}, "
         f"on {made['created']}; {here['processor']}, {here['cores']} cores, "
-        f"{here['available_memory'] / 1e9:.0f} GB; {versions_line}."
+        f"{here['memory_bytes'] / 1e9:.0f} GB; {versions_line}."
     )
