@@ -216,8 +216,10 @@ def _throughput(records: StageRecords) -> str:
         return "not measured: a simulator's number"
     if records.run.backend == "ascend":
         return published.GUIDE_MADE_WITH["throughput"]
-    calls = f"{records.perf.get('rounds', 'all')} calls"
-    return f"batch size / median time of {calls}; frames in, flow out, in this machine's memory"
+    return (
+        f"batch size / median time of {records.perf.get('rounds', 'all')} calls; "
+        "frames in, flow out, in this machine's memory"
+    )
 
 
 def _tools(records: StageRecords, manifest: Record | None) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -127,47 +127,39 @@ def find_hidden_point(truth: np.ndarray, occluded: np.ndarray | None) -> tuple[i
     return int(x), int(y)
 
 
-@dataclass(frozen=True)
-class Looking:
-    """How much attention goes to cells that truly move alike, and how much would by chance; shares
-    from 0 to 1.
-
-    Attributes
-    ----------
-    point, point_chance
-        For one point: the weight on cells whose true motion is within ``LIKE`` of its own, and the
-        share of such cells.
-    hidden, hidden_chance
-        Means of both over all occluded cells; None where none is occluded.
+class Looking(NamedTuple):
+    """Share of attention (0 to 1) on cells whose true motion is within ``LIKE`` of the looking
+    cell's, and the share of such cells: what attention would get there by chance.
     """
 
-    point: float
-    point_chance: float
-    hidden: float | None
-    hidden_chance: float | None
+    weight: float
+    chance: float
 
 
 def measure_attention(
     inside: Inside, truth: np.ndarray, occluded: np.ndarray | None, point: tuple[int, int]
-) -> Looking:
-    """Measure GMA's idea, that a hidden point looks at what moves like it, on the true motion."""
-    inside_frame = _cells(np.ones(truth.shape[1:], np.float32), inside, mode="constant")
-    weights, chances = [], []
+) -> tuple[Looking, Looking | None]:
+    """Measure GMA's idea, that a hidden point looks at what moves like it, on the true motion.
+
+    Returns
+    -------
+    at_point, hidden
+        For one point, and the means over all occluded cells; None where none is occluded.
+    """
     motion = np.stack([_cells(component, inside) for component in truth])
-    at_point = inside.cell_of(point)
-    hidden = np.zeros(0, int)
-    if occluded is not None:
-        hidden = np.flatnonzero(
-            (_cells(occluded.astype(np.float32), inside) > 0.5) & (inside_frame > 0)
-        )
-    for cell in [at_point, *hidden]:
+
+    def look(cell: int) -> Looking:
         like = np.hypot(*(motion - motion[:, cell : cell + 1])) < LIKE
-        weights.append(float(inside.attention[cell][like].sum()))
-        chances.append(float(like.mean()))
-    mean = (
-        (float(np.mean(weights[1:])), float(np.mean(chances[1:]))) if len(hidden) else (None, None)
-    )
-    return Looking(weights[0], chances[0], *mean)
+        return Looking(float(inside.attention[cell][like].sum()), float(like.mean()))
+
+    at_point = look(inside.cell_of(point))
+    if occluded is None:
+        return at_point, None
+    in_frame = _cells(np.ones(truth.shape[1:], np.float32), inside, mode="constant") > 0
+    cells = np.flatnonzero((_cells(occluded.astype(np.float32), inside) > 0.5) & in_frame).tolist()
+    hidden = [look(cell) for cell in cells]
+    means = [float(np.mean(values)) for values in zip(*hidden, strict=True)]
+    return at_point, Looking(*means) if hidden else None
 
 
 def _cells(
@@ -216,28 +208,20 @@ class Examined:
         }
 
 
-def find_most_hidden(pairs: list[FramePair]) -> FramePair | None:
-    """Return the scored pair with the largest share of occluded pixels (the first of equals);
-    without masks the first scored pair.
-    """
-    scored = [pair for pair in pairs if pair.flow is not None]
-    masks = (pair.load_occluded() for pair in scored)
-    hidden = [-1.0 if mask is None else float(mask.mean()) for mask in masks]
-    return scored[int(np.argmax(hidden))] if scored else None
-
-
 def examine_most_hidden(
     pairs: list[FramePair], examine: Callable[[FramePair], Examined]
 ) -> tuple[Examined | None, str]:
-    """Look inside for the pair with the most occlusion; where that cannot be done, return None and
-    the reason.
+    """Look inside for the scored pair with the largest share of occluded pixels (the first of
+    equals); where that cannot be done, return None and the reason.
     """
-    pair = find_most_hidden(pairs)
-    if pair is None:
+    scored = [pair for pair in pairs if pair.flow is not None]
+    if not scored:
         return None, "No pair has ground truth to compare the network's inside with."
     if find_spec("torch") is None:
         return None, "Looking inside the network needs PyTorch, which is not installed."
-    return examine(pair), ""
+    masks = (pair.load_occluded() for pair in scored)
+    hidden = [-1.0 if mask is None else float(mask.mean()) for mask in masks]
+    return examine(scored[int(np.argmax(hidden))]), ""
 
 
 def examine(
@@ -253,20 +237,19 @@ def examine(
 
 def describe_attention(examined: Examined, point: tuple[int, int]) -> str:
     """Describe in numbers what the attention map shows, whether or not the paper hopes for it."""
-    found = measure_attention(examined.inside, examined.truth, examined.occluded, point)
+    found, over_all = measure_attention(examined.inside, examined.truth, examined.occluded, point)
     hidden = examined.occluded is not None and examined.occluded[point[1], point[0]]
     text = (
-        f"The {'occluded ' if hidden else ''}point puts {found.point:.1%} of its attention on "
+        f"The {'occluded ' if hidden else ''}point puts {found.weight:.1%} of its attention on "
         f"cells whose true motion is within {LIKE:.0f} px of its own; "
-        f"they are {found.point_chance:.1%} of the frame."
+        f"they are {found.chance:.1%} of the frame."
     )
-    weight, chance = found.point, found.point_chance
-    if found.hidden is not None and found.hidden_chance is not None:
-        weight, chance = found.hidden, found.hidden_chance
+    if over_all is not None:
         text += (
-            f" Over all occluded cells it is {weight:.1%}, "
-            f"where an even spread would give {chance:.1%}."
+            f" Over all occluded cells it is {over_all.weight:.1%}, "
+            f"where an even spread would give {over_all.chance:.1%}."
         )
+    weight, chance = over_all or found
     if weight > 1.2 * chance:
         return f"{text} So hidden points do look at what moves like them, which is GMA's idea."
     if weight > 0.8 * chance:

@@ -104,13 +104,15 @@ def judge_accuracy(metrics: dict[str, Record], *, weights_and_data_are_published
     for name, scores in metrics.items():
         wanted, scored = published.GUIDE_PX1[name], scores["pairs_scored"]
         if scored != PAIRS_IN_TRAINING_SPLIT:
-            counts = f"{scored} of {PAIRS_IN_TRAINING_SPLIT} pairs were scored"
-            sentences.append(f"{name}: no verdict, {counts}.")
+            sentences.append(
+                f"{name}: no verdict, {scored} of {PAIRS_IN_TRAINING_SPLIT} pairs were scored."
+            )
             continue
         found, tolerance = scores["all"]["px1"], published.PX1_TOLERANCE
         word = "reproduced" if abs(found - wanted) <= tolerance else "NOT reproduced"
-        numbers = f"1px {found:.2%}, published {wanted:.2%}, tolerance {tolerance:.2%}"
-        sentences.append(f"{name}: {word}: {numbers}.")
+        sentences.append(
+            f"{name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {tolerance:.2%}."
+        )
     return " ".join(sentences)
 
 

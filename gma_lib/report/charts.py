@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -11,6 +12,11 @@ from gma_lib.report.figures import DPI, WIDTH, Picture
 
 # Okabe and Ito's colours, told apart by colour-blind readers too
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+
+
+def _make_chart(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots()
 
 
 def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
@@ -24,8 +30,7 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
         for scene in scenes
     }
     scenes.sort(key=means.__getitem__)
-    figure = Figure(figsize=(9, 1.5 + 0.42 * len(scenes)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_chart(9, 1.5 + 0.42 * len(scenes))
     thickness = 0.8 / max(1, len(scored))
     for number, ((name, values), colour, hatch) in enumerate(
         zip(scored.items(), (BLUE, ORANGE), ("", "//"), strict=False)
@@ -56,8 +61,7 @@ def plot_error_curves(
     curves: Mapping[str, Sequence[float]], thresholds: Sequence[float]
 ) -> Picture:
     """Plot the share of pixels within an error: label -> shares at ``thresholds`` (pixels)."""
-    figure = Figure(figsize=(7, 3.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_chart(7, 3.6)
     for (label, shares), colour, style in zip(
         curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=False
     ):
@@ -75,15 +79,15 @@ def plot_error_curves(
         axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
     middle = int(np.argmin(np.abs(np.asarray(thresholds) - 1)))
     within = ", ".join(f"{label} {100 * shares[middle]:.1f} %" for label, shares in curves.items())
-    text = f"Share of pixels by endpoint error; within {thresholds[middle]:.2f} px: {within}."
-    return figure, text
+    return figure, (
+        f"Share of pixels by endpoint error; within {thresholds[middle]:.2f} px: {within}."
+    )
 
 
 def plot_work(work: Mapping[str, float]) -> Picture:
     """Plot the multiply-accumulates of every part of the network, in units of 1e9."""
     parts = sorted(work, key=work.__getitem__)
-    figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_chart(8, 3.4)
     bars = axes.barh(parts, [work[part] for part in parts], color=BLUE)
     total = sum(work.values())
     labels = [f"{work[part]:.1f}  ({work[part] / total:.0%})" for part in parts]
@@ -110,8 +114,7 @@ def plot_parts(
         at hand has one (8-bit integers).
     """
     parts = sorted(measured_s, key=measured_s.__getitem__)
-    figure = Figure(figsize=(8, 4.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_chart(8, 4.4)
     places = np.arange(len(parts))
     measured = [1000 * measured_s[part] for part in parts]
     bars = axes.barh(places + 0.2, measured, 0.4, color=BLUE, label="measured")
@@ -141,8 +144,7 @@ def plot_parts(
 
 def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     """Plot the time of every counted call, with the median: drift and outliers show."""
-    figure = Figure(figsize=(8, 3), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _make_chart(8, 3)
     median = float(np.median(samples_s))
     axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call", zorder=3)
     axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:.2f} s")
@@ -152,8 +154,9 @@ def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    calls = f"{len(samples_s)} calls at batch size {batch_size}"
-    return figure, f"Time of {calls}: median {median:.2f} s."
+    return figure, (
+        f"Time of {len(samples_s)} calls at batch size {batch_size}: median {median:.2f} s."
+    )
 
 
 def plot_throughput(
@@ -185,8 +188,9 @@ def plot_throughput(
         speed.plot(list(timed), list(timed.values()), marker=marker, color=colour, label=run)
         memory.plot(list(peaks), list(peaks.values()), marker=marker, color=colour, label=run)
         texts.append(f"{run} " + ", ".join(f"bs{size}: {rate:.2f}" for size, rate in timed.items()))
-    card = "guide, Ascend 310P3 float16"
-    speed.plot(list(guide), list(guide.values()), "x:", color="black", label=card)
+    speed.plot(
+        list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16"
+    )
     speed.set(xlabel="batch size", ylabel="pairs per second")
     memory.set(xlabel="batch size", ylabel="peak memory, GB")
     sizes = sorted({*guide, *(size for rows in rates.values() for size in rows)})
@@ -201,5 +205,6 @@ def plot_throughput(
         legend = axes.legend(fontsize=8, loc="upper left")
         room = max(0.3, 0.94 - 0.062 * len(legend.get_texts()))  # below the legend
         axes.set_ylim(0, axes.dataLim.y1 / room)
-    text = f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {dict(guide)}."
-    return figure, text
+    return figure, (
+        f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {dict(guide)}."
+    )

@@ -3,22 +3,15 @@ shown.
 """
 
 import base64
-import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.insight import Examined, find_hidden_point
 from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.figures_inside import draw_update
-from gma_lib.report.notebook import display, draw_attention_from, show
-
-if TYPE_CHECKING:
-    import ipywidgets
-
-logger = logging.getLogger(__name__)
+from gma_lib.report.notebook import display, draw_attention_from, say, show
 
 
 def explore(
@@ -39,7 +32,7 @@ def explore(
         display(build_panel(pairs, examine, first))
         return
     show(_draw_update(first, 1), photo=True)
-    logger.info(
+    say(
         "A picture of the first update: "
         "in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
     )
@@ -56,7 +49,7 @@ def is_live() -> bool:
 
 def build_panel(
     pairs: list[FramePair], examine: Callable[[FramePair], Examined], first: Examined
-) -> "ipywidgets.VBox":
+) -> object:
     """Return a menu of pairs, sliders for the update and for the point's x and y, and two pictures
     that follow them.
     """

@@ -40,11 +40,15 @@ def make_sheet(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def add_image(axes: Axes, image: np.ndarray, title: str) -> None:
-    """Fill a panel with an RGB image (H, W, 3)."""
+def add_image(
+    axes: Axes, image: np.ndarray, title: str, *, cmap: str = "cividis", lowest: float = 0.0
+) -> AxesImage:
+    """Fill a panel with an RGB image (H, W, 3), or with values (H, W) from ``lowest`` to
+    ``ERROR_RANGE`` in the colours of ``cmap``.
+    """
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
-    axes.imshow(image, interpolation="antialiased")
+    return axes.imshow(image, cmap=cmap, vmin=lowest, vmax=ERROR_RANGE, interpolation="antialiased")
 
 
 def add_frame(axes: Axes, frame: np.ndarray, title: str) -> None:
@@ -55,24 +59,6 @@ def add_frame(axes: Axes, frame: np.ndarray, title: str) -> None:
 def add_flow(axes: Axes, flow: np.ndarray, radius: float, title: str, palette: str) -> None:
     """Fill a panel with the colours of a flow field (2, H, W)."""
     add_image(axes, flow_to_rgb(flow, radius, palette), title)
-
-
-def add_map(
-    axes: Axes,
-    values: np.ndarray,
-    title: str,
-    *,
-    lowest: float = 0.0,
-    cmap: str = "cividis",
-    extend: Literal["neither", "both"] = "neither",
-) -> None:
-    """Fill a panel with values (H, W) from ``lowest`` to ``ERROR_RANGE`` and add their scale."""
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
-    shown = axes.imshow(
-        values, cmap=cmap, vmin=lowest, vmax=ERROR_RANGE, interpolation="antialiased"
-    )
-    add_scale(axes, shown, extend)
 
 
 def add_scale(axes: Axes, shown: AxesImage, extend: Literal["neither", "both"] = "neither") -> None:
@@ -147,11 +133,10 @@ def draw_pair(
     else:
         add_image(axes[1, 1], tint(frame1, occluded), f"occluded in frame t + 1: {share:.1%}")
     speed = float(np.hypot(flow[0], flow[1]).mean())
-    text = (
+    return figure, (
         f"{title}: two frames, their true flow with a mean speed of {speed:.1f} px, "
         f"and {share:.1%} of the pixels occluded."
     )
-    return figure, text
 
 
 def draw_flow(
@@ -205,7 +190,7 @@ def draw_errors(
         add_flow(panel, field, radius, label, palette)
         _add_arrows(panel, field, radius)
     add_wheel(axes[1, 0], radius, palette)
-    add_map(axes[1, 2], error, ERROR_TITLE)
+    add_scale(axes[1, 2], add_image(axes[1, 2], error, ERROR_TITLE))
     return figure, f"{title}: frames, masks, true and computed flow and the error map; {numbers}."
 
 

@@ -19,7 +19,6 @@ from gma_lib.report.figures import (
     Picture,
     add_flow,
     add_image,
-    add_map,
     add_scale,
     add_wheel,
     make_sheet,
@@ -55,8 +54,7 @@ def draw_attention(
     add_image(
         axes[0, 0], tint(frame, occluded), "frame t, occluded in orange; the point is the star"
     )
-    spread = "attention, times what an even spread would give"
-    add_image(axes[0, 1], tint(frame, None), spread)
+    add_image(axes[0, 1], tint(frame, None), "attention, times what an even spread would give")
     shown = axes[0, 1].imshow(
         weights / even, cmap="cividis", vmin=0, alpha=0.75, interpolation="antialiased"
     )
@@ -66,11 +64,10 @@ def draw_attention(
         panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     y, x = np.unravel_index(int(weights.argmax()), weights.shape)
     strongest = float(weights.max() / even)
-    text = (
+    return figure, (
         f"{title}: attention of {place}; "
         f"at most {strongest:.1f} times an even spread, at ({x}, {y})."
     )
-    return figure, text
 
 
 def draw_updates(
@@ -141,7 +138,7 @@ def draw_update(
     add_flow(axes[0, 0], flow, radius, f"after update {number} of {len(flows)}", palette)
     add_flow(axes[0, 1], truth, radius, "true flow", palette)
     add_wheel(axes[0, 1], radius, palette)
-    add_map(axes[0, 2], error, ERROR_TITLE)
+    add_scale(axes[0, 2], add_image(axes[0, 2], error, ERROR_TITLE))
     return figure, f"{title}: flow after update {number}, {epe}."
 
 
@@ -172,5 +169,6 @@ def draw_aggregation(
     add_wheel(axes[0, 0], radius, palette)
     gain = endpoint_error(without, truth) - endpoint_error(flow, truth)
     label = "error without minus error with, px (blue: aggregation helps)"
-    add_map(axes[1, 1], gain, label, lowest=-ERROR_RANGE, cmap="RdBu", extend="both")
+    shown = add_image(axes[1, 1], gain, label, lowest=-ERROR_RANGE, cmap="RdBu")
+    add_scale(axes[1, 1], shown, extend="both")
     return figure, f"{title}: true flow, flow with and without aggregation, and the gain."

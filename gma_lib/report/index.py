@@ -49,7 +49,10 @@ def write_index(outputs: Path, profile: str) -> Path:
     passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
     passes = passes or ["clean", "final"]
     provenance = describe_provenance()
-    page = _load_template().render(
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = pages.get_template("index.html.j2").render(
         profile=profile,
         data_line=_describe_data(index),
         notes=list(dict.fromkeys(note for records in found for note in _list_notes(records))),
@@ -96,13 +99,6 @@ def write_archive(outputs: Path, profile: str) -> Path:
         ):
             content.write(path, path.relative_to(folder.parent))
     return archive
-
-
-def _load_template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("index.html.j2")
 
 
 def _find_runs(folder: Path) -> list[Run]:
@@ -242,13 +238,11 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
         sizes = {records.run.batch_size: records.perf for records in group if records.perf}
         simulated = any(perf["simulated"] for perf in sizes.values())
         label = name + (" (SIMULATED)" if simulated else "")
-        timed = {size: perf for size, perf in sizes.items() if perf["status"] == "ok"}
-        rates[label] = {
-            size: perf["pairs_per_second"] if size in timed else None
-            for size, perf in sizes.items()
-        }
+        rates[label] = {size: perf.get("pairs_per_second") for size, perf in sizes.items()}
         memory_gb[label] = {
-            size: peak / 1e9 for size, perf in timed.items() if (peak := peak_memory_bytes(perf))
+            size: peak / 1e9
+            for size, perf in sizes.items()
+            if perf["status"] == "ok" and (peak := peak_memory_bytes(perf))
         }
     if not any(rate is not None for sizes in rates.values() for rate in sizes.values()):
         return None
@@ -259,10 +253,8 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
 
 
 def _stage_row(folder: Path, run: Run) -> Record:
-    return {
-        "batch_size": run.batch_size,
-        "cells": [_stage_cell(folder, stage, run) for stage in pipeline.STAGES],
-    }
+    cells = [_stage_cell(folder, stage, run) for stage in pipeline.STAGES]
+    return {"batch_size": run.batch_size, "cells": cells}
 
 
 def _stage_cell(folder: Path, stage: str, run: Run) -> Record:

@@ -121,10 +121,11 @@ def attention_to(columns: slice) -> np.ndarray:
 def test_attention_is_measured_against_the_true_motion(columns, share, verdict):
     pair = examined(attention_to(columns))
     point = insight.find_hidden_point(pair.truth, pair.occluded)
-    found = insight.measure_attention(pair.inside, pair.truth, pair.occluded, point)
-    assert found.point == pytest.approx(share)
-    assert found.hidden == pytest.approx(share)
-    assert found.point_chance == found.hidden_chance == 0.5
+    at_point, hidden = insight.measure_attention(pair.inside, pair.truth, pair.occluded, point)
+    assert at_point.weight == pytest.approx(share)
+    assert hidden.weight == pytest.approx(share)
+    assert at_point.chance == hidden.chance == 0.5
+    assert insight.measure_attention(pair.inside, pair.truth, None, point) == (at_point, None)
     assert verdict in insight.describe_attention(pair, point)
 
 

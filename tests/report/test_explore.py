@@ -22,14 +22,14 @@ def examined():
     return Examined(FramePair("clean", "made", 1, "a", "b"), frame, truth, None, inside)
 
 
-def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, caplog, examined):
+def test_where_nobody_can_slide_there_is_a_picture(monkeypatch, examined):
     shown = []
-    caplog.set_level("INFO")
     monkeypatch.setenv("GMA_HEADLESS", "1")
     monkeypatch.setattr(explore, "show", lambda sheet, photo: shown.append(sheet[1]))
+    monkeypatch.setattr(explore, "say", shown.append)
     explore.explore([examined.pair], None, examined)
-    assert len(shown) == 1
-    assert "make lab" in caplog.text
+    assert len(shown) == 2
+    assert "make lab" in shown[1]
 
 
 def test_sliders_move_the_pictures(examined):
