@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import cv2
 import numpy as np
+import platformdirs
 
 import gma_lib
 from gma_lib import convert, network
@@ -47,13 +48,13 @@ Frame = TypeVar("Frame", np.ndarray, "torch.Tensor")
 
 
 def cache_folder() -> Path:
-    """Where prepared models lie: ``$GMA_CACHE``, else ``gma`` in the user's cache folder.
+    """Where prepared models lie: ``$GMA_CACHE``, else ``gma`` in the system's folder for caches.
 
-    The folder may be deleted at any time.
+    That is ``~/.cache/gma`` on Linux. The folder may be deleted at any time.
     """
     if "GMA_CACHE" in os.environ:
         return Path(os.environ["GMA_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gma"
+    return platformdirs.user_cache_path("gma", appauthor=False)
 
 
 def affordable_pixels(backend: str, precision: str) -> int:

@@ -260,3 +260,15 @@ def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         gma_lib.load("seeded", num_updates=3, say=lambda sentence: None)(*images)
     assert set(cache.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep caches elsewhere")
+def test_prepared_models_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("GMA_CACHE", str(tmp_path / "mine"))
+    assert estimator.cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("GMA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert estimator.cache_folder() == tmp_path / "gma"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert estimator.cache_folder() == tmp_path / ".cache" / "gma"
