@@ -98,7 +98,7 @@ lint: $(ENV) ## check style, types and the order of packages, and that notebooks
 lab: $(ENV) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
 
-doctor: $(ENV) ## say what this machine has and lacks
+doctor: $(ENV) ## check this machine
 	@$(PYTHON) -m gma_lib.doctor $(if $(AIS_PYTHON),--ais-python "$(AIS_PYTHON)")
 
 lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)

@@ -1,0 +1,106 @@
+"""``gma evaluate``: scores of files and folders, and what cannot be scored."""
+
+import json
+
+import numpy as np
+import pytest
+from command_line import gma
+
+from gma_lib.flow.files import (
+    read_flow_file,
+    write_flow,
+    write_flow_file,
+    write_kitti_flow,
+)
+from gma_lib.flow.images import write_mask
+
+
+@pytest.fixture
+def fields(tmp_path):
+    """Truth of (3, 4) everywhere, a prediction that is half a pixel off on its left half and 8 px
+    off on its right.
+    """
+    truth = np.stack([np.full((10, 20), 3.0), np.full((10, 20), 4.0)]).astype(np.float32)
+    prediction = truth.copy()
+    prediction[0, :, :10] += 0.5
+    prediction[0, :, 10:] += 8
+    for folder, flow in (("truth", truth), ("prediction", prediction)):
+        for name in ("scene/a", "scene/b"):
+            write_flow(tmp_path / folder / f"{name}.flo", flow)
+    return tmp_path
+
+
+def test_evaluate_two_files(fields):
+    answer = gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo", "--json"
+    )
+    everything = json.loads(answer)["all"]
+    assert everything["epe"] == pytest.approx(4.25)
+    assert everything["px1"] == pytest.approx(0.5)
+    assert "4.250   50.00   50.00   50.00" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth/scene/a.flo"
+    )
+
+
+def test_evaluate_folders_with_masks(fields):
+    mask = np.zeros((10, 20), bool)
+    mask[:, 10:] = True
+    for name in ("a", "b"):
+        write_mask(fields / "masks/scene" / f"{name}.png", mask)
+    scores = json.loads(
+        gma(
+            "evaluate",
+            fields / "prediction",
+            fields / "truth",
+            "--occlusions",
+            fields / "masks",
+            "--json",
+        )
+    )
+    assert scores["fields"] == 2
+    assert scores["occluded"]["epe"] == pytest.approx(8)
+    assert scores["non_occluded"]["epe"] == pytest.approx(0.5)
+
+
+def test_a_missing_prediction_is_an_error(fields):
+    (fields / "prediction/scene/b.flo").unlink()
+    assert "1 of 2 predictions are missing (first: scene/b)" in gma(
+        "evaluate", fields / "prediction", fields / "truth", exit_code=1
+    )
+
+
+def test_unknown_truth_is_left_out_and_unknown_predictions_are_refused(fields):
+    flow, _ = read_flow_file(fields / "truth/scene/a.flo")
+    known = np.ones((10, 20), bool)
+    known[:, 10:] = False
+    write_kitti_flow(fields / "truth.png", flow, known)
+    scores = json.loads(
+        gma("evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", "--json")
+    )
+    assert scores["all"]["pixels"] == scores["pixels_without_truth"] == 100
+    assert scores["all"]["epe"] == pytest.approx(0.5)
+    assert "left out: 100 pixels" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth.png"
+    )
+    assert "100 pixels hold no flow" in gma(
+        "evaluate", fields / "truth.png", fields / "truth/scene/a.flo", exit_code=1
+    )
+
+
+def test_truth_that_is_known_nowhere_gives_no_score(fields):
+    flow, known = read_flow_file(fields / "truth/scene/a.flo")
+    write_kitti_flow(fields / "truth.png", flow, ~known)
+    assert "known in no pixel" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "truth.png", exit_code=1
+    )
+    write_flow(fields / "nan.flo", np.full_like(flow, np.nan))
+    assert "known in no pixel" in gma(
+        "evaluate", fields / "prediction/scene/a.flo", fields / "nan.flo", exit_code=1
+    )
+
+
+def test_fields_of_two_sizes_are_refused(fields):
+    write_flow_file(fields / "small.npy", np.zeros((2, 5, 10), np.float32))
+    assert "has 10x5 px and its ground truth" in gma(
+        "evaluate", fields / "small.npy", fields / "truth/scene/a.flo", exit_code=1
+    )

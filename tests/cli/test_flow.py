@@ -1,0 +1,204 @@
+"""``gma flow``: results, refusals before computing, one line for an error."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from command_line import FAST, gma, loaded_by
+
+from gma_lib.flow.files import (
+    read_flow,
+)
+
+
+def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
+    answer = gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        "--figure",
+        tmp_path / "a.png",
+        *FAST,
+    )
+    flow = read_flow(tmp_path / "a.flo")
+    assert flow.shape == (2, 128, 160)
+    assert f"160x128 px, mean speed {np.hypot(*flow).mean():.2f} px" in answer
+    assert cv2.imread(str(tmp_path / "a.png")).shape[1] > 400
+    gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.npy", *FAST)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), flow)
+
+
+def test_a_result_is_not_overwritten_silently(photos, tmp_path):
+    (tmp_path / "a.flo").write_text("precious")
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    assert "--overwrite" in gma("flow", *frames, "-o", tmp_path / "a.flo", *FAST, exit_code=1)
+    assert (tmp_path / "a.flo").read_text() == "precious"
+    gma("flow", *frames, "-o", tmp_path / "a.flo", "--overwrite", *FAST)
+    assert read_flow(tmp_path / "a.flo").shape == (2, 128, 160)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_computing(
+    photos, tmp_path, monkeypatch
+):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    assert "cannot write to" in gma(
+        "flow", *frames, "-o", photos / "shot 3.png" / "a.flo", *FAST, exit_code=1
+    )
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: mode != os.W_OK
+    )  # who runs tests as root may write anywhere
+    assert f"cannot write to {tmp_path}" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", *FAST, exit_code=1
+    )
+    assert "cannot write to" in gma(
+        "video", photos, "-o", tmp_path / "new" / "out", *FAST, exit_code=1
+    )
+
+
+def write_unusual(folder: Path) -> dict[str, Path]:
+    """Images that are not plain 8-bit colour, 160x128."""
+    rng = np.random.default_rng(0)
+    colour = rng.integers(0, 256, (128, 160, 3), np.uint8)
+    folder.mkdir()
+    animation = cv2.Animation()
+    animation.frames, animation.durations = [colour, colour[::-1].copy()], np.array([40, 40])
+    cv2.imwriteanimation(str(folder / "animated.gif"), animation)
+    cv2.imwrite(str(folder / "grey.png"), colour[:, :, 0])
+    cv2.imwrite(str(folder / "alpha.png"), np.dstack([colour, colour[:, :, 0]]))
+    cv2.imwrite(str(folder / "deep.png"), colour.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "plain.png"), colour)
+    cv2.imwrite(str(folder / "narrow.png"), colour[:, :1])
+    cv2.imwrite(str(folder / "wide.png"), colour[:, :120])
+    (folder / "text.png").write_text("not an image")
+    (folder / "cut.png").write_bytes((folder / "plain.png").read_bytes()[:4000])
+    return {path.stem: path for path in folder.iterdir()}
+
+
+def test_unusual_images_are_taken_and_it_is_said(tmp_path):
+    images = write_unusual(tmp_path / "images")
+    for name, remark in (
+        ("grey", "is grey"),
+        ("alpha", "alpha channel, which is ignored"),
+        ("deep", "16 bits"),
+    ):
+        assert remark in gma(
+            "flow", images[name], images["plain"], "-o", tmp_path / f"{name}.flo", *FAST
+        )
+    same = gma("flow", images["plain"], images["plain"], "-o", tmp_path / "plain.flo", *FAST)
+    assert len(same.splitlines()) <= 2  # nothing to remark
+    np.testing.assert_array_equal(
+        read_flow(tmp_path / "deep.flo"), read_flow(tmp_path / "plain.flo")
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "complaint"),
+    [
+        ("plain", "wide", "160x128 px and 120x128 px"),
+        ("narrow", "narrow", "1x128 px"),
+        ("animated", "animated", "holds 2 images"),
+        ("plain", "text", "not a readable image (12 bytes)"),
+        ("plain", "cut", "truncated"),
+        ("plain", "absent", "no such file"),
+        ("plain", "folder", "expected an image"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_name(first, second, complaint, tmp_path):
+    images = write_unusual(tmp_path / "images") | {
+        "absent": tmp_path / "absent.png",
+        "folder": tmp_path,
+    }
+    answer = gma(
+        "flow", images[first], images[second], "-o", tmp_path / "a.flo", *FAST, exit_code=1
+    )
+    assert complaint in answer
+    assert len(answer.splitlines()) == 1
+    assert not (tmp_path / "a.flo").exists()
+
+
+def test_flow_of_a_known_size_loads_no_pytorch(photos, tmp_path):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    gma("flow", *frames, "-o", tmp_path / "a.flo", "--updates", 1)
+    loaded = loaded_by("flow", *frames, "-o", tmp_path / "b.flo", "--updates", 1)
+    assert "openvino" in loaded
+    assert not loaded & {"torch", "matplotlib", "pandas", "nncf", "papermill"}
+
+
+def test_large_images_are_computed_smaller_and_it_is_said(photos, tmp_path):
+    for number in (1, 2):
+        image = cv2.imread(str(photos / f"shot {number}.png"))
+        cv2.imwrite(
+            str(tmp_path / f"{number}.png"),
+            cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST),
+        )
+    frames = tmp_path / "1.png", tmp_path / "2.png"
+    answer = gma("flow", *frames, "-o", tmp_path / "a.flo", "--max-pixels", 128 * 160, *FAST)
+    assert "computed at 160x128 px, 0.500 of the size, and the flow scaled back" in answer
+    gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "b.flo", *FAST)
+    large, small = read_flow(tmp_path / "a.flo"), read_flow(tmp_path / "b.flo")
+    np.testing.assert_allclose(
+        cv2.resize(large[0], (160, 128), interpolation=cv2.INTER_AREA), 2 * small[0], atol=0.7
+    )
+
+
+def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    assert "gma-procedural" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--checkpoint", "nix", exit_code=1
+    )
+    assert "onnxruntime" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1
+    )
+    assert "a flow file ends in" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
+    assert "a figure ends in" in gma(
+        "flow", *frames, "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.txt", exit_code=1
+    )
+    assert not (tmp_path / "a.flo").exists()
+
+
+def test_a_missing_device_is_one_line(photos, tmp_path, monkeypatch):
+    from gma_lib.ascend.chip import NoChipFound
+    from gma_lib.infer import estimator
+
+    def no_chip(*arguments, **options):
+        raise NoChipFound("no Ascend chip was found")
+
+    monkeypatch.setattr(estimator.Estimator, "_build", no_chip)
+    answer = gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        *FAST,
+        "--updates",
+        "7",
+        exit_code=1,
+    )
+    assert answer.splitlines()[-1] == "Error: no Ascend chip was found"
+
+
+def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
+    from gma_lib.infer import estimator
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator.Estimator, "_build", interrupted)
+    gma(
+        "flow",
+        photos / "shot 1.png",
+        photos / "shot 2.png",
+        "-o",
+        tmp_path / "a.flo",
+        *FAST,
+        "--updates",
+        "7",
+        exit_code=130,
+    )
+    gma("video", photos, "-o", tmp_path / "out", *FAST, "--updates", "7", exit_code=130)
+    assert not [path for path in tmp_path.iterdir() if path != photos]
