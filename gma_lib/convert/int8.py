@@ -98,7 +98,7 @@ def calibration_frames(
     source = PairSource(config)
     frames = []
     for number in track(range(pairs), label="render scenes to calibrate", unit="pair"):
-        pair = source.pair(FIRST_SCENE + number, phase)
+        pair = source.render_pair(FIRST_SCENE + number, phase)
         image1, image2 = pair.image1.numpy()[None], pair.image2.numpy()[None]
         frames += [(image1, image2), (image2, image1)]
     return frames

@@ -29,7 +29,7 @@ from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import show_messages, track
 from gma_lib.runs.records import write_json
 from gma_lib.training.config import load_config
-from gma_lib.training.pairs import VALIDATION, PairSource, validation_families
+from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
@@ -101,7 +101,7 @@ def measure(
         weights, GMAConfig(num_updates=num_updates, lookup=find_backend(backend).lookup)
     )
     config = load_config(PROJECT / "params" / "train.yaml")
-    families = validation_families(config, PairSource(config), SCENES)
+    families = render_held_out(config, PairSource(config), SCENES)
     exact = {
         family: [
             compute_reference(model, *_frames(pair))

@@ -1,36 +1,34 @@
-"""The card of the shipped weights: how they were made and how they score, as numbers and as a page.
+"""The card of the bundled weights: how they were made and how they score, as numbers and as a page.
 
-    python -m gma_lib.training.model_card --score [--sintel FOLDER]     # measure again, then write
-    all three files python -m gma_lib.training.model_card                               # write the
-    page from the numbers
+    python -m gma_lib.training.model_card                               # write the page
+    python -m gma_lib.training.model_card --score [--sintel FOLDER]     # measure again first
 
-``weights/gma-procedural.json`` holds the numbers; ``weights/gma-procedural.md``, with a figure
-beside it, says the same to a reader and is never edited by hand.
+``weights/gma-procedural.json`` holds the numbers. The page ``weights/gma-procedural.md`` and its
+figure are made from them and never edited by hand.
 """
 
 import argparse
 import json
+import logging
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import find_pairs, find_root
-from gma_lib.flow.classical import dis
-from gma_lib.flow.files import read_flow
-from gma_lib.flow.images import read_frame, read_mask
-from gma_lib.flow.metrics import ErrorSums, sum_errors
-from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
+from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint
 from gma_lib.runs.files import PROJECT, write_atomically
-from gma_lib.runs.progress import show_messages, track
+from gma_lib.runs.progress import show_messages
+from gma_lib.runs.records import Record
 from gma_lib.training.config import load_config
-from gma_lib.training.scores import SCORED_GROUPS, TEST_PAIRS, score_card
+from gma_lib.training.scores import TEST_PAIRS, score_held_out, score_sintel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NAME = "gma-procedural"
-UPDATES = (6, 12)
 GROUP_TITLES = {
     "occluded": "EPE covered",
     "non_occluded": "EPE not covered",
@@ -38,175 +36,137 @@ GROUP_TITLES = {
     "s10_40": "10 to 40 px",
     "s40_plus": "40 px and more",
 }
+PAGE = """# {name}
+
+The full-size network (5,879,873 parameters, the published names), trained by this package on \
+scenes that it draws itself. **{is_not}**
+
+File: `{name}.safetensors`, {stored_as}, {megabytes:.2f} MB, SHA-256 `{sha256}`.
+Storing it so moves the flow by {mean_cost:.4f} px on average and {largest_cost:.3f} px at most \
+({cost_pairs}).
+
+## How it was made
+
+About {minutes:.0f} minutes of one core, all parts together. {hardware}.
+
+{stages}
+
+{remarks}
+
+The rule: {rule}
+
+How the error on the training scenes fell, beside what no motion at all would have scored on the \
+same scenes (numbers in `{name}.json`):
+
+![Endpoint error on the training scenes over all steps, part by part]({name}-curve.png)
+
+## Held-out scenes
+
+{pairs} pairs each, {size}, motion up to about 60 px, other scenes than those of validation, by \
+which these weights were chosen. *layers*: unseen seeds of the training's kind. *planes*: other \
+textures, moved by homographies. Errors pooled over all pixels; 1px is the share below one pixel; \
+DIS is OpenCV's, medium preset.
+
+{families}
+
+{excerpt}{summary}
+
+## Again
+
+    make train
+    python -m gma_lib.training.model_card --score --sintel FOLDER
+"""
+
+logger = logging.getLogger(__name__)
 
 
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def sintel_scores(weights: str, root: Path) -> dict[str, dict[str, dict]]:
-    """Scores of weights and of DIS on the pairs with ground truth below ``root``, by pass, method
-    and group of pixels.
-    """
-    model, _ = load_model(weights)
-    scores: dict[str, dict[str, dict]] = {}
-    for pass_name in ("clean", "final"):
-        sums: dict[str, dict[str, ErrorSums]] = {}
-        pairs = [
-            pair
-            for pair in find_pairs(find_root(root, "training"), pass_name=pass_name)
-            if pair.flow is not None
-        ]
-        for pair in track(pairs, label=f"Sintel {pass_name}", unit="pair"):
-            image1, image2 = read_frame(pair.image1), read_frame(pair.image2)
-            padding = Padding.for_size(*image1.shape[1:])
-            padded = [
-                torch.from_numpy(np.ascontiguousarray(padding.pad(image)[None]))
-                for image in (image1, image2)
-            ]
-            with torch.inference_mode():
-                flows = model.predict_sequence(*padded, num_updates=max(UPDATES))
-            found = {
-                str(count): padding.unpad(flows[count - 1][0].numpy()) for count in UPDATES
-            } | {"dis": dis(image1, image2)}
-            occluded = None if pair.occlusion is None else read_mask(pair.occlusion)
-            for method, flow in found.items():
-                for group, errors in sum_errors(
-                    np.ascontiguousarray(flow), read_flow(pair.flow), occluded=occluded
-                ).items():
-                    known = sums.setdefault(method, {})
-                    known[group] = known.get(group, ErrorSums()) + errors
-        scores[pass_name] = {
-            method: {group: groups[group].to_metrics() for group in SCORED_GROUPS}
-            for method, groups in sums.items()
-        }
-    return scores
-
-
-def scored(card: dict[str, Any], *, sintel: Path | None = None) -> dict[str, Any]:
-    """The card with its weights measured again; without ``sintel`` the scores of real frames are
-    left out if the weights have changed.
+def update_scores(card: Record, *, sintel: Path | None = None) -> Record:
+    """Measure the card's weights again; without ``sintel``, scores of real frames are kept if the
+    weights are unchanged and left out otherwise.
     """
     weights = load_checkpoint(NAME)
-    families = score_card(load_config(PROJECT / "params" / "train.yaml"), NAME)
-    excerpt = (
-        sintel_scores(NAME, sintel)
-        if sintel
-        else card["scores"]["sintel_excerpt"]
-        if weights.sha256 == card["sha256"]
-        else {}
-    )
+    families = score_held_out(load_config(PROJECT / "params" / "train.yaml"), NAME)
+    known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
+    excerpt = score_sintel(NAME, sintel) if sintel else known
     scores = card["scores"] | {
         "held_out_pairs_each": TEST_PAIRS,
         "held_out_families": families,
         "sintel_excerpt": excerpt,
     }
-    file = WEIGHTS_FOLDER / f"{NAME}.safetensors"
     return card | {
         "sha256": weights.sha256,
-        "bytes": file.stat().st_size,
+        "bytes": (WEIGHTS_FOLDER / f"{NAME}.safetensors").stat().st_size,
         "scores": scores,
         "beats_dis_on_held_out": beats_dis(families),
-        "note": note(card["how"]["minutes"], excerpt),
+        "note": compose_note(card["how"]["minutes"], excerpt),
     }
 
 
-def beats_dis(families: dict[str, dict]) -> bool:
-    """Whether 12 updates have a lower EPE and a higher 1px than DIS on every family."""
-    mine, classical = (
-        [one[method]["all"] for one in families.values()] for method in ("12", "dis")
-    )
-    return all(
-        a["epe"] < b["epe"] and a["px1"] > b["px1"] for a, b in zip(mine, classical, strict=True)
-    )
+def beats_dis(families: Record) -> bool:
+    """Return whether 12 updates have a lower EPE and a higher 1px than DIS on every family."""
+    pairs = [(one["12"]["all"], one["dis"]["all"]) for one in families.values()]
+    return all(mine["epe"] < dis["epe"] and mine["px1"] > dis["px1"] for mine, dis in pairs)
 
 
-def note(minutes: float, excerpt: dict[str, dict]) -> str:
-    """The sentence that stands beside every number made with these weights."""
-    made = f"The weights were trained by this package on procedural scenes for about {minutes:.0f} minutes of one processor core"
+def compose_note(minutes: float, excerpt: Record) -> str:
+    """Compose the sentences that accompany every number made with these weights."""
+    made = (
+        "The weights were trained by this package on procedural scenes for about "
+        f"{minutes:.0f} minutes of one processor core"
+    )
     if not excerpt:
         return f"{made}. They are not the authors' weights."
     mine, classical = (excerpt["clean"][method]["all"] for method in ("6", "dis"))
+    by_epe = "ahead of" if mine["epe"] < classical["epe"] else "behind"
+    by_px1 = "ahead of" if mine["px1"] > classical["px1"] else "behind"
     return (
-        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene excerpt of MPI-Sintel training "
-        f"(clean, 6 updates), {'ahead of' if mine['epe'] < classical['epe'] else 'behind'} classical DIS ({classical['epe']:.2f} px), and "
-        f"{100 * mine['px1']:.1f} % of pixels below one pixel, {'ahead of' if mine['px1'] > classical['px1'] else 'behind'} "
-        f"its {100 * classical['px1']:.1f} %. They are not the authors' weights."
+        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene "
+        f"excerpt of MPI-Sintel training (clean, 6 updates), {by_epe} classical DIS "
+        f"({classical['epe']:.2f} px), and {100 * mine['px1']:.1f} % of pixels below one pixel, "
+        f"{by_px1} its {100 * classical['px1']:.1f} %. They are not the authors' weights."
     )
 
 
 # --- the page -------------------------------------------------------------------------------------
 
 
-def page(card: dict[str, Any]) -> str:
-    """The card as Markdown."""
-    how, scores = card["how"], card["scores"]
-    lines = [
-        f"# {card['name']}",
-        "",
-        "The full-size network (5,879,873 parameters, the published names), trained by this package on scenes that it draws itself. "
-        f"**{card['is_not']}**",
-        "",
-        f"File: `{card['name']}.safetensors`, {card['stored_as']}, {card['bytes'] / 1e6:.2f} MB, SHA-256 `{card['sha256']}`.",
-        f"Storing it so moves the flow by {max(card['float16_cost_px']['mean']):.4f} px on average and "
-        f"{max(card['float16_cost_px']['max']):.3f} px at most ({card['float16_cost_px']['pairs']}).",
-        "",
-        "## How it was made",
-        "",
-        f"About {how['minutes']:.0f} minutes of one core, all parts together. {how['hardware']}.",
-        "",
-        *_stages(how["stages"]),
-        "",
-        *(paragraph for text in how["remarks"] for paragraph in (text, "")),
-        f"The rule: {how['rule']}",
-        "",
-        "How the error on the training scenes fell, beside what no motion at all would have scored on the same scenes "
-        f"(numbers in `{card['name']}.json`):",
-        "",
-        f"![Endpoint error on the training scenes over all steps, part by part]({card['name']}-curve.png)",
-        "",
-        "## Held-out scenes",
-        "",
-        f"{scores['held_out_pairs_each']} pairs each, {'x'.join(map(str, scores['held_out_size']))}, motion up to about 60 px, "
-        "other scenes than those of validation, by which these weights were chosen. *layers*: unseen seeds of the training's kind. "
-        "*planes*: other textures, moved by homographies. Errors pooled over all pixels; 1px is the share below one pixel; "
-        "DIS is OpenCV's, medium preset.",
-        "",
+def make_page(card: Record) -> str:
+    """Write the card as Markdown."""
+    how, scores, cost = card["how"], card["scores"], card["float16_cost_px"]
+    families = [
+        f"**{family}**\n\n"
+        + _score_table({(_name_method(name),): groups for name, groups in methods.items()}, ("",))
+        for family, methods in scores["held_out_families"].items()
     ]
-    for family, methods in scores["held_out_families"].items():
-        lines += [
-            f"**{family}**",
-            "",
-            *_scores({(_method(name),): groups for name, groups in methods.items()}, ("",)),
-            "",
-        ]
-    if scores["sintel_excerpt"]:
-        rows = {
-            (name, _method(method)): groups
-            for name, methods in scores["sintel_excerpt"].items()
-            for method, groups in methods.items()
-        }
-        lines += [
-            "## Real frames",
-            "",
-            f"{scores['sintel_excerpt_what']}",
-            "",
-            *_scores(rows, ("pass", "")),
-            "",
-        ]
-    lines += [
-        _summary(card),
-        "",
-        "## Again",
-        "",
-        "    make train",
-        "    python -m gma_lib.training.model_card --score --sintel FOLDER",
-        "",
-    ]
-    return "\n".join(lines)
+    rows: dict[tuple[str, ...], Record] = {
+        (name, _name_method(method)): groups
+        for name, methods in scores["sintel_excerpt"].items()
+        for method, groups in methods.items()
+    }
+    table = _score_table(rows, ("pass", ""))
+    excerpt = f"## Real frames\n\n{scores['sintel_excerpt_what']}\n\n{table}\n\n" if rows else ""
+    return PAGE.format(
+        **{name: card[name] for name in ("name", "is_not", "stored_as", "sha256")},
+        **{name: how[name] for name in ("minutes", "hardware", "rule")},
+        megabytes=card["bytes"] / 1e6,
+        mean_cost=max(cost["mean"]),
+        largest_cost=max(cost["max"]),
+        cost_pairs=cost["pairs"],
+        stages=_stage_table(how["stages"]),
+        remarks="\n\n".join(how["remarks"]),
+        pairs=scores["held_out_pairs_each"],
+        size="x".join(map(str, scores["held_out_size"])),
+        families="\n\n".join(families),
+        excerpt=excerpt,
+        summary=_compare_with_dis(card),
+    )
 
 
-def plot_curve(curve: list[dict]):
-    """Figure of the error on training scenes over the steps of all parts, one after the other."""
+def plot_training(curve: list[Record]) -> "Figure":
+    """Plot the error on training scenes over the steps of all parts, one after the other."""
     from matplotlib.figure import Figure
 
     spans = [tuple(map(int, point["steps"].split("-"))) for point in curve]
@@ -223,127 +183,97 @@ def plot_curve(curve: list[dict]):
     parts = [point["phase"] for point in curve]
     changes = [number for number in range(1, len(parts)) if parts[number] != parts[number - 1]]
     for part, (first, end) in enumerate(pairwise([0, *changes, len(parts)])):
-        x = np.concatenate([[ends[first - 1] if first else 0], ends[first:end]])
-        labels = ("no motion at all", "training") if part == 0 else (None, None)
-        for name, label, colour in zip(
-            ("zero_flow_epe", "epe"), labels, ("0.7", "tab:blue"), strict=True
-        ):
-            axes.stairs(
-                [point[name] for point in curve[first:end]],
-                x,
-                baseline=None,
-                color=colour,
-                label=label,
-                linewidth=1.5,
-            )
-        axes.axvspan(x[0], x[-1], color="0.96" if part % 2 else "white", zorder=0)
-        axes.text(
-            (x[0] + x[-1]) / 2,
-            0.02,
-            parts[first],
-            transform=axes.get_xaxis_transform(),
-            rotation=90,
-            fontsize=7,
-            ha="center",
-        )
-    lowest, highest = (
-        min(point["epe"] for point in curve),
-        max(point["zero_flow_epe"] for point in curve),
-    )
-    axes.set_ylim(
-        0.4 * lowest, 1.6 * highest
-    )  # room for the names of the parts below, and the legend above
+        places = np.concatenate([[ends[first - 1] if first else 0], ends[first:end]])
+        _plot_part(axes, part, curve[first:end], places)
+    # room for the names of the parts below, and the legend above
+    lowest = min(point["epe"] for point in curve)
+    axes.set_ylim(0.4 * lowest, 1.6 * max(point["zero_flow_epe"] for point in curve))
     axes.legend(loc="upper right", ncols=2)
     return figure
 
 
-def _method(name: str) -> str:
+def _plot_part(axes: "Axes", part: int, points: list[Record], places: np.ndarray) -> None:
+    lines = (("zero_flow_epe", "no motion at all", "0.7"), ("epe", "training", "tab:blue"))
+    for name, label, colour in lines:
+        axes.stairs(
+            [point[name] for point in points],
+            places,
+            baseline=None,
+            color=colour,
+            label=None if part else label,
+            linewidth=1.5,
+        )
+    axes.axvspan(places[0], places[-1], color="0.96" if part % 2 else "white", zorder=0)
+    axes.text(
+        (places[0] + places[-1]) / 2,
+        0.02,
+        points[0]["phase"],
+        transform=axes.get_xaxis_transform(),
+        rotation=90,
+        fontsize=7,
+        ha="center",
+    )
+
+
+def _name_method(name: str) -> str:
     return "DIS" if name == "dis" else f"{name} update{'' if name == '1' else 's'}"
 
 
-def _stages(stages: list[dict]) -> list[str]:
-    titles = [
-        "part",
-        "seed",
-        "minutes",
-        "optimiser",
-        "phase",
-        "steps",
-        "frames",
-        "batch",
-        "updates",
-    ]
-    titles += ["learning rate", "motion up to", "covered pixels"]
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    titles = list(titles)
+    lines = [titles, *rows]
+    head, *body = [f"| {' | '.join(map(str, cells))} |" for cells in lines]
+    return "\n".join([head, f"|{'---|' * len(titles)}", *body])
+
+
+def _stage_table(stages: list[Record]) -> str:
+    titles = ("part", "seed", "minutes", "optimiser", "phase", "steps", "frames", "batch")
+    rows = []
     for stage in stages:
+        first = (stage["what"], stage["seed"], f"{stage['minutes']:.0f}", stage["optimiser"])
         for number, phase in enumerate(stage["phases"]):
-            what = (
-                (stage["what"], stage["seed"], f"{stage['minutes']:.0f}", stage["optimiser"])
-                if not number
-                else ("", "", "", "")
-            )
-            rate = f"{phase['learning_rate']:g} to {phase['final_learning_rate']:g}"
-            size, motion = (
-                f"{phase['height']}x{phase['width']}",
-                f"{phase['max_displacement']:g} px",
-            )
-            counts = (
-                phase["name"],
-                phase["steps"],
-                size,
-                phase["batch_size"],
-                phase["num_updates"],
-            )
             cells = (
-                *what,
-                *counts,
-                rate,
-                motion,
+                *(("", "", "", "") if number else first),
+                *(phase["name"], phase["steps"]),
+                f"{phase['height']}x{phase['width']}",
+                *(phase["batch_size"], phase["num_updates"]),
+                f"{phase['learning_rate']:g} to {phase['final_learning_rate']:g}",
+                f"{phase['max_displacement']:g} px",
                 "learnt" if phase["learn_occluded"] else "left out",
             )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+            rows.append(cells)
+    return _table((*titles, "updates", "learning rate", "motion up to", "covered pixels"), rows)
 
 
-def _scores(rows: dict[tuple[str, ...], dict], titles: tuple[str, ...]) -> list[str]:
-    head = [*titles, "EPE", "1px", "3px", "5px", *GROUP_TITLES.values()]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+def _score_table(rows: dict[tuple[str, ...], Record], titles: tuple[str, ...]) -> str:
+    cells = []
     for names, groups in rows.items():
-        everything = groups["all"]
-        shares = [f"{100 * everything[share]:.1f} %" for share in ("px1", "px3", "px5")]
-        errors = [
-            "-" if groups[group]["epe"] is None else f"{groups[group]['epe']:.2f}"
-            for group in GROUP_TITLES
-        ]
-        lines.append(
-            f"| {' | '.join([*names, format(everything['epe'], '.2f'), *shares, *errors])} |"
-        )
-    return lines
+        shares = [f"{100 * groups['all'][share]:.1f} %" for share in ("px1", "px3", "px5")]
+        overall, *errors = (groups[group]["epe"] for group in ("all", *GROUP_TITLES))
+        texts = ["-" if error is None else f"{error:.2f}" for error in errors]
+        cells.append([*names, f"{overall:.2f}", *shares, *texts])
+    return _table([*titles, "EPE", "1px", "3px", "5px", *GROUP_TITLES.values()], cells)
 
 
-def _summary(card: dict[str, Any]) -> str:
-    """Who is ahead, over all pixels and in covered areas, at 12 updates."""
-    places = {f"*{name}*": methods for name, methods in card["scores"]["held_out_families"].items()}
-    places |= {
-        f"the excerpt, {name}": methods
-        for name, methods in card["scores"]["sintel_excerpt"].items()
-    }
+def _compare_with_dis(card: Record) -> str:
+    """State the EPE of 12 updates and of DIS, over all pixels and in covered areas."""
+    scores = card["scores"]
+    places = {f"*{name}*": methods for name, methods in scores["held_out_families"].items()}
+    places |= {f"the excerpt, {name}": one for name, one in scores["sintel_excerpt"].items()}
+    areas = {"all": "Over all pixels", "occluded": "In covered areas, where GMA aggregates"}
     sentences = []
-    for group, where in (
-        ("all", "Over all pixels"),
-        ("occluded", "In covered areas, where GMA aggregates"),
-    ):
-        parts = [
-            f"{name} {methods['12'][group]['epe']:.2f} px against {methods['dis'][group]['epe']:.2f}"
-            for name, methods in places.items()
-        ]
-        sentences.append(f"{where}, EPE of 12 updates against DIS: {'; '.join(parts)}.")
+    for group, where in areas.items():
+        parts = "; ".join(
+            f"{name} {one['12'][group]['epe']:.2f} px against {one['dis'][group]['epe']:.2f}"
+            for name, one in places.items()
+        )
+        sentences.append(f"{where}, EPE of 12 updates against DIS: {parts}.")
     return " ".join(sentences)
 
 
 def main() -> None:
     show_messages()
-    parser = argparse.ArgumentParser(description="Write the card of the shipped weights.")
+    parser = argparse.ArgumentParser(description="Write the card of the bundled weights.")
     parser.add_argument("--score", action="store_true", help="measure again first")
     parser.add_argument(
         "--sintel", type=Path, help="with --score: a folder of Sintel, for scores on real frames"
@@ -352,14 +282,14 @@ def main() -> None:
     numbers, text = WEIGHTS_FOLDER / f"{NAME}.json", WEIGHTS_FOLDER / f"{NAME}.md"
     card = json.loads(numbers.read_text(encoding="utf-8"))
     if arguments.score:
-        card = scored(card, sintel=arguments.sintel)
+        card = update_scores(card, sintel=arguments.sintel)
         with write_atomically(numbers) as partial:
             partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     with write_atomically(text) as partial:
-        partial.write_text(page(card), encoding="utf-8")
+        partial.write_text(make_page(card), encoding="utf-8")
     with write_atomically(WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
-        plot_curve(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
-    print(card["note"])
+        plot_training(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
+    logger.info(card["note"])
 
 
 if __name__ == "__main__":

@@ -1,98 +1,105 @@
-"""Scores."""
+"""Scores of weights: on held-out scenes and on Sintel, with DIS for comparison."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from gma_lib.data.padding import Padding
+from gma_lib.data.sintel import LoadedPair, find_pairs, find_root
 from gma_lib.flow.classical import dis
-from gma_lib.flow.metrics import ErrorSums, sum_errors
+from gma_lib.flow.metrics import ErrorSums, pool_scores, sum_errors
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.model import (
-    GMA,
-)
+from gma_lib.network.model import GMA
 from gma_lib.runs.progress import track
+from gma_lib.runs.records import Record
 from gma_lib.training.config import TrainingConfig
-from gma_lib.training.pairs import PairSource, validation_families
-from gma_lib.training.scenes import TrainingPair
+from gma_lib.training.pairs import PairSource, render_held_out
+
+# Test scenes of each family; they follow those of validation, so that no choice was made by them.
+TEST_PAIRS = 32
+SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
+SINTEL_UPDATES = (6, 12)
+SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
+
+Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
 
 
-def score(
-    flows_of: Callable[[Tensor, Tensor], dict[str, np.ndarray]], pairs: Iterable[TrainingPair]
+def score_pairs(
+    predict: Callable[[np.ndarray, np.ndarray], Flows], pairs: Iterable[LoadedPair]
 ) -> dict[str, dict[str, ErrorSums]]:
-    """Sums of errors over all pixels of all pairs: for each method, for every group of
+    """Add up errors over all pixels of all pairs: for each method, for every group of
     ``gma_lib.flow.metrics``.
 
     Parameters
     ----------
-    flows_of
-        Two frames (1, 3, H, W) -> flow (2, H, W) by the name of what made it.
+    predict
+        Two frames (3, H, W) -> flow (2, H, W) by the name of the method.
     """
-    total: dict[str, dict[str, ErrorSums]] = {}
+    scores: dict[str, list[dict[str, ErrorSums]]] = defaultdict(list)
     for pair in pairs:
-        truth, occluded = pair.flow.cpu().numpy(), pair.occluded.cpu().numpy()
-        for method, flow in flows_of(pair.image1[None], pair.image2[None]).items():
-            sums = sum_errors(flow, truth, occluded=occluded)
-            known = total.setdefault(method, {name: ErrorSums() for name in sums})
-            total[method] = {name: known[name] + sums[name] for name in sums}
-    return total
+        if pair.flow is None:
+            raise ValueError("a pair without ground truth has no score")
+        for method, flow in predict(pair.frame1, pair.frame2).items():
+            scores[method].append(sum_errors(flow, pair.flow, occluded=pair.occluded))
+    return {method: pool_scores(groups) for method, groups in scores.items()}
 
 
-def network_flows(
-    model: GMA, updates: tuple[int, ...]
-) -> Callable[[Tensor, Tensor], dict[str, np.ndarray]]:
-    """The network's flow after each of the given numbers of updates, in float32, as ``score`` asks
-    for it.
-    """
-
-    def flows_of(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            flows = model.predict_sequence(image1, image2, num_updates=max(updates))
-        return {str(count): flows[count - 1][0].float().cpu().numpy() for count in updates}
-
-    return flows_of
-
-
-def classical_flows(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
-    """OpenCV's DIS at its medium preset, for comparison."""
-    return {"dis": dis(image1[0].cpu().numpy(), image2[0].cpu().numpy())}
-
-
-TEST_PAIRS = (
-    32  # of each family; they follow those of validation, so that nothing was chosen by them
-)
-
-
-SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
-
-
-SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
-
-
-def score_card(config: TrainingConfig, weights: str | Path, *, device: str = "cpu") -> dict:
-    """Scores of weights and of DIS on test scenes of both held-out families, as they stand on the
-    card of the shipped weights.
-    """
-    model, _ = load_model(weights)
-    first = config.validation_pairs
-    families = validation_families(
-        config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS)
+def predict_updates(
+    model: GMA, updates: tuple[int, ...], frame1: np.ndarray, frame2: np.ndarray
+) -> Flows:
+    """Return the network's flow after each of the given numbers of updates, in float32."""
+    padding, device = Padding.for_size(*frame1.shape[1:]), next(model.parameters()).device
+    image1, image2 = (
+        torch.from_numpy(padding.pad(frame)[None]).to(device) for frame in (frame1, frame2)
     )
-    flows_of = network_flows(model.to(device), SCORED_UPDATES)
+    with torch.inference_mode():
+        flows = model.predict_sequence(image1, image2, num_updates=max(updates))
+    arrays = {str(count): flows[count - 1][0].float().cpu().numpy() for count in updates}
+    return {name: np.ascontiguousarray(padding.unpad(flow)) for name, flow in arrays.items()}
 
-    def both(image1: Tensor, image2: Tensor) -> dict[str, np.ndarray]:
-        return flows_of(image1, image2) | classical_flows(image1, image2)
 
-    found = {
-        family: score(both, track(pairs, label=family, unit="pair"))
+def _score_with_dis(
+    model: GMA, updates: tuple[int, ...], pairs: Iterable[LoadedPair]
+) -> dict[str, Record]:
+    """Return metrics of the network after each number of updates and of DIS, by group of pixels."""
+
+    def predict(frame1: np.ndarray, frame2: np.ndarray) -> Flows:
+        flows = predict_updates(model, updates, frame1, frame2)
+        return flows | {"dis": dis(frame1, frame2)}
+
+    return {
+        method: {name: sums[name].to_metrics() for name in SCORED_GROUPS}
+        for method, sums in score_pairs(predict, pairs).items()
+    }
+
+
+def score_held_out(
+    config: TrainingConfig, weights: str | Path, *, device: str = "cpu"
+) -> dict[str, dict[str, Record]]:
+    """Score weights and DIS on the test scenes of both held-out families."""
+    model, first = load_model(weights)[0].to(device), config.validation_pairs
+    numbers = range(first, first + TEST_PAIRS)
+    families = render_held_out(config, PairSource(config, device), numbers=numbers)
+    return {
+        family: _score_with_dis(
+            model,
+            SCORED_UPDATES,
+            (pair.to_arrays() for pair in track(pairs, label=family, unit="pair")),
+        )
         for family, pairs in families.items()
     }
-    return {
-        family: {
-            method: {name: sums[name].to_metrics() for name in SCORED_GROUPS}
-            for method, sums in methods.items()
-        }
-        for family, methods in found.items()
-    }
+
+
+def score_sintel(weights: str, root: Path) -> dict[str, dict[str, Record]]:
+    """Score weights and DIS on the pairs with ground truth below ``root``, pass by pass."""
+    model, _ = load_model(weights)
+    scores = {}
+    for pass_name in ("clean", "final"):
+        found = find_pairs(find_root(root, "training"), pass_name=pass_name)
+        known = [pair for pair in found if pair.flow is not None]
+        pairs = track(known, label=f"Sintel {pass_name}", unit="pair")
+        scores[pass_name] = _score_with_dis(model, SINTEL_UPDATES, (pair.load() for pair in pairs))
+    return scores

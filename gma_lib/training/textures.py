@@ -1,19 +1,18 @@
-"""Textures."""
+"""Banks of textures and outlines, drawn once: what the layers of training scenes show.
 
-from collections.abc import Callable
+A texture is float32 (512, 512, 3), 0..1, with three loosely related channels; each layer mixes the
+channels to its own colours.
+"""
+
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 TEXTURE_SIDE = 512  # samples
-
-
 OUTLINE_SIDE = 192  # samples
-
-
-OUTLINE_REACH = 1.25  # the bank's outlines lie within one unit; samples cover a little more
+OUTLINE_REACH = 1.25  # outlines lie within one unit; a bank's samples cover a little more
 
 
 def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> np.ndarray:
@@ -24,7 +23,8 @@ def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> np.n
     spectrum = np.fft.rfft2(rng.standard_normal((TEXTURE_SIDE, TEXTURE_SIDE))) / radius**slope
     noise = np.fft.irfft2(spectrum, s=(TEXTURE_SIDE, TEXTURE_SIDE)).astype(np.float32)
     low, high = np.percentile(noise[::4, ::4], [1, 99])
-    return np.clip((noise - low) / (high - low), 0, 1)
+    scaled: np.ndarray = (noise - low) / (high - low)
+    return scaled.clip(0, 1)
 
 
 def _noise_texture(rng: np.random.Generator) -> np.ndarray:
@@ -40,35 +40,25 @@ def _leaves_texture(rng: np.random.Generator) -> np.ndarray:
     smallest = rng.uniform(3, 14)
     for _ in range(int(9000 / smallest)):
         radius = min(130.0, smallest / rng.uniform(0.03, 1))
-        middle, colour = (
-            rng.uniform(0, TEXTURE_SIDE, 2),
-            rng.random(3) * rng.uniform(0.4, 1) + rng.normal(0, 0.1),
-        )
+        middle = rng.uniform(0, TEXTURE_SIDE, 2)
+        colour = (rng.random(3) * rng.uniform(0.4, 1) + rng.normal(0, 0.1)).tolist()
         if rng.random() < 0.5:
             axes = (int(radius), max(1, int(radius * rng.uniform(0.3, 1))))
-            cv2.ellipse(
-                canvas,
-                middle.astype(int).tolist(),
-                axes,
-                rng.uniform(0, 360),
-                0,
-                360,
-                colour.tolist(),
-                -1,
-            )
+            place, turn = middle.astype(int).tolist(), rng.uniform(0, 360)
+            cv2.ellipse(canvas, place, axes, turn, 0, 360, colour, -1)
         else:
             angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 7)))
             corners = middle + radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-            cv2.fillPoly(canvas, [corners.astype(np.int32)], colour.tolist())
+            cv2.fillPoly(canvas, [corners.astype(np.int32)], colour)
     return canvas + rng.uniform(0, 0.25) * (_noise_texture(rng) - 0.5)
 
 
 def _stripes_texture(rng: np.random.Generator) -> np.ndarray:
-    """Stripes or checks that wander a little: what repeats is hard to match."""
+    """Stripes or checks that wander a little: repetition is hard to match."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32)
     wander = 40 * rng.random() * (_noise(rng, 2.0) - 0.5)
     sharpness, period = rng.uniform(1, 6), rng.uniform(9, 60)
-    waves = np.tanh(sharpness * np.sin(2 * np.pi * (x + wander) / period))
+    waves: np.ndarray = np.tanh(sharpness * np.sin(2 * np.pi * (x + wander) / period))
     if rng.random() < 0.5:
         waves *= np.tanh(sharpness * np.sin(2 * np.pi * (y + wander) / rng.uniform(9, 60)))
     colour = rng.uniform(-0.5, 0.5, 3)
@@ -76,37 +66,24 @@ def _stripes_texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth_texture(rng: np.random.Generator) -> np.ndarray:
-    """Almost flat: a gradient and a breath of noise."""
+    """Almost flat: a gradient and a little noise."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE - 0.5
     slope = rng.normal(0, 0.4, (2, 3))
-    return (
-        0.5
-        + x[..., None] * slope[0]
-        + y[..., None] * slope[1]
-        + rng.uniform(0.03, 0.25) * (_noise_texture(rng) - 0.5)
-    )
+    flat: np.ndarray = 0.5 + x[..., None] * slope[0] + y[..., None] * slope[1]
+    return flat + rng.uniform(0.03, 0.25) * (_noise_texture(rng) - 0.5)
 
 
 def _marks_texture(rng: np.random.Generator) -> np.ndarray:
     """Writing-like marks on a mottled ground."""
-    canvas = np.ascontiguousarray(255 * (0.5 + 0.4 * (_noise_texture(rng) - 0.5))).astype(
-        np.uint8
-    )  # all that putText draws on
+    ground = np.ascontiguousarray(255 * (0.5 + 0.4 * (_noise_texture(rng) - 0.5)))
+    canvas = ground.astype(np.uint8)  # the only type that putText draws on
     letters = np.array(list("abcdefghkmnprstuvwxyzABEGHKMRSTX0123456789#&%?"))
     for _ in range(int(rng.integers(30, 160))):
         place = rng.integers(-20, TEXTURE_SIDE, 2).tolist()
         size, colour = rng.uniform(0.4, 2.5), (255 * rng.random(3)).tolist()
         word = "".join(rng.choice(letters, rng.integers(1, 7)))
-        cv2.putText(
-            canvas,
-            word,
-            place,
-            int(rng.integers(0, 8)),
-            size,
-            colour,
-            int(rng.integers(1, 5)),
-            cv2.LINE_8,
-        )
+        font, thickness = int(rng.integers(0, 8)), int(rng.integers(1, 5))
+        cv2.putText(canvas, word, place, font, size, colour, thickness, cv2.LINE_8)
     return canvas / np.float32(255)
 
 
@@ -117,30 +94,24 @@ def _strokes_texture(rng: np.random.Generator) -> np.ndarray:
     for _ in range(int(rng.integers(400, 1500))):
         angle = direction + rng.normal(0, spread)
         along = np.linspace(0, rng.uniform(20, 120), 6)[:, None] * [np.cos(angle), np.sin(angle)]
-        bend = (
-            rng.normal(0, 6) * np.linspace(0, 1, 6)[:, None] ** 2 * [-np.sin(angle), np.cos(angle)]
-        )
+        across = np.linspace(0, 1, 6)[:, None] ** 2
+        bend = rng.normal(0, 6) * across * [-np.sin(angle), np.cos(angle)]
         points = (rng.uniform(-40, TEXTURE_SIDE, 2) + along + bend).astype(np.int32)
-        cv2.polylines(
-            canvas,
-            [points],
-            False,
-            (rng.random(3) * rng.random()).tolist(),
-            int(rng.integers(1, 5)),
-        )
+        colour = (rng.random(3) * rng.random()).tolist()
+        cv2.polylines(canvas, [points], False, colour, int(rng.integers(1, 5)))
     return canvas
 
 
 def _patched_texture(rng: np.random.Generator) -> np.ndarray:
     """Two textures side by side, as moss on stone."""
-    mask = np.clip(0.5 + rng.uniform(4, 20) * (_noise(rng, 2.0) - rng.uniform(0.3, 0.7)), 0, 1)[
-        ..., None
-    ]
+    contrast = rng.uniform(4, 20)
+    mask = np.clip(0.5 + contrast * (_noise(rng, 2.0) - rng.uniform(0.3, 0.7)), 0, 1)[..., None]
     first, second = (TRAINING_TEXTURES[rng.integers(6)](rng) for _ in range(2))
     return mask * first + (1 - mask) * second
 
 
-TRAINING_TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
+Maker = Callable[[np.random.Generator], np.ndarray]
+TRAINING_TEXTURES: tuple[Maker, ...] = (
     _noise_texture,
     _leaves_texture,
     _stripes_texture,
@@ -149,7 +120,7 @@ TRAINING_TEXTURES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
     _strokes_texture,
     _patched_texture,
     _patched_texture,
-    # the commonest in pictures of the world come twice
+    # the commonest in real pictures come twice
     _noise_texture,
     _leaves_texture,
     _strokes_texture,
@@ -164,20 +135,16 @@ def _cells_texture(rng: np.random.Generator) -> np.ndarray:
     seeds[rng.integers(0, TEXTURE_SIDE, count), rng.integers(0, TEXTURE_SIDE, count)] = 0
     distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5)
     colours = rng.random((labels.max() + 1, 3)).astype(np.float32)
-    return colours[labels] * (1 - 0.6 * (distance / distance.max())[..., None])
+    cells: np.ndarray = colours[labels] * (1 - 0.6 * (distance / distance.max())[..., None])
+    return cells
 
 
 def _marble_texture(rng: np.random.Generator) -> np.ndarray:
     """Veins: a sine of position bent by smooth noise."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE
     bent = rng.uniform(2, 8) * x + rng.uniform(2, 8) * y + rng.uniform(2, 7) * _noise(rng, 1.8)
-    return (
-        np.stack(
-            [0.5 + 0.5 * np.sin(2 * np.pi * bent + shift) for shift in rng.uniform(0, 1.5, 3)],
-            axis=-1,
-        )
-        ** 2
-    )
+    shifts = rng.uniform(0, 1.5, 3)
+    return np.stack([0.5 + 0.5 * np.sin(2 * np.pi * bent + one) for one in shifts], axis=-1) ** 2
 
 
 def _bricks_texture(rng: np.random.Generator) -> np.ndarray:
@@ -187,71 +154,60 @@ def _bricks_texture(rng: np.random.Generator) -> np.ndarray:
     row = (y // height).astype(int)
     x = x + (row % 2) * width / 2
     shade = rng.uniform(0.3, 1, (64, 64))[row % 64, (x // width).astype(int) % 64]
-    joint = (np.minimum(y % height, height - y % height) < 2) | (
-        np.minimum(x % width, width - x % width) < 2
-    )
+    from_row = np.minimum(y % height, height - y % height)
+    joint = (from_row < 2) | (np.minimum(x % width, width - x % width) < 2)
     rough = 0.3 * (_noise(rng, 1.0) - 0.5)
     return np.where(joint, 0.15, shade + rough)[..., None] * rng.uniform(0.5, 1, 3)
 
 
-# Pictures that come inside scikit-image, each in the public domain or CC0 as its docstring there
-# says.
+# Pictures that scikit-image ships, each in the public domain or CC0 according to its docstring.
 PHOTOGRAPHS = (
-    "astronaut",
-    "brick",
-    "camera",
-    "chelsea",
-    "coffee",
-    "grass",
-    "gravel",
-    "hubble_deep_field",
-    "retina",
-    "rocket",
+    *("astronaut", "brick", "camera", "chelsea", "coffee"),
+    *("grass", "gravel", "hubble_deep_field", "retina", "rocket"),
 )
 
 
-def photograph_texture(rng: np.random.Generator) -> np.ndarray:
-    """A piece of a photograph, turned and mirrored at random; scikit-image is needed."""
+def cut_photograph(rng: np.random.Generator) -> np.ndarray:
+    """Cut a piece of a photograph, rotated and mirrored at random; requires scikit-image."""
     try:
         from skimage import data
     except ImportError as error:
         raise ValueError(
-            "photographs needs scikit-image: pip install scikit-image, or set it to 0"
+            "photographs requires scikit-image: pip install scikit-image, or set it to 0"
         ) from error
 
-    photograph = (
-        getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])().astype(np.float32) / 255
-    )
+    picture = getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])()
+    photograph: np.ndarray = picture.astype(np.float32) / 255
     side = int(min(photograph.shape[0], photograph.shape[1], rng.uniform(256, 640)))
     top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
-    piece = cv2.resize(
-        photograph[top : top + side, left : left + side],
-        (TEXTURE_SIDE, TEXTURE_SIDE),
-        interpolation=cv2.INTER_AREA,
-    )
+    square, size = photograph[top : top + side, left : left + side], (TEXTURE_SIDE, TEXTURE_SIDE)
+    piece: np.ndarray = cv2.resize(square, size, interpolation=cv2.INTER_AREA)
     if piece.ndim == 2:
         piece = np.repeat(piece[..., None], 3, axis=-1)
-    piece = np.rot90(piece, rng.integers(4))
+    piece = np.rot90(piece, int(rng.integers(4)))
     return piece[:, :: rng.choice([-1, 1])]
 
 
 HELD_OUT_TEXTURES = (_cells_texture, _marble_texture, _bricks_texture)
 
 
-def texture_bank(makers: tuple, count: int, seed: int) -> Tensor:
-    """(count, 3, 512, 512), 0..1, low-passed so that linear interpolation blurs both frames alike."""
+def draw_textures(makers: Sequence[Maker], count: int, seed: int) -> Tensor:
+    """Draw a bank of textures, (count, 3, 512, 512), 0..1, by each maker in turn.
+
+    They are low-passed, so that linear interpolation blurs both frames alike.
+    """
     bank = np.empty((count, 3, TEXTURE_SIDE, TEXTURE_SIDE), np.float32)
     for number in range(count):
         rng = np.random.default_rng([seed, number])
         texture = np.asarray(makers[number % len(makers)](rng), np.float32)
         texture = cv2.GaussianBlur(texture, (0, 0), rng.uniform(0.7, 1.1))
         bank[number] = np.clip(texture, 0, 1).transpose(2, 0, 1)
-    return torch.from_numpy(bank)
+    return from_numpy(bank)
 
 
-def _drawn_outline(rng: np.random.Generator) -> np.ndarray:
-    """A silhouette, uint8 (side, side): blobs, polygons and bars joined, sometimes with holes or
-    only a thin rest.
+def _draw_outline(rng: np.random.Generator) -> np.ndarray:
+    """Draw a silhouette, uint8 (side, side): blobs, polygons and bars joined, sometimes with holes
+    that leave only a thin rest.
     """
     canvas = np.zeros((OUTLINE_SIDE, OUTLINE_SIDE), np.uint8)
     unit = OUTLINE_SIDE / (2 * OUTLINE_REACH)
@@ -271,32 +227,27 @@ def _drawn_outline(rng: np.random.Generator) -> np.ndarray:
         elif kind == 2:  # a bar
             angles = np.array([-0.1, 0.1, np.pi - 0.1, np.pi + 0.1]) + rng.uniform(0, np.pi)
             radii = np.full(4, min(unit, 1.6 * size))
-        points = (
-            np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.4, 1)], axis=-1)
-            * radii[:, None]
-        )
-        cv2.fillPoly(
-            canvas, [(middle + np.clip(points, -1.1 * unit, 1.1 * unit)).astype(np.int32)], 255
-        )
+        circle = np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.4, 1)], axis=-1)
+        corners = middle + np.clip(circle * radii[:, None], -1.1 * unit, 1.1 * unit)
+        cv2.fillPoly(canvas, [corners.astype(np.int32)], 255)
     if rng.random() < 0.25:
         hole = (OUTLINE_SIDE / 2 + unit * rng.uniform(-0.3, 0.3, 2)).astype(int).tolist()
         cv2.circle(canvas, hole, int(unit * rng.uniform(0.12, 0.4)), 0, -1)
     return canvas
 
 
-def outline_bank(count: int, seed: int) -> Tensor:
-    """Signed distances to outlines, (count, 1, side, side), positive inside, in units of the
-    outline's half size.
+def draw_outlines(count: int, seed: int) -> Tensor:
+    """Draw a bank of outlines: signed distances to them, (count, 1, side, side), positive inside,
+    in units of the outline's half size.
     """
     bank = np.empty((count, 1, OUTLINE_SIDE, OUTLINE_SIDE), np.float32)
     for number in range(count):
-        drawn = _drawn_outline(np.random.default_rng([seed, 7, number]))
+        drawn = _draw_outline(np.random.default_rng([seed, 7, number]))
         inside, outside = (
             cv2.distanceTransform(mask, cv2.DIST_L2, 5) for mask in (drawn, 255 - drawn)
         )
-        # a drawing that its own hole swallowed is infinitely far from everything
+        # where the hole covers the whole outline, every distance is infinite
         distance = np.clip(inside - outside, -OUTLINE_SIDE, OUTLINE_SIDE)
-        bank[number, 0] = cv2.GaussianBlur(distance, (0, 0), 1.2) * (
-            2 * OUTLINE_REACH / OUTLINE_SIDE
-        )
-    return torch.from_numpy(bank)
+        per_sample = 2 * OUTLINE_REACH / OUTLINE_SIDE
+        bank[number, 0] = cv2.GaussianBlur(distance, (0, 0), 1.2) * per_sample
+    return from_numpy(bank)

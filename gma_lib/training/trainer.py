@@ -1,22 +1,22 @@
-"""From procedural scenes to weights: training on pictures whose motion is known because the package
-draws them itself.
+"""Train GMA on procedural scenes, whose motion is known because the package draws them.
 
-Every scene (``gma_lib.training.scenes``) is a function of the seed and its number alone: training
-that was killed and resumed sees the same scenes as training that was not, and nothing has to be
-remembered about the generator.
+A killed run resumes on the same curve: every pair is a function of its number.
 
-    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER [--resume | --weights
-    FILE] python -m gma_lib.training.trainer --config params/train.yaml --score gma-procedural
+    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER [--resume]
+    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER --weights FILE
+    python -m gma_lib.training.trainer --config params/train.yaml --score gma-procedural
 """
 
 import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -28,13 +28,16 @@ from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.model import GMA, GMAConfig, upsample_flow
 from gma_lib.runs.files import write_atomically
 from gma_lib.runs.progress import show_messages
-from gma_lib.training.config import PRECISIONS, Phase, TrainingConfig, load_config
-from gma_lib.training.log import cut_log, held_out_epe, plot_curves, read_log
+from gma_lib.runs.records import Record
+from gma_lib.training.config import Phase, TrainingConfig, load_config
+from gma_lib.training.log import cut_log, held_out_epe, plot_log, read_log
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.optimisers import make_optimisers
-from gma_lib.training.pairs import VALIDATION, PairSource, validation_families
+from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
-from gma_lib.training.scores import network_flows, score, score_card
+from gma_lib.training.scores import predict_updates, score_held_out, score_pairs
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingDivergedError(RuntimeError):
@@ -49,10 +52,9 @@ class Trainer:
     config
         What to train.
     weights
-        A checkpoint (name or file) to start from: a warm restart, which knows nothing of the
-        optimiser's state.
+        A checkpoint (name or file) to start from, with a fresh state of the optimiser.
     device
-        Where to train.
+        Device to train on.
     """
 
     def __init__(
@@ -72,32 +74,23 @@ class Trainer:
         self.seconds = 0.0
         self.source = PairSource(config, self.device)
 
-    def advance(self) -> dict:
+    def advance(self) -> Record:
         """Take one step and return what to log about it."""
-        phase, _ = self.config.at(self.step)
+        phase, _ = self.config.phase_at(self.step)
+        rate = self.config.learning_rate(self.step)
         started = time.monotonic()
-        batch = self.source.batch(self.step, phase)
+        batch = self.source.render_batch(self.step, phase)
         rendered = time.monotonic()
         self.model.train()
         if phase.freeze_batch_norm:
             _freeze_batch_norm(self.model)
-        loss, about = self._loss(batch, phase)
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(
-                f"step {self.step} ({phase.name}): the loss is {loss.item()}; the last checkpoint is untouched. "
-                "Resume from it with a lower learning_rate."
-            )
-        rate = self.config.learning_rate(self.step)
-        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
-            group["lr"] = rate
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not torch.isfinite(norm):
-            raise TrainingDivergedError(
-                f"step {self.step} ({phase.name}): the gradient is {norm.item()}; the last checkpoint is untouched"
-            )
+        loss, about = self._compute_loss(batch, phase)
+        self._require_finite("loss", loss, phase)
+        norm = self._compute_gradient(loss)
+        self._require_finite("gradient", norm, phase)
         for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
             optimiser.step()
         self._average()
         self.step += 1
@@ -113,54 +106,60 @@ class Trainer:
             "seconds": round(self.seconds, 3),
         }
 
-    def _loss(self, batch: TrainingPair, phase: Phase) -> tuple[Tensor, dict[str, float]]:
-        precision, model, truth = PRECISIONS[self.config.precision], self.model, batch.flow
+    def _compute_loss(self, batch: TrainingPair, phase: Phase) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss, and what to log about it."""
+        model, truth = self.model, batch.flow
         speed = truth.square().sum(dim=1).sqrt()
         learnt = speed < LARGEST_FLOW
         if not phase.learn_occluded:
             learnt &= ~batch.occluded
-        with torch.autocast(
-            self.device.type, dtype=precision, enabled=precision is not torch.float32
-        ):
-            features1, features2 = model.features(batch.image1), model.features(batch.image2)
-            flows = []
-            if phase.num_updates:
-                lead = self._lead(phase)
-                updates = model.updates(
-                    features1,
-                    features2,
-                    model.context(batch.image1),
-                    None,
-                    lead + phase.num_updates,
-                    lead=lead,
-                )
-                flows = [
-                    upsample_flow(flow, model.update_block.upsampling_weights(hidden))
-                    for hidden, flow in islice(updates, lead, None)
-                ]
+        dtype = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not torch.float32):
+            features = model.features(batch.image1), model.features(batch.image2)
+            flows = list(self._predict(batch, features, phase)) if phase.num_updates else []
         loss, about = torch.zeros((), device=self.device), {}
         if phase.matching:
-            matching = matching_loss(features1, features2, truth, learnt & ~batch.occluded)
+            matching = matching_loss(*features, truth, learnt & ~batch.occluded)
             loss, about = loss + phase.matching * matching, {"matching": matching.item()}
         if flows:
-            loss = loss + sequence_loss(
-                flows, truth, learnt, self.config.sequence_gamma, phase.loss_power
-            )
+            gamma, power = self.config.sequence_gamma, phase.loss_power
+            loss = loss + sequence_loss(flows, truth, learnt, gamma, power)
             about["epe"] = (flows[-1].detach() - truth).square().sum(dim=1).sqrt().mean().item()
-        # what a network that knows nothing would score on these scenes
+        # the score of zero flow on these scenes, for comparison
         return loss, about | {"zero_epe": speed.mean().item()}
 
-    def _lead(self, phase: Phase) -> int:
-        if self.step % 2 == 0:
-            return 0
-        return int(
-            np.random.default_rng([self.config.seed, self.step, 1]).integers(phase.lead_updates + 1)
-        )
+    def _predict(
+        self, batch: TrainingPair, features: tuple[Tensor, Tensor], phase: Phase
+    ) -> Iterator[Tensor]:
+        """Yield the flow after each update that is learnt from."""
+        model, lead = self.model, self._draw_lead(phase)
+        context, count = model.context(batch.image1), lead + phase.num_updates
+        for hidden, flow in islice(
+            model.updates(*features, context, None, count, lead=lead), lead, None
+        ):
+            yield upsample_flow(flow, model.update_block.upsampling_weights(hidden))
+
+    def _compute_gradient(self, loss: Tensor) -> Tensor:
+        """Backpropagate, clip, and return the norm before clipping."""
+        self.model.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+
+    def _require_finite(self, what: str, value: Tensor, phase: Phase) -> None:
+        if not torch.isfinite(value):
+            raise TrainingDivergedError(
+                f"step {self.step} ({phase.name}): the {what} is {value.item()}. The last "
+                "checkpoint is unchanged: resume from it with a lower learning_rate."
+            )
+
+    def _draw_lead(self, phase: Phase) -> int:
+        """Draw how many updates run ahead without gradient; none at every other step."""
+        rng = np.random.default_rng([self.config.seed, self.step, 1])
+        return int(rng.integers(phase.lead_updates + 1)) if self.step % 2 else 0
 
     @torch.no_grad()
     def _average(self) -> None:
-        # young averages follow quickly, or the random start would weigh on them for a thousand
-        # steps
+        # young averages follow quickly, or they would keep the random start for a thousand steps
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
@@ -169,13 +168,13 @@ class Trainer:
                 self.averaged[name].copy_(value)
 
     def averaged_model(self) -> GMA:
-        """The network with the averaged weights, for validation."""
+        """Return the network with the averaged weights, for validation."""
         model = GMA(GMAConfig()).to(self.device).eval().requires_grad_(False)
         model.load_state_dict(self.averaged)
         return model
 
     def save(self, path: Path) -> None:
-        """Write everything a resumed run needs, whole or not at all."""
+        """Write everything that a resumed run needs, whole or not at all."""
         state = {
             "config": dataclasses.asdict(self.config),
             "step": self.step,
@@ -185,24 +184,25 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         try:
-            with write_atomically(path) as partial:
-                torch.save(state, partial)
+            with write_atomically(path) as file:
+                torch.save(state, file)
         except RuntimeError as error:  # how torch.save reports a full disk
             raise OSError(
-                f"{path}: the checkpoint could not be written; is the disk full? The one before is untouched"
+                f"{path}: cannot write the checkpoint; is the disk full? The last one is unchanged"
             ) from error
 
     def resume(self, path: Path) -> None:
-        """Go on from a saved state of the same configuration."""
+        """Continue from a saved state of the same configuration."""
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"{path}: no checkpoint to resume from; leave out --resume to start anew"
+                f"{path}: no checkpoint to resume from; leave out --resume to start a new run"
             )
         state = torch.load(path, map_location=self.device, weights_only=True)
-        differing = _differing(state["config"], dataclasses.asdict(self.config))
+        differing = _list_differences(state["config"], dataclasses.asdict(self.config))
         if differing:
             raise ValueError(
-                f"{path}: made with a configuration that differs in {', '.join(differing)}; restore it, or start anew"
+                f"{path}: made with a configuration that differs in {', '.join(differing)}; "
+                "restore it, or start a new run"
             )
         self.model.load_state_dict(state["model"])
         self.averaged = state["averaged"]
@@ -217,14 +217,14 @@ def _freeze_batch_norm(model: GMA) -> None:
             module.eval()
 
 
-def _differing(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Names of the entries in which two configurations differ."""
+def _list_differences(old: Record, new: Record, prefix: str = "") -> list[str]:
+    """Name the entries in which two configurations differ."""
     names = []
     for name in new:
         a, b = old.get(name), new[name]
         if name == "phases" and a is not None and len(a) == len(b):
             for number, (before, after) in enumerate(zip(a, b, strict=True)):
-                names += _differing(before, after, f"phases[{number}].")
+                names += _list_differences(before, after, f"phases[{number}].")
         elif a != b:
             names.append(f"{prefix}{name}")
     return names
@@ -240,10 +240,10 @@ def train(
 ) -> Trainer:
     """Train to the end of the configuration's phases.
 
-    Writes into ``folder``: ``checkpoint.pt`` (to resume), ``averaged.safetensors`` (the averaged
-    weights then), ``best.safetensors`` (those of the validation with the lowest EPE, both families
-    counting the same), ``log.jsonl`` (a line per step and per validation) and ``curves.png`` (a
-    figure of it, new after every validation).
+    Writes into ``folder``: ``checkpoint.pt`` (to resume), ``averaged.safetensors`` (its averaged
+    weights), ``best.safetensors`` (those of the validation with the lowest EPE, both families
+    weighted equally), ``log.jsonl`` (a line per step and per validation) and ``curves.png`` (its
+    figure, updated after every validation).
     """
     folder = Path(folder)
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
@@ -254,22 +254,22 @@ def train(
     if resume:
         trainer.resume(checkpoint)
     cut_log(log, trainer.step)
-    families = validation_families(config, trainer.source)
+    families = render_held_out(config, trainer.source)
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
     saved = time.monotonic()
     with open(log, "a", encoding="utf-8") as lines:
-        for entry in _steps(trainer):
+        for entry in _run_steps(trainer):
             lines.write(json.dumps(entry) + "\n")
             last = trainer.step == config.steps
             if trainer.step % config.validate_every == 0 or last:
-                validation = _validated(trainer, families)
+                validation = _validate(trainer, families)
                 lines.write(json.dumps(validation) + "\n")
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
                     save_checkpoint(folder / "best.safetensors", trainer.averaged)
                 lines.flush()
-                with write_atomically(folder / "curves.png") as partial:
-                    plot_curves(log).savefig(partial, dpi=150)
+                with write_atomically(folder / "curves.png") as figure:
+                    plot_log(log).savefig(figure, dpi=150)
             lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 save_checkpoint(folder / "averaged.safetensors", trainer.averaged)
@@ -278,8 +278,8 @@ def train(
     return trainer
 
 
-def _steps(trainer: Trainer) -> Iterator[dict]:
-    """Advance to the end, with a line about once in ten seconds."""
+def _run_steps(trainer: Trainer) -> Iterator[Record]:
+    """Advance to the end, with a message about once in ten seconds."""
     started, first, shown = time.monotonic(), trainer.step, 0.0
     while trainer.step < trainer.config.steps:
         entry = trainer.advance()
@@ -288,31 +288,29 @@ def _steps(trainer: Trainer) -> Iterator[dict]:
         if now - shown > 10:
             rate = (trainer.step - first) / (now - started)
             left = (trainer.config.steps - trainer.step) / rate / 60
-            print(
-                f"{entry['phase']}: step {trainer.step}/{trainer.config.steps}, loss {entry['loss']:.2f}, "
+            logger.info(
+                f"{entry['phase']}: step {trainer.step}/{trainer.config.steps}, "
+                f"loss {entry['loss']:.2f}, "
                 f"EPE {entry.get('epe', math.nan):.2f} px (of {entry['zero_epe']:.2f}), "
-                f"{rate:.2f} steps/s, {left:.0f} min left",
-                flush=True,
+                f"{rate:.2f} steps/s, {left:.0f} min left"
             )
             shown = now
 
 
-def _validated(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> dict:
-    model = trainer.averaged_model()
-    entry = {"step": trainer.step, "validation": {}}
+def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> Record:
+    """Score the averaged weights on the held-out families and return what to log about it."""
+    found, count = {}, VALIDATION.num_updates
+    predict = partial(predict_updates, trainer.averaged_model(), (count,))
     for family, pairs in families.items():
-        groups = score(network_flows(model, (VALIDATION.num_updates,)), pairs)[
-            str(VALIDATION.num_updates)
-        ]
-        entry["validation"][family] = {
+        groups = score_pairs(predict, (pair.to_arrays() for pair in pairs))[str(count)]
+        found[family] = {
             name: groups[name].to_metrics() for name in ("all", "occluded", "non_occluded")
         }
-        overall = entry["validation"][family]["all"]
-        print(
-            f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %",
-            flush=True,
+        overall = found[family]["all"]
+        logger.info(
+            f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %"
         )
-    return entry
+    return {"step": trainer.step, "validation": found}
 
 
 def main() -> None:
@@ -330,7 +328,7 @@ def main() -> None:
         metavar="WEIGHTS",
         help="print the scores of these weights on both held-out families as JSON",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue the folder's checkpoint")
     parser.add_argument(
         "--weights", help="start from these weights (a name or a file) with a fresh optimiser"
     )
@@ -341,9 +339,9 @@ def main() -> None:
     try:
         config = load_config(arguments.config)
         if arguments.score:
-            with contextlib.redirect_stdout(sys.stderr):  # progress; what is piped on is JSON alone
-                scores = score_card(config, arguments.score, device=arguments.device)
-            print(json.dumps(scores, indent=1))
+            with contextlib.redirect_stdout(sys.stderr):  # progress; stdout holds the JSON alone
+                scores = score_held_out(config, arguments.score, device=arguments.device)
+            logger.info(json.dumps(scores, indent=1))
         else:
             train(
                 config,

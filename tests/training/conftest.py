@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gma_lib.runs.files import PROJECT
-from gma_lib.training.config import TrainingConfig, config_from, load_config
-from gma_lib.training.pairs import VALIDATION, PairSource, validation_families
+from gma_lib.training.config import TrainingConfig, load_config, parse_config
+from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 
 TINY = {
     "seed": 3,
@@ -58,7 +58,7 @@ def tiny() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def config() -> TrainingConfig:
-    return config_from(TINY)
+    return parse_config(TINY)
 
 
 @pytest.fixture(scope="session")
@@ -83,4 +83,4 @@ def shipped_source(shipped) -> PairSource:
 def small_validation(monkeypatch):
     """Validation at the smallest size: these tests ask whether it happens, not what it says."""
     small = dataclasses.replace(VALIDATION, height=128, width=128)
-    monkeypatch.setattr(validation_families, "__defaults__", (small,))
+    monkeypatch.setattr(render_held_out, "__defaults__", (small,))

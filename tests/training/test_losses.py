@@ -32,7 +32,7 @@ def test_with_a_power_below_one_small_errors_gain_and_hopeless_ones_lose_weight(
     truth, learnt = torch.zeros(1, 2, 1, 2), torch.ones(1, 1, 2, dtype=torch.bool)
     flow = torch.tensor([[[[0.24, 8.99]], [[0.0, 0.0]]]], requires_grad=True)
     loss = sequence_loss([flow], truth, learnt, 0.8, 0.5)
-    assert float(loss) == pytest.approx((0.5 + 3) / 2)  # square roots of 0.25 and 9
+    assert loss.item() == pytest.approx((0.5 + 3) / 2)  # square roots of 0.25 and 9
     loss.backward()
     assert flow.grad[0, 0, 0].tolist() == pytest.approx([0.5 / 0.5 / 2, 0.5 / 3 / 2])
     exact = torch.zeros_like(truth, requires_grad=True)

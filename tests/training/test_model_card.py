@@ -10,7 +10,8 @@ NUMBERS = json.loads((WEIGHTS_FOLDER / "gma-procedural.json").read_text(encoding
 
 
 def test_the_page_is_the_numbers():
-    assert (WEIGHTS_FOLDER / "gma-procedural.md").read_text(encoding="utf-8") == card.page(NUMBERS)
+    page = (WEIGHTS_FOLDER / "gma-procedural.md").read_text(encoding="utf-8")
+    assert page == card.make_page(NUMBERS)
 
 
 def test_the_numbers_belong_to_the_weights():
@@ -22,13 +23,13 @@ def test_the_numbers_belong_to_the_weights():
 def test_another_number_is_another_page():
     changed = json.loads(json.dumps(NUMBERS))
     changed["scores"]["held_out_families"]["layers"]["6"]["all"]["epe"] = 98.765
-    assert "98.77" in card.page(changed)
-    assert card.page(changed) != card.page(NUMBERS)
+    assert "98.77" in card.make_page(changed)
+    assert card.make_page(changed) != card.make_page(NUMBERS)
 
 
 def test_the_curve_shows_every_part_to_its_end():
     curve = NUMBERS["how"]["curve"]
-    axes = card.plot_curve(curve).axes[0]
+    axes = card.plot_training(curve).axes[0]
     assert [text.get_text() for text in axes.texts] == list(
         dict.fromkeys(point["phase"] for point in curve)
     )
@@ -55,7 +56,7 @@ def test_the_note_says_who_is_ahead_by_which_measure():
             }
         }
 
-    worse, mixed = card.note(27, scores(1.8, 0.7)), card.note(27, scores(0.8, 0.7))
+    worse, mixed = card.compose_note(27, scores(1.8, 0.7)), card.compose_note(27, scores(0.8, 0.7))
     assert "1.80 px" in worse
     assert (
         "behind classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
@@ -65,5 +66,5 @@ def test_the_note_says_who_is_ahead_by_which_measure():
         "ahead of classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
         in mixed
     )
-    assert "ahead of its 80.0 %" in card.note(27, scores(0.8, 0.9))
-    assert "Sintel" not in card.note(27, {})
+    assert "ahead of its 80.0 %" in card.compose_note(27, scores(0.8, 0.9))
+    assert "Sintel" not in card.compose_note(27, {})

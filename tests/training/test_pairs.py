@@ -5,12 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, validation_families
+from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, render_held_out
 
 
 def test_a_pair_follows_from_its_number(source, config):
     phase = config.phases[0]
-    first, again, other = source.pair(5, phase), source.pair(5, phase), source.pair(6, phase)
+    first, again, other = (
+        source.render_pair(5, phase),
+        source.render_pair(5, phase),
+        source.render_pair(6, phase),
+    )
     assert torch.equal(first.image1, again.image1)
     assert torch.equal(first.flow, again.flow)
     assert not torch.equal(first.image1, other.image1)
@@ -21,8 +25,8 @@ def test_validation_shows_no_photographs(shipped):
     with_some = dataclasses.replace(shipped, photographs=3, validation_pairs=2)
     source = PairSource(with_some)
     assert len(source.renderer.textures) == shipped.textures + 3
-    families = validation_families(with_some, source)
-    for family, pairs in validation_families(
+    families = render_held_out(with_some, source)
+    for family, pairs in render_held_out(
         dataclasses.replace(with_some, photographs=0), PairSource(shipped)
     ).items():
         assert all(
@@ -34,7 +38,7 @@ def test_the_held_out_scenes_stay_the_same(shipped):
     """One more number drawn before others makes other scenes of all that follow, and scores that
     cannot be compared with those before.
     """
-    families = validation_families(
+    families = render_held_out(
         dataclasses.replace(shipped, validation_pairs=2),
         PairSource(shipped),
         dataclasses.replace(VALIDATION, height=128, width=160),

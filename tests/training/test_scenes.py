@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gma_lib.training import scenes
-from gma_lib.training.pairs import VALIDATION, validation_families
+from gma_lib.training.pairs import VALIDATION, render_held_out
 from gma_lib.training.scenes import LayeredScene, draw_scene
 
 
@@ -29,7 +29,7 @@ def misses(pair, extra=(0.0, 0.0)) -> np.ndarray:
 @pytest.mark.parametrize("family", ["layers", "planes"])
 def test_warping_the_second_frame_gives_the_first(shipped, shipped_source, family):
     plain = dataclasses.replace(VALIDATION, photometric=0.0, height=192, width=256)
-    pairs = validation_families(shipped, shipped_source, plain)[family]
+    pairs = render_held_out(shipped, shipped_source, plain)[family]
     right = np.concatenate([misses(pair) for pair in pairs])
     wrong = np.concatenate([misses(pair, extra=(1.0, 0.5)) for pair in pairs])
     # grey levels of 255: what linear interpolation loses; the last per cents are outlines, where a
@@ -40,16 +40,11 @@ def test_warping_the_second_frame_gives_the_first(shipped, shipped_source, famil
 
 
 def _scene(seed: int, **changes) -> LayeredScene:
-    settings = {
-        "height": 192,
-        "width": 256,
-        "min_displacement": 1.5,
-        "max_displacement": 40.0,
-        "layers": (5, 8),
-        "photometric": 0.0,
-        "bank_sizes": (6, 64),
-    }
-    return draw_scene(np.random.default_rng(seed), **settings | changes)
+    plain = dataclasses.replace(
+        VALIDATION, height=192, width=256, max_displacement=40.0, layers=(5, 8), photometric=0.0
+    )
+    phase = dataclasses.replace(plain, **changes)
+    return draw_scene(np.random.default_rng(seed), phase, bank_sizes=(6, 64))
 
 
 def test_a_background_with_relief_moves_gradually_and_exactly(shipped_source):

@@ -14,7 +14,7 @@ import yaml
 
 from gma_lib.runs.files import PROJECT
 from gma_lib.training import trainer
-from gma_lib.training.log import held_out_epe, plot_curves, read_log
+from gma_lib.training.log import held_out_epe, plot_log, read_log
 from gma_lib.training.trainer import Trainer, TrainingDivergedError, train
 
 
@@ -40,10 +40,10 @@ def test_updates_that_run_ahead_leave_no_gradient_and_those_after_them_do(config
             config, precision=precision, phases=(dataclasses.replace(phase, steps=8),)
         )
     )
-    assert trainer._lead(phase) == 0  # every other step starts at the start
+    assert trainer._draw_lead(phase) == 0  # every other step starts at the start
     trainer.step = 1
-    assert trainer._lead(phase) > 0
-    trainer._loss(trainer.source.batch(trainer.step, phase), phase)[0].backward()
+    assert trainer._draw_lead(phase) > 0
+    trainer._compute_loss(trainer.source.render_batch(trainer.step, phase), phase)[0].backward()
     # weights that autocast converted while no gradient was kept must not serve after it
     without = [
         name
@@ -127,7 +127,7 @@ def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_valida
     assert [entry["step"] for entry in steps] == [1]
     assert held_out_epe(validations[0]) > 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert plot_curves(tmp_path / "log.jsonl").axes[0].get_ylabel() == "EPE (px)"
+    assert plot_log(tmp_path / "log.jsonl").axes[0].get_ylabel() == "EPE (px)"
     with pytest.raises(FileExistsError, match="resume, or name another folder"):
         train(short, tmp_path)
     warm = Trainer(short, weights=tmp_path / "best.safetensors")
