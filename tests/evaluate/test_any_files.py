@@ -1,0 +1,56 @@
+"""Anybody's flow files are matched by name and scored where the ground truth is known."""
+
+import cv2
+import numpy as np
+import pytest
+
+from gma_lib.evaluate.any_files import match_files, score_files
+from gma_lib.flow.files import write_flow
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Ground truth of 3, 4 px in two fields, one pixel of which is unknown; zero predictions."""
+    truth = np.full((2, 10, 12), [[[3.0]], [[4.0]]], np.float32)
+    for name in ("a/one", "a/two"):
+        write_flow(tmp_path / f"truth/{name}.flo", truth)
+        write_flow(tmp_path / f"mine/{name}.flo", np.zeros_like(truth))
+    truth[:, 0, 0] = np.inf
+    np.save(tmp_path / "truth/a/two.npy", truth)
+    (tmp_path / "truth/a/two.flo").unlink()
+    return tmp_path / "mine", tmp_path / "truth"
+
+
+def test_fields_are_pooled_over_known_pixels(folders):
+    files = match_files(*folders)
+    assert list(files) == ["a/one", "a/two"]
+    sums, unknown = score_files(files)
+    assert (sums["all"].pixels, unknown) == (2 * 120 - 1, 1)
+    assert sums["all"].error == 5 * (2 * 120 - 1)
+    assert "occluded" not in sums
+
+
+def test_masks_have_the_names_of_the_truth(folders, tmp_path):
+    mask = np.zeros((10, 12), np.uint8)
+    mask[5:] = 255
+    for name in ("one", "two"):
+        (tmp_path / "masks/a").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"masks/a/{name}.png"), mask)
+    sums, _ = score_files(match_files(*folders), occlusions=tmp_path / "masks")
+    assert sums["occluded"].pixels == 2 * 60
+    with pytest.raises(ValueError, match="one mask for 2 fields"):
+        score_files(match_files(*folders), occlusions=tmp_path / "masks/a/one.png")
+
+
+def test_a_missing_prediction_is_an_error(folders):
+    (folders[0] / "a/two.flo").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 predictions are missing \(first: a/two\)"):
+        match_files(*folders)
+    with pytest.raises(ValueError, match="two flow files or two folders"):
+        match_files(folders[0], folders[1] / "a/one.flo")
+
+
+def test_the_same_field_twice_is_an_error(folders):
+    np.save(folders[0] / "a/two.npy", np.zeros((2, 10, 12), np.float32))
+    with pytest.raises(ValueError, match="same field twice"):
+        match_files(*folders)
