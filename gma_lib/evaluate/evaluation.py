@@ -18,7 +18,7 @@ from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run
 
 
-def score_pairs(
+def score_folder(
     pairs: list[FramePair], folder: Path, *, track: Track = pass_silently
 ) -> dict[str, Record]:
     """Score the flow of every pair that has ground truth.
