@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 import gma_lib
-from gma_lib.runs.progress import show_messages
+from gma_lib import runs
 
 # Command -> its module and its line of help. A module is imported when its command runs, so that
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
@@ -61,4 +61,4 @@ def main() -> None:
     """Optical flow with GMA (Global Motion Aggregation): where every pixel of one frame is found in
     the next.
     """
-    show_messages()
+    runs.show_messages()

@@ -1,0 +1,1 @@
+from .progress import show_messages as show_messages
