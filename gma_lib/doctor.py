@@ -67,7 +67,7 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         "bfloat16 would be emulated or refused",
     )
     if has_bf16():
-        yield Finding("OK", "bfloat16", _advice())
+        yield Finding("OK", "bfloat16", _advise())
     yield _gpu()
     yield from _ascend(ais_python)
 
@@ -132,10 +132,10 @@ def has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _advice() -> str:
-    from gma_lib.perf.precision import advice
+def _advise() -> str:
+    from gma_lib.perf.results import advise
 
-    return advice()
+    return advise()
 
 
 def _gpu() -> Finding:

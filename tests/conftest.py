@@ -3,6 +3,7 @@ weights.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
-from gma_lib.pipeline import runner as pipeline
+from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs.files import PROJECT
 
 HEIGHT, WIDTH = (
@@ -106,7 +107,8 @@ def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
     command = [
         sys.executable,
         "-m",
-        "gma_lib.pipeline.runner",
+        "gma_lib.cli",
+        "stage",
         stage,
         "--profile",
         profile,
@@ -118,12 +120,21 @@ def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
+def copy_until(finished, outputs, stage):
+    """A run as it is before this stage."""
+    stages = list(STAGES)
+    shutil.copytree(finished, outputs)
+    for later in stages[stages.index(stage) :] if stage in stages else []:
+        for path in outputs.rglob(f"*{later}*"):
+            path.unlink()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """All six notebooks at two batch sizes, at a small size: outputs folder."""
     outputs = tmp_path_factory.mktemp("outputs")
     for batch_size in ("2", "3"):
-        for stage in pipeline.STAGES:
+        for stage in STAGES:
             done = run_stage(stage, outputs, batch_size=batch_size)
             assert done.returncode == 0, done.stdout + done.stderr
     return outputs

@@ -2,15 +2,10 @@
 
 import click
 
-from gma_lib.pipeline.runner import (
-    EXIT,
-    STAGES,
-    WrongParameters,
-    parse_override,
-    resolve_parameters,
-    run_of,
-    run_stage,
-)
+from gma_lib.pipeline.parameters import WrongParameters, parse_override, resolve_parameters
+from gma_lib.pipeline.runner import EXIT, FolderInUse, NotReady, run_stage
+from gma_lib.pipeline.stages import STAGES
+from gma_lib.report.pages import notebook_to_html
 
 
 @click.command("stage")
@@ -28,16 +23,15 @@ from gma_lib.pipeline.runner import (
 def main(name: str, profile: str, batch_size: str, overrides: tuple[str, ...], force: bool) -> None:
     """Run one notebook (STAGE: 01_data to 06_perf) and leave it executed in outputs/.
 
-    Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed; 2
-    wrong parameters; 3 another run writes the same files; 124 too slow; 130 interrupted; 138 the
-    kernel died.
+    Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed, or
+    a stage before did; 2 wrong parameters; 3 another run writes the same files; 124 too slow; 130
+    interrupted; 138 the kernel died.
     """
     try:
         batch = parse_override(f"batch_size={batch_size}")[1]
         parameters = resolve_parameters(profile, batch, dict(map(parse_override, overrides)))
-        run_of(parameters)
-    except WrongParameters as error:
+        status = run_stage(name, parameters, write_page=notebook_to_html, force=force)
+    except (WrongParameters, NotReady, FolderInUse) as error:
         click.echo(f"{name}: {error}", err=True)
-        raise click.exceptions.Exit(2) from None
-    status = run_stage(name, parameters, force=force)
-    raise click.exceptions.Exit(EXIT.get(status, 0))
+        raise click.exceptions.Exit(error.exit_code) from None
+    raise click.exceptions.Exit(EXIT[status])

@@ -1,4 +1,4 @@
-"""What float16 does to flow, emulated on a CPU: which parts of the network have to stay float32.
+"""Emulate float16 on a CPU: which parts of the network have to stay float32?
 
 Ascend's compiler computes in float16 unless told otherwise. Here every value that it would hold in
 float16 is rounded to float16 and back: weights, and the output of every node that is not kept. Sums
@@ -7,8 +7,9 @@ normalisation or a softmax is not emulated, so those can only look better here t
 card has confirmed any of this.
 """
 
+import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -16,23 +17,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outside_modules
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair, find_pairs, find_root
+from gma_lib.data.sintel import FramePair, LoadedPair, find_pairs, find_root
 from gma_lib.export.trace import export_whole
-from gma_lib.flow.files import read_flow
-from gma_lib.flow.images import read_frame
-from gma_lib.flow.metrics import endpoint_error
+from gma_lib.flow.metrics import endpoint_error, sum_errors, pool_scores
 from gma_lib.network.checkpoints import load_model
 from gma_lib.runs.machine import count_cores
-from gma_lib.runs.progress import show_messages, track
+from gma_lib.runs.progress import Track, pass_silently, show_messages, track
 
-LARGEST = float(np.finfo(np.float16).max)
-
-
-VARIANTS: dict[str, Callable[[NodeProto], bool]] = {
+Choice = Callable[[NodeProto], bool]  # whether a node stays float32
+VARIANTS: dict[str, Choice] = {
     "everything float16": lambda node: False,
     "InstanceNorm float32 (the guide)": is_instance_norm,
     "+ coordinates float32": is_norm_or_coordinate,
@@ -42,61 +39,59 @@ VARIANTS: dict[str, Callable[[NodeProto], bool]] = {
     "only coordinates and correlation float32": is_outside_modules,
 }
 
+logger = logging.getLogger(__name__)
 
-def rounded_to_half(model: ModelProto, keep: Callable[[NodeProto], bool]) -> ModelProto:
-    """The same graph with every float value rounded to float16 and back, but for the outputs and
-    weights of nodes to keep.
+
+def round_to_half(model: ModelProto, keep: Choice) -> ModelProto:
+    """Return the same graph with every float value rounded to float16 and back, but for the outputs
+    and weights of nodes to keep.
 
     A graph output is rounded as the node that gives it is. Values beyond 65504 become infinite, as
     they do in float16.
     """
-    result = onnx.ModelProto()
+    result = ModelProto()
     result.CopyFrom(model)
-    graph = result.graph
-    floats = {
-        tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
-    }
-    kept_weights = {name for node in graph.node if keep(node) for name in node.input}
-    for name, tensor in floats.items():
-        if name not in kept_weights:
+    _round_weights(result.graph, keep)
+    _round_outputs(result.graph, keep)
+    return result
+
+
+def _round_weights(graph: GraphProto, keep: Choice) -> None:
+    kept = {name for node in graph.node if keep(node) for name in node.input}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in kept:
             with np.errstate(over="ignore"):
-                tensor.CopyFrom(
-                    numpy_helper.from_array(
-                        numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32), name
-                    )
-                )
+                half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half.astype(np.float32), tensor.name))
+
+
+def _round_outputs(graph: GraphProto, keep: Choice) -> None:
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*graph.value_info, *graph.output, *graph.input)
     }
     nodes = []
-    for node in graph.node:
+    for original in graph.node:
+        node = NodeProto()
+        node.CopyFrom(original)
         nodes.append(node)
         for index, name in enumerate(node.output):
             if keep(node) or types.get(name) != TensorProto.FLOAT:
                 continue
             node.output[index], half = f"{name}_exact", f"{name}_half"
-            nodes.append(
-                helper.make_node("Cast", [node.output[index]], [half], to=TensorProto.FLOAT16)
-            )
-            nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-    nodes = [_copy(node) for node in nodes]
+            nodes += [
+                helper.make_node("Cast", [f"{name}_exact"], [half], to=TensorProto.FLOAT16),
+                helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT),
+            ]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    return result
 
 
-def _copy(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied
-
-
-def study(
-    pairs: list[FramePair], checkpoint: str, *, progress: Callable[..., Iterable] | None = None
+def study_variants(
+    pairs: Sequence[FramePair], checkpoint: str, *, track: Track = pass_silently
 ) -> pd.DataFrame:
-    """Errors of every variant, pooled over all pixels of ``pairs``, which need ground truth and one
-    size.
+    """Measure the errors of every variant, pooled over all pixels of ``pairs``, which need ground
+    truth and one size.
 
     Returns
     -------
@@ -104,71 +99,72 @@ def study(
         A row per variant, float32 first: EPE (px), 1px (%), mean and 99th percentile and largest
         distance from float32 flow (px).
     """
-    height, width = read_frame(pairs[0].image1).shape[1:]
-    padding = Padding.for_size(height, width)
-    rows, columns = padding.padded_size(height, width)
-    model, loaded = load_model(checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        file = export_whole(
-            model,
-            Path(folder) / "gma.onnx",
-            height=rows,
-            width=columns,
-            batch_size=1,
-            checkpoint=loaded,
-        )
-        exact = onnx.load(file)
+    loaded = [pair.load() for pair in pairs]
+    padding = Padding.for_size(*loaded[0].frame1.shape[1:])
+    exact = _export_exact(checkpoint, *padding.padded_size(*loaded[0].frame1.shape[1:]))
     variants = {"float32": exact} | {
-        name: rounded_to_half(exact, keep) for name, keep in VARIANTS.items()
+        name: round_to_half(exact, keep) for name, keep in VARIANTS.items()
     }
-    flows: dict[str, list[np.ndarray]] = {}
-    for name in (
-        progress(list(variants), label="variants", unit="variant") if progress else variants
-    ):
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = count_cores()
-        settings.log_severity_level = 4
-        # a pair of Casts is what is wanted here, and what an optimiser would take away
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(
-            variants[name].SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
-        for pair in pairs:
-            frames = {
-                key: padding.pad(read_frame(getattr(pair, key)))[None]
-                for key in ("image1", "image2")
-            }
-            flows.setdefault(name, []).append(padding.unpad(session.run(None, frames)[0][0]))
-    truth = [read_flow(pair.flow) for pair in pairs]
+    flows = {
+        name: _compute_flows(variants[name], loaded, padding)
+        for name in track(list(variants), label="variants", unit="variant")
+    }
+    truth = [pair.load_flow() for pair in pairs]
     return pd.DataFrame(
-        {name: _scores(found, truth, flows["float32"]) for name, found in flows.items()}
+        {name: _score(found, truth, flows["float32"]) for name, found in flows.items()}
     ).T
 
 
-def _scores(
-    found: list[np.ndarray], truth: list[np.ndarray], exact: list[np.ndarray]
+def _export_exact(checkpoint: str, height: int, width: int) -> ModelProto:
+    model, loaded = load_model(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "gma.onnx"
+        export_whole(model, file, height=height, width=width, batch_size=1, checkpoint=loaded)
+        return onnx.load(file)
+
+
+def _compute_flows(
+    model: ModelProto, pairs: Sequence[LoadedPair], padding: Padding
+) -> list[np.ndarray]:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = count_cores()
+    settings.log_severity_level = 4
+    # a pair of Casts is what is wanted here, and what an optimiser would take away
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    frames = [
+        {"image1": padding.pad(pair.frame1)[None], "image2": padding.pad(pair.frame2)[None]}
+        for pair in pairs
+    ]
+    return [padding.unpad(session.run(None, one)[0][0]) for one in frames]
+
+
+def _score(
+    found: Sequence[np.ndarray], truth: Sequence[np.ndarray], exact: Sequence[np.ndarray]
 ) -> dict[str, float]:
     if not all(np.isfinite(flow).all() for flow in found):
         return dict.fromkeys(("EPE, px", "1px, %", "mean", "p99", "largest"), float("nan"))
-    errors = np.concatenate(
-        [endpoint_error(flow, wanted).ravel() for flow, wanted in zip(found, truth, strict=True)]
-    )
+    scores = [sum_errors(*flows) for flows in zip(found, truth, strict=True)]
+    metrics = pool_scores(scores)["all"].to_metrics()
     distances = np.concatenate(
-        [endpoint_error(flow, wanted).ravel() for flow, wanted in zip(found, exact, strict=True)]
+        [endpoint_error(*flows).ravel() for flows in zip(found, exact, strict=True)]
     )
     return {
-        "EPE, px": errors.mean(),
-        "1px, %": 100 * (errors < 1).mean(),
+        "EPE, px": metrics["epe"],
+        "1px, %": 100 * metrics["px1"],
         "mean": distances.mean(),
         "p99": np.percentile(distances, 99),
         "largest": distances.max(),
     }
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The table as the docs show it; a variant that left float16's range says so."""
+def tabulate_study(table: pd.DataFrame) -> str:
+    """Return the table in Markdown; a variant that left float16's range says so."""
     lines = [
-        "| float16, but for | EPE, px | 1px, % | from float32, px: mean | 99th percentile | largest |",
+        "| float16, but for | EPE, px | 1px, % | from float32, px: mean | 99th percentile "
+        "| largest |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in table.iterrows():
@@ -194,10 +190,9 @@ def main(sintel: str, checkpoint: str, most: int) -> None:
         if pair.flow is not None
     ]
     chosen = pairs[:: max(1, -(-len(pairs) // most))]
-    print(
-        f"{len(chosen)} pairs: {', '.join(pair.name for pair in chosen)}; weights: {checkpoint}\n"
-    )
-    print(markdown(study(chosen, checkpoint, progress=track)))
+    names = ", ".join(pair.name for pair in chosen)
+    logger.info("%d pairs: %s; weights: %s\n", len(chosen), names, checkpoint)
+    logger.info(tabulate_study(study_variants(chosen, checkpoint, track=track)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What a reduced precision costs in accuracy, on scenes that neither training nor calibration has
-seen.
+"""Measure what a reduced precision costs in accuracy, on scenes that neither training nor
+calibration has seen.
 
     python -m gma_lib.perf.precision --out benchmarks/results/precision.json
 
@@ -9,46 +9,45 @@ points of 1px and 1 % of the endpoint error on every held-out family.
 
 import argparse
 import dataclasses
-import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gma_lib.backends import find_backend, load_backend
-from gma_lib.convert.conversion import convert
+from gma_lib.convert.prepare import ModelSpec, prepare_model
 from gma_lib.export.deviation import compute_reference
-from gma_lib.export.trace import export_whole
-from gma_lib.flow.metrics import ErrorSums, sum_errors
-from gma_lib.network.checkpoints import load_checkpoint, load_model
-from gma_lib.network.deploy import to_deploy_form
+from gma_lib.flow.metrics import sum_errors, pool_scores
+from gma_lib.network.checkpoints import load_model
 from gma_lib.network.model import GMAConfig
+from gma_lib.perf.results import PRECISION_RESULTS, advise
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import show_messages, track
-from gma_lib.runs.records import write_json
+from gma_lib.runs.records import Record, write_json
 from gma_lib.training.config import load_config
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
-RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
 LARGEST_PX1_LOSS = 0.1  # percentage points
 LARGEST_EPE_LOSS = 0.01  # share
 # At the size whose speed is measured, and with motion as large as that size shows.
 SCENES = dataclasses.replace(VALIDATION, height=440, width=1024, max_displacement=120.0)
 
+logger = logging.getLogger(__name__)
 
-def cost(
-    flow_of: Callable[[np.ndarray, np.ndarray], np.ndarray],
+
+def measure_cost(
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray],
     pairs: Iterable[TrainingPair],
     references: Iterable[np.ndarray],
 ) -> dict[str, float]:
-    """Errors of a reduced precision beside those of float32, over all pixels of all pairs.
+    """Measure errors of a reduced precision and of float32, over all pixels of all pairs.
 
     Parameters
     ----------
-    flow_of
+    predict
         Two frames (1, 3, H, W) -> flow (1, 2, H, W), in the reduced precision.
     references
         Float32 flow (1, 2, H, W) of each pair.
@@ -60,16 +59,16 @@ def cost(
         ``epe_loss`` as a share; ``distance`` and ``distance_p99`` between the two flows in pixels
         (the 99th percentile is the mean of the pairs').
     """
-    sums = {"": ErrorSums(), "_float32": ErrorSums()}
+    scores = []
     distances = []
     for pair, reference in zip(pairs, references, strict=True):
-        flows = {"": flow_of(*_frames(pair))[0], "_float32": reference[0]}
-        for name, flow in flows.items():
-            sums[name] += sum_errors(flow, pair.flow.numpy())["all"]
-        distances.append(np.linalg.norm(flows[""] - flows["_float32"], axis=0))
+        reduced, truth = predict(*_batch_frames(pair))[0], pair.flow.numpy()
+        flows = {"": reduced, "_float32": reference[0]}
+        scores.append({name: sum_errors(flow, truth)["all"] for name, flow in flows.items()})
+        distances.append(np.linalg.norm(reduced - reference[0], axis=0))
     found = {
-        f"{what}{name}": total.to_metrics()[what]
-        for name, total in sums.items()
+        f"{what}{name}": sums.to_metrics()[what]
+        for name, sums in pool_scores(scores).items()
         for what in ("epe", "px1")
     }
     return found | {
@@ -81,49 +80,41 @@ def cost(
     }
 
 
-def _frames(pair: TrainingPair) -> tuple[np.ndarray, np.ndarray]:
+def _batch_frames(pair: TrainingPair) -> tuple[np.ndarray, np.ndarray]:
     return pair.image1.numpy()[None], pair.image2.numpy()[None]
 
 
 def is_recommended(families: dict[str, dict[str, float]]) -> bool:
-    """Whether a precision costs little enough on every family."""
+    """Return whether a precision costs little enough on every family."""
     return all(
         one["px1_loss"] <= LARGEST_PX1_LOSS and one["epe_loss"] <= LARGEST_EPE_LOSS
         for one in families.values()
     )
 
 
-def measure(
+def measure_precisions(
     weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6
-) -> dict[str, Any]:
-    """Cost of each precision on both held-out families."""
-    model, checkpoint = load_model(
-        weights, GMAConfig(num_updates=num_updates, lookup=find_backend(backend).lookup)
-    )
+) -> Record:
+    """Measure the cost of each precision on both held-out families."""
+    lookup = find_backend(backend).lookup
+    model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates, lookup=lookup))
     config = load_config(PROJECT / "params" / "train.yaml")
     families = render_held_out(config, PairSource(config), SCENES)
     exact = {
         family: [
-            compute_reference(model, *_frames(pair))
+            compute_reference(model, *_batch_frames(pair))
             for pair in track(pairs, label=f"float32 on {family}", unit="pair")
         ]
         for family, pairs in families.items()
     }
+    spec = ModelSpec(weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates)
     found = {}
     for precision in precisions:
         with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            size = {"height": SCENES.height, "width": SCENES.width, "batch_size": 1}
-            export_whole(to_deploy_form(model), place / "gma.onnx", **size, checkpoint=checkpoint)
-            about = {
-                "num_updates": num_updates,
-                "attention": model.config.attention,
-                "precision": precision,
-            }
-            convert(backend, place, checkpoint=weights, **about)
-            with load_backend(backend, place, precision=precision) as network:
+            prepare_model(dataclasses.replace(spec, precision=precision), Path(folder))
+            with load_backend(backend, Path(folder), precision=precision) as network:
                 costs = {
-                    family: cost(
+                    family: measure_cost(
                         network.predict,
                         track(pairs, label=f"{precision} on {family}", unit="pair"),
                         exact[family],
@@ -142,39 +133,17 @@ def measure(
     }
 
 
-def advice(results: Path = RESULTS) -> str:
-    """A sentence for each reduced precision that was measured: whether to use it, with the weights
-    that come with the package.
-    """
-    try:
-        found = json.loads(results.read_text(encoding="utf-8"))
-    except OSError:
-        return "not measured: make bench"
-    if found["weights_sha256"] != load_checkpoint(found["weights"]).sha256:
-        return f"measured with other weights than {found['weights']} now has: make bench"
-    return ". ".join(
-        _advice(precision, one, found["weights"]) for precision, one in found["precisions"].items()
-    )
-
-
-def _advice(precision: str, found: dict[str, Any], weights: str) -> str:
-    costs = "; ".join(
-        f"{name}: {one['px1_loss']:+.2f} points of 1px, {round(one['epe_loss'], 3) + 0.0:+.1%} EPE"
-        for name, one in found["families"].items()
-    )
-    return f"{precision} is {'recommended' if found['recommended'] else 'not recommended'} with {weights}: lost on held-out scenes, {costs}"
-
-
 def main() -> None:
-    show_messages()
     parser = argparse.ArgumentParser(description="What a reduced precision costs in accuracy.")
     parser.add_argument("--weights", default="gma-procedural")
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--precision", nargs="+", default=["bfloat16", "int8"])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=PRECISION_RESULTS)
     arguments = parser.parse_args()
-    write_json(arguments.out, measure(arguments.weights, arguments.backend, arguments.precision))
-    print(advice(arguments.out))
+    show_messages()
+    found = measure_precisions(arguments.weights, arguments.backend, arguments.precision)
+    write_json(arguments.out, found)
+    logger.info(advise(arguments.out))
 
 
 if __name__ == "__main__":

@@ -10,25 +10,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from gma_lib import export
 from gma_lib.ascend.chip import Card
-from gma_lib.backends import find_backend
-from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
+from gma_lib.backends import Backend, find_backend, load_backend
 from gma_lib.network.memory import predict_memory, require_memory
+from gma_lib.perf.on_device import measure_on_card
+from gma_lib.perf.peak import measure_peak
+from gma_lib.perf.results import summarize
 from gma_lib.runs.files import shorten_path
-from gma_lib.runs.machine import count_cores, exclusive_machine
-from gma_lib.runs.progress import show_messages
+from gma_lib.runs.machine import exclusive_machine
+from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
 
+with suppress(ImportError):  # Windows has none
+    import resource
+
 FEWEST_ROUNDS = 3
-ROUNDS_THAT_MEAN_SOMETHING = 10
-UNSTABLE_SPREAD = 0.05
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Task:
     backend, model_folder, precision
         As for ``gma_lib.backends.load_backend``.
     batch_size, height, width
-        Of the model's input; height and width padded.
+        Size of the model's input; height and width padded.
     at_once
-        Pairs that the model computes together inside a batch
-        (``gma_lib.convert.conversion.convert``); None: the whole batch.
+        Pairs that the model computes together inside a batch (``gma_lib.convert.convert``); None:
+        the whole batch.
     budget_s
         Time for the counted rounds; three are made in any case.
     gmac_per_pair
-        Multiply-accumulates, 1e9, from ``gma_lib.export.trace.count_work``.
+        Multiply-accumulates, 1e9, from ``gma_lib.export.count_work``.
     """
 
     backend: str
@@ -63,14 +66,13 @@ class Task:
 
 def measure(
     task: Task, *, lock_file: Path, available_bytes: int | None = None, card: Card | None = None
-) -> dict[str, Any]:
+) -> Record:
     """Measure a model alone on the machine.
 
     Parameters
     ----------
     lock_file
-        Held exclusively, so that nothing of this package that honours it runs beside the
-        measurement.
+        Held exclusively, so that no other stage runs during the measurement.
     available_bytes
         Memory to plan with; the machine's when None.
     card
@@ -91,62 +93,53 @@ def measure(
     result = asdict(task) | {
         "model_folder": shorten_path(Path(task.model_folder)),
         "simulated": False,
+        "predicted_bytes": predict_memory(*shape),
     }
-    result["predicted_bytes"] = predict_memory(*shape)
     try:
         require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
-    if (
-        task.backend == "ascend"
-    ):  # its own tool measures it, on the card and in a process of its own already
-        from gma_lib.perf.on_device import measure_on_card
+    with exclusive_machine(lock_file):
+        if task.backend == "ascend":  # its own tool measures it, in a process of its own already
+            folder = Path(task.model_folder)
+            return result | measure_on_card(folder, task.precision, task.batch_size, card or Card())
+        return result | _measure_in_process(task)
 
-        with exclusive_machine(lock_file):
-            measured = measure_on_card(
-                Path(task.model_folder), task.precision, task.batch_size, card or Card()
-            )
-        seconds = measured.pop("seconds", [])
-        return result | (summary(seconds, task.batch_size) if seconds else {}) | measured
-    with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
-        computes_on = find_backend(task.backend).computes_on
-        peak_before = matrix_product_peak(task.precision, computes_on)
+
+def _measure_in_process(task: Task) -> Record:
+    """Status, reason and numbers of a model that a process of its own has measured."""
+    computes_on = find_backend(task.backend).computes_on
+    peak_before = measure_peak(task.precision, computes_on)
+    limit = 600 + 30 * task.budget_s
+    with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        limit = 600 + 30 * task.budget_s
-        command = [
-            sys.executable,
-            "-m",
-            "gma_lib.perf.timing",
-            json.dumps(asdict(task)),
-            str(answer),
-        ]
+        task_and_answer = [json.dumps(asdict(task)), str(answer)]
+        command = [sys.executable, "-m", "gma_lib.perf.timing", *task_and_answer]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
-            return result | {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
-        if answer.is_file():
-            measured = json.loads(answer.read_text(encoding="utf-8"))
-            share = _share_of_peak(
-                task,
-                measured["pairs_per_second"],
-                peak_before,
-                matrix_product_peak(task.precision, computes_on),
-            )
-            return result | {"status": "ok", "reason": ""} | measured | share
-        if done.returncode == -9:
-            return result | {
-                "status": "out_of_memory",
-                "reason": "the system killed the measurement, most likely for its memory",
-            }
-        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        out_of_memory = "bad allocation" in done.stderr or "MemoryError" in done.stderr
-        return result | {
-            "status": "out_of_memory" if out_of_memory else "failed",
-            "reason": last_line,
-        }
+            return {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
+        if not answer.is_file():
+            return _explain_failure(done)
+        measured = json.loads(answer.read_text(encoding="utf-8"))
+    peaks = (peak_before, measure_peak(task.precision, computes_on))
+    share = _compute_share(task, measured["pairs_per_second"], *peaks)
+    status: Record = {"status": "ok", "reason": ""}
+    return status | measured | share
 
 
-def _share_of_peak(
+def _explain_failure(done: subprocess.CompletedProcess[str]) -> Record:
+    """Status and reason of a process that has left no answer."""
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if done.returncode == -9:
+        reason = "the system killed the measurement, most likely for its memory"
+    out_of_memory = (
+        done.returncode == -9 or "bad allocation" in done.stderr or "MemoryError" in done.stderr
+    )
+    return {"status": "out_of_memory" if out_of_memory else "failed", "reason": reason}
+
+
+def _compute_share(
     task: Task, pairs_per_second: float, *peaks: float | None
 ) -> dict[str, float | None]:
     """The model's rate as a share of the matrix product's, measured before and after; the better of
@@ -161,96 +154,8 @@ def _share_of_peak(
     }
 
 
-def summary_table(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows (what, this run, the guide's card) of one measurement."""
-    guide = GUIDE_PAIRS_PER_SECOND.get(perf["batch_size"], "not published")
-    rows = [("status", perf["status"], "out of memory" if guide is None else "ok")]
-    if perf["status"] == "ok":
-        share = perf["share_of_peak"]
-        rows += [
-            (
-                "pairs per second, network alone",
-                f"{perf['pairs_per_second']:.3f}",
-                "" if guide is None else str(guide),
-            ),
-            ("seconds per call, median", f"{perf['median_s']:.3f}", ""),
-            ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
-            ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
-            ("rounds", str(perf["rounds"]), "100"),
-            (
-                "pairs computed at once",
-                str(perf["at_once"] or perf["batch_size"]),
-                str(perf["batch_size"]),
-            ),
-            ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
-            *_memory_and_start(perf),
-            (
-                "share of the matrix-product peak",
-                "not measured" if share is None else f"{share:.0%}",
-                "",
-            ),
-        ]
-    if perf["predicted_bytes"] is not None:
-        rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
-    return rows
-
-
-def _memory_and_start(perf: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of a measurement in this machine's memory, or of one on a card, which counts the way
-    there apart.
-    """
-    if "peak_rss_bytes" in perf:
-        on_device = perf.get("peak_device_bytes")
-        return [
-            *([("peak memory of the GPU, GB", f"{on_device / 1e9:.2f}", "")] if on_device else []),
-            ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
-            ("loading the model, s", f"{perf['load_s']:.2f}", ""),
-            ("first call, s", f"{perf['first_call_s']:.2f}", ""),
-        ]
-    return [
-        (
-            "pairs per second with transfers to and from the card",
-            f"{perf['pairs_per_second_with_transfers']:.3f}",
-            "not published",
-        ),
-        (
-            "to the card / back, ms per call",
-            f"{perf['h2d_ms']:.2f} / {perf['d2h_ms']:.2f}",
-            "not published",
-        ),
-    ]
-
-
-def summary(samples_s: list[float], batch_size: int) -> dict[str, Any]:
-    """Median, 90th percentile, spread and throughput of the times of single calls."""
-    quarter, median, three_quarters, p90 = np.percentile(samples_s, [25, 50, 75, 90])
-    spread = (three_quarters - quarter) / median
-    return {
-        "median_s": float(median),
-        "p90_s": float(p90),
-        "spread": float(spread),
-        "rounds": len(samples_s),
-        "samples_s": [round(sample, 6) for sample in samples_s],
-        "pairs_per_second": batch_size / float(median),
-        "caution": _caution(len(samples_s), spread),
-    }
-
-
-def _caution(rounds: int, spread: float) -> str:
-    parts = []
-    if rounds < ROUNDS_THAT_MEAN_SOMETHING:
-        parts.append(f"only {rounds} rounds: p90 means little; raise budget_s")
-    if spread > UNSTABLE_SPREAD:
-        parts.append(
-            f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median"
-        )
-    return "; ".join(parts)
-
-
-def _measure_here(task: Task) -> dict[str, Any]:
+def _measure_here(task: Task) -> Record:
     """The body of the measuring process."""
-    from gma_lib.backends import load_backend
-
     rng = np.random.default_rng(0)
     # Frames that resemble each other, so that the lookup reads what it would read for real flow.
     image1 = rng.integers(0, 256, (task.batch_size, 3, task.height, task.width)).astype(np.float32)
@@ -265,8 +170,8 @@ def _measure_here(task: Task) -> dict[str, Any]:
             before = time.perf_counter()
             backend.predict(image1, image2)
             samples.append(time.perf_counter() - before)
-        peak = peak_rss_bytes()  # before the profile, which loads the model once more
-        return summary(samples, task.batch_size) | {
+        peak = measure_peak_rss()  # before the profile, which loads the model once more
+        return summarize(samples, task.batch_size) | {
             "parts_s": _time_by_part(task, backend, image1, image2),
             "load_s": loaded - start,
             "first_call_s": first - loaded,
@@ -278,33 +183,22 @@ def _measure_here(task: Task) -> dict[str, Any]:
 
 
 def _time_by_part(
-    task: Task, backend, image1: np.ndarray, image2: np.ndarray
+    task: Task, backend: Backend, image1: np.ndarray, image2: np.ndarray
 ) -> dict[str, float] | None:
-    """Seconds per pair that each part of the network takes, where the runtime tells; None where it
-    does not.
-    """
+    """Seconds per pair of each part of the network; None if the runtime does not report them."""
     if not hasattr(backend, "profile"):
         return None
-    from gma_lib.export.operators import REST, map_nodes_to_parts
-
-    parts = map_nodes_to_parts(Path(task.model_folder) / "gma.onnx")
+    parts = export.map_nodes_to_parts(Path(task.model_folder) / "gma.onnx")
     at_once = backend.at_once or task.batch_size
     times: Counter[str] = Counter()
     for name, seconds in backend.profile(image1[:at_once], image2[:at_once]).items():
         # OpenVINO keeps the names of the file, with an addition where it has split an operation.
-        times[parts.get(name.removesuffix("/WithoutBiases"), REST)] += seconds / at_once
+        times[parts.get(name.removesuffix("/WithoutBiases"), export.REST)] += seconds / at_once
     return dict(times)
 
 
-def peak_memory_bytes(perf: Mapping[str, Any]) -> int | None:
-    """Peak of the memory that limits the batch size: the GPU's where one computes; None where no
-    tool says it.
-    """
-    return perf.get("peak_device_bytes") or perf.get("peak_rss_bytes")
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process.
+def measure_peak_rss() -> int:
+    """Return the largest resident memory of this process, in bytes.
 
     Linux's VmHWM belongs to this program alone; ``ru_maxrss`` would still remember the process that
     started it.
@@ -314,120 +208,11 @@ def peak_rss_bytes() -> int:
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
-        import resource
-
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def matrix_product_peak(
-    precision: str, computes_on: str = "cpu", *, size: int | None = None, rounds: int = 10
-) -> float | None:
-    """Floating-point operations a second that this machine, or its GPU, reaches in a large matrix
-    product.
-
-    None where no library has the precision.
-    """
-    measure_peak = peak_measurement(precision, computes_on, size=size)
-    return measure_peak(rounds) if measure_peak else None
-
-
-def peak_measurement(
-    precision: str, computes_on: str = "cpu", *, size: int | None = None
-) -> Callable[[int], float] | None:
-    """Make the products of ``matrix_product_peak`` ready; what is returned takes a number of
-    rounds, and may be called again and again.
-
-    The best round of the best library at hand (NumPy, OpenVINO, PyTorch) counts: none of them is
-    best on every processor, and a weak one would make a model look better than the machine.
-    """
-    rng = np.random.default_rng(0)
-    side = size or LARGE[computes_on]
-    a, b = rng.standard_normal((2, side, side), dtype=np.float32)
-    products = [
-        product for make in PRODUCTS[computes_on] if (product := make(a, b, precision)) is not None
-    ]
-    if not products:
-        return None
-
-    def measure_peak(rounds: int) -> float:
-        best = float("inf")
-        # One library after the other: the threads of one keep spinning for a while, and would slow
-        # the next if they took turns.
-        for product in products:
-            for _ in range(rounds):
-                start = time.perf_counter()
-                product()
-                best = min(best, time.perf_counter() - start)
-        return 2 * side**3 / best
-
-    return measure_peak
-
-
-def _numpy_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:
-    return (lambda: a @ b) if precision == "float32" else None
-
-
-def _openvino_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:
-    hint = {"float32": "f32", "bfloat16": "bf16"}.get(precision)
-    try:
-        import openvino
-        from openvino import opset13
-    except ImportError:
-        return None
-    core = openvino.Core()
-    if hint is None or (
-        hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    ):
-        return None
-    left = opset13.parameter(list(a.shape), np.float32)
-    model = openvino.Model([opset13.matmul(left, opset13.constant(b), False, False)], [left])
-    settings = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": count_cores(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = core.compile_model(model, "CPU", settings)
-    return lambda: compiled([a], share_inputs=True, share_outputs=True)
-
-
-def _torch_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:
-    if precision != "bfloat16":
-        return None  # NumPy and OpenVINO have float32, and importing PyTorch takes seconds
-    try:
-        import torch
-    except ImportError:
-        return None
-    left, right = torch.from_numpy(a).bfloat16(), torch.from_numpy(b).bfloat16()
-    return lambda: left @ right
-
-
-def _cuda_product(a: np.ndarray, b: np.ndarray, precision: str) -> Callable[[], Any] | None:
-    import torch
-
-    if precision not in ("float32", "bfloat16", "float16") or not torch.cuda.is_available():
-        return None
-    left, right = (
-        torch.from_numpy(matrix).to("cuda", getattr(torch, precision)) for matrix in (a, b)
-    )
-
-    def product() -> None:
-        left @ right
-        torch.cuda.synchronize()
-
-    product()  # the first chooses an algorithm
-    return product
-
-
-PRODUCTS = {"cpu": (_numpy_product, _openvino_product, _torch_product), "cuda": (_cuda_product,)}
-LARGE = {"cpu": 2048, "cuda": 8192}  # rows and columns of a product that fills it
-
-
-# --- the machine, shared or alone -----------------------------------------------------------------
-
-
 if __name__ == "__main__":
-    show_messages()
     Path(sys.argv[2]).write_text(
         json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8"
     )

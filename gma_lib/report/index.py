@@ -14,8 +14,9 @@ import pandas as pd
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, tabulate_groups
-from gma_lib.perf.timing import peak_memory_bytes
-from gma_lib.pipeline import runner as pipeline
+from gma_lib.perf.results import find_peak_memory
+from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
+from gma_lib.pipeline.stamps import read_stamp, read_status
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, add_header_scopes
@@ -62,7 +63,7 @@ def write_index(outputs: Path, profile: str) -> Path:
         differences=_words_table(list_differences(found)),
         verdicts=_list_verdicts(found),
         throughput=_draw_throughput(runs),
-        stages=list(pipeline.STAGES),
+        stages=list(STAGES),
         runs=[
             {"name": name, "rows": [_stage_row(folder, records.run) for records in group]}
             for name, group in runs.items()
@@ -105,7 +106,7 @@ def _find_runs(folder: Path) -> list[Run]:
     """Every run and batch size that has a stamp, sorted by name, then by size."""
     found = []
     for path in folder.glob("*/bs*"):
-        stamps = [stamp for stage in pipeline.STAGES if (stamp := _read(path / f".{stage}.json"))]
+        stamps = [stamp for stage in STAGES if (stamp := _read(path / f".{stage}.json"))]
         size = path.name.removeprefix("bs")
         if stamps and size.isdigit():
             known: Record = next(
@@ -123,9 +124,9 @@ def _read_records(run: Run, index: Record) -> StageRecords:
 
 def _result(run: Run, stage: str) -> Record:
     """The numbers of a stage; empty unless it ended well and no earlier stage has run since."""
-    if pipeline.current_status(stage, run) != "ok":
+    if read_status(stage, run) != "ok":
         return {}
-    return _read(pipeline.stage_folder(stage, run) / pipeline.PRODUCTS[stage][0])
+    return _read(locate_record(stage, run))
 
 
 def _read(path: Path) -> Record:
@@ -197,7 +198,7 @@ def _headline(records: StageRecords, passes: list[str]) -> Record:
         ],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
         "median": _number(perf.get("median_s"), 2),
-        "memory": _number(peak / 1e9 if (peak := peak_memory_bytes(perf)) else None, 2),
+        "memory": _number(peak / 1e9 if (peak := find_peak_memory(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
@@ -207,7 +208,7 @@ def _overall(run: Run) -> tuple[str, str]:
     """One word for all stages of a batch size, and its kind: the first that did not end well, or
     how many are done.
     """
-    found = {stage: pipeline.current_status(stage, run) for stage in pipeline.STAGES}
+    found = {stage: read_status(stage, run) for stage in STAGES}
     for stage, status in found.items():
         word, kind = WORDS.get(status, (str(status), "bad"))
         if kind == "bad":
@@ -242,7 +243,7 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
         memory_gb[label] = {
             size: peak / 1e9
             for size, perf in sizes.items()
-            if perf["status"] == "ok" and (peak := peak_memory_bytes(perf))
+            if perf["status"] == "ok" and (peak := find_peak_memory(perf))
         }
     if not any(rate is not None for sizes in rates.values() for rate in sizes.values()):
         return None
@@ -253,14 +254,14 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
 
 
 def _stage_row(folder: Path, run: Run) -> Record:
-    cells = [_stage_cell(folder, stage, run) for stage in pipeline.STAGES]
+    cells = [_stage_cell(folder, stage, run) for stage in STAGES]
     return {"batch_size": run.batch_size, "cells": cells}
 
 
 def _stage_cell(folder: Path, stage: str, run: Run) -> Record:
-    stamp = pipeline.read_stamp(stage, run)
-    place = pipeline.stage_folder(stage, run)
-    status = pipeline.current_status(stage, run)
+    stamp = read_stamp(stage, run)
+    place = locate_stage(stage, run)
+    status = read_status(stage, run)
     word, kind = WORDS.get(status, (str(status), "bad"))
 
     def link(name: str) -> str | None:

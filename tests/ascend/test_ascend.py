@@ -21,7 +21,8 @@ from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcError, AtcOptions
 from gma_lib.backends import ascend as backend
 from gma_lib.convert import to_ascend
-from gma_lib.pipeline import runner as pipeline
+from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
+from gma_lib.pipeline.stamps import compute_key
 from gma_lib.runs import run as runs
 from gma_lib.runs.run import DoesNotFit
 
@@ -227,8 +228,8 @@ def test_a_device_is_one_logic_id(named):
     """
     with pytest.raises(ValueError, match="logic ID of one chip"):
         chip.Card(device=named)
-    with pytest.raises(pipeline.WrongParameters, match="device is int"):
-        pipeline.resolve_parameters("tiny", 1, {"device": "0,1"})
+    with pytest.raises(WrongParameters, match="device is int"):
+        resolve_parameters("tiny", 1, {"device": "0,1"})
 
 
 def test_the_user_s_word_goes_before_all(standins):
@@ -496,7 +497,7 @@ def test_another_chip_named_means_converting_again(tmp_path):
     """03 is up to date for one chip and one keep list only."""
     run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
     asked = [{}, {}, {"soc": "310P1"}, {"soc": "310P3"}, {"keep": "coordinates"}]
-    keys = [pipeline.stage_key("03_convert", run, settings) for settings in asked]
+    keys = [compute_key("03_convert", run, settings) for settings in asked]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
 

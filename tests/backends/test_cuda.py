@@ -21,7 +21,7 @@ from gma_lib.network import model
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.perf.comparison import demo_frames
+from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs.run import DoesNotFit
 
 
@@ -116,7 +116,7 @@ def test_half_precision_is_near_and_is_not_float32(precision, seeded, small_fram
 
 def test_half_precision_costs_weights_that_see_next_to_nothing():
     trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample"))[0]
-    frames = demo_frames(128, 160, count=2)
+    frames = draw_demo_frames(128, 160, count=2)
     exact = export.compute_reference(trained, *frames)
     off = {
         name: Deviation.between(

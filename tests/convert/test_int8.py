@@ -17,7 +17,7 @@ from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
-from gma_lib.perf.comparison import demo_frames
+from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs import progress
 from gma_lib.training.pairs import HELD_OUT
 
@@ -32,7 +32,7 @@ def trained():
 
 @pytest.fixture(scope="module")
 def frames():
-    return [np.repeat(frame, 2, axis=0) for frame in demo_frames(128, 160, 2)]
+    return [np.repeat(frame, 2, axis=0) for frame in draw_demo_frames(128, 160, 2)]
 
 
 @pytest.fixture(scope="module")

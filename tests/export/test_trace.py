@@ -176,12 +176,12 @@ def test_sixteen_pairs_are_exported_in_the_memory_of_one(tmp_path):
     """Peak below 3 GB at full size, in a process of its own."""
     code = f"""
 from pathlib import Path
-from gma_lib.perf.timing import peak_rss_bytes
+from gma_lib.perf.timing import measure_peak_rss
 from gma_lib.network.checkpoints import load_model
 from gma_lib.export.trace import export_whole
 model, checkpoint = load_model("seeded")
 export_whole(model, Path({str(tmp_path)!r}) / "gma.onnx", height=440, width=1024, batch_size=16, checkpoint=checkpoint)
-print(peak_rss_bytes())
+print(measure_peak_rss())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 3e9

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gma_lib.perf import comparison
+from gma_lib.perf.worker import Worker
 from gma_lib.runs.files import PROJECT
 
 SMALL = """
@@ -23,7 +24,8 @@ variants:
   guide's graph:
     {backend: onnxruntime, precision: float32, lookup: gather, opset: 12, steps: [], num_updates: 1,
      batch_size: 1, at_once: 1, sequence: false}
-  along a sequence: {backend: openvino, lookup: matmul, opset: 13, steps: [context hoisted], sequence: true}
+  along a sequence:
+    {backend: openvino, lookup: matmul, opset: 13, steps: [context hoisted], sequence: true}
   impossible: {precision: bfloat16}
 """
 
@@ -63,28 +65,28 @@ def test_a_comparison(config, tmp_path):
 
 
 def test_statistics_of_known_times():
-    found = comparison.statistics([1.0, 2.0, 1.0], [2.0, 4.0, 3.0])
+    found = comparison.compute_ratios([1.0, 2.0, 1.0], [2.0, 4.0, 3.0])
     assert (found["ratio"], found["median_s"]) == (2, 1)
     assert found["ratio_middle_half"] == [2, 2.5]
     assert "unstable" in found["caution"]  # the same times twice, then one that is off
-    assert comparison.statistics([1.0] * 4, [2.0] * 4)["caution"] == ""
+    assert comparison.compute_ratios([1.0] * 4, [2.0] * 4)["caution"] == ""
 
 
 def test_a_worker_that_waits_stands_still(config, tmp_path):
     settings = comparison.load_comparison(config)
     variant = settings.variants["guide's graph"]
-    comparison.prepare(variant, tmp_path / "w" / "variant", settings)
-    np.savez(tmp_path / "w" / "frames.npz", *comparison.demo_frames(128, 160))
-    waiting = comparison.Worker(variant, tmp_path / "w" / "variant")
+    comparison.prepare_variant(variant, tmp_path / "w" / "variant", settings)
+    np.savez(tmp_path / "w" / "frames.npz", *comparison.draw_demo_frames(128, 160))
+    waiting = Worker(variant, tmp_path / "w" / "variant")
     try:
         time.sleep(0.2)
         state = Path(f"/proc/{waiting.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         assert state == "T"
-        assert waiting.call()["seconds"] > 0
+        assert waiting.time_call()["seconds"] > 0
     finally:
         waiting.close()
     with pytest.raises(ProcessLookupError):
-        waiting.call()
+        waiting.time_call()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from gma_lib.ascend.keep import is_instance_norm, is_outside_modules, kept_nodes
 from gma_lib.perf import half_precision
-from gma_lib.perf.half_precision import markdown, rounded_to_half
+from gma_lib.perf.half_precision import round_to_half, tabulate_study
 
 
 @pytest.fixture
@@ -34,22 +34,22 @@ def compute(model, value):
 
 
 def test_coordinates_beyond_64_lie_on_a_grid_of_a_sixteenth(model):
-    assert compute(rounded_to_half(model, lambda node: False), 100) == 100.0
-    assert compute(rounded_to_half(model, lambda node: True), 100) == np.float32(100.03)
-    assert compute(rounded_to_half(model, lambda node: False), 100.05) == 100.0625
+    assert compute(round_to_half(model, lambda node: False), 100) == 100.0
+    assert compute(round_to_half(model, lambda node: True), 100) == np.float32(100.03)
+    assert compute(round_to_half(model, lambda node: False), 100.05) == 100.0625
 
 
 def test_a_kept_node_is_rounded_by_the_next_that_is_not(model):
-    assert compute(rounded_to_half(model, is_outside_modules), 100) == 100.0
+    assert compute(round_to_half(model, is_outside_modules), 100) == 100.0
 
 
 def test_beyond_the_range_is_infinite(model):
-    assert np.isinf(compute(rounded_to_half(model, lambda node: False), 70000))
+    assert np.isinf(compute(round_to_half(model, lambda node: False), 70000))
 
 
 def test_the_original_is_left_alone(model):
     before = model.SerializeToString()
-    rounded_to_half(model, lambda node: False)
+    round_to_half(model, lambda node: False)
     assert model.SerializeToString() == before
 
 
@@ -62,6 +62,6 @@ def test_the_table_says_what_is_not_finite():
     table = pd.DataFrame(
         {"a": dict.fromkeys("xyzuv", 1.0), "b": dict.fromkeys("xyzuv", float("nan"))}
     ).T
-    assert "| a | 1.0000 |" in markdown(table)
-    assert "| b | not finite |" in markdown(table)
+    assert "| a | 1.0000 |" in tabulate_study(table)
+    assert "| b | not finite |" in tabulate_study(table)
     assert half_precision.VARIANTS

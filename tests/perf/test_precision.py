@@ -1,7 +1,5 @@
 """What a reduced precision costs: exact on invented flow, and a verdict that can be no."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -31,7 +29,7 @@ def test_cost_of_known_errors():
     exact = np.full((1, 2, 8, 8), 3.0, np.float32) + np.float32(0.5) * (
         np.arange(2)[None, :, None, None] == 0
     )
-    found = precision.cost(reduced, [pair(3), pair(3)], [exact, exact])
+    found = precision.measure_cost(reduced, [pair(3), pair(3)], [exact, exact])
     assert found["pairs"] == 2
     assert (found["epe"], found["px1"]) == (1, 0.5)
     assert (found["epe_float32"], found["px1_float32"]) == (0.5, 1)
@@ -57,23 +55,4 @@ def test_recommended_only_where_it_costs_little_everywhere(px1_loss, epe_loss, g
             {"layers": fine, "planes": {"px1_loss": px1_loss, "epe_loss": epe_loss}}
         )
         == good
-    )
-
-
-def test_advice_belongs_to_the_weights(tmp_path):
-    assert "make bench" in precision.advice(tmp_path / "nothing.json")
-    dear = {"families": {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}, "recommended": False}
-    cheap = {"families": {"layers": {"px1_loss": 0.0, "epe_loss": 0.001}}, "recommended": True}
-    about = {"weights": "seeded", "precisions": {"bfloat16": cheap, "int8": dear}}
-    path = tmp_path / "precision.json"
-    path.write_text(json.dumps(about | {"weights_sha256": "of others"}), encoding="utf-8")
-    assert "measured with other weights" in precision.advice(path)
-    from gma_lib.network.checkpoints import load_checkpoint
-
-    path.write_text(
-        json.dumps(about | {"weights_sha256": load_checkpoint("seeded").sha256}), encoding="utf-8"
-    )
-    assert precision.advice(path) == (
-        "bfloat16 is recommended with seeded: lost on held-out scenes, layers: +0.00 points of 1px, +0.1% EPE. "
-        "int8 is not recommended with seeded: lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
     )

@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from gma_lib import export
 from gma_lib.convert.conversion import convert
-from gma_lib.perf import timing as benchmark
+from gma_lib.perf import timing
+from gma_lib.perf.results import tabulate_measurement
 from gma_lib.perf.timing import Task
 
 
@@ -41,7 +41,7 @@ def task(folder, **changes):
 
 
 def test_a_measurement(model_folder, tmp_path):
-    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock")
+    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock")
     assert found["status"] == "ok"
     assert found["rounds"] >= 3
     assert found["pairs_per_second"] == pytest.approx(2 / found["median_s"])
@@ -51,42 +51,31 @@ def test_a_measurement(model_folder, tmp_path):
     assert found["precision_read_back"] == "float32"
     assert found["simulated"] is False
     assert (
-        dict((row[0], row[2]) for row in benchmark.summary_table(found))[
+        dict((row[0], row[2]) for row in tabulate_measurement(found))[
             "pairs per second, network alone"
         ]
         == "not published"
     )
 
 
-def test_statistics_of_known_times():
-    found = benchmark.summary([1.0, 2.0, 3.0, 4.0, 100.0], batch_size=6)
-    assert (found["median_s"], found["pairs_per_second"], found["rounds"]) == (3, 2, 5)
-    assert found["spread"] == pytest.approx(2 / 3)
-    assert "only 5 rounds" in found["caution"]
-    assert "unstable" in found["caution"]
-    assert benchmark.summary([1.0] * 20, batch_size=1)["caution"] == ""
-
-
 def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
-    found = benchmark.measure(
-        task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8
-    )
+    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8)
     assert found["status"] == "out_of_memory"
     assert "not started" in found["reason"]
     assert "median_s" not in found
-    assert benchmark.summary_table(found)[0][1] == "out_of_memory"
+    assert tabulate_measurement(found)[0][1] == "out_of_memory"
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path):
-    found = benchmark.measure(task(tmp_path / "nowhere"), lock_file=tmp_path / "lock")
+    found = timing.measure(task(tmp_path / "nowhere"), lock_file=tmp_path / "lock")
     assert found["status"] == "failed"
     assert "no such model" in found["reason"]
 
 
 def test_a_killed_measurement_is_out_of_memory(model_folder, tmp_path, monkeypatch):
     """The kernel's way of ending a process that takes too much."""
-    monkeypatch.setattr(benchmark.sys, "executable", str(_suicidal(tmp_path)))
-    found = benchmark.measure(task(model_folder), lock_file=tmp_path / "lock")
+    monkeypatch.setattr(timing.sys, "executable", str(_suicidal(tmp_path)))
+    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock")
     assert found["status"] == "out_of_memory"
     assert "killed" in found["reason"]
 
@@ -102,26 +91,8 @@ def test_peak_is_this_programs_own():
     """A child of a large process starts small: its peak must not be its parent's."""
     ballast = bytearray(600_000_000)
     ballast[::4096] = b"x" * len(ballast[::4096])
-    code = "from gma_lib.perf.timing import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from gma_lib.perf.timing import measure_peak_rss; print(measure_peak_rss())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 300e6
-    assert benchmark.peak_rss_bytes() > 600e6
+    assert timing.measure_peak_rss() > 600e6
     del ballast
-
-
-def test_matrix_product_peak():
-    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8
-    assert benchmark.matrix_product_peak("int8") is None
-
-
-def test_the_best_library_counts(monkeypatch):
-    """A slow one beside a fast one changes nothing."""
-
-    def slow(a, b, precision):
-        return lambda: time.sleep(0.05)
-
-    fast = benchmark.matrix_product_peak("float32", size=256, rounds=3)
-    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow,)})
-    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) < fast / 5
-    monkeypatch.setattr(benchmark, "PRODUCTS", {"cpu": (slow, benchmark._numpy_product)})
-    assert benchmark.matrix_product_peak("float32", size=256, rounds=3) > 1e8

@@ -31,7 +31,8 @@ def run(stage, outputs, backend, precision, batch_size):
     command = [
         sys.executable,
         "-m",
-        "gma_lib.pipeline.runner",
+        "gma_lib.cli",
+        "stage",
         stage,
         "--profile",
         "tiny",

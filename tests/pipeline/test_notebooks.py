@@ -6,12 +6,13 @@ import re
 import pytest
 import yaml
 
-from gma_lib.pipeline import runner as pipeline
+from gma_lib.pipeline.parameters import PARAMS, fits_type, read_parameters
+from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, read_cells
 
 
-@pytest.fixture(params=pipeline.STAGES)
+@pytest.fixture(params=STAGES)
 def cells(request):
-    return pipeline.notebook_cells(request.param)
+    return read_cells(request.param)
 
 
 def code(cells):
@@ -25,11 +26,11 @@ def test_no_outputs_are_stored(cells):
             assert cell["execution_count"] is None
 
 
-@pytest.mark.parametrize("stage", pipeline.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_kernel_is_the_one_everybody_has(stage):
     import json
 
-    metadata = json.loads((pipeline.NOTEBOOKS / f"{stage}.ipynb").read_text())["metadata"]
+    metadata = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())["metadata"]
     assert metadata["kernelspec"]["name"] == "python3"
     assert "widgets" not in metadata
     assert "papermill" not in metadata
@@ -65,22 +66,22 @@ def test_parameters_are_documented(cells):
 
 
 def test_defaults_have_the_declared_types():
-    for stage in pipeline.STAGES:
-        for parameter in pipeline.declared_parameters(stage).values():
-            assert pipeline._fits(parameter.default, parameter.annotation), parameter
+    for stage in STAGES:
+        for parameter in read_parameters(stage).values():
+            assert fits_type(parameter.default, parameter.annotation), parameter
 
 
 def test_the_same_parameter_means_the_same_everywhere():
     known = {}
-    for stage in pipeline.STAGES:
-        for name, parameter in pipeline.declared_parameters(stage).items():
+    for stage in STAGES:
+        for name, parameter in read_parameters(stage).items():
             assert known.setdefault(name, parameter) == parameter
 
 
 def test_exploring_never_touches_a_reproduced_run():
     """Defaults are what JupyterLab runs with; `make` and params/common.yaml give other folders."""
-    common = yaml.safe_load((pipeline.PARAMS / "common.yaml").read_text())
-    for stage in pipeline.STAGES:
-        defaults = pipeline.declared_parameters(stage)
+    common = yaml.safe_load((PARAMS / "common.yaml").read_text())
+    for stage in STAGES:
+        defaults = read_parameters(stage)
         assert defaults["outputs"].default == "outputs/lab" != common["outputs"]
         assert stage == "01_data" or defaults["run"].default == "interactive"

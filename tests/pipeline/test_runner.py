@@ -13,14 +13,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import run_stage
+from conftest import copy_until, run_stage
 
-from gma_lib.pipeline import runner as pipeline
+from gma_lib.pipeline import runner
+from gma_lib.pipeline.stages import STAGES, locate_stage
 from gma_lib.report import index as report
 from gma_lib.runs import run as runs
 from gma_lib.runs.files import PROJECT
-
-STAGES = list(pipeline.STAGES)
 
 
 def content(path):
@@ -112,63 +111,6 @@ def test_noise_is_called_noise(finished):
         assert "seeded noise" in (finished / f"tiny/test/bs2/{page}.html").read_text()
 
 
-def test_nothing_to_do(finished):
-    start = time.monotonic()
-    for stage in STAGES:
-        done = run_stage(stage, finished)
-        assert done.returncode == 0
-        assert "up to date" in done.stdout
-    assert time.monotonic() - start < 10
-
-
-def test_a_touched_notebook_changes_nothing(finished):
-    os.utime(PROJECT / "notebooks/05_evaluate.ipynb")
-    assert "up to date" in run_stage("05_evaluate", finished).stdout
-
-
-def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
-    """What depends on it, and nothing else."""
-    run = runs.open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(finished),
-    )
-
-    def key(stage, **parameters):
-        return pipeline.stage_key(stage, run, {"checkpoint": "seeded"} | parameters)
-
-    before = {stage: key(stage) for stage in STAGES}
-    cells = [dict(cell) for cell in pipeline.notebook_cells("04_infer")]
-    cells[-2] = cells[-2] | {"source": ["another line"]}
-    monkeypatch.setattr(
-        pipeline,
-        "notebook_cells",
-        lambda stage, real=pipeline.notebook_cells: cells if stage == "04_infer" else real(stage),
-    )
-    after = {stage: key(stage) for stage in STAGES}
-    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
-    assert key("05_evaluate", passes=["clean"]) != after["05_evaluate"]
-    # 05 reads 04: as soon as 04 has run under its new key, 05 is out of date
-    real_stamp = pipeline.read_stamp
-    monkeypatch.setattr(
-        pipeline,
-        "read_stamp",
-        lambda stage, run: {"key": "new"} if stage == "04_infer" else real_stamp(stage, run),
-    )
-    assert key("05_evaluate") != after["05_evaluate"]
-    assert key("06_perf") == after["06_perf"]
-
-
-def test_a_lost_result_is_made_again(finished):
-    (finished / "tiny/test/bs3/metrics.json").unlink()
-    done = run_stage("05_evaluate", finished, batch_size="3")
-    assert "done" in done.stdout
-    assert (finished / "tiny/test/bs3/metrics.json").is_file()
-
-
 def test_plain_papermill(finished, tmp_path):
     """Without the runner: the same notebook, the same files."""
     command = [
@@ -243,78 +185,11 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
 
 
-def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
-    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are
-    not.
-    """
-    outputs = tmp_path / "outputs"
-    _copy_until(finished, outputs, "nothing")
-    before = report.write_index(outputs, "tiny").read_text()
-    assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
-    run = runs.open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(outputs),
-    )
-    (run.model_folder / "gma.xml").write_text("no model")
-    done = run_stage("04_infer", outputs, "full_batch_size=2")
-    assert done.returncode == 1
-    assert not (run.folder / "infer.json").exists()
-    assert [pipeline.current_status(stage, run) for stage in STAGES] == [
-        "ok",
-        "ok",
-        "ok",
-        "failed",
-        "stale",
-        "ok",
-    ]
-    assert report._result(run, "05_evaluate") == {}
-    assert report._result(run, "06_perf")["status"] == "ok"
-    page = report.write_index(outputs, "tiny").read_text()
-    assert page.count("<td>4/4</td>") == 2
-    assert "stale" in page
-    assert "✗ failed" in page
-
-
 def test_a_stage_too_early_says_what_to_run_first(tmp_path):
     done = run_stage("04_infer", tmp_path)
     assert done.returncode == 1
     assert "03_convert did not end well; run it first" in done.stderr
     assert not list(tmp_path.rglob("*.ipynb"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "batch_size", "message"),
-    [
-        ((), "0", "batch_size is a whole number from 1 up, not 0"),
-        ((), "3.5", "batch_size is int, not 3.5"),
-        ((), "four", "batch_size is int, not 'four'"),
-        ((), "true", "batch_size is int, not True"),
-        (("bakend=torch",), "1", "no notebook has a parameter 'bakend'; did you mean 'backend'?"),
-        (("num_updates=six",), "1", "num_updates is int, not 'six'"),
-        (("passes=clean",), "1", "passes is list[str], not 'clean'"),
-        (("precision=half",), "1", "precision is one of"),
-        (("run=../elsewhere",), "1", "run names a folder"),
-        (("num_updates",), "1", "'num_updates' is not name=value"),
-    ],
-)
-def test_wrong_parameters_are_refused_before_anything_starts(
-    tmp_path, settings, batch_size, message
-):
-    done = run_stage("02_export", tmp_path, *settings, batch_size=batch_size)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_profile_lists_the_known(tmp_path):
-    done = run_stage("01_data", tmp_path, profile="sintle")
-    assert done.returncode == 2
-    assert "there are: demo, sintel, tiny" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -339,11 +214,11 @@ def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
     finished, tmp_path, stage, settings, message
 ):
     outputs = tmp_path / "outputs"
-    _copy_until(finished, outputs, stage)
+    copy_until(finished, outputs, stage)
     done = run_stage(stage, outputs, *settings)
     assert done.returncode == 1
     assert message in done.stdout
-    folder = pipeline.stage_folder(
+    folder = locate_stage(
         stage,
         runs.open_run(
             profile="tiny",
@@ -360,24 +235,15 @@ def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
     assert not (folder / f"{stage}.html").exists()
 
 
-def _copy_until(finished, outputs, stage):
-    """A run as it is before this stage."""
-    import shutil
-
-    shutil.copytree(finished, outputs)
-    for later in STAGES[STAGES.index(stage) :] if stage in STAGES else []:
-        for path in outputs.rglob(f"*{later}*"):
-            path.unlink()
-
-
 def test_a_dead_kernel_is_no_success(finished, tmp_path):
     """papermill would leave a notebook that looks complete."""
     outputs = tmp_path / "outputs"
-    _copy_until(finished, outputs, "04_infer")
+    copy_until(finished, outputs, "04_infer")
     command = [
         sys.executable,
         "-m",
-        "gma_lib.pipeline.runner",
+        "gma_lib.cli",
+        "stage",
         "04_infer",
         "--profile",
         "tiny",
@@ -415,7 +281,7 @@ def _kernel_of(pid):
 def test_interrupted_and_started_again(finished, tmp_path):
     """Ctrl-C in the middle of 04, then the same command: it goes on where it stopped."""
     outputs = tmp_path / "outputs"
-    _copy_until(finished, outputs, "04_infer")
+    copy_until(finished, outputs, "04_infer")
     flow = outputs / "tiny/test/bs2/flow"
     stored = sorted(flow.rglob("frame_*.flo"))
     for path in stored[3:]:
@@ -424,7 +290,8 @@ def test_interrupted_and_started_again(finished, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "gma_lib.pipeline.runner",
+        "gma_lib.cli",
+        "stage",
         "04_infer",
         "--profile",
         "tiny",
@@ -468,14 +335,15 @@ def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
     its own.
     """
     outputs = tmp_path / "outputs"
-    _copy_until(finished, outputs, "03_convert")
+    copy_until(finished, outputs, "03_convert")
     environment = os.environ | {"GMA_MEMORY_BYTES": "100000000"}
     words = {}
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
         command = [
             sys.executable,
             "-m",
-            "gma_lib.pipeline.runner",
+            "gma_lib.cli",
+            "stage",
             stage,
             "--profile",
             "tiny",
@@ -496,3 +364,14 @@ def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
     page = report.write_index(outputs, "tiny").read_text()
     assert "does not fit" in page
     assert "not started: batch size 2 on openvino in float32 needs about" in page
+
+
+def test_the_library_of_another_checkout_is_refused(tmp_path, monkeypatch):
+    """As an environment does whose editable installation points elsewhere."""
+    other = tmp_path / "gma_lib"
+    other.mkdir()
+    (other / "__init__.py").touch()
+    runner._require_own_library()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=f"imports gma_lib from {other}"):
+        runner._require_own_library()

@@ -1,0 +1,135 @@
+"""What a measurement says: statistics of its samples, their cautions, and the table that shows
+them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gma_lib import network
+from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
+from gma_lib.runs.files import PROJECT
+from gma_lib.runs.records import Record
+
+PRECISION_RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
+ROUNDS_THAT_MEAN_SOMETHING = 10
+UNSTABLE_SPREAD = 0.05  # interquartile range by median
+Row = tuple[str, str, str]  # what, this run, the guide's card
+
+
+def summarize(samples_s: Sequence[float], batch_size: int) -> Record:
+    """Return median, 90th percentile, spread and throughput of the times of single calls."""
+    quarter, median, three_quarters, p90 = np.percentile(samples_s, [25, 50, 75, 90])
+    spread = (three_quarters - quarter) / median
+    return {
+        "median_s": float(median),
+        "p90_s": float(p90),
+        "spread": float(spread),
+        "rounds": len(samples_s),
+        "samples_s": [round(sample, 6) for sample in samples_s],
+        "pairs_per_second": batch_size / float(median),
+        "caution": _find_caution(len(samples_s), spread),
+    }
+
+
+def _find_caution(rounds: int, spread: float) -> str:
+    parts = []
+    if rounds < ROUNDS_THAT_MEAN_SOMETHING:
+        parts.append(f"only {rounds} rounds: p90 means little; raise budget_s")
+    if spread > UNSTABLE_SPREAD:
+        parts.append(
+            f"unstable: the middle half of the rounds spreads over {spread:.0%} of the median"
+        )
+    return "; ".join(parts)
+
+
+def find_peak_memory(perf: Record) -> int | None:
+    """Return the peak of the memory that limits the batch size: the GPU's if one computes; None if
+    no tool reports it.
+    """
+    return perf.get("peak_device_bytes") or perf.get("peak_rss_bytes")
+
+
+def tabulate_measurement(perf: Record) -> list[Row]:
+    """Return the rows of one measurement."""
+    guide = GUIDE_PAIRS_PER_SECOND.get(perf["batch_size"], "not published")
+    rows = [("status", perf["status"], "out of memory" if guide is None else "ok")]
+    if perf["status"] == "ok":
+        share = perf["share_of_peak"]
+        rows += [
+            (
+                "pairs per second, network alone",
+                f"{perf['pairs_per_second']:.3f}",
+                "" if guide is None else str(guide),
+            ),
+            ("seconds per call, median", f"{perf['median_s']:.3f}", ""),
+            ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
+            ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
+            ("rounds", str(perf["rounds"]), "100"),
+            (
+                "pairs computed at once",
+                str(perf["at_once"] or perf["batch_size"]),
+                str(perf["batch_size"]),
+            ),
+            ("precision, read back", perf["precision_read_back"], "float16, InstanceNorm float32"),
+            *_tabulate_memory(perf),
+            (
+                "share of the matrix-product peak",
+                "not measured" if share is None else f"{share:.0%}",
+                "",
+            ),
+        ]
+    if perf["predicted_bytes"] is not None:
+        rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
+    return rows
+
+
+def _tabulate_memory(perf: Record) -> list[Row]:
+    """Return the rows of memory and start here, or of the transfers to and from a card."""
+    if "peak_rss_bytes" in perf:
+        on_device = perf.get("peak_device_bytes")
+        return [
+            *([("peak memory of the GPU, GB", f"{on_device / 1e9:.2f}", "")] if on_device else []),
+            ("peak memory, GB", f"{perf['peak_rss_bytes'] / 1e9:.2f}", ""),
+            ("loading the model, s", f"{perf['load_s']:.2f}", ""),
+            ("first call, s", f"{perf['first_call_s']:.2f}", ""),
+        ]
+    return [
+        (
+            "pairs per second with transfers to and from the card",
+            f"{perf['pairs_per_second_with_transfers']:.3f}",
+            "not published",
+        ),
+        (
+            "to the card / back, ms per call",
+            f"{perf['h2d_ms']:.2f} / {perf['d2h_ms']:.2f}",
+            "not published",
+        ),
+    ]
+
+
+def advise(results: Path = PRECISION_RESULTS) -> str:
+    """Return a sentence for each reduced precision that was measured: whether to use it with the
+    bundled weights.
+    """
+    try:
+        found = json.loads(results.read_text(encoding="utf-8"))
+    except OSError:
+        return "not measured: make bench"
+    if found["weights_sha256"] != network.load_checkpoint(found["weights"]).sha256:
+        return f"measured with other weights than {found['weights']} now has: make bench"
+    return ". ".join(
+        _advise_on(precision, one, found["weights"])
+        for precision, one in found["precisions"].items()
+    )
+
+
+def _advise_on(precision: str, found: Record, weights: str) -> str:
+    verdict = "recommended" if found["recommended"] else "not recommended"
+    costs = "; ".join(
+        f"{name}: {one['px1_loss']:+.2f} points of 1px, {round(one['epe_loss'], 3) + 0.0:+.1%} EPE"
+        for name, one in found["families"].items()
+    )
+    return f"{precision} is {verdict} with {weights}: lost on held-out scenes, {costs}"

@@ -1,0 +1,112 @@
+"""The one graph of stages: their order, what each reads, what it leaves, and where that lies."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.records import Record
+from gma_lib.runs.run import Run
+
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook of the pipeline.
+
+    Attributes
+    ----------
+    reads
+        Stages whose files it reads.
+    products
+        Files that it leaves besides its notebook: patterns relative to its folder, each of which
+        matches at least one file. The first is its record, if that is a JSON file.
+    list_inputs
+        Parameters -> what it reads from outside the project, as plain values.
+    is_shared
+        Runs once per profile, for all batch sizes and backends.
+    is_measurement
+        Asks for the machine itself, and records what does not fit instead of being skipped.
+    """
+
+    reads: tuple[str, ...]
+    products: tuple[str, ...]
+    list_inputs: Callable[[Record], list[object]] = lambda parameters: []
+    is_shared: bool = False
+    is_measurement: bool = False
+
+
+def _list_frames(parameters: Record) -> list[object]:
+    """Names, sizes and times of the files of a data set on disk."""
+    if not parameters.get("sintel_root"):
+        return []
+    root = PROJECT / Path(parameters["sintel_root"]).expanduser()
+    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
+    return [
+        [str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in files
+    ]
+
+
+def _hash_weights(parameters: Record) -> list[object]:
+    """The content of the weights, from a file or bundled."""
+    named = [
+        PROJECT / Path(parameters["checkpoint"]).expanduser(),
+        PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors",
+    ]
+    return [hash_file(path) for path in named if path.is_file()]
+
+
+STAGES = {
+    "01_data": Stage((), ("index.json",), _list_frames, is_shared=True),
+    "02_export": Stage(
+        ("01_data",),
+        (
+            "export.json",
+            "model/gma.onnx",
+            "model/gma_features.onnx",
+            "model/gma_context.onnx",
+            "model/gma_refine.onnx",
+            "model/reference.flo",
+        ),
+        _hash_weights,
+    ),
+    # Folders in model/ hold compiled models, which any stage may add.
+    "03_convert": Stage(("02_export",), ("convert.json", "model/*")),
+    "04_infer": Stage(("03_convert",), ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo")),
+    "05_evaluate": Stage(("04_infer",), ("metrics.json",)),
+    "06_perf": Stage(("03_convert",), ("perf.json",), is_measurement=True),
+}
+
+
+def locate_stage(stage: str, run: Run) -> Path:
+    """Return the folder that a stage writes to."""
+    return run.data_folder if STAGES[stage].is_shared else run.folder
+
+
+def locate_record(stage: str, run: Run) -> Path:
+    """Return the JSON file with a stage's numbers."""
+    return locate_stage(stage, run) / STAGES[stage].products[0]
+
+
+def locate_neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
+    """Return the pages before and after a stage's; 01_data, which serves every batch size, links to
+    the index only.
+    """
+    names = [None, *STAGES, None]
+    place = names.index(stage)
+    before, after = (
+        name and locate_stage(name, run) / f"{name}.html"
+        for name in (names[place - 1], names[place + 1])
+    )
+    return before or None, None if STAGES[stage].is_shared else after or None
+
+
+@functools.cache
+def read_cells(stage: str) -> tuple[Record, ...]:
+    """Read the cells of a stage's notebook as they are stored."""
+    path = NOTEBOOKS / f"{stage}.ipynb"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))["cells"])

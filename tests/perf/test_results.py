@@ -1,0 +1,43 @@
+"""Statistics and sentences of measurements."""
+
+import json
+
+import pytest
+
+from gma_lib import network
+from gma_lib.perf.results import advise, find_peak_memory, summarize
+
+
+def test_statistics_of_known_times():
+    found = summarize([1.0, 2.0, 3.0, 4.0, 100.0], batch_size=6)
+    assert (found["median_s"], found["pairs_per_second"], found["rounds"]) == (3, 2, 5)
+    assert found["spread"] == pytest.approx(2 / 3)
+    assert "only 5 rounds" in found["caution"]
+    assert "unstable" in found["caution"]
+    assert summarize([1.0] * 20, batch_size=1)["caution"] == ""
+
+
+def test_the_memory_that_limits_a_batch_is_the_gpu_s_if_there_is_one():
+    assert find_peak_memory({"peak_rss_bytes": 3, "peak_device_bytes": None}) == 3
+    assert find_peak_memory({"peak_rss_bytes": 3, "peak_device_bytes": 2}) == 2
+    assert find_peak_memory({}) is None
+
+
+def test_advice_belongs_to_the_weights(tmp_path):
+    assert "make bench" in advise(tmp_path / "nothing.json")
+    dear = {"families": {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}, "recommended": False}
+    cheap = {"families": {"layers": {"px1_loss": 0.0, "epe_loss": 0.001}}, "recommended": True}
+    about = {"weights": "seeded", "precisions": {"bfloat16": cheap, "int8": dear}}
+    path = tmp_path / "precision.json"
+    path.write_text(json.dumps(about | {"weights_sha256": "of others"}), encoding="utf-8")
+    assert "measured with other weights" in advise(path)
+    path.write_text(
+        json.dumps(about | {"weights_sha256": network.load_checkpoint("seeded").sha256}),
+        encoding="utf-8",
+    )
+    assert advise(path) == (
+        "bfloat16 is recommended with seeded: "
+        "lost on held-out scenes, layers: +0.00 points of 1px, +0.1% EPE. "
+        "int8 is not recommended with seeded: "
+        "lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
+    )
