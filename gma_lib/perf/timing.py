@@ -121,11 +121,10 @@ def _measure_in_process(task: Task) -> Record:
             return {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if not answer.is_file():
             return _explain_failure(done)
-        measured = json.loads(answer.read_text(encoding="utf-8"))
+        measured: Record = json.loads(answer.read_text(encoding="utf-8"))
     peaks = (peak_before, measure_peak(task.precision, computes_on))
     share = _compute_share(task, measured["pairs_per_second"], *peaks)
-    status: Record = {"status": "ok", "reason": ""}
-    return status | measured | share
+    return {"status": "ok", "reason": ""} | measured | share
 
 
 def _explain_failure(done: subprocess.CompletedProcess[str]) -> Record:
