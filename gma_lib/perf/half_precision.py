@@ -23,7 +23,7 @@ from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outs
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair, LoadedPair, find_pairs, find_root
 from gma_lib.export.trace import export_whole
-from gma_lib.flow.metrics import endpoint_error, sum_errors, pool_scores
+from gma_lib.flow.metrics import endpoint_error, pool_scores, sum_errors
 from gma_lib.network.checkpoints import load_model
 from gma_lib.runs.machine import count_cores
 from gma_lib.runs.progress import Track, pass_silently, show_messages, track

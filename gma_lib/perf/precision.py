@@ -19,7 +19,7 @@ import numpy as np
 from gma_lib.backends import find_backend, load_backend
 from gma_lib.convert.prepare import ModelSpec, prepare_model
 from gma_lib.export.deviation import compute_reference
-from gma_lib.flow.metrics import sum_errors, pool_scores
+from gma_lib.flow.metrics import pool_scores, sum_errors
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.model import GMAConfig
 from gma_lib.perf.results import PRECISION_RESULTS, advise

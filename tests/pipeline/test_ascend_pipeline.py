@@ -143,6 +143,8 @@ def test_memory_exhausted_is_a_row(finished):
     assert "batch size 16 needs" in perf["reason"]
     page = report.write_index(finished, "tiny").read_text()
     assert (
-        page.split("Comparison with the published guide")[1].split("batch size 16")[1].count("out of memory")
+        page.split("Comparison with the published guide")[1]
+        .split("batch size 16")[1]
+        .count("out of memory")
         == 2
     )  # the guide's, and this one's
