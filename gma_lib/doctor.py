@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from gma_lib import ascend
+from gma_lib import ascend, perf
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.machine import count_cores, find_memory, find_processor
 
@@ -67,7 +67,7 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         "bfloat16 would be emulated or refused",
     )
     if has_bf16():
-        yield Finding("OK", "bfloat16", _advise())
+        yield Finding("OK", "bfloat16", perf.advise())
     yield _gpu()
     yield from _ascend(ais_python)
 
@@ -130,12 +130,6 @@ def has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _advise() -> str:
-    from gma_lib.perf.results import advise
-
-    return advise()
 
 
 def _gpu() -> Finding:
