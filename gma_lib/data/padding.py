@@ -6,9 +6,7 @@ import numpy as np
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.images import read_frame
-from gma_lib.network.sizes import SMALLEST_SIDE
-
-MULTIPLE = 8  # the network's stride
+from gma_lib.network.sizes import SMALLEST_SIDE, STRIDE
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Padding:
 
 
 def _missing(side: int) -> int:
-    return max(-(-side // MULTIPLE) * MULTIPLE, SMALLEST_SIDE) - side
+    return max(-(-side // STRIDE) * STRIDE, SMALLEST_SIDE) - side
 
 
 def read_batch(pairs: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.ndarray, Padding]:

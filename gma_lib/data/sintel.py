@@ -20,6 +20,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,7 @@ class FramePair:
 
     @property
     def name(self) -> str:
-        """``clean/alley_1/frame_0002``: unique, and the stem of every file that belongs to the
-        pair.
-        """
+        """``clean/alley_1/frame_0002``: unique, and the stem of the pair's files."""
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
 
     def load(self) -> "LoadedPair":
@@ -181,7 +180,7 @@ def find_pairs(
             f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}"
         )
     return [
-        pair for scene in wanted for pair in _pairs_of_scene(folder, pass_name, scene, found[scene])
+        pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]
 
 
@@ -194,7 +193,7 @@ def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def _pairs_of_scene(
+def _pair_frames(
     folder: Path, pass_name: str, scene: str, frames: dict[int, Path]
 ) -> list[FramePair]:
     first, last = min(frames), max(frames)
@@ -367,12 +366,8 @@ def choose_subset(
     """
     if full_batch_size is None or batch_size == full_batch_size or pairs_per_scene == 0:
         return pairs, ""
-    taken: Counter[tuple[str, str]] = Counter()
-    chosen = []
-    for pair in pairs:
-        taken[pair.pass_name, pair.scene] += 1
-        if taken[pair.pass_name, pair.scene] <= pairs_per_scene:
-            chosen.append(pair)
+    scenes = groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
+    chosen = [pair for _, scene in scenes for pair in islice(scene, pairs_per_scene)]
     if len(chosen) == len(pairs):
         return pairs, ""
     return chosen, (

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 
 from gma_lib import network
-from gma_lib.data.padding import MULTIPLE, Padding
+from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
+from gma_lib.network.sizes import STRIDE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ class Inside:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of cells."""
         height, width = self.padding.padded_size(*self.flows[0].shape[1:])
-        return height // MULTIPLE, width // MULTIPLE
+        return height // STRIDE, width // STRIDE
 
     def cell_of(self, point: tuple[int, int]) -> int:
         """Number of the cell that holds a pixel (x, y) of the frame."""
@@ -61,16 +62,14 @@ class Inside:
         height, width = self.flows[0].shape[1:]
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"the point ({x}, {y}) lies outside the frame of {width}x{height} px")
-        return (y + self.padding.top) // MULTIPLE * self.grid[1] + (
-            x + self.padding.left
-        ) // MULTIPLE
+        return (y + self.padding.top) // STRIDE * self.grid[1] + (x + self.padding.left) // STRIDE
 
     def attention_from(self, point: tuple[int, int]) -> np.ndarray:
         """Where the cell that holds a pixel (x, y) looks: weights for every pixel of the frame, (H,
         W), constant within a cell.
         """
         cells = self.attention[self.cell_of(point)].reshape(self.grid)
-        return self.padding.unpad(cells.repeat(MULTIPLE, axis=0).repeat(MULTIPLE, axis=1))
+        return self.padding.unpad(cells.repeat(STRIDE, axis=0).repeat(STRIDE, axis=1))
 
 
 def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) -> Inside:
@@ -171,7 +170,7 @@ def _cells(
         (inside.padding.left, inside.padding.right),
     )
     padded = np.pad(values, around, mode=mode)
-    return padded[MULTIPLE // 2 :: MULTIPLE, MULTIPLE // 2 :: MULTIPLE].ravel()
+    return padded[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].ravel()
 
 
 # --- for the notebooks ----------------------------------------------------------------------------

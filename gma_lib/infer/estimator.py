@@ -26,8 +26,9 @@ import platformdirs
 import gma_lib
 from gma_lib import convert, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
-from gma_lib.data.padding import MULTIPLE, Padding
+from gma_lib.data.padding import Padding
 from gma_lib.flow.warm_start import carry_forward
+from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import PROJECT, hash_file, hash_value
 from gma_lib.runs.machine import find_versions
 from gma_lib.runs.records import Record
@@ -63,7 +64,7 @@ def affordable_pixels(backend: str, precision: str) -> int:
     """
     side = math.isqrt(MAX_PIXELS)
     while (network.predict_memory(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
-        side -= MULTIPLE
+        side -= STRIDE
     return MAX_PIXELS if side == math.isqrt(MAX_PIXELS) else side**2
 
 
@@ -299,10 +300,10 @@ def as_frames(frame: "np.ndarray | torch.Tensor", name: str) -> np.ndarray:
             f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or "
             "(H, W) when grey"
         )
-    if min(array.shape[-2:]) < MULTIPLE:
+    if min(array.shape[-2:]) < STRIDE:
         raise ValueError(
             f"{name} has {array.shape[-1]}x{array.shape[-2]} px; "
-            f"each side must be at least {MULTIPLE} px"
+            f"each side must be at least {STRIDE} px"
         )
     array = np.ascontiguousarray(array, dtype=np.float32)
     _check_range(array, name, fractional=fractional)

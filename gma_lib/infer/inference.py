@@ -140,11 +140,12 @@ def _predict_along(
 ) -> np.ndarray:
     """Compute the pairs one by one; the features of a frame that two pairs share only once."""
     frames = zip(batch, images1, images2, strict=False)  # without the copies
-    flows = [
-        sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
-        for pair, image1, image2 in frames
-    ]
-    return np.concatenate(flows)
+    return np.concatenate(
+        [
+            sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
+            for pair, image1, image2 in frames
+        ]
+    )
 
 
 def _predict_folders(
@@ -171,17 +172,11 @@ def inference_key(converted: Record) -> str:
     """Digest of what the flow depends on besides the frames, from ``convert.json``: model, runtime,
     device and precision.
     """
-    runtime = {
-        name: converted["provenance"]["versions"].get(name)
-        for name in ("openvino", "onnxruntime", "torch")
-    }
+    versions = converted["provenance"]["versions"]
     return hash_value(
         [
-            converted["model_sha256"],
-            converted["backend"],
-            converted["precision"],
-            converted["device"],
-            runtime,
+            *(converted[name] for name in ("model_sha256", "backend", "precision", "device")),
+            {name: versions.get(name) for name in ("openvino", "onnxruntime", "torch")},
         ]
     )
 
