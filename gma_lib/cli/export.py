@@ -6,10 +6,7 @@ from typing import TypedDict, Unpack
 import click
 
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
-from gma_lib.export.trace import export_split, export_whole
-from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import to_deploy_form
-from gma_lib.network.model import GMAConfig
+from gma_lib.convert.prepare import ModelSpec, export_model
 from gma_lib.network.sizes import check_sides
 
 
@@ -61,14 +58,15 @@ def main(
     check_sides(size["height"], size["width"])
     refuse_used_folder(output)
     path = Path(checkpoint).expanduser()
-    model, weights = load_model(
+    spec = ModelSpec(
         path.absolute() if path.is_file() else checkpoint,
-        GMAConfig(num_updates=updates, lookup=lookup),
+        **size,
+        num_updates=updates,
+        lookup=lookup,
+        opset=opset,
+        parts=split,
     )
-    model = to_deploy_form(model)
-    files = [export_whole(model, output / "gma.onnx", **size, checkpoint=weights, opset=opset)]
-    if split:
-        files += export_split(model, output, **size, checkpoint=weights, opset=opset)
+    files, weights = export_model(spec, output)
     for file in files:
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     click.echo(weights.note)

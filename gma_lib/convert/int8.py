@@ -10,18 +10,36 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import openvino
 
+try:
+    import nncf
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("int8 needs a package: pip install nncf") from error
+import rich
+from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+from nncf.quantization.range_estimator import (
+    AggregatorType,
+    RangeEstimatorParameters,
+    StatisticsCollectorParameters,
+    StatisticsType,
+)
+
+from gma_lib.convert.int8_attention import attend_in_integers
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.machine import find_memory
 from gma_lib.runs.progress import track
+from gma_lib.training.config import load_config
+from gma_lib.training.pairs import PairSource
 
 CALIBRATION_PAIRS = 6
 FEWEST_PAIRS = 3
 TEXTURES = 24
 FIRST_SCENE = 2_000_000_000  # scene numbers of training start at 0, those held out at a billion
-LARGEST_DISPLACEMENT = 120.0  # pixels; what was never seen in calibration would be cut off
+LARGEST_DISPLACEMENT = 120.0  # pixels; motion beyond what calibration saw would be clipped
 
 # The frames fill their range, the flow has none that calibration could know: cutting either costs
 # more than these two small layers save. Features are told apart by small differences: with their
@@ -47,8 +65,8 @@ _CALIBRATION_BASE, _CALIBRATION_COPIES = 2.4e9, 4.0
 Sample = dict[str, np.ndarray]
 
 
-class _Shown:
-    """Samples that show how far whoever goes through them is."""
+class _TrackedSamples:
+    """Iterable of samples with a progress bar."""
 
     def __init__(self, samples: list[Sample], label: str):
         self._samples, self._label = samples, label
@@ -67,8 +85,6 @@ def _quiet_rich() -> Iterator[None]:
 
     Believing itself in a terminal or a notebook, rich would also catch what is printed meanwhile.
     """
-    import rich
-
     rich.reconfigure(quiet=True, force_jupyter=False, force_terminal=False)
     try:
         yield
@@ -76,17 +92,14 @@ def _quiet_rich() -> Iterator[None]:
         rich.reconfigure()
 
 
-def calibration_frames(
+def render_calibration_frames(
     height: int, width: int, *, pairs: int = CALIBRATION_PAIRS
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rendered frames of this size, float32 (1, 3, H, W), RGB, 0..255, each pair in both orders.
+    """Render frames of this size, float32 (1, 3, H, W), RGB, 0..255, each pair in both orders.
 
     Both orders, because the two frames of a pair are encoded by the same weights and have to be
     rounded alike.
     """
-    from gma_lib.training.config import load_config
-    from gma_lib.training.pairs import PairSource
-
     if pairs < FEWEST_PAIRS:
         raise ValueError(
             f"calibration needs at least {FEWEST_PAIRS} pairs to know the ranges, not {pairs}"
@@ -104,16 +117,42 @@ def calibration_frames(
     return frames
 
 
-def samples_of_parts(
-    frames: list[tuple[np.ndarray, np.ndarray]], run: dict[str, Callable[..., tuple]]
+def quantize_models(models: dict[Path, openvino.Model]) -> dict[Path, openvino.Model]:
+    """Return the whole network and its parts, for a batch of one, in 8-bit integers; calibrated
+    together, by the files they came from.
+    """
+    parts = {source.stem.removeprefix("gma").removeprefix("_"): source for source in models}
+    height, width = list(models[parts[""]].input("image1").shape)[2:]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    run = {
+        name: _make_call(openvino.compile_model(models[source], "CPU", settings))
+        for name, source in parts.items()
+        if name
+    }
+    samples = collect_samples(render_calibration_frames(height, width), run)
+    return {
+        source: quantize(models[source], samples[name], label=f"8-bit integers for {source.name}")
+        if name in samples
+        else models[source]
+        for name, source in parts.items()
+    }
+
+
+def _make_call(compiled: openvino.CompiledModel) -> Callable[..., tuple[np.ndarray, ...]]:
+    return lambda *inputs: tuple(np.array(value) for value in compiled(list(inputs)).values())
+
+
+def collect_samples(
+    frames: list[tuple[np.ndarray, np.ndarray]],
+    run: dict[str, Callable[..., tuple[np.ndarray, ...]]],
 ) -> dict[str, list[Sample]]:
-    """What the network and its parts are calibrated with: their inputs, by name; nothing for a part
-    that stays as it is.
+    """Collect the inputs, by name, that the network and its parts are calibrated with; none for a
+    part that stays as it is.
 
     Parameters
     ----------
     frames
-        From ``calibration_frames``.
+        From ``render_calibration_frames``.
     run
         ``features``, ``context`` and ``refine`` in float32, as far as there are parts.
     """
@@ -132,12 +171,12 @@ def samples_of_parts(
         start = np.zeros((1, 2, *features1.shape[2:]), np.float32)
         encoded = {"features1": features1, "features2": features2, "context": context}
         _, found = run["refine"](features1, features2, context, start)
-        # cold and warm: a range that was seen with zero flow only would cut a warm start off
+        # cold and warm: a range from zero flow only would clip warm starts
         samples["refine"] += [encoded | {"flow_init": start}, encoded | {"flow_init": found}]
     return samples
 
 
-def require_memory_to_calibrate(model) -> None:
+def require_memory_to_calibrate(model: openvino.Model) -> None:
     """Raise ``MemoryError`` where calibration is predicted to need more than there is: it holds
     what goes into all convolutions at once.
     """
@@ -150,57 +189,48 @@ def require_memory_to_calibrate(model) -> None:
     predicted, available = _CALIBRATION_BASE + _CALIBRATION_COPIES * inputs, find_memory()
     if predicted > 0.9 * available:
         raise MemoryError(
-            f"finding the ranges for 8-bit integers needs about {predicted / 1e9:.1f} GB at this frame size and number of updates; "
-            f"this machine has {available / 1e9:.1f} GB: fewer updates need less, and bfloat16 needs none of it"
+            f"finding the ranges for 8-bit integers needs about {predicted / 1e9:.1f} GB at this "
+            f"frame size and number of updates; this machine has {available / 1e9:.1f} GB: fewer "
+            "updates need less, and bfloat16 needs none of it"
         )
 
 
-def quantized(model, samples: list[Sample], *, label: str):
-    """An OpenVINO model with its convolutions in 8-bit integers.
+def quantize(model: openvino.Model, samples: list[Sample], *, label: str) -> openvino.Model:
+    """Return the model with its convolutions, correlation and attention in 8-bit integers.
 
     Parameters
     ----------
     model
-        ``openvino.Model`` in float32 for a batch of one.
+        In float32, for a batch of one.
     samples
         Inputs by name; their ranges become the model's.
     label
-        What the progress is called.
+        Label of the progress bar.
 
     Raises
     ------
     MemoryError
-        Before anything is computed, where the memory would not do.
+        Before anything is computed, if the machine has too little memory.
     """
-    try:
-        import nncf
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("int8 needs a package: pip install nncf") from error
     require_memory_to_calibrate(model)
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-    from nncf.quantization.range_estimator import (
-        AggregatorType,
-        RangeEstimatorParameters,
-        StatisticsCollectorParameters,
-        StatisticsType,
-    )
-
-    from gma_lib.convert.int8_attention import attend_in_integers
-
     nncf.set_log_level(logging.ERROR)
-    quantile = {"statistics_type": StatisticsType.QUANTILE, "quantile_outlier_prob": _OUTLIERS}
-    ranges = RangeEstimatorParameters(
-        min=StatisticsCollectorParameters(aggregator_type=AggregatorType.MIN, **quantile),
-        max=StatisticsCollectorParameters(aggregator_type=AggregatorType.MAX, **quantile),
+    lowest, highest = (
+        StatisticsCollectorParameters(
+            aggregator_type=aggregator,
+            statistics_type=StatisticsType.QUANTILE,
+            quantile_outlier_prob=_OUTLIERS,
+        )
+        for aggregator in (AggregatorType.MIN, AggregatorType.MAX)
     )
+    ranges = RangeEstimatorParameters(min=lowest, max=highest)
     with _quiet_rich():
         found = nncf.quantize(
             model,
-            nncf.Dataset(_Shown(samples, label)),
+            nncf.Dataset(_TrackedSamples(samples, label)),
             subset_size=len(samples),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(
-                names=_float_products(model),
+                names=_find_float_products(model),
                 patterns=list(_FLOAT_LAYERS),
                 types=list(_FLOAT_OPERATIONS),
                 validate=False,
@@ -214,20 +244,19 @@ def quantized(model, samples: list[Sample], *, label: str):
     return found
 
 
-def _float_products(model) -> list[str]:
+def _find_float_products(model: openvino.Model) -> list[str]:
     """Names of the matrix products that calibration leaves alone: all but the correlation, which is
     one product for the whole frame.
     """
-    products = [
-        operation for operation in model.get_ordered_ops() if operation.get_type_name() == "MatMul"
-    ]
-    names = {
-        product.get_friendly_name(): np.prod(product.output(0).shape[:-2]) for product in products
+    counts = {
+        operation.get_friendly_name(): np.prod(operation.output(0).shape[:-2])
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() == "MatMul"
     }
-    return [name for name, count in names.items() if count > 1 or "/" in name.lstrip("/")]
+    return [name for name, count in counts.items() if count > 1 or "/" in name.lstrip("/")]
 
 
-def _round_after_reshaping(model) -> None:
+def _round_after_reshaping(model: openvino.Model) -> None:
     """Move the rounding of a matrix product's result behind the reshapes and transposes that
     follow.
 
@@ -235,24 +264,30 @@ def _round_after_reshaping(model) -> None:
     float32, at half of bfloat16's speed.
     """
     for rounding in list(model.get_ordered_ops()):
-        if (
-            rounding.get_type_name() != "FakeQuantize"
-            or rounding.input_value(0).get_node().get_type_name() != "MatMul"
-        ):
+        if not _rounds_a_product(rounding):
             continue
-        if any(np.prod(rounding.input_value(port).shape) != 1 for port in range(1, 5)):
-            continue  # a range per channel does not move through a transpose
-        while True:
-            targets = list(rounding.output(0).get_target_inputs())
-            if len(targets) != 1 or targets[0].get_node().get_type_name() not in (
-                "Reshape",
-                "Transpose",
-            ):
-                break
-            moved = targets[0].get_node()
+        while (moved := _find_next_reshape(rounding)) is not None:
             after = list(moved.output(0).get_target_inputs())
             moved.input(0).replace_source_output(rounding.input_value(0))
             rounding.input(0).replace_source_output(moved.output(0))
             for target in after:
                 target.replace_source_output(rounding.output(0))
     model.validate_nodes_and_infer_types()
+
+
+def _rounds_a_product(node: openvino.Node) -> bool:
+    """Whether a node rounds a matrix product with one range; a range per channel does not move
+    through a transpose.
+    """
+    return bool(
+        node.get_type_name() == "FakeQuantize"
+        and node.input_value(0).get_node().get_type_name() == "MatMul"
+        and all(np.prod(node.input_value(port).shape) == 1 for port in range(1, 5))
+    )
+
+
+def _find_next_reshape(node: openvino.Node) -> openvino.Node | None:
+    """Return the reshape or transpose that alone reads a node."""
+    readers = [target.get_node() for target in node.output(0).get_target_inputs()]
+    alone = len(readers) == 1 and readers[0].get_type_name() in ("Reshape", "Transpose")
+    return readers[0] if alone else None

@@ -11,15 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 import openvino
-from openvino import opset13
+from openvino import Model, Node, Output, opset13
 
 _AXIS_OF_COLUMNS, _AXIS_OF_ROWS = np.array([-1]), np.array([-2])
 _TINY = np.float32(1e-6)  # of a channel that is the same everywhere
 
 
-def attend_in_integers(model, samples: list[dict[str, np.ndarray]]) -> int:
-    """Let an OpenVINO model compute attention's scores and the aggregation in integers; return how
-    many products were changed.
+def attend_in_integers(model: Model, samples: list[dict[str, np.ndarray]]) -> int:
+    """Let an OpenVINO model compute attention's scores and the aggregation in integers; return the
+    number of products that were changed.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def attend_in_integers(model, samples: list[dict[str, np.ndarray]]) -> int:
             softmax,
             _op("att/inverse", opset13.divide, np.float32(1), largest),
         )
-        shares = _rounded("att/rounded", relative, lowest=0.0)
+        shares = _round("att/rounded", relative, lowest=0.0)
         for product in products:
             _replace_product(product, shares, largest)
         changed += len(products)
@@ -50,13 +50,12 @@ def attend_in_integers(model, samples: list[dict[str, np.ndarray]]) -> int:
     return changed
 
 
-def _is_attention(operation) -> bool:
-    return operation.get_type_name() == "Softmax" and operation.get_friendly_name().lstrip(
-        "/"
-    ).startswith("att/")
+def _is_attention(operation: Node) -> bool:
+    name: str = operation.get_friendly_name()
+    return operation.get_type_name() == "Softmax" and name.lstrip("/").startswith("att/")
 
 
-def _round_inputs(model, product, samples: list[dict[str, np.ndarray]]) -> None:
+def _round_inputs(model: Model, product: Node, samples: list[dict[str, np.ndarray]]) -> None:
     """Round what goes into a product in steps of the largest value that the samples bring there."""
     inputs = [product.input_value(port) for port in (0, 1)]
     before = openvino.compile_model(
@@ -66,11 +65,11 @@ def _round_inputs(model, product, samples: list[dict[str, np.ndarray]]) -> None:
         [[np.abs(values).max() for values in before(sample).values()] for sample in samples], axis=0
     )
     for port, (values, size) in enumerate(zip(inputs, found, strict=True)):
-        rounded = _rounded(f"att/rounded_input_{port}", values, lowest=-128 / 127, highest=size)
+        rounded = _round(f"att/rounded_input_{port}", values, lowest=-128 / 127, highest=size)
         product.input(port).replace_source_output(rounded.output(0))
 
 
-def _replace_product(product, shares, largest) -> None:
+def _replace_product(product: Node, shares: Node, largest: Node) -> None:
     """Attention (B, N, N) times values (B, N, C), or their transpose, in integers; ``shares``:
     attention over ``largest``, rounded.
     """
@@ -93,7 +92,7 @@ def _replace_product(product, shares, largest) -> None:
         centred,
         _op(f"{scope}/inverse", opset13.divide, np.float32(1), size),
     )
-    rounded = _rounded(f"{scope}/rounded", relative, lowest=-128 / 127)
+    rounded = _round(f"{scope}/rounded", relative, lowest=-128 / 127)
     if transposed:
         mean, size = (
             _op(f"{scope}/{name}_by_column", opset13.transpose, value, np.array([0, 2, 1]))
@@ -112,15 +111,15 @@ def _replace_product(product, shares, largest) -> None:
         target.replace_source_output(aggregated.output(0))
 
 
-def _rounded(name: str, value, *, lowest: float, highest: float = 1.0):
+def _round(name: str, value: Node | Output, *, lowest: float, highest: float = 1.0) -> Node:
     """256 steps up to ``highest``, from ``lowest`` times as much."""
     low, high = np.float32(lowest * highest), np.float32(highest)
     return _op(name, opset13.fake_quantize, value, low, high, low, high, 256)
 
 
-def _op(name: str, make: Callable, *inputs, **attributes):
-    """An operation with a name: what is left without one counts as a coordinate, see
-    ``gma_lib.convert.conversion``.
+def _op(name: str, make: Callable[..., Node], *inputs: object, **attributes: object) -> Node:
+    """Make an operation with a name: without one it would count as a coordinate, see
+    ``gma_lib.convert.to_openvino``.
     """
     operation = make(*inputs, **attributes)
     operation.set_friendly_name(name)

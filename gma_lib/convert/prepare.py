@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
+from gma_lib import convert as converters
+from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
-from gma_lib.convert.conversion import Conversion, convert
+from gma_lib.convert.conversion import Conversion
 from gma_lib.export.trace import DEFAULT_OPSET, export_split, export_whole
 from gma_lib.network.checkpoints import Checkpoint, load_model
 from gma_lib.network.deploy import DEPLOY_STEPS, to_deploy_form
@@ -72,6 +76,48 @@ def export_model(spec: ModelSpec, folder: Path) -> tuple[list[Path], Checkpoint]
     return files, checkpoint
 
 
+def convert(
+    backend: str,
+    folder: Path,
+    *,
+    checkpoint: str,
+    precision: str = "float32",
+    at_once: int | None = 1,
+    card: Card | None = None,
+) -> Conversion:
+    """Convert ``gma.onnx`` and its parts (for PyTorch: the checkpoint) to the backend's files, in
+    the same folder.
+
+    Parameters
+    ----------
+    precision
+        Decided now and not when the model is loaded for Ascend, and for int8 in OpenVINO.
+    at_once
+        Pairs that are computed together inside a batch; None: the whole batch, as Ascend always
+        does.
+    card
+        For Ascend: which card to convert for, and what stays float32.
+    """
+    model_file = find_backend(backend).model_file
+    source = Path(folder) / "gma.onnx"
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is missing: run 02_export first")
+    batch_size = onnx.load(source).graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    at_once = at_once or batch_size
+    if at_once < 1 or batch_size % at_once:
+        raise ValueError(
+            f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or "
+            "null for the whole batch"
+        )
+    if model_file == "gma.safetensors":
+        return converters.convert_to_torch(source.parent, checkpoint, at_once)
+    if backend == "ascend":
+        return converters.convert_to_ascend(source.parent, precision, card or Card())
+    if backend == "openvino":
+        return converters.convert_to_openvino(source.parent, precision, at_once)
+    return converters.convert_to_onnxruntime(source.parent, precision, at_once)
+
+
 def prepare_model(spec: ModelSpec, folder: Path) -> Conversion:
     """Export a model into ``folder`` and convert it for its backend."""
     export_model(spec, folder)
@@ -79,8 +125,6 @@ def prepare_model(spec: ModelSpec, folder: Path) -> Conversion:
         spec.backend,
         folder,
         checkpoint=str(spec.checkpoint),
-        num_updates=spec.num_updates,
-        attention=spec.attention,
         precision=spec.precision,
         at_once=spec.at_once,
     )

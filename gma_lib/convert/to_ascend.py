@@ -2,18 +2,42 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gma_lib.ascend import atc
 from gma_lib.ascend.chip import Card, find_chips
-from gma_lib.ascend.keep import keep_lines
+from gma_lib.ascend.keep import described, keep_lines
 from gma_lib.ascend.operators import check_operators, refuse_impossible
+from gma_lib.ascend.rewrite import rewrite_where_needed
 from gma_lib.ascend.toolkit import find_toolkit, tool_environment
+from gma_lib.convert.conversion import Conversion
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 from gma_lib.runs.progress import log_elapsed
+from gma_lib.runs.records import Record
 
 
-def convert_for_card(folder: Path, precision: str, card: Card) -> dict[str, Any]:
+def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
+    """Write ``gma_atc.onnx``, without 64-bit numbers, then ``gma.om`` with atc.
+
+    The precision is decided here, not when the model is loaded.
+    """
+    # a batch of a card's size would need a card's memory to be compared in
+    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
+    made = compile_for_card(folder, precision, card)
+    kept = described(made["options"]["keep_dtype"]) or "everything"
+    changes = (
+        f"{rewritten} Computed in {precision}, float32 kept for {kept}, for {made['soc']} "
+        f"({made['chip_source']})."
+    )
+    if made["unknown_operators"]:
+        unknown = ", ".join(made["unknown_operators"])
+        cann = made["cann"] or "(version unknown)"
+        changes += f" Not known whether CANN {cann} has: {unknown}."
+    if made["simulated"]:
+        changes = f"SIMULATED: a stand-in for atc made this. {changes}"
+    return Conversion((folder / "gma.om",), " ".join(made["command"]), changes)
+
+
+def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
     """Make ``gma.om`` from ``gma_atc.onnx`` for a card; return the manifest of ``atc``.
 
     Raises
@@ -29,9 +53,8 @@ def convert_for_card(folder: Path, precision: str, card: Card) -> dict[str, Any]
     )
     toolkit = find_toolkit()
     environment = tool_environment(toolkit)
-    chip = find_chips(word=card.soc, python=card.ais_python or "python3", environment=environment)[
-        0
-    ]
+    python = card.ais_python or "python3"
+    chip = find_chips(word=card.soc, python=python, environment=environment)[0]
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)

@@ -7,6 +7,7 @@ its ``atc`` command line works unchanged.
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,31 +34,17 @@ OPSETS = {
 }
 
 
-class _Features(nn.Module):
-    """Frame -> features."""
+class _Part(nn.Module):
+    """A method of the network as a module, which is what the tracer takes."""
 
-    def __init__(self, model: GMA):
+    def __init__(self, model: GMA, method: str):
         super().__init__()
         self.gma = model
+        self.method = method
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.gma.features(image)
-
-
-class _Context(_Features):
-    """First frame of a pair -> context."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.gma.context(image)
-
-
-class _Refine(_Features):
-    """Features of both frames, context of the first and a start -> flow in pixels and in cells."""
-
-    def forward(
-        self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return self.gma.refine(features1, features2, context, flow_init)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        result: Tensor | tuple[Tensor, ...] = getattr(self.gma, self.method)(*inputs)
+        return result
 
 
 def export_whole(
@@ -83,6 +70,7 @@ def export_whole(
     checkpoint
         Recorded in the file, with everything else that made it.
     """
+    _check_request(model, height, width, opset)
     frame = torch.zeros(1, 3, height, width)
     traced = _trace(model, (frame, frame), ["image1", "image2"], ["out1"], opset=opset)
     return _write(traced, path, model, checkpoint, height, width, batch_size)
@@ -104,41 +92,41 @@ def export_split(
     Along a sequence the features of each frame are then computed once, and a pair can start from
     the flow before it.
     """
+    _check_request(model, height, width, opset)
     frame = torch.zeros(1, 3, height, width)
-    grid = (height // STRIDE, width // STRIDE)
-    features, flow = torch.zeros(1, 256, *grid), torch.zeros(1, 2, *grid)
-    inputs = ["features1", "features2", "context", "flow_init"]
-    traced = {
-        "features": _trace(_Features(model), (frame,), ["image"], ["features"], opset=opset),
-        "context": _trace(_Context(model), (frame,), ["image"], ["context"], opset=opset),
-        "refine": _trace(
-            _Refine(model),
-            (features, features, features, flow),
-            inputs,
-            ["flow", "flow_low"],
-            opset=opset,
-        ),
-    }
-    return [
-        _write(
-            part, Path(folder) / f"gma_{name}.onnx", model, checkpoint, height, width, batch_size
-        )
-        for name, part in traced.items()
-    ]
+    features = torch.zeros(1, 256, height // STRIDE, width // STRIDE)
+    encoded = ["features1", "features2", "context", "flow_init"]
+    inputs = (features, features, features, features[:, :2])
+    files = []
+    for method, given, input_names, output_names in (
+        ("features", (frame,), ["image"], ["features"]),
+        ("context", (frame,), ["image"], ["context"]),
+        ("refine", inputs, encoded, ["flow", "flow_low"]),
+    ):
+        part = _trace(_Part(model, method), given, input_names, output_names, opset=opset)
+        path = Path(folder) / f"gma_{method}.onnx"
+        files.append(_write(part, path, model, checkpoint, height, width, batch_size))
+    return files
 
 
-def _trace(
-    module: nn.Module, inputs: tuple, input_names: list[str], output_names: list[str], *, opset: int
-) -> onnx.ModelProto:
-    model = module if isinstance(module, GMA) else module.gma
-    check_sides(
-        *(side * (1 if inputs[0].shape[1] == 3 else STRIDE) for side in inputs[0].shape[-2:])
-    )
+def _check_request(model: GMA, height: int, width: int, opset: int) -> None:
+    check_sides(height, width)
     allowed = OPSETS[model.config.lookup]
     if opset not in allowed:
         raise ValueError(
-            f"lookup '{model.config.lookup}' is exported at opset {allowed[0]} to {allowed[-1]}, not {opset}"
+            f"lookup '{model.config.lookup}' is exported at opset {allowed[0]} to {allowed[-1]}, "
+            f"not {opset}"
         )
+
+
+def _trace(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: list[str],
+    output_names: list[str],
+    *,
+    opset: int,
+) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The tracer warns of every Python number, which is what makes the graph constant; torch, of
@@ -167,7 +155,7 @@ def _write(
     batch_size: int,
 ) -> Path:
     finished = set_batch_size(fold_constants(traced), batch_size)
-    _describe(
+    helper.set_model_props(
         finished,
         {
             "package": f"gma_lib {gma_lib.__version__}",
@@ -204,10 +192,8 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {output.name for output in graph.output}
     kept = []
     for node in graph.node:
-        foldable = all(name in values for name in node.input if name) and not outputs & set(
-            node.output
-        )
-        if foldable:
+        known = all(name in values for name in node.input if name)
+        if known and not outputs & set(node.output):
             values |= zip(node.output, _evaluate(node, values, model.opset_import), strict=True)
         else:
             kept.append(node)
@@ -222,21 +208,19 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _evaluate(node: onnx.NodeProto, values: dict, opsets) -> list[np.ndarray]:
+def _evaluate(
+    node: onnx.NodeProto, values: dict[str, np.ndarray], opsets: Iterable[onnx.OperatorSetIdProto]
+) -> list[np.ndarray]:
+    """Compute the outputs of a node whose inputs are all known."""
+    given = {name: np.asarray(values[name]) for name in node.input if name}
     inputs = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None
-        )
-        for name in node.input
-        if name
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+        for name, array in given.items()
     ]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-    one_node = helper.make_model(
-        helper.make_graph([node], "one", inputs, outputs), opset_imports=opsets
-    )
-    return ReferenceEvaluator(one_node).run(
-        None, {name: values[name] for name in node.input if name}
-    )
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    one_node = helper.make_model(graph, opset_imports=opsets)
+    return list(ReferenceEvaluator(one_node).run(None, given))
 
 
 def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
@@ -256,12 +240,6 @@ def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
     )
 
 
-def _describe(model: onnx.ModelProto, properties: dict[str, str]) -> None:
-    del model.metadata_props[:]
-    for key, value in properties.items():
-        model.metadata_props.add(key=key, value=value)
-
-
 def read_description(path: Path) -> dict[str, str]:
-    """What an exported file says about itself."""
+    """Read the properties that an exported file holds about itself."""
     return {item.key: item.value for item in onnx.load(path).metadata_props}

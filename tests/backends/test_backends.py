@@ -10,7 +10,7 @@ import pytest
 from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, load_backend
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 from gma_lib.data.padding import Padding
 from gma_lib.doctor import has_bf16
 from gma_lib.flow.images import read_frame
@@ -31,9 +31,7 @@ def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RU
     export.export_whole(to_deploy_form(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
     export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
     for name in backends:
-        convert(
-            name, folder, checkpoint="seeded", num_updates=6, attention="content", at_once=at_once
-        )
+        convert(name, folder, checkpoint="seeded", at_once=at_once)
     return folder
 
 
@@ -87,9 +85,7 @@ def test_together_or_one_after_the_other(name, models, whole_batches, small_fram
 
 def test_parts_that_do_not_fill_a_batch_are_refused(models):
     with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
-        convert(
-            "openvino", models, checkpoint="seeded", num_updates=6, attention="content", at_once=3
-        )
+        convert("openvino", models, checkpoint="seeded", at_once=3)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -160,7 +156,7 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
     # another model is never mistaken for it
     other, checkpoint = load_model("gma-procedural")
     export.export_whole(other, folder / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint)
-    convert(name, folder, checkpoint="gma-procedural", num_updates=6, attention="content")
+    convert(name, folder, checkpoint="gma-procedural")
     with load_backend(name, folder, precision="float32") as backend:
         assert (
             Deviation.between(

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gma_lib import export
 from gma_lib.backends import cuda, load_backend
 from gma_lib.backends.cuda import CudaOptions
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import model
 from gma_lib.network.checkpoints import load_model
@@ -38,7 +38,7 @@ def models(tmp_path_factory, seeded):
         batch_size=2,
         checkpoint=checkpoint,
     )
-    convert("cuda", folder, checkpoint="seeded", num_updates=6, attention="content", at_once=1)
+    convert("cuda", folder, checkpoint="seeded", at_once=1)
     return folder
 
 

@@ -11,7 +11,7 @@ from gma_lib import export
 from gma_lib.backends import load_backend
 from gma_lib.backends.openvino import is_quantized
 from gma_lib.convert import int8 as quantization
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 from gma_lib.doctor import has_bf16
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
@@ -47,8 +47,6 @@ def folder(tmp_path_factory, trained):
         "openvino",
         place,
         checkpoint="gma-procedural",
-        num_updates=UPDATES,
-        attention="content",
         precision="int8",
     )
     assert "8-bit integers" in conversion.changes
@@ -89,7 +87,7 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
     samples = [
         {model.input(0).any_name: np.random.default_rng(0).random((1, 3, 16, 16), dtype=np.float32)}
     ] * 3
-    quantization.quantized(model, samples, label="8-bit integers for a layer")
+    quantization.quantize(model, samples, label="8-bit integers for a layer")
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("8-bit integers for a layer: ") for line in lines)
@@ -106,7 +104,7 @@ def test_calibration_that_would_not_fit_is_refused(monkeypatch):
     with pytest.raises(
         MemoryError, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"
     ):
-        quantization.quantized(model, [], label="8-bit integers")
+        quantization.quantize(model, [], label="8-bit integers")
 
 
 def test_a_warm_start_is_not_cut_off(folder, trained, frames):
@@ -186,9 +184,7 @@ def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
         batch_size=1,
         checkpoint=checkpoint,
     )
-    convert(
-        "openvino", tmp_path, checkpoint="gma-procedural", num_updates=UPDATES, attention="content"
-    )
+    convert("openvino", tmp_path, checkpoint="gma-procedural")
     with pytest.raises(
         ValueError, match=r"computes in floating point, not in int8: run 03_convert again"
     ):
@@ -196,13 +192,13 @@ def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
 
 
 def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():
-    frames = quantization.calibration_frames(128, 128, pairs=3)
+    frames = quantization.render_calibration_frames(128, 128, pairs=3)
     assert len(frames) == 6
     assert quantization.FIRST_SCENE > HELD_OUT + 10**6
     np.testing.assert_array_equal(frames[0], frames[1][::-1])
     assert np.abs(frames[0][0] - frames[2][0]).mean() > 1
     with pytest.raises(ValueError, match="at least 3 pairs"):
-        quantization.calibration_frames(128, 128, pairs=2)
+        quantization.render_calibration_frames(128, 128, pairs=2)
 
 
 def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
@@ -215,14 +211,12 @@ def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
     ):
         load_backend("openvino", folder, precision="int8")
     monkeypatch.setattr(
-        "gma_lib.convert.conversion.possible_precisions", lambda core, device: ("float32",)
+        "gma_lib.convert.to_openvino.possible_precisions", lambda core, device: ("float32",)
     )
     with pytest.raises(ValueError, match="without, float32 would run there"):
         convert(
             "openvino",
             folder,
             checkpoint="gma-procedural",
-            num_updates=UPDATES,
-            attention="content",
             precision="int8",
         )

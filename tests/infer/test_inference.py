@@ -11,7 +11,7 @@ import pytest
 
 from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 from gma_lib.data import sintel
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, write_frame
@@ -119,7 +119,7 @@ def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, seeded):
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": seeded[1]}
     export.export_whole(seeded[0], tmp_path / "gma.onnx", **size)
     export.export_split(seeded[0], tmp_path, **size)
-    convert(name, tmp_path, checkpoint="seeded", num_updates=6, attention="content")
+    convert(name, tmp_path, checkpoint="seeded")
     with load_backend(name, tmp_path, precision="float32") as backend:
         inference.infer(pairs[:4], backend, tmp_path / "flow", batch_size=2, key="k")
         for pair in pairs[:4]:
@@ -192,7 +192,7 @@ from gma_lib import export
 from gma_lib.infer import inference
 from gma_lib.data import sintel
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 
 def slow(image1, image2):
     print("call", flush=True)

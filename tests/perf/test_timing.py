@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gma_lib import export
-from gma_lib.convert.conversion import convert
+from gma_lib.convert import convert
 from gma_lib.perf import timing
 from gma_lib.perf.results import tabulate_measurement
 from gma_lib.perf.timing import Task
@@ -19,7 +19,7 @@ def model_folder(tmp_path_factory, seeded):
     export.export_whole(
         seeded[0], folder / "gma.onnx", height=128, width=160, batch_size=2, checkpoint=seeded[1]
     )
-    convert("onnxruntime", folder, checkpoint="seeded", num_updates=6, attention="content")
+    convert("onnxruntime", folder, checkpoint="seeded")
     return folder
 
 
