@@ -18,15 +18,11 @@ import click
 import numpy as np
 import yaml
 
+from gma_lib import convert, export, network
 from gma_lib.backends import find_backend
-from gma_lib.convert.prepare import ModelSpec, prepare_model
 from gma_lib.data.demo import DEMO_SCENES, make_scene
 from gma_lib.data.rendering import Renderer
-from gma_lib.export.deviation import compute_reference
-from gma_lib.export.operators import count_work
 from gma_lib.flow.metrics import Deviation
-from gma_lib.network.checkpoints import load_model
-from gma_lib.network.model import GMAConfig
 from gma_lib.perf.peak import prepare_peak
 from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
@@ -89,7 +85,7 @@ def prepare_variant(variant: Variant, folder: Path, comparison: Comparison) -> d
     (``count_work``).
     """
     settings = asdict(variant)
-    spec = ModelSpec(
+    spec = convert.ModelSpec(
         comparison.checkpoint,
         comparison.height,
         comparison.width,
@@ -97,8 +93,8 @@ def prepare_variant(variant: Variant, folder: Path, comparison: Comparison) -> d
         **settings,
     )
     folder.mkdir(parents=True)
-    prepare_model(spec, folder)
-    work = count_work(folder / "gma.onnx")
+    convert.prepare_model(spec, folder)
+    work = export.count_work(folder / "gma.onnx")
     return {part: gmac / variant.batch_size for part, gmac in work.items()}
 
 
@@ -234,8 +230,10 @@ def _compute_reference(
     comparison: Comparison, variant: Variant, frames: Sequence[np.ndarray]
 ) -> np.ndarray:
     """PyTorch's float32 flow of the first pair."""
-    model, _ = load_model(comparison.checkpoint, GMAConfig(num_updates=variant.num_updates))
-    return compute_reference(model, frames[0], frames[1])
+    model, _ = network.load_model(
+        comparison.checkpoint, network.GMAConfig(num_updates=variant.num_updates)
+    )
+    return export.compute_reference(model, frames[0], frames[1])
 
 
 def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> Record:

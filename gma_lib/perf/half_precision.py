@@ -19,12 +19,11 @@ import onnxruntime
 import pandas as pd
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from gma_lib import export, network
 from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outside_modules
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair, LoadedPair, find_pairs, find_root
-from gma_lib.export.trace import export_whole
 from gma_lib.flow.metrics import endpoint_error, pool_scores, sum_errors
-from gma_lib.network.checkpoints import load_model
 from gma_lib.runs.machine import count_cores
 from gma_lib.runs.progress import Track, pass_silently, show_messages, track
 
@@ -116,10 +115,12 @@ def study_variants(
 
 
 def _export_exact(checkpoint: str, height: int, width: int) -> ModelProto:
-    model, loaded = load_model(checkpoint)
+    model, loaded = network.load_model(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "gma.onnx"
-        export_whole(model, file, height=height, width=width, batch_size=1, checkpoint=loaded)
+        export.export_whole(
+            model, file, height=height, width=width, batch_size=1, checkpoint=loaded
+        )
         return onnx.load(file)
 
 

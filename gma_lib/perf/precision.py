@@ -16,12 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gma_lib import convert, export, network
 from gma_lib.backends import find_backend, load_backend
-from gma_lib.convert.prepare import ModelSpec, prepare_model
-from gma_lib.export.deviation import compute_reference
 from gma_lib.flow.metrics import pool_scores, sum_errors
-from gma_lib.network.checkpoints import load_model
-from gma_lib.network.model import GMAConfig
 from gma_lib.perf.results import PRECISION_RESULTS, advise
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.progress import show_messages, track
@@ -97,25 +94,29 @@ def measure_precisions(
 ) -> Record:
     """Measure the cost of each precision on both held-out families."""
     lookup = find_backend(backend).lookup
-    model, checkpoint = load_model(weights, GMAConfig(num_updates=num_updates, lookup=lookup))
+    model, checkpoint = network.load_model(
+        weights, network.GMAConfig(num_updates=num_updates, lookup=lookup)
+    )
     config = load_config(PROJECT / "params" / "train.yaml")
     families = render_held_out(config, PairSource(config), SCENES)
     exact = {
         family: [
-            compute_reference(model, *_batch_frames(pair))
+            export.compute_reference(model, *_batch_frames(pair))
             for pair in track(pairs, label=f"float32 on {family}", unit="pair")
         ]
         for family, pairs in families.items()
     }
-    spec = ModelSpec(weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates)
+    spec = convert.ModelSpec(
+        weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates
+    )
     found = {}
     for precision in precisions:
         with tempfile.TemporaryDirectory() as folder:
-            prepare_model(dataclasses.replace(spec, precision=precision), Path(folder))
-            with load_backend(backend, Path(folder), precision=precision) as network:
+            convert.prepare_model(dataclasses.replace(spec, precision=precision), Path(folder))
+            with load_backend(backend, Path(folder), precision=precision) as reduced:
                 costs = {
                     family: measure_cost(
-                        network.predict,
+                        reduced.predict,
                         track(pairs, label=f"{precision} on {family}", unit="pair"),
                         exact[family],
                     )

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib import export
+from gma_lib import export, network
 from gma_lib.ascend.chip import Card
 from gma_lib.backends import Backend, find_backend, load_backend
-from gma_lib.network.memory import predict_memory, require_memory
 from gma_lib.perf.on_device import measure_on_card
 from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.results import summarize
@@ -93,10 +92,10 @@ def measure(
     result = asdict(task) | {
         "model_folder": shorten_path(Path(task.model_folder)),
         "simulated": False,
-        "predicted_bytes": predict_memory(*shape),
+        "predicted_bytes": network.predict_memory(*shape),
     }
     try:
-        require_memory(*shape, available_bytes=available_bytes)
+        network.require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
     with exclusive_machine(lock_file):

@@ -34,9 +34,8 @@ class WrongParameters(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell."""
+    """Type and default of a parameter, as its notebook declares them."""
 
-    name: str
     annotation: str
     default: object
 
@@ -61,7 +60,7 @@ def read_parameters(stage: str) -> dict[str, Parameter]:
         match = re.fullmatch(r"(\w+) = (.+?)  # type: (\S+)( - .*)?", line)
         if match is None:
             raise ValueError(f"notebooks/{stage}.ipynb: not 'name = value  # type: ...': {line}")
-        parameters[match[1]] = Parameter(match[1], match[3], ast.literal_eval(match[2]))
+        parameters[match[1]] = Parameter(match[3], ast.literal_eval(match[2]))
     return parameters
 
 

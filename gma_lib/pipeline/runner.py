@@ -10,7 +10,6 @@ stage before did; 2 wrong parameters; 3 another run writes the same files; 124 t
 interrupted; 138 the kernel died.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
+
+import portalocker
 
 from gma_lib.pipeline.parameters import RUNNER_PARAMETERS, make_run, read_parameters
 from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, locate_neighbours, locate_stage
@@ -148,15 +149,14 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
 def _claim(lock_file: Path) -> Iterator[None]:
     """Refuse to write where another process writes."""
     lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock_file, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUse(
-                f"another run is writing {shorten_path(lock_file.parent)}; "
-                "wait for it or name this one with run=..."
-            ) from None
-        yield
+    try:
+        with portalocker.Lock(lock_file, "w", fail_when_locked=True):
+            yield
+    except portalocker.AlreadyLocked:
+        raise FolderInUse(
+            f"another run is writing {shorten_path(lock_file.parent)}; "
+            "wait for it or name this one with run=..."
+        ) from None
 
 
 def _skip(job: Job, before: str) -> str:

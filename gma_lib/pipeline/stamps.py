@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
-from gma_lib.runs.files import PROJECT, hash_file, hash_value
+from gma_lib.runs.files import PROJECT, hash_file, hash_value, shorten_path
 from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.runs.run import Run
 
@@ -62,14 +62,17 @@ def read_stamp(stage: str, run: Run) -> Record | None:
         return read_json(locate_stamp(stage, run), made_by=stage)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        _warn_once(f"{error}; until then it counts as not run")
+    except (OSError, ValueError):
+        _warn_once(run.outputs / run.profile)
         return None
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+def _warn_once(folder: Path) -> None:
+    logger.warning(
+        "%s: results of another version of this package, or damaged ones, count as not run",
+        shorten_path(folder),
+    )
 
 
 def write_stamp(
