@@ -151,7 +151,7 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
         reads = f"opset {opsets[0]} to {opsets[-1]}" if opsets else "opsets not known"
         detail = f"{cann.script}, version {cann.version or 'not found'}, {reads}"
     yield _optional(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
-    environment = ascend.toolkit.tool_environment(cann)
+    environment = ascend.toolkit.load_tool_environment(cann)
     try:
         python = ascend.toolkit.find_ais_python(ais_python, environment)
         yield Finding("OK", "ais_bench", python)

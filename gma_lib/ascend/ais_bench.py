@@ -11,35 +11,17 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from gma_lib.ascend.tool import run_tool
+from gma_lib.ascend.errors import AIS_CODE, OUT_OF_MEMORY, explain_ais_error, find_line
+from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
+from gma_lib.runs.progress import Track
 from gma_lib.runs.run import DoesNotFit
-
-OUT_OF_MEMORY = re.compile(
-    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION",
-    re.IGNORECASE,
-)
-CODE = re.compile(r"\bE[A-Z]?\d{4,5}\b|\b[15]0\d{4}\b")
-CAUSES = (
-    (re.compile(r"model socVersion"), "the model was made for another chip: run 03_convert again on this machine, or with SOC="),
-    (re.compile(r"acl open device \d+ failed|\b507033\b|\b107001\b"), "the card's number is wrong or the card is taken: npu-smi "
-    "info -m lists them (DEVICE=)"),
-    (re.compile(r"\b507011\b"), "the model failed while it ran (507011): look into ~/ascend/log/debug/plog"),
-    (re.compile(r"not match"), "the files do not have the size that the model's input has"),
-    (re.compile(r"load model from file failed"), "the model was not loaded; it is damaged, made for another chip, or newer than "
-    "this CANN: look into ~/ascend/log/debug/plog"),
-    # an owner that is a word of its own, and not part of some path that is printed
-    (re.compile(r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|(?<![\w/.-])owner(?![\w/-])", re.I),
-     "the tool refuses the path: it wants real files of this user, mode 0644 in folders of 0755, and names of letters, digits, "
-     "'_', '.', '-' and '/'"),
-)  # fmt: skip
-NEWER_FLAG = "--divide_input"  # in the help of the newer generation only
 
 
 class AisBenchError(RuntimeError):
@@ -93,7 +75,7 @@ class Timing:
     simulated: bool
 
 
-def command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
+def build_ais_command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
     """The command line, argument by argument; it is run without a shell."""
     return [
         tool.python,
@@ -116,7 +98,7 @@ def infer_folders(
     batch_size: int,
     output_shape: tuple[int, int, int],
     input_bytes: int,
-    track: Callable[..., Iterable] | None = None,
+    track: Track | None = None,
 ) -> tuple[dict[str, Path], Timing]:
     """Run the model over folders of files, one folder per input, and return stem -> output file of
     every sample.
@@ -149,7 +131,8 @@ def infer_folders(
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(
-            f"{output} is not empty: the tool would leave what is there among the new results; delete it first"
+            f"{output} is not empty: the tool would leave what is there among the new results; "
+            "delete it first"
         )
     for path in (*folders, output):
         check_path(path, ends="")
@@ -171,22 +154,21 @@ def infer_folders(
         )
     )
     started = time.time()
-    _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
+    _run(tool, build_ais_command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
     timing = read_summary(find_summary(output, newer_than=started))
     return collect_outputs(output, stems, output_shape), timing
 
 
-def measure(
+def time_on_zeros(
     tool: AisBench,
     om: Path,
     *,
     batch_size: int,
     loop: int = 100,
     warmup: int = 5,
-    watch: Callable[[Iterator[float]], Iterable] | None = None,
+    watch: Watch | None = None,
 ) -> Timing:
-    """Pure inference on zeros, ``loop`` times after ``warmup`` calls that do not count, as the
-    guide measures.
+    """Time pure inference on zeros, ``loop`` calls after ``warmup`` more, as the guide measures.
 
     ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
     (``gma_lib.runs.progress.log_elapsed``).
@@ -198,24 +180,21 @@ def measure(
         output = Path(folder) / "pure"
         started = time.time()
         arguments += ["--output", folder, "--output_dirname", output.name]
-        _run(tool, command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
+        _run(
+            tool, build_ais_command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch
+        )
         timing = read_summary(find_summary(output, newer_than=started), loop=loop)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
         raise AisBenchError(
-            f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its throughput says {mean:.4g} ms: not used"
+            f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its "
+            f"throughput says {mean:.4g} ms: not used"
         )
     if len(timing.compute_ms) != loop:
         raise AisBenchError(
             f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for"
         )
     return timing
-
-
-def generation(tool: AisBench) -> str:
-    """``newer`` or ``older``, by the flags in its help: the version number is the same in both."""
-    _, text = _started(tool, [tool.python, "-m", "ais_bench", "--help"])
-    return "newer" if NEWER_FLAG in text else "older"
 
 
 # --- before the run -------------------------------------------------------------------------------
@@ -237,20 +216,23 @@ def check_folders(folders: list[Path], input_bytes: int) -> list[str]:
         for file in files:
             if file.suffix != ".bin" or "." in file.stem:
                 raise ValueError(
-                    f"{file}: expected <name>.bin with one dot; the tool cuts names at the first dot, so results would overwrite each other"
+                    f"{file}: expected <name>.bin with one dot; the tool cuts names at the first "
+                    "dot, so results would overwrite each other"
                 )
             if file.is_symlink():
                 raise ValueError(f"{file} is a link, which the newer tool refuses: copy the file")
             if file.stat().st_size != input_bytes:
                 raise ValueError(
-                    f"{file} has {file.stat().st_size} bytes where one sample has {input_bytes}; was it cut short?"
+                    f"{file} has {file.stat().st_size} bytes where one sample has {input_bytes}; "
+                    "was it cut short?"
                 )
         names.append({file.name for file in files})
     for folder, other in zip(folders[1:], names[1:], strict=True):
         differing = sorted(names[0] ^ other)
         if differing:
             raise ValueError(
-                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as {differing[0]}): the tool pairs files by "
+                f"{folders[0]} and {folder} disagree ({len(differing)} names, such as "
+                f"{differing[0]}): the tool pairs files by "
                 f"position, so every later pair would be wrong"
             )
     return sorted(name.removesuffix(".bin") for name in names[0])
@@ -265,7 +247,8 @@ def check_path(path: Path, *, ends: str) -> Path:
         )
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", str(absolute)) or not str(absolute).endswith(ends):
         raise ValueError(
-            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and '/'{f', ending in {ends}' if ends else ''}; "
+            f"{absolute}: ais_bench takes paths of letters, digits, '_', '.', '-' and "
+            f"'/'{f', ending in {ends}' if ends else ''}; "
             "move the project or the file"
         )
     return absolute
@@ -274,9 +257,7 @@ def check_path(path: Path, *, ends: str) -> Path:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _started(
-    tool: AisBench, arguments: list[str], watch: Callable[[Iterator[float]], Iterable] | None = None
-) -> tuple[int, str]:
+def _started(tool: AisBench, arguments: list[str], watch: Watch | None = None) -> tuple[int, str]:
     try:
         return run_tool(
             arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch
@@ -293,7 +274,7 @@ def _run(
     tool: AisBench,
     arguments: list[str],
     batch_size: int,
-    watch: Callable[[Iterator[float]], Iterable] | None,
+    watch: Watch | None,
 ) -> None:
     started = time.time()
     code, text = _started(tool, arguments, watch)
@@ -304,10 +285,10 @@ def _run(
     )  # every failure to load prints the same; the log has the cause
     if OUT_OF_MEMORY.search(said):
         raise DoesNotFit(
-            f"batch size {batch_size}: out of memory on the card ({_telling_line(said, OUT_OF_MEMORY)})"
+            f"batch size {batch_size}: out of memory on the card ({find_line(said, OUT_OF_MEMORY)})"
         )
     raise AisBenchError(
-        f"ais_bench failed (exit code {code}): {explain(said, last=_last_line(text))}"
+        f"ais_bench failed (exit code {code}): {explain_ais_error(said, last=_last_line(text))}"
     )
 
 
@@ -321,7 +302,9 @@ def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:
     for file in Path(place).rglob("*.log") if Path(place).is_dir() else ():
         if file.stat().st_mtime >= since - 1:
             lines += [
-                line for line in file.read_text(errors="replace").splitlines() if CODE.search(line)
+                line
+                for line in file.read_text(errors="replace").splitlines()
+                if AIS_CODE.search(line)
             ]
     return "\n".join(["", *lines])
 
@@ -333,20 +316,6 @@ def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
         there = sum(1 for _ in output.rglob("*_0.bin"))
         yield from range(seen, there)
         seen = max(seen, there)
-
-
-def explain(text: str, *, last: str) -> str:
-    """What a failed run said, as a sentence; ``last`` is its last line, for what is not known here."""
-    for pattern, meaning in CAUSES:
-        if pattern.search(text):
-            return f"{meaning} ({_telling_line(text, pattern)})"
-    if "No module named" in text:
-        return f"{last}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
-    return _telling_line(text, CODE) or last
-
-
-def _telling_line(text: str, pattern: re.Pattern) -> str:
-    return next((line.strip()[:300] for line in text.splitlines() if pattern.search(line)), "")
 
 
 def _last_line(text: str) -> str:
@@ -366,7 +335,9 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
     if not fresh:
         there = [path for path in found if path.is_file()]
         raise AisBenchError(
-            f"ais_bench ended without a summary{': ' + str(there[0]) + ' is of an earlier run' if there else ''}; its outputs are not used"
+            "ais_bench ended without a "
+            f"summary{': ' + str(there[0]) + ' is of an earlier run' if there else ''}; its "
+            "outputs are not used"
         )
     return fresh[0]
 
@@ -413,7 +384,8 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
     missing, extra = sorted(set(stems) - set(found)), sorted(set(found) - set(stems))
     if missing or extra:
         raise AisBenchError(
-            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: {', '.join(missing[:3]) or 'none'}; not asked for: "
+            f"ais_bench left {len(found)} of {len(stems)} outputs; missing: "
+            f"{', '.join(missing[:3]) or 'none'}; not asked for: "
             f"{', '.join(extra[:3]) or 'none'}"
         )
     for stem, files in found.items():
@@ -427,6 +399,7 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
                 raise AisBenchError(f"{file} holds values that are not finite")
         if any(not np.array_equal(arrays[0], other) for other in arrays[1:]):
             raise AisBenchError(
-                f"sample {stem} came from {len(files)} devices, which disagree: {', '.join(map(str, files))}"
+                f"sample {stem} came from {len(files)} devices, which disagree: "
+                f"{', '.join(map(str, files))}"
             )
     return {stem: found[stem][0] for stem in stems}

@@ -5,19 +5,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
 
-from gma_lib.ascend.chip import soc_version
-from gma_lib.ascend.tool import run_tool
-from gma_lib.runs.files import hash_file, hash_value, write_atomically
+from gma_lib.ascend.chip import to_soc_version
+from gma_lib.ascend.errors import explain_atc_error
+from gma_lib.ascend.tool import Watch, run_tool
+from gma_lib.runs.files import hash_file, write_atomically
+from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
 
 SUCCESS = "ATC run success"
-CODE = r"\b(E[A-Z]?\d{4,5}|507011)\b"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
 # wants. Others keep their name.
 IR_TYPES = {
@@ -27,40 +28,6 @@ IR_TYPES = {
     "MatMul": ("MatMul", "MatMulV2", "BatchMatMul", "BatchMatMulV2"),
 }
 SIMULATED = b"SIMULATED"  # the first bytes of what a stand-in for atc writes; no real .om begins so
-
-_NO_PARSER = (
-    "this opset or operator has no parser in this CANN",
-    'export with an opset from 11 to 17 (PARAMS="opset=13"), or use a newer CANN',
-)
-_PYTHON = (
-    "CANN's own Python failed",
-    "install what its compiler imports: decorator, attrs, psutil, scipy, sympy, cffi, pyyaml, numpy below 2",
-)
-# Code -> (what it means, what to do); prefixes of a code stand for all that begin so.
-ERRORS = {
-    "E10001": ("a parameter has a value that atc does not take", "read the line that follows the code: it names the parameter"),
-    "E10003": ("a parameter is not valid", "read the line that follows the code: it names the parameter and the values it takes"),
-    "E10007": ("--framework is missing", "5 stands for ONNX; this package always passes it"),
-    "E10016": ("--input_shape names an input that the model does not have", "compare its names with those of the graph (image1, image2)"),
-    "E10054": ("a required parameter is empty", "often a shell that cut the command at an unquoted ';': this package uses no shell"),
-    "E10410": ("the file given to --keep_dtype was not found", "check its path"),
-    "E10501": ("an operator is not registered in this CANN", "a newer CANN, or another form of the operator"),
-    "E11010": ("the parameters could not be parsed", "read the line that follows the code"),
-    "E13": ("a file or folder cannot be read or written", "check path, rights (0644, 0755) and free space"),
-    "E16001": _NO_PARSER,
-    "E16002": _NO_PARSER,
-    "E19010": _NO_PARSER,
-    "EZ9010": _NO_PARSER,
-    "EZ3002": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
-    "EZ3003": ("no kernel for an operator on this chip", "install the chip's ops (kernels) package; from CANN 8.5 on it comes separately"),
-    "E19999": _PYTHON,
-    "E40000": _PYTHON,
-    "EC0010": _PYTHON,
-    "EZ9999": ("an internal error of the compiler", "look into ~/ascend/log, and try another opset or lookup form"),
-    "EL0004": ("memory ran out", "a smaller batch size"),
-    "507011": ("the model failed while it ran", "look into ~/ascend/log"),
-    "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
-}  # fmt: skip
 
 
 class AtcError(RuntimeError):
@@ -111,7 +78,7 @@ class AtcOptions:
     log: str | None = None
     timeout_s: float = 7200
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.precision_mode and self.precision_mode_v2:
             raise ValueError("precision_mode and precision_mode_v2 exclude each other: give one")
         keeps_all = {self.precision_mode, self.precision_mode_v2} & {
@@ -125,7 +92,7 @@ class AtcOptions:
 @dataclass(frozen=True)
 class ModelMemory:
     """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and
-    the version it was made for; " "None: not said.
+    the version it was made for; None where it says nothing.
     """
 
     memory_bytes: int | None
@@ -135,10 +102,11 @@ class ModelMemory:
 
     @property
     def total_bytes(self) -> int | None:
+        """Work space and weights."""
         return None if self.memory_bytes is None else self.memory_bytes + (self.weight_bytes or 0)
 
 
-def command(
+def build_atc_command(
     model: str,
     output: str,
     shapes: Mapping[str, tuple[int, ...]],
@@ -154,7 +122,7 @@ def command(
         f"--framework={options.framework}",
         f"--input_shape={shape}",
         f"--output={output}",
-        f"--soc_version={soc_version(options.soc)}",
+        f"--soc_version={to_soc_version(options.soc)}",
         f"--model={model}",
     ]
     if options.keep_dtype:
@@ -193,11 +161,12 @@ def lint_keep(lines: tuple[str, ...], path: Path) -> None:
                 else "no node has this name"
             )
         raise ValueError(
-            f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it without a word"
+            f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it "
+            "without a word"
         )
 
 
-def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Input -> its fixed shape."""
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -209,7 +178,8 @@ def input_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     for name, shape in shapes.items():
         if 0 in shape:
             raise ValueError(
-                f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given static shapes here"
+                f"input {name} of {Path(path).name} has no fixed shape {shape}: atc is given "
+                "static shapes here"
             )
     return shapes
 
@@ -221,8 +191,8 @@ def convert_to_om(
     *,
     cann: str | None = None,
     environment: Mapping[str, str] | None = None,
-    watch: Callable[[Iterator[float]], Iterable] | None = None,
-) -> dict:
+    watch: Watch | None = None,
+) -> Record:
     """Make ``target`` from ``source``, or find that it is there already.
 
     One that is there counts if it was made from the same file by the same command for the same chip
@@ -242,15 +212,14 @@ def convert_to_om(
     """
     source, target = Path(source), Path(target)
     lint_keep(options.keep_dtype, source)
-    arguments = command(source.name, target.stem, input_shapes(source), options)
+    arguments = build_atc_command(source.name, target.stem, read_input_shapes(source), options)
     wanted = {
-        "soc": soc_version(options.soc),
+        "soc": to_soc_version(options.soc),
         "cann": cann,
         "onnx_sha256": hash_file(source),
         "command": arguments,
         "options": _lists(asdict(options)),
     }
-    manifest_file = manifest_path(target)
     known = read_manifest(target)
     if (
         known
@@ -259,48 +228,64 @@ def convert_to_om(
         and known["om_sha256"] == hash_file(target)
     ):
         return known | {"reused": True}
-    for stale in (manifest_file, target):
+    for stale in (_find_manifest(target), target):
         stale.unlink(missing_ok=True)
-    # atc leaves kernel_meta/ and other files in its working directory, and refuses paths with
-    # unusual letters
-    with tempfile.TemporaryDirectory(prefix="gma_atc_") as place:
-        folder = Path(place)
-        shutil.copyfile(source, folder / source.name)
-        if options.keep_dtype:
-            (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
-        text = run_atc(arguments, folder, options.timeout_s, environment, watch)
-        made = sorted(
-            folder.glob(f"{target.stem}*.om")
-        )  # some versions append the system and the processor to the name
-        if len(made) != 1 or made[0].stat().st_size == 0:
-            raise AtcError(
-                f"atc says that it succeeded and left {len(made)} model(s) that are not empty where one was expected"
-            )
-        memory = read_memory(made[0], environment)
-        with write_atomically(target) as partial:
-            shutil.copyfile(made[0], partial)
-            os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
+    text, memory = _compile(source, target, arguments, options, environment, watch)
     manifest = wanted | {
         "om_sha256": hash_file(target),
         "memory": asdict(memory),
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
     }
-    with write_atomically(manifest_file) as partial:
+    with write_atomically(_find_manifest(target)) as partial:
         partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest | {"reused": False}
 
 
-def manifest_path(om: Path) -> Path:
+def _compile(
+    source: Path,
+    target: Path,
+    arguments: list[str],
+    options: AtcOptions,
+    environment: Mapping[str, str] | None,
+    watch: Watch | None,
+) -> tuple[str, ModelMemory]:
+    """Run atc and move its model to ``target``; return what atc printed, and the model's memory.
+
+    It runs in a folder made for it: atc leaves kernel_meta/ and other files where it runs, and
+    refuses paths with unusual letters.
+    """
+    with tempfile.TemporaryDirectory(prefix="gma_atc_") as place:
+        folder = Path(place)
+        shutil.copyfile(source, folder / source.name)
+        if options.keep_dtype:
+            (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
+        text = run_atc(arguments, folder, options.timeout_s, environment, watch)
+        # some versions append the system and the processor to the name
+        made = sorted(folder.glob(f"{target.stem}*.om"))
+        if len(made) != 1 or made[0].stat().st_size == 0:
+            raise AtcError(
+                f"atc says that it succeeded and left {len(made)} model(s) that are not empty "
+                "where one was expected"
+            )
+        memory = read_memory(made[0], environment)
+        with write_atomically(target) as partial:
+            shutil.copyfile(made[0], partial)
+            os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
+    return text, memory
+
+
+def _find_manifest(om: Path) -> Path:
     return Path(om).with_suffix(".om.json")
 
 
-def read_manifest(om: Path) -> dict | None:
+def read_manifest(om: Path) -> Record | None:
     """What was recorded beside an ``.om``; None if nothing readable was."""
     try:
-        return json.loads(manifest_path(om).read_text(encoding="utf-8"))
+        manifest: Record = json.loads(_find_manifest(om).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
+    return manifest
 
 
 def is_simulated(om: Path) -> bool:
@@ -314,7 +299,7 @@ def run_atc(
     folder: Path,
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
-    watch: Callable[[Iterator[float]], Iterable] | None = None,
+    watch: Watch | None = None,
 ) -> str:
     """Run in ``folder`` and return what was printed; raise ``AtcError`` unless exit code and text
     agree on success.
@@ -325,39 +310,15 @@ def run_atc(
         )
     except FileNotFoundError:
         raise AtcError(
-            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, make ascend-dry-run writes the "
+            "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, "
+            "make ascend-dry-run writes the "
             "command for another machine"
         ) from None
     except TimeoutError as error:
         raise AtcError(f"atc {error}") from None
     if code == 0 and SUCCESS in text:
         return text
-    raise AtcError(f"atc failed (exit code {code}): {explain(text)}")
-
-
-def explain(text: str) -> str:
-    """What a failed run of atc said, as a sentence and a remedy."""
-    if "libascend_hal.so" in text:
-        return (
-            "the driver's libascend_hal.so is missing, as in a container without a driver: "
-            "add $ASCEND_TOOLKIT_HOME/<processor>-linux/devlib to LD_LIBRARY_PATH"
-        )
-    if "Failed to import Python module" in text:
-        meaning, remedy = ERRORS["EC0010"]
-        return f"{meaning}: {remedy}"
-    for code in re.findall(CODE, text):
-        for known in (code, code[:3]):
-            if known in ERRORS:
-                meaning, remedy = ERRORS[known]
-                line = next(line.strip() for line in text.splitlines() if code in line)
-                return f"{meaning} ({line[:300]}); {remedy}"
-    lines = [line.strip()[:300] for line in text.splitlines() if line.strip()]
-    coded = [line for line in lines if re.search(CODE, line)]
-    if coded:
-        return f"an error that is not known here ({coded[0]}); look into ~/ascend/log"
-    return (
-        f"no code that is known here; its last line: {lines[-1]}" if lines else "it printed nothing"
-    )
+    raise AtcError(f"atc failed (exit code {code}): {explain_atc_error(text)}")
 
 
 def _warnings(text: str) -> list[str]:
@@ -382,6 +343,7 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
 
 
 def parse_memory(text: str) -> ModelMemory:
+    """Read what ``atc --mode=6`` printed."""
     found = {
         name: re.search(rf"\b{name}\[([^\]]*)\]", text)
         for name in ("memory_size", "weight_size", "soc_version", "atc_version")
@@ -397,7 +359,7 @@ def parse_memory(text: str) -> ModelMemory:
 
 
 def require_device_memory(
-    manifest: dict, available_bytes: int | None, batch_size: int
+    manifest: Record, available_bytes: int | None, batch_size: int
 ) -> int | None:
     """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where
     the card has less.
@@ -405,18 +367,14 @@ def require_device_memory(
     needed = ModelMemory(**manifest["memory"]).total_bytes
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
-            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); {manifest['soc']} here has "
+            f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); "
+            f"{manifest['soc']} here has "
             f"{available_bytes / 1e9:.1f} GB"
         )
     return needed
 
 
-def om_digest(om: Path) -> str:
-    """Identity of a converted model: its bytes."""
-    return hash_value([hash_file(Path(om))])
-
-
-def _lists(options: dict) -> dict:
+def _lists(options: Record) -> Record:
     """Tuples as lists, as JSON will give them back."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in options.items()

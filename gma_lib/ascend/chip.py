@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
 HEALTH = "OK|Warning|Alarm|Critical|UNKNOWN"
@@ -68,7 +68,7 @@ class Card:
             )
 
 
-def soc_version(name: str) -> str:
+def to_soc_version(name: str) -> str:
     """``310P3``, ``Ascend310P3``, ``Ascend 310P3`` -> ``Ascend310P3``: the prefix exactly once,
     whoever wrote it before.
 
@@ -81,7 +81,8 @@ def soc_version(name: str) -> str:
     bare = re.sub(r"^(Ascend)+", "", bare, flags=re.IGNORECASE)
     if not re.fullmatch(r"(310|910|950)[A-Za-z0-9_-]*", bare):
         raise ValueError(
-            f"{name!r} names no Ascend chip; expected is something like 310P3, Ascend310P3 or 910B3 (npu-smi info shows it)"
+            f"{name!r} names no Ascend chip; expected is something like 310P3, Ascend310P3 or "
+            "910B3 (npu-smi info shows it)"
         )
     return f"Ascend{bare}"
 
@@ -92,8 +93,8 @@ def find_chips(
     python: str = "python3",
     environment: Mapping[str, str] | None = None,
 ) -> list[Chip]:
-    """Ask, in this order, the runtime (``acl.get_soc_name``), ``npu-smi info -m``, and its table;
-    the user's word goes before all.
+    """Find this machine's chips: as the user names them, else as the runtime
+    (``acl.get_soc_name``), ``npu-smi info -m`` or its table says, in this order.
 
     Parameters
     ----------
@@ -113,11 +114,11 @@ def find_chips(
     table, complaint = _npu_smi(["info"], environment)
     in_table = parse_table(table)
     if word:
-        same = [chip for chip in in_table if chip.soc == soc_version(word)]
+        same = [chip for chip in in_table if chip.soc == to_soc_version(word)]
         return [
-            Chip(soc_version(word), chip.device, chip.memory_bytes, "named by the user")
+            Chip(to_soc_version(word), chip.device, chip.memory_bytes, "named by the user")
             for chip in same
-        ] or [Chip(soc_version(word), None, None, "named by the user")]
+        ] or [Chip(to_soc_version(word), None, None, "named by the user")]
     mapping, _ = _npu_smi(["info", "-m"], environment)
     in_mapping = [
         _with_memory(_exact(chip, table, environment), in_table) for chip in parse_mapping(mapping)
@@ -135,14 +136,15 @@ def find_chips(
     if in_table:
         return [_exact(chip, table, environment) for chip in in_table]
     raise NoChipFound(
-        f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, name it: SOC=310P3"
+        f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, "
+        "name it: SOC=310P3"
     )
 
 
 def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:
-    """The mapping knows no memory, the table does; both list chips in the order of their logic IDs."""
-    same = [other for other in in_table if other.device == chip.device]
-    return Chip(chip.soc, chip.device, same[0].memory_bytes if same else None, chip.source)
+    """Add the memory, which only the table shows; both list chips in the order of logic IDs."""
+    memory = {other.device: other.memory_bytes for other in in_table}
+    return replace(chip, memory_bytes=memory.get(chip.device))
 
 
 def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str | None:
@@ -155,7 +157,7 @@ def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str |
         return None
     named = re.search(r"^soc: *(\S.*)$", done.stdout, re.M) if done.returncode == 0 else None
     try:
-        return soc_version(named[1]) if named else None
+        return to_soc_version(named[1]) if named else None
     except ValueError:  # acl answers None where no device is
         return None
 
@@ -178,18 +180,21 @@ def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tup
     if BUSY in text:
         return (
             "",
-            "another container or virtual machine holds the card (-8020): stop that one, or hand the card to this one",
+            "another container or virtual machine holds the card (-8020): stop that one, or hand "
+            "the card to this one",
         )
     if "dcmi" in text and "failed" in text:
         return (
             "",
-            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is installed and that this user may use "
+            f"the driver does not answer ({text.strip().splitlines()[0]}): check that it is "
+            "installed and that this user may use "
             f"/dev/davinci*",
         )
     if "libdrvdsmi" in text:
         return (
             "",
-            "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 folder to LD_LIBRARY_PATH",
+            "the driver's library libdrvdsmi is missing: install the driver, or add its lib64 "
+            "folder to LD_LIBRARY_PATH",
         )
     return (
         (done.stdout, "")
@@ -206,7 +211,7 @@ def parse_mapping(text: str) -> list[Chip]:
     for line in text.splitlines():
         row = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?\s+(\S.*?)\s*", line)
         if row and NAME.fullmatch(row[4]):
-            chips.append(Chip(soc_version(row[4]), int(row[3]), None, "npu-smi info -m"))
+            chips.append(Chip(to_soc_version(row[4]), int(row[3]), None, "npu-smi info -m"))
     return chips
 
 
@@ -217,14 +222,14 @@ def parse_table(text: str) -> list[Chip]:
     The table shows no logic ID: chips are counted from 0 in the order of the table, as the driver
     numbers them where none is missing.
     """
-    chips = []
+    chips: list[Chip] = []
     lines = text.split("Process id")[0].splitlines()
     for line, below in zip(lines, [*lines[1:], ""], strict=False):
         row = re.match(rf"\|\s*(\d+)\s+({NAME.pattern})\s*\|\s*({HEALTH})\s*\|", line)
         if row:
             pairs = [int(total) for total in re.findall(r"\d+\s*/\s*(\d+)", below)]
             memory = max(pairs, default=0) * 2**20 or None
-            chips.append(Chip(soc_version(row[2]), len(chips), memory, "npu-smi info"))
+            chips.append(Chip(to_soc_version(row[2]), len(chips), memory, "npu-smi info"))
     return chips
 
 
@@ -234,18 +239,11 @@ def _exact(chip: Chip, table: str, environment: Mapping[str, str] | None) -> Chi
     """
     if chip.soc not in ("Ascend910", "Ascend950"):
         return chip
-    text = ""
-    for npu in dict.fromkeys(
-        re.findall(r"^\|\s*(\d+)\s+(?:Ascend ?)?(?:910|950)\s*\|", table, re.M)
-    ):
-        text, _ = _npu_smi(["info", "-t", "board", "-i", npu, "-c", "0"], environment)
-        break
-    found = {key: re.search(rf"{key}\s*:\s*(\S+)", text) for key in ("Chip Name", "NPU Name")}
-    if None in found.values():
+    npu = re.search(r"^\|\s*(\d+)\s+(?:Ascend ?)?(?:910|950)\s*\|", table, re.M)
+    board = ["info", "-t", "board", "-i", npu[1], "-c", "0"] if npu else []
+    text = _npu_smi(board, environment)[0] if npu else ""
+    names = re.search(r"Chip Name\s*:\s*(\S+)", text), re.search(r"NPU Name\s*:\s*(\S+)", text)
+    if not names[0] or not names[1]:
         return chip
-    return Chip(
-        soc_version(f"{found['Chip Name'][1]}_{found['NPU Name'][1]}"),
-        chip.device,
-        chip.memory_bytes,
-        "npu-smi info -t board",
-    )
+    soc = to_soc_version(f"{names[0][1]}_{names[1][1]}")
+    return replace(chip, soc=soc, source="npu-smi info -t board")

@@ -1,7 +1,6 @@
-"""Write what a machine with CANN has to be told: files and commands, with nothing of CANN installed
-here.
-"""
+"""Write the files and commands that a machine with CANN needs; CANN need not be installed here."""
 
+import logging
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -9,22 +8,23 @@ from pathlib import Path
 import click
 
 from gma_lib.ascend import atc
-from gma_lib.ascend.ais_bench import AisBench, command
-from gma_lib.ascend.chip import soc_version
-from gma_lib.ascend.keep import keep_lines
+from gma_lib.ascend.ais_bench import AisBench, build_ais_command
+from gma_lib.ascend.chip import to_soc_version
+from gma_lib.ascend.keep import read_keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
 from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
 from gma_lib.runs.precisions import PRECISION_NAMES
 from gma_lib.runs.progress import show_messages
 
+log = logging.getLogger(__name__)
 PASSES = ("clean", "final")
 
 
 def write_commands(
     model_folder: Path, target: Path, options: atc.AtcOptions, *, keep: str = "guide"
 ) -> list[list[str]]:
-    """Put the model, keep.cfg and ``commands.sh`` into ``target``; returns the commands.
+    """Put the model, keep.cfg and ``commands.sh`` into ``target``; return the commands.
 
     Parameters
     ----------
@@ -39,24 +39,34 @@ def write_commands(
         raise FileNotFoundError(f"{shorten_path(source)} is missing: run 02_export first")
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    shapes = atc.input_shapes(source)
+    shapes = atc.read_input_shapes(source)
     batch_size = shapes["image1"][0]
     model = target / f"GMA_m_{batch_size}.onnx"
     rewritten = rewrite_where_needed(source, model, largest_batch=2)
     if options.keep_dtype and keep != "guide":
-        options = replace(options, keep_dtype=keep_lines(model, keep))
+        options = replace(options, keep_dtype=read_keep_lines(model, keep))
     atc.lint_keep(options.keep_dtype, model)
     name = f"GMA_bs{batch_size}"
-    compile_command = atc.command(model.name, name, shapes, options)
+    compile_command = atc.build_atc_command(model.name, name, shapes, options)
     tool, om = AisBench(), Path(f"{name}.om")
     infer = [
-        command(
-            tool, om, "--input", f"tensors/{pass_name}/image1,tensors/{pass_name}/image2", "--output", f"output_{pass_name}",
-            "--output_dirname", f"bs{batch_size}", "--outfmt", "BIN", "--batchsize", str(batch_size),
+        build_ais_command(
+            tool,
+            om,
+            "--input",
+            f"tensors/{pass_name}/image1,tensors/{pass_name}/image2",
+            "--output",
+            f"output_{pass_name}",
+            "--output_dirname",
+            f"bs{batch_size}",
+            "--outfmt",
+            "BIN",
+            "--batchsize",
+            str(batch_size),
         )
         for pass_name in PASSES
-    ]  # fmt: skip
-    measure = command(
+    ]
+    measure = build_ais_command(
         tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size)
     )
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
@@ -110,14 +120,15 @@ def main(
     keep: str,
     outputs: str,
 ) -> None:
-    """Write ascend/ beside a profile's runs, and print where it lies."""
+    """Write commands for another machine into the run's folder ascend/, and print where."""
     show_messages()
     modes = PRECISION_NAMES["atc"]
     try:
         if precision not in modes:
             raise ValueError(f"atc is told float16 or float32 here, not {precision}")
-        nothing = {} if modes[precision] is None else {"keep_dtype": ()}
-        options = atc.AtcOptions(soc_version(soc), precision_mode=modes[precision], **nothing)
+        mode = modes[precision]
+        kept = atc.AtcOptions.keep_dtype if mode is None else ()
+        options = atc.AtcOptions(to_soc_version(soc), precision_mode=mode, keep_dtype=kept)
         for batch_size in batch_sizes:
             target = PROJECT / outputs / profile / run / "ascend"
             write_commands(
@@ -126,7 +137,7 @@ def main(
                 options,
                 keep=keep,
             )
-            print(f"{shorten_path(target)}/commands_bs{batch_size}.sh")
+            log.info("%s/commands_bs%s.sh", shorten_path(target), batch_size)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error
 

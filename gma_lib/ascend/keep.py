@@ -15,7 +15,7 @@ def is_instance_norm(node: NodeProto) -> bool:
 
 
 def is_outside_modules(node: NodeProto) -> bool:
-    """Nodes of no module: the flow and its coordinates, the correlation and its lookup, upsampling."""
+    """Nodes outside modules: flow and coordinates, correlation and its lookup, upsampling."""
     return "/" not in node.name.strip("/")
 
 
@@ -39,8 +39,8 @@ CHOICES: dict[str, Callable[[NodeProto], bool]] = {
 }
 
 
-def kept_nodes(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[str, ...]:
-    """Lines of keep.cfg for a choice: the type for InstanceNorm, the name for every other node."""
+def select_kept(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[str, ...]:
+    """Select the lines of keep.cfg: the type for InstanceNorm, the name for every other node."""
     names = [node.name for node in model.graph.node if keep(node) and not is_instance_norm(node)]
     return (
         ("OpType::InstanceNorm",)
@@ -49,15 +49,15 @@ def kept_nodes(model: ModelProto, keep: Callable[[NodeProto], bool]) -> tuple[st
     ) + tuple(names)
 
 
-def keep_lines(path: Path, choice: str) -> tuple[str, ...]:
-    """The lines for a file; an unknown choice lists the known."""
+def read_keep_lines(path: Path, choice: str) -> tuple[str, ...]:
+    """Make the lines for a file; an unknown choice lists the known ones."""
     if choice not in CHOICES:
         raise ValueError(f"KEEP is one of {', '.join(CHOICES)}, not {choice!r}")
-    return kept_nodes(onnx.load(path, load_external_data=False), CHOICES[choice])
+    return select_kept(onnx.load(path, load_external_data=False), CHOICES[choice])
 
 
-def described(lines: list[str] | tuple[str, ...]) -> str:
-    """The lines in a few words: ``InstanceNorm and 700 nodes by name``."""
+def describe_kept(lines: list[str] | tuple[str, ...]) -> str:
+    """Describe the lines in a few words: ``InstanceNorm and 700 nodes by name``."""
     types = [line.removeprefix("OpType::") for line in lines if line.startswith("OpType::")]
     nodes = len(lines) - len(types)
     return " and ".join([*types, *([f"{nodes} nodes by name"] if nodes else [])])

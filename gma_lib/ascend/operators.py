@@ -90,7 +90,8 @@ def _opset(opset: int, major: str, cann: str | None) -> Verdict:
         return Verdict(
             what,
             REFUSED,
-            "no version registers a parser for opset 19 or newer: every operator would fail; export with opset 11 to 18",
+            "no version registers a parser for opset 19 or newer: every operator would fail; "
+            "export with opset 11 to 18",
         )
     if major not in OPSETS:
         return Verdict(
@@ -114,28 +115,22 @@ def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
     if name in NEVER:
         return Verdict(name, REFUSED, "no version has it: unroll the loop when exporting")
     if name in ABSENT_BEFORE_7 and major in ("5", "6"):
-        return Verdict(
-            name,
-            REFUSED,
-            "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either",
-        )
-    if name in REGISTERED and opset not in REGISTERED[name]:
-        return Verdict(
-            name,
-            REFUSED,
-            f"registered for opset {', '.join(map(str, sorted(REGISTERED[name])))} only, not {opset}",
-        )
-    if name in REGISTERED and major in ("8", "9"):
-        return Verdict(
-            name, FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)]))
-        )
-    if name in REGISTERED:
-        return Verdict(
-            name,
-            UNKNOWN,
-            "registered in today's plugins; the operator list of this version was not read",
-        )
-    return Verdict(name, UNKNOWN, "the pages that were read do not name it")
+        why = "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either"
+        return Verdict(name, REFUSED, why)
+    if name not in REGISTERED:
+        return Verdict(name, UNKNOWN, "the pages that were read do not name it")
+    return _registered(name, opset, major)
+
+
+def _registered(name: str, opset: int, major: str) -> Verdict:
+    if opset not in REGISTERED[name]:
+        opsets = ", ".join(map(str, sorted(REGISTERED[name])))
+        return Verdict(name, REFUSED, f"registered for opset {opsets} only, not {opset}")
+    if major not in ("8", "9"):
+        why = "registered in today's plugins; the operator list of this version was not read"
+        return Verdict(name, UNKNOWN, why)
+    note = f"; {NOTES[name]}" if name in NOTES else ""
+    return Verdict(name, FINE, f"registered for opset {opset}{note}")
 
 
 def refuse_impossible(verdicts: list[Verdict]) -> None:

@@ -115,7 +115,8 @@ def rewrite_with_vendor_tool(
         if not made.is_file():
             said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise RewriteError(
-                f"auto_optimizer wrote nothing (exit code {done.returncode}): {said[-1] if said else 'and said nothing'}"
+                f"auto_optimizer wrote nothing (exit code {done.returncode}): "
+                f"{said[-1] if said else 'and said nothing'}"
             )
         verify(onnx.load(source), onnx.load(made), feeds=feeds)
         with write_atomically(target) as partial:

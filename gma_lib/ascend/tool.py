@@ -12,6 +12,9 @@ from pathlib import Path
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
+# is given the seconds since a tool's start, again and again until it ends, and may show progress
+Watch = Callable[[Iterator[float]], Iterable[float]]
+
 
 def run_tool(
     arguments: list[str],
@@ -19,9 +22,9 @@ def run_tool(
     timeout_s: float,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    watch: Callable[[Iterator[float]], Iterable] | None = None,
+    watch: Watch | None = None,
 ) -> tuple[int, str]:
-    """Run without a shell; return the exit code and what both channels said, in its order.
+    """Run without a shell; return the exit code and what was printed, stdout and stderr in order.
 
     However this ends, by Ctrl-C too, nothing of the tool is left running: some of them start
     helpers of their own.
@@ -33,8 +36,7 @@ def run_tool(
     environment
         Of the process; this one's when None.
     watch
-        Is given the seconds since the start, again and again until the tool ends, and may show
-        progress; it is iterated over.
+        Shows progress, such as ``gma_lib.runs.progress.log_elapsed``.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def run_tool(
         return process.returncode, said.read().decode(errors="replace")
 
 
-def _until_it_ends(process: subprocess.Popen, timeout_s: float) -> Iterator[float]:
+def _until_it_ends(process: subprocess.Popen[bytes], timeout_s: float) -> Iterator[float]:
     start = time.monotonic()
     while process.poll() is None:
         if time.monotonic() - start > timeout_s:

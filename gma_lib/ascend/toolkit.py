@@ -55,7 +55,7 @@ def find_toolkit(root: Path = ROOT, environment: Mapping[str, str] | None = None
 
 
 def read_version(folder: Path) -> str | None:
-    """The version that an installation's own files give."""
+    """Read the version that an installation's own files give."""
     for pattern in VERSION_FILES:
         for file in sorted(Path(folder).glob(pattern)):
             found = re.search(
@@ -68,11 +68,11 @@ def read_version(folder: Path) -> str | None:
     return None
 
 
-def tool_environment(
+def load_tool_environment(
     toolkit: Toolkit | None, base: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The environment that CANN's script sets up, on top of this one; unchanged where ``atc`` is
-    found already or no CANN is.
+    """Return this environment with what CANN's script adds; unchanged where ``atc`` is found
+    already or no CANN is.
     """
     base = dict(os.environ if base is None else base)
     if toolkit is None or shutil.which("atc", path=base.get("PATH")):
@@ -81,7 +81,8 @@ def tool_environment(
     done = subprocess.run(command, capture_output=True, env=base, timeout=60)
     if done.returncode != 0:
         raise RuntimeError(
-            f"{toolkit.script} could not be read: {done.stderr.decode(errors='replace').strip()[:200]}"
+            f"{toolkit.script} could not be read: "
+            f"{done.stderr.decode(errors='replace').strip()[:200]}"
         )
     return dict(
         line.split("=", 1)
@@ -99,24 +100,23 @@ def find_ais_python(named: str | None = None, environment: Mapping[str, str] | N
         When none has it, with where to get it.
     """
     for python in [named] if named else [sys.executable, "python3"]:
-        if has_module(python, "ais_bench", environment):
+        if _has_module(python, "ais_bench", environment):
             return python
     tried = named or f"{sys.executable}, python3"
     raise FileNotFoundError(
-        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md says where from; there is none "
+        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md "
+        "says where from; there is none "
         f"for a Python newer than 3.11) "
         "and name that interpreter with AIS_PYTHON=/path/to/python"
     )
 
 
-def has_module(python: str, module: str, environment: Mapping[str, str] | None = None) -> bool:
+def _has_module(python: str, module: str, environment: Mapping[str, str] | None) -> bool:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
     try:
-        return (
-            subprocess.run(
-                [python, "-c", code], capture_output=True, env=environment, timeout=60
-            ).returncode
-            == 0
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, env=environment, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return done.returncode == 0

@@ -17,6 +17,6 @@ from .onnxruntime import OnnxRuntimeOptions as OnnxRuntimeOptions
 from .openvino import WHAT_INT8_NEEDS as WHAT_INT8_NEEDS
 from .openvino import OpenVinoBackend as OpenVinoBackend
 from .openvino import OpenVinoOptions as OpenVinoOptions
-from .openvino import possible_precisions as possible_precisions
+from .openvino import list_precisions as list_precisions
 from .torch import TorchBackend as TorchBackend
 from .torch import TorchOptions as TorchOptions

@@ -3,7 +3,7 @@ interpreter.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,13 @@ import numpy as np
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench
 from gma_lib.ascend.chip import Card, NoChipFound, find_chips
-from gma_lib.ascend.toolkit import find_ais_python, find_toolkit, tool_environment
-from gma_lib.backends.base import FolderBackend, checked_frames
+from gma_lib.ascend.toolkit import find_ais_python, find_toolkit, load_tool_environment
+from gma_lib.backends.base import FolderBackend, check_frames
 from gma_lib.data.guide_tensors import read_tensor, write_tensor
 from gma_lib.runs.files import hash_file, require_free_space
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
+from gma_lib.runs.progress import Track
+from gma_lib.runs.records import Record
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class AscendOptions:
 
 
 class AscendBackend(FolderBackend):
-    """Runs ``gma.om``; 03_convert made it and left a manifest beside it."""
+    """Runs ``gma.om``, which 03_convert made, with its manifest ``gma.om.json``."""
 
     def __init__(self, path: Path, options: AscendOptions | None = None):
         self.options = options or AscendOptions()
@@ -69,17 +71,13 @@ class AscendBackend(FolderBackend):
         )
         if self.precision != self.options.precision:
             raise ValueError(
-                f"{self.path} computes in {self.precision}, not {self.options.precision}: run 03_convert again"
+                f"{self.path} computes in {self.precision}, not {self.options.precision}: run "
+                "03_convert again"
             )
-        shapes = next(
-            argument
-            for argument in self.manifest["command"]
-            if argument.startswith("--input_shape=")
-        )
-        self.shape = tuple(
-            int(side) for side in shapes.split("image1:")[1].split(";")[0].split(",")
-        )
-        environment = tool_environment(find_toolkit())
+        shapes = next(word for word in self.manifest["command"] if "--input_shape=" in word)
+        sides = shapes.split("image1:")[1].split(";")[0]
+        self.shape = tuple(int(side) for side in sides.split(","))
+        environment = load_tool_environment(find_toolkit())
         card = self.options.card
         require_chip(self.manifest, environment)
         self.tool = AisBench(
@@ -92,7 +90,7 @@ class AscendBackend(FolderBackend):
         self.device = f"{self.manifest['soc']}{' (SIMULATED)' if self.simulated else ''}"
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        frames = checked_frames(image1, image2, self.shape)
+        frames = check_frames(image1, image2, self.shape)
         with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:
             folders = [Path(folder) / "image1", Path(folder) / "image2"]
             for place, images in zip(folders, frames, strict=True):
@@ -101,17 +99,15 @@ class AscendBackend(FolderBackend):
             return np.stack([flow for _, flow in self.predict_folders(*folders)])
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
+        self, image1: Path, image2: Path, *, track: Track | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
-            # the newer tool refuses what a group may write, which is what some systems make every
-            # file
+            # the newer tool refuses files that a group may write, as some systems make them
             path.chmod(path.stat().st_mode & ~0o022)
         with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
-            require_free_space(
-                Path(place), sum(1 for _ in image1.iterdir()) * 4 * 2 * height * width
-            )
+            pairs = sum(1 for _ in image1.iterdir())
+            require_free_space(Path(place), pairs * 4 * 2 * height * width)
             files, timing = ais_bench.infer_folders(
                 self.tool,
                 self.path,
@@ -127,9 +123,10 @@ class AscendBackend(FolderBackend):
                 yield stem, read_tensor(file, (2, height, width))
 
 
-def require_chip(manifest: dict, environment: dict) -> None:
-    """Raise ValueError where the card is another than the model was made for; a machine that does
-    not tell is left to ais_bench.
+def require_chip(manifest: Record, environment: dict[str, str]) -> None:
+    """Raise ValueError if the model was made for another card than this machine's.
+
+    Does nothing where the card cannot be asked: ais_bench will say.
     """
     try:
         found = {chip.soc for chip in find_chips(environment=environment)}
@@ -137,5 +134,6 @@ def require_chip(manifest: dict, environment: dict) -> None:
         return
     if manifest["soc"] not in found:
         raise ValueError(
-            f"the model was made for {manifest['soc']}, this machine has {', '.join(sorted(found))}: run 03_convert again, or with SOC="
+            f"the model was made for {manifest['soc']}, this machine has "
+            f"{', '.join(sorted(found))}: run 03_convert again, or with SOC="
         )

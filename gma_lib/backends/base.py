@@ -1,10 +1,21 @@
 """The contract of a backend: a converted network that can be run."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
+
+from gma_lib.runs.progress import Track
+
+Loaded = TypeVar("Loaded")  # what a runtime makes of a file
+
+
+class Encoded(Protocol):
+    """An array of the backend's own kind, on its device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Options(Protocol):
@@ -80,28 +91,86 @@ class SplitBackend(Backend):
     meant for its ``refine``.
     """
 
-    def features(self, image: np.ndarray) -> Any:
-        """Frame (N, 3, H, W) -> what is compared between frames, (N, 256, H/8, W/8)."""
+    def features(self, image: np.ndarray) -> Encoded:
+        """Compute what is compared between frames: (N, 3, H, W) -> (N, 256, H/8, W/8)."""
         raise NotImplementedError
 
-    def context(self, image: np.ndarray) -> Any:
-        """First frame of a pair (N, 3, H, W) -> what starts and guides the refinement, (N, 256,
-        H/8, W/8).
+    def context(self, image: np.ndarray) -> Encoded:
+        """Compute what starts and guides the refinement of the pairs whose first frame this is:
+        (N, 3, H, W) -> (N, 256, H/8, W/8).
         """
         raise NotImplementedError
 
-    def encode(self, image: np.ndarray) -> tuple[Any, Any]:
-        """Frame (N, 3, H, W) -> features and context."""
-        return self.features(image), self.context(image)
-
     def refine(
-        self, features1: Any, features2: Any, context: Any, flow_init: np.ndarray | None = None
+        self,
+        features1: Encoded,
+        features2: Encoded,
+        context: Encoded,
+        flow_init: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encoded frames -> flow (N, 2, H, W) in pixels, and flow (N, 2, H/8, W/8) in cells.
+        """Compute flow (N, 2, H, W) in pixels, and flow (N, 2, H/8, W/8) in cells.
 
         ``flow_init``, in cells, is where the refinement starts; zero when None.
         """
         raise NotImplementedError
+
+
+class FileBackend(SplitBackend, Generic[Loaded]):
+    """A backend that loads a file for the whole network, and one in the same folder for each part:
+    ``<name>_features``, ``<name>_context``, ``<name>_refine``.
+
+    A subclass sets ``shape``, that of the model's frames, and ``at_once``.
+    """
+
+    shape: tuple[int, ...]
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._loaded: dict[str, Loaded] = {}
+
+    def _load(self, path: Path) -> Loaded:
+        raise NotImplementedError
+
+    def _run(self, loaded: Loaded, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        raise NotImplementedError
+
+    def _find(self, part: str) -> Loaded:
+        """The loaded file of a part, loaded once; the whole network is the part without a name."""
+        if part not in self._loaded:
+            name = f"{self.path.stem}_{part}" if part else self.path.stem
+            path = self.path.with_name(name + self.path.suffix)
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
+            self._loaded[part] = self._load(path)
+        return self._loaded[part]
+
+    def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
+        loaded = self._find(part)
+        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in given)
+        return compute_in_parts(lambda *some: self._run(loaded, *some), arrays, self.at_once)
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        return self._compute("", *check_frames(image1, image2, self.shape))[0]
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        return self._compute("features", image)[0]
+
+    def context(self, image: np.ndarray) -> np.ndarray:
+        return self._compute("context", image)[0]
+
+    def refine(
+        self,
+        features1: Encoded,
+        features2: Encoded,
+        context: Encoded,
+        flow_init: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        start = make_starting_flow(features1, flow_init)
+        flow, coarse = self._compute("refine", features1, features2, context, start)
+        return flow, coarse
+
+    def close(self) -> None:
+        self._loaded.clear()
 
 
 class AlongSequence:
@@ -112,7 +181,7 @@ class AlongSequence:
     def __init__(self, backend: SplitBackend):
         self._backend = backend
         self._frame: Hashable = None
-        self._features: Any = None
+        self._features: Encoded | None = None
 
     def flow(
         self,
@@ -125,9 +194,11 @@ class AlongSequence:
         """As ``SplitBackend.refine``, of two images (N, 3, H, W); ``frame1`` and ``frame2`` are
         what tells frames from each other.
         """
-        kept = self._features if self._frame == frame1 else self._backend.features(image1)
-        self._frame, self._features = frame2, self._backend.features(image2)
-        return self._backend.refine(kept, self._features, self._backend.context(image1), flow_init)
+        kept = self._features if self._frame == frame1 else None
+        features1 = self._backend.features(image1) if kept is None else kept
+        features2 = self._backend.features(image2)
+        self._frame, self._features = frame2, features2
+        return self._backend.refine(features1, features2, self._backend.context(image1), flow_init)
 
 
 class FolderBackend(Backend):
@@ -136,7 +207,7 @@ class FolderBackend(Backend):
     """
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Callable[..., Iterable] | None = None
+        self, image1: Path, image2: Path, *, track: Track | None = None
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every
         sample; ``track`` shows progress.
@@ -144,7 +215,7 @@ class FolderBackend(Backend):
         raise NotImplementedError
 
 
-def checked_frames(
+def check_frames(
     image1: np.ndarray, image2: np.ndarray, wanted: tuple[int, ...] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both batches contiguous, or raise: runtimes that take raw pointers would read anything
@@ -162,8 +233,10 @@ def checked_frames(
     return np.ascontiguousarray(image1), np.ascontiguousarray(image2)
 
 
-def in_parts(
-    compute: Callable, arrays: tuple[np.ndarray, ...], at_once: int | None
+def compute_in_parts(
+    compute: Callable[..., tuple[np.ndarray, ...]],
+    arrays: tuple[np.ndarray, ...],
+    at_once: int | None,
 ) -> tuple[np.ndarray, ...]:
     """Call ``compute`` on ``at_once`` entries of the batch after another, and join what it returns.
 
@@ -182,8 +255,8 @@ def in_parts(
     )
 
 
-def starting_flow(features: Any, flow_init: np.ndarray | None) -> np.ndarray:
-    """The given start, or zero flow for these features."""
+def make_starting_flow(features: Encoded, flow_init: np.ndarray | None) -> np.ndarray:
+    """Return the given start, or zero flow for these features."""
     if flow_init is not None:
         return np.ascontiguousarray(flow_init, dtype=np.float32)
     batch, _, height, width = features.shape

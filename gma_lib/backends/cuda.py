@@ -1,5 +1,5 @@
-"""PyTorch on an NVIDIA GPU: the network in the form that suits one, its kernels recorded once, frames and
-flow on their way meanwhile.
+"""PyTorch on an NVIDIA GPU: the network in the form that suits one, its kernels recorded once, and
+frames and flow copied while it computes.
 
 What has been checked without a GPU, and what only one can tell: docs/gpu.md.
 """
@@ -8,22 +8,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gma_lib.backends.base import SplitBackend, checked_frames, starting_flow
+from gma_lib.backends.base import Encoded, SplitBackend, check_frames, make_starting_flow
 from gma_lib.backends.torch import load_network
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
 from gma_lib.runs.precisions import refuse_precision
 from gma_lib.runs.run import DoesNotFit
 
-WARM_UP_CALLS = (
-    3  # in the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording
-)
+# In the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording.
+WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class CudaOptions:
         )
         if not torch.cuda.is_available():
             raise ValueError(
-                f"backend cuda needs an NVIDIA GPU that PyTorch can use; PyTorch {torch.__version__} finds none. nvidia-smi says whether "
-                "the driver sees one; a version that ends in +cpu has no CUDA (delete .venv and run make without TORCH_INDEX)"
+                "backend cuda needs an NVIDIA GPU that PyTorch can use; PyTorch "
+                f"{torch.__version__} finds none. nvidia-smi says whether "
+                "the driver sees one; a version that ends in +cpu has no CUDA (delete .venv and "
+                "run make without TORCH_INDEX)"
             )
 
 
@@ -82,12 +84,10 @@ class RecomputedAggregate(nn.Module):
     """
 
     def forward(self, attention: tuple[Tensor, Tensor], motion: Tensor) -> Tensor:
-        gathered = F.scaled_dot_product_attention(
-            *attention, _as_tokens(motion)
-        )  # scales by 1 / sqrt(128), as the paper does
-        return (
-            gathered.squeeze(1).unflatten(1, motion.shape[2:]).permute(0, 3, 1, 2)
-        )  # channels last
+        # scales by 1 / sqrt(128), as the paper does
+        gathered = F.scaled_dot_product_attention(*attention, _as_tokens(motion))
+        grid: Tensor = gathered.squeeze(1).unflatten(1, motion.shape[2:])
+        return grid.permute(0, 3, 1, 2)  # channels last
 
 
 def _as_tokens(grid: Tensor) -> Tensor:
@@ -105,17 +105,16 @@ def fold_batch_norm(encoder: Encoder) -> None:
         if isinstance(module, (Encoder, ResidualBlock)):
             for convolution, norm in (("conv1", "norm1"), ("conv2", "norm2")):
                 if hasattr(module, norm):
-                    setattr(
-                        module,
-                        convolution,
-                        nn.utils.fuse_conv_bn_eval(
-                            getattr(module, convolution), getattr(module, norm)
-                        ),
-                    )
-                    setattr(module, norm, nn.Identity())
+                    _fold(module, convolution, norm)
         if isinstance(module, ResidualBlock) and module.downsample is not None:
-            module.downsample[0] = nn.utils.fuse_conv_bn_eval(module.downsample[0], module.norm3)
-            module.downsample[1] = module.norm3 = nn.Identity()
+            _fold(module.downsample, "0", "1")
+            module.norm3 = nn.Identity()
+
+
+def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
+    fused = nn.utils.fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm))
+    setattr(parent, convolution, fused)
+    setattr(parent, norm, nn.Identity())
 
 
 class InstanceNorm(nn.Module):
@@ -153,9 +152,11 @@ def rearrange_for_gpu(model: GMA, precision: str) -> GMA:
             if isinstance(module, nn.Conv2d):
                 module.to(getattr(torch, precision))
         if network.config.attention == "content":
-            network.att = QueriesAndKeys(network.att)
-            network.update_block.aggregator = RecomputedAggregate()
-    return network.to(memory_format=torch.channels_last)
+            network.add_module("att", QueriesAndKeys(network.att))
+            network.update_block.add_module("aggregator", RecomputedAggregate())
+    # PyTorch declares no such overload
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 # --- recording ------------------------------------------------------------------------------------
@@ -215,47 +216,50 @@ class CudaBackend(SplitBackend):
         self._device = torch.device(self.options.device)
         self.device = torch.cuda.get_device_name(self._device)
         model, self.at_once = load_network(path, lookup="grid_sample")
-        self._network: GMA = rearrange_for_gpu(model, self.precision).to(self._device)
-        self._recorded: dict[tuple, Recorded] = {}
+        self._network: Any = rearrange_for_gpu(model, self.precision).to(self._device)
+        self._recorded: dict[tuple[object, ...], Recorded] = {}
         self._copies = torch.cuda.Stream(self._device)
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        image1, image2 = checked_frames(image1, image2)
+        image1, image2 = check_frames(image1, image2)
         size = self.at_once or len(image1)
-        flows, returning = [], None
+        flows: list[np.ndarray] = []
+        returning: tuple[Tensor, torch.cuda.Event] | None = None
         for first in range(0, len(image1), size):
-            frames = [self._uploaded(image[first : first + size]) for image in (image1, image2)]
-            leaving = self._leaving(self._replayed(self._flow, *frames)[0])
+            frames = [self._upload(image[first : first + size]) for image in (image1, image2)]
+            leaving = self._start_download(self._replay(self._flow, *frames)[0])
             if returning:
-                flows.append(_landed(*returning))
+                flows.append(_finish_download(*returning))
             returning = leaving
-        return np.concatenate([*flows, _landed(*returning)])
+        if returning:
+            flows.append(_finish_download(*returning))
+        return np.concatenate(flows)
 
     def features(self, image: np.ndarray) -> Tensor:
-        return self._replayed(self._features, self._uploaded(image))[0].clone()
+        return self._replay(self._features, self._upload(image))[0].clone()
 
     def context(self, image: np.ndarray) -> Tensor:
-        return self._replayed(self._context, self._uploaded(image))[0].clone()
+        return self._replay(self._context, self._upload(image))[0].clone()
 
-    def refine(self, features1, features2, context, flow_init=None):
-        given = [
-            self._uploaded(part)
-            for part in (features1, features2, context, starting_flow(features1, flow_init))
-        ]
-        return tuple(
-            _landed(*leaving)
-            for leaving in map(self._leaving, self._replayed(self._refine, *given))
-        )
+    def refine(
+        self,
+        features1: Encoded,
+        features2: Encoded,
+        context: Encoded,
+        flow_init: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        start = make_starting_flow(features1, flow_init)
+        given = [self._upload(part) for part in (features1, features2, context, start)]
+        leaving = [self._start_download(one) for one in self._replay(self._refine, *given)]
+        flow, coarse = (_finish_download(*one) for one in leaving)
+        return flow, coarse
 
     # Recorded: tensors on the device in and out.
 
     def _flow(self, image1: Tensor, image2: Tensor) -> tuple[Tensor, ...]:
-        features = self._network.features
-        return (
-            self._network.refine(features(image1), features(image2), self._network.context(image1))[
-                0
-            ],
-        )
+        network = self._network
+        encoded = network.features(image1), network.features(image2), network.context(image1)
+        return (network.refine(*encoded)[0],)
 
     def _features(self, image: Tensor) -> tuple[Tensor, ...]:
         return (self._network.features(image),)
@@ -266,23 +270,28 @@ class CudaBackend(SplitBackend):
     def _refine(
         self, features1: Tensor, features2: Tensor, context: Tensor, flow_init: Tensor
     ) -> tuple[Tensor, ...]:
-        return self._network.refine(features1, features2, context, flow_init)
+        flow, coarse = self._network.refine(features1, features2, context, flow_init)
+        return flow, coarse
 
-    def _replayed(self, function: Callable, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def _replay(
+        self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         wanted = (function.__name__, *(tuple(given.shape) for given in inputs))
-        with torch.inference_mode(), self._arithmetic(), torch.cuda.device(self._device):
+        with torch.inference_mode(), self._set_arithmetic(), torch.cuda.device(self._device):
             if wanted not in self._recorded:
                 try:
                     self._recorded[wanted] = Recorded(function, inputs)
                 except torch.OutOfMemoryError as error:
                     raise DoesNotFit(
-                        f"{self.device} has too little memory to compute {len(inputs[0])} of these at once; "
-                        f'at_once (PARAMS="at_once=1") computes a batch in smaller parts: {str(error).splitlines()[0]}'
+                        f"{self.device} has too little memory to compute {len(inputs[0])} of these "
+                        "at once; "
+                        'at_once (PARAMS="at_once=1") computes a batch in smaller parts: '
+                        f"{str(error).splitlines()[0]}"
                     ) from error
             return self._recorded[wanted](*inputs)
 
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
+    def _set_arithmetic(self) -> Iterator[None]:
         """Autocast for half precision; TF32 then too, which holds features that are bfloat16 or
         float16 exactly; neither for float32.
         """
@@ -300,7 +309,7 @@ class CudaBackend(SplitBackend):
 
     # Between host and device.
 
-    def _uploaded(self, given: np.ndarray | Tensor) -> Tensor:
+    def _upload(self, given: Encoded) -> Tensor:
         """On the device, by a copy that runs beside what is computed there; what is there already
         stays.
         """
@@ -317,7 +326,7 @@ class CudaBackend(SplitBackend):
         arrived.record_stream(now)  # its memory is given away only after what now reads it
         return arrived
 
-    def _leaving(self, result: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    def _start_download(self, result: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         """Start the copy back; the event says when it is complete."""
         place = result.to(
             "cpu", torch.float32, non_blocking=True, copy=True
@@ -334,6 +343,6 @@ class CudaBackend(SplitBackend):
         self._network = None
 
 
-def _landed(place: Tensor, landed: torch.cuda.Event) -> np.ndarray:
+def _finish_download(place: Tensor, landed: torch.cuda.Event) -> np.ndarray:
     landed.synchronize()
     return np.array(place.numpy())

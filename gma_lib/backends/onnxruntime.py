@@ -2,17 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from gma_lib.backends.base import (
-    SplitBackend,
-    checked_frames,
-    in_parts,
-    starting_flow,
-)
+from gma_lib.backends.base import FileBackend
 from gma_lib.runs.files import hash_file, hash_value, write_atomically
 from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
@@ -59,114 +53,66 @@ class OnnxRuntimeOptions:
             )
 
 
-class OnnxRuntimeBackend(SplitBackend):
-    """Runs an ONNX file, and its parts ``<name>_features``, ``<name>_context`` and
-    ``<name>_refine`` beside it.
-    """
+class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
+    """Runs an ONNX file and its parts."""
 
     def __init__(self, path: Path, options: OnnxRuntimeOptions | None = None):
         self.options = options or OnnxRuntimeOptions()
         self.options.require()
-        self.path = Path(path)
+        super().__init__(path)
         self.precision = self.options.precision
-        self._sessions: dict[Path, Any] = {}
-        self._whole = self._session(self.path)
-        self.at_once = self._whole.get_inputs()[0].shape[0]
-        self.device = self._whole.get_providers()[0]
+        whole = self._find("")
+        self.shape = tuple(whole.get_inputs()[0].shape)
+        self.at_once = self.shape[0]
+        self.device = whole.get_providers()[0]
 
-    def _session(self, path: Path):
-        """A loaded model; loaded once, and only on the provider that was asked for."""
-        if path not in self._sessions:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
-            session = (
-                self._optimised(path)
-                if self.options.cache and self.options.provider == CPU
-                else self._load(path)
+    def _load(self, path: Path) -> onnxruntime.InferenceSession:
+        """Load on the provider that was asked for, and on no other."""
+        provider = self.options.provider
+        cached = self.options.cache and provider == CPU
+        session = self._load_optimised(path) if cached else self._open(path)
+        if session.get_providers()[0] != provider:
+            raise RuntimeError(
+                f"{provider} was asked for, and {session.get_providers()[0]} would run"
             )
-            if session.get_providers()[0] != self.options.provider:
-                raise RuntimeError(
-                    f"{self.options.provider} was asked for, and {session.get_providers()[0]} would run"
-                )
-            asked, told = (
-                self._provider_options().get("precision_mode"),
-                session.get_provider_options().get(self.options.provider, {}),
-            )
-            if asked and told.get("precision_mode", asked) != asked:
-                raise RuntimeError(
-                    f"{self.options.provider} was told {asked}, and computes in {told['precision_mode']}"
-                )
-            self._sessions[path] = session
-        return self._sessions[path]
+        asked = self._provider_options().get("precision_mode")
+        told = session.get_provider_options().get(provider, {}).get("precision_mode", asked)
+        if told != asked:
+            raise RuntimeError(f"{provider} was told {asked}, and computes in {told}")
+        return session
 
-    def _load(self, path: Path, **changes):
+    def _open(self, path: Path, **changes: object) -> onnxruntime.InferenceSession:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = self.options.threads or count_cores()
         settings.log_severity_level = 3
         for name, value in changes.items():
             setattr(settings, name, value)
         provider = self.options.provider
-        if (
-            provider != CPU
-        ):  # an operator that the device lacks would otherwise run on the CPU without a word
+        if provider != CPU:  # else the CPU would silently run the operators that the device lacks
             settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         return onnxruntime.InferenceSession(
             str(path), settings, providers=[(provider, self._provider_options())]
         )
 
-    def _provider_options(self) -> dict[str, str]:
-        return (
-            {"precision_mode": PRECISION_NAMES["cann"][self.options.precision]}
-            if self.options.provider == CANN
-            else {}
-        )
+    def _provider_options(self) -> dict[str, str | None]:
+        if self.options.provider != CANN:
+            return {}
+        return {"precision_mode": PRECISION_NAMES["cann"][self.options.precision]}
 
-    def _optimised(self, path: Path):
-        """The model as this version optimised it for this processor, from an earlier start if there
-        was one.
-        """
+    def _load_optimised(self, path: Path) -> onnxruntime.InferenceSession:
+        """Load the model as this version optimised it for this processor, on its first start."""
         key = hash_value([hash_file(path), onnxruntime.__version__, find_processor()])[:16]
         stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
         if stored.is_file():
-            return self._load(
+            return self._open(
                 stored,
                 graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
             )
         with write_atomically(stored) as partial:
-            return self._load(path, optimized_model_filepath=str(partial))
+            return self._open(path, optimized_model_filepath=str(partial))
 
-    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        frames = checked_frames(image1, image2, tuple(self._whole.get_inputs()[0].shape))
-        return in_parts(lambda *pair: self._run(self._whole, *pair), frames, self.at_once)[0]
-
-    def features(self, image: np.ndarray) -> np.ndarray:
-        return self._run_part("features", image)[0]
-
-    def context(self, image: np.ndarray) -> np.ndarray:
-        return self._run_part("context", image)[0]
-
-    def refine(self, features1, features2, context, flow_init=None):
-        return self._run_part(
-            "refine", features1, features2, context, starting_flow(features1, flow_init)
-        )
-
-    def _run_part(self, name: str, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        part = self._session(self.path.with_name(f"{self.path.stem}_{name}{self.path.suffix}"))
-        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in arrays)
-        return in_parts(lambda *some: self._run(part, *some), arrays, self.at_once)
-
-    @staticmethod
-    def _run(session, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(
-            session.run(
-                None,
-                {
-                    port.name: array
-                    for port, array in zip(session.get_inputs(), inputs, strict=True)
-                },
-            )
-        )
-
-    def close(self) -> None:
-        self._sessions.clear()
-        self._whole = None
+    def _run(
+        self, loaded: onnxruntime.InferenceSession, *arrays: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        names = [port.name for port in loaded.get_inputs()]
+        return tuple(loaded.run(None, dict(zip(names, arrays, strict=True))))

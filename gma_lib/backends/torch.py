@@ -1,5 +1,6 @@
 """PyTorch itself, on the CPU or on CUDA: no conversion, the reference of all others."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from gma_lib.backends.base import (
+    Encoded,
     SplitBackend,
-    checked_frames,
-    in_parts,
-    starting_flow,
+    check_frames,
+    compute_in_parts,
+    make_starting_flow,
 )
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
@@ -73,7 +76,7 @@ class TorchBackend(SplitBackend):
         self.precision = self.options.precision
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        return self._run(self._model, *checked_frames(image1, image2))[0]
+        return self._run(self._model, *check_frames(image1, image2))[0]
 
     def features(self, image: np.ndarray) -> np.ndarray:
         return self._run(self._model.features, image)[0]
@@ -81,21 +84,28 @@ class TorchBackend(SplitBackend):
     def context(self, image: np.ndarray) -> np.ndarray:
         return self._run(self._model.context, image)[0]
 
-    def refine(self, features1, features2, context, flow_init=None):
-        return self._run(
-            self._model.refine, features1, features2, context, starting_flow(features1, flow_init)
-        )
+    def refine(
+        self,
+        features1: Encoded,
+        features2: Encoded,
+        context: Encoded,
+        flow_init: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        start = make_starting_flow(features1, flow_init)
+        flow, coarse = self._run(self._model.refine, features1, features2, context, start)
+        return flow, coarse
 
-    def _run(self, function, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _run(
+        self, function: Callable[..., Tensor | tuple[Tensor, ...]], *given: Encoded
+    ) -> tuple[np.ndarray, ...]:
         def compute(*some: np.ndarray) -> tuple[np.ndarray, ...]:
-            answer = function(*(self._tensor(array) for array in some))
-            return tuple(
-                self._array(tensor)
-                for tensor in (answer if isinstance(answer, tuple) else (answer,))
-            )
+            answer = function(*(torch.from_numpy(one).to(self.options.device) for one in some))
+            tensors = answer if isinstance(answer, tuple) else (answer,)
+            return tuple(np.asarray(tensor.float().cpu().numpy()) for tensor in tensors)
 
+        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in given)
         with self._mode():
-            return in_parts(compute, arrays, self.at_once)
+            return compute_in_parts(compute, arrays, self.at_once)
 
     def _mode(self) -> ExitStack:
         """Inference mode, with autocast where a reduced precision was asked for."""
@@ -106,19 +116,13 @@ class TorchBackend(SplitBackend):
             modes.enter_context(torch.autocast(self.options.device.split(":")[0], dtype=dtype))
         return modes
 
-    def _tensor(self, array: np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.options.device)
-
-    def _array(self, tensor) -> np.ndarray:
-        return tensor.float().cpu().numpy()
-
     def close(self) -> None:
         self._model = None
 
 
 def load_network(path: Path, *, lookup: str) -> tuple[GMA, int | None]:
-    """The network whose weights and configuration a ``gma.safetensors`` holds, and how many pairs
-    it was told to compute at once.
+    """Load the network that a ``gma.safetensors`` holds; return it, and how many pairs it was made
+    to compute at once.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model; run 03_convert first")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from gma_lib.ascend import atc
 from gma_lib.ascend.chip import Card, find_chips
-from gma_lib.ascend.keep import described, keep_lines
+from gma_lib.ascend.keep import describe_kept, read_keep_lines
 from gma_lib.ascend.operators import check_operators, refuse_impossible
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.ascend.toolkit import find_toolkit, tool_environment
+from gma_lib.ascend.toolkit import find_toolkit, load_tool_environment
 from gma_lib.convert.conversion import Conversion
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 from gma_lib.runs.progress import log_elapsed
@@ -23,7 +23,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     # a batch of a card's size would need a card's memory to be compared in
     rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
     made = compile_for_card(folder, precision, card)
-    kept = described(made["options"]["keep_dtype"]) or "everything"
+    kept = describe_kept(made["options"]["keep_dtype"]) or "everything"
     changes = (
         f"{rewritten} Computed in {precision}, float32 kept for {kept}, for {made['soc']} "
         f"({made['chip_source']})."
@@ -52,7 +52,7 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
         "atc's precision modes are mapped for these",
     )
     toolkit = find_toolkit()
-    environment = tool_environment(toolkit)
+    environment = load_tool_environment(toolkit)
     python = card.ais_python or "python3"
     chip = find_chips(word=card.soc, python=python, environment=environment)[0]
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
@@ -67,7 +67,9 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
         environment=environment,
         watch=partial(log_elapsed, label="atc"),
     )
-    atc.require_device_memory(manifest, chip.memory_bytes, atc.input_shapes(source)["image1"][0])
+    atc.require_device_memory(
+        manifest, chip.memory_bytes, atc.read_input_shapes(source)["image1"][0]
+    )
     return manifest | {
         "unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"],
         "chip_source": chip.source,
@@ -84,5 +86,5 @@ def choose_options(
     return atc.AtcOptions(
         soc,
         precision_mode=mode,
-        keep_dtype=keep_lines(source, keep or "guide") if mode is None else (),
+        keep_dtype=read_keep_lines(source, keep or "guide") if mode is None else (),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import openvino
 
 from gma_lib import convert as converters
-from gma_lib.backends.openvino import WHAT_INT8_NEEDS, possible_precisions
+from gma_lib.backends.openvino import WHAT_INT8_NEEDS, list_precisions
 from gma_lib.convert.conversion import Conversion, describe_parts, find_sources
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import write_atomically
@@ -21,7 +21,7 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
     """Write ``gma.xml``, ``gma.bin`` and their parts; int8 takes minutes to calibrate."""
     rounded = ""
     if precision == "int8":
-        possible = possible_precisions(openvino.Core(), "CPU")
+        possible = list_precisions(openvino.Core(), "CPU")
         refuse_precision("openvino", "int8", possible, WHAT_INT8_NEEDS)
     models = {source: openvino.convert_model(source) for source in find_sources(folder)}
     if precision == "int8":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from gma_lib.ascend.atc import read_manifest
-from gma_lib.ascend.keep import described
+from gma_lib.ascend.keep import describe_kept
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.runs.records import Record, read_json
@@ -204,7 +204,7 @@ def _hardware(records: StageRecords, manifest: Record | None) -> str:
 
 def _precision(records: StageRecords, manifest: Record | None) -> str:
     precision = records.convert.get("precision", records.run.precision)
-    kept = described(manifest["options"]["keep_dtype"]) if manifest else ""
+    kept = describe_kept(manifest["options"]["keep_dtype"]) if manifest else ""
     words = f"{precision}, {kept} in float32" if kept else precision
     if records.simulated:
         return f"{words} was asked for; the simulator's internal precision is unknown"

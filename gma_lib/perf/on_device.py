@@ -7,8 +7,8 @@ import numpy as np
 
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.chip import Card, NoChipFound, find_chips
-from gma_lib.ascend.keep import described
-from gma_lib.ascend.toolkit import find_toolkit, tool_environment
+from gma_lib.ascend.keep import describe_kept
+from gma_lib.ascend.toolkit import find_toolkit, load_tool_environment
 from gma_lib.backends.ascend import AscendBackend, AscendOptions
 from gma_lib.perf.results import summarize
 from gma_lib.runs.progress import log_elapsed
@@ -35,13 +35,13 @@ def measure_on_card(
     try:
         with AscendBackend(om, AscendOptions(precision, card)) as backend:
             watch = partial(log_elapsed, label=f"ais_bench, {loop} calls")
-            timing = ais_bench.measure(
+            timing = ais_bench.time_on_zeros(
                 backend.tool, om, batch_size=batch_size, loop=loop, watch=watch
             )
     except DoesNotFit as error:
         return about | {"status": "out_of_memory", "reason": str(error)}
     with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
-    kept = described(manifest["options"]["keep_dtype"]) or "everything"
+    kept = describe_kept(manifest["options"]["keep_dtype"]) or "everything"
     seconds = [milliseconds / 1000 for milliseconds in timing.compute_ms]
     return (
         about
@@ -66,7 +66,7 @@ def _require_memory(manifest: Record, batch_size: int) -> None:
     say so.
     """
     try:
-        chips = find_chips(environment=tool_environment(find_toolkit()))
+        chips = find_chips(environment=load_tool_environment(find_toolkit()))
     except NoChipFound:
         return
     atc.require_device_memory(manifest, chips[0].memory_bytes, batch_size)

@@ -295,10 +295,10 @@ def test_the_settings_of_the_process_are_left_as_they_were(stood_in, small_frame
         torch.backends.cudnn.allow_tf32,
         torch.backends.cudnn.benchmark,
     )
-    with stood_in._arithmetic():
+    with stood_in._set_arithmetic():
         assert not torch.backends.cuda.matmul.allow_tf32
     stood_in.precision = "bfloat16"
-    with stood_in._arithmetic():
+    with stood_in._set_arithmetic():
         assert torch.backends.cuda.matmul.allow_tf32
     assert before == (
         torch.backends.cuda.matmul.allow_tf32,

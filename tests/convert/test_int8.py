@@ -203,7 +203,7 @@ def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():
 
 def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
     monkeypatch.setattr(
-        "gma_lib.backends.openvino.possible_precisions", lambda core, device: ("float32",)
+        "gma_lib.backends.openvino.list_precisions", lambda core, device: ("float32",)
     )
     with pytest.raises(
         ValueError,
@@ -211,7 +211,7 @@ def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
     ):
         load_backend("openvino", folder, precision="int8")
     monkeypatch.setattr(
-        "gma_lib.convert.to_openvino.possible_precisions", lambda core, device: ("float32",)
+        "gma_lib.convert.to_openvino.list_precisions", lambda core, device: ("float32",)
     )
     with pytest.raises(ValueError, match="without, float32 would run there"):
         convert(
