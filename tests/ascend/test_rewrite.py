@@ -456,7 +456,14 @@ def _other_graphs():
                 node("Mod", ["c", "three"], ["i"]),
                 node("Gather", ["x", "i"], ["y"]),
             ],
-            x4, y4, [("zero", np.array(0)), ("one", np.array(1)), ("four", np.array(4)), ("three", np.array(3))],
+            x4,
+            y4,
+            [
+                ("zero", np.array(0)),
+                ("one", np.array(1)),
+                ("four", np.array(4)),
+                ("three", np.array(3)),
+            ],
         ),
         "detection head: NonMaxSuppression": make(
             [
@@ -465,19 +472,38 @@ def _other_graphs():
                 node("Gather", ["chosen", "last"], ["i"], axis=1),
                 to_float,
             ],
-            x4, [("y", FLOAT, ["k", 1])],
-            [("boxes_shape", np.array([1, 1, 4])), ("scores", np.ones([1, 1, 1], "f4")), ("most", np.array(1)), ("last", np.array([2]))],
+            x4,
+            [("y", FLOAT, ["k", 1])],
+            [
+                ("boxes_shape", np.array([1, 1, 4])),
+                ("scores", np.ones([1, 1, 1], "f4")),
+                ("most", np.array(1)),
+                ("last", np.array([2])),
+            ],
         ),
         "classifier: ArgMax and OneHot": make(
-            [node("ArgMax", ["x"], ["a"], axis=0), node("OneHot", ["a", "depth", "off_on"], ["i"]), to_float],
-            x4, [("y", FLOAT, [1, 4])], [("depth", np.array(4)), ("off_on", np.array([0, 1]))],
+            [
+                node("ArgMax", ["x"], ["a"], axis=0),
+                node("OneHot", ["a", "depth", "off_on"], ["i"]),
+                to_float,
+            ],
+            x4,
+            [("y", FLOAT, [1, 4])],
+            [("depth", np.array(4)), ("off_on", np.array([0, 1]))],
         ),
         "mask: NonZero, Transpose, GatherND": make(
-            [node("NonZero", ["x"], ["n"]), node("Transpose", ["n"], ["t"]), node("GatherND", ["x", "t"], ["y"])],
-            x22, [("y", FLOAT, ["k"])],
+            [
+                node("NonZero", ["x"], ["n"]),
+                node("Transpose", ["n"], ["t"]),
+                node("GatherND", ["x", "t"], ["y"]),
+            ],
+            x22,
+            [("y", FLOAT, ["k"])],
         ),
         "resize with an empty input between": make(
-            [node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest")], [("x", FLOAT, [1, 1, 2, 2])], [("y", FLOAT, [1, 1, 4, 4])],
+            [node("Resize", ["x", "", "", "sizes"], ["y"], mode="nearest")],
+            [("x", FLOAT, [1, 1, 2, 2])],
+            [("y", FLOAT, [1, 1, 4, 4])],
             [("sizes", np.array([1, 1, 4, 4]))],
         ),
         "scatter, tile and expand": make(
@@ -486,12 +512,29 @@ def _other_graphs():
                 node("Tile", ["s", "twice"], ["t"]),
                 node("Expand", ["t", "shape"], ["y"]),
             ],
-            x4, [("y", FLOAT, [2, 8])],
-            [("where", np.array([[1]])), ("what", np.array([9], np.float32)), ("twice", np.array([2])), ("shape", np.array([2, 8]))],
+            x4,
+            [("y", FLOAT, [2, 8])],
+            [
+                ("where", np.array([[1]])),
+                ("what", np.array([9], np.float32)),
+                ("twice", np.array([2])),
+                ("shape", np.array([2, 8])),
+            ],
         ),
         "a loop that counts": make(
-            [node("Loop", ["n", "yes", "zero"], ["total", "all"], body=body), node("Add", ["total", "one"], ["i"]), to_float],
-            [], [("y", FLOAT, [])], [("n", np.array(3)), ("yes", np.array(True)), ("zero", np.array(0)), ("one", np.array(1))],
+            [
+                node("Loop", ["n", "yes", "zero"], ["total", "all"], body=body),
+                node("Add", ["total", "one"], ["i"]),
+                to_float,
+            ],
+            [],
+            [("y", FLOAT, [])],
+            [
+                ("n", np.array(3)),
+                ("yes", np.array(True)),
+                ("zero", np.array(0)),
+                ("one", np.array(1)),
+            ],
         ),
         "double arithmetic: Einsum, ReduceMean, Sqrt": make(
             [
@@ -501,9 +544,10 @@ def _other_graphs():
                 node("Sqrt", ["m"], ["i"]),
                 to_float,
             ],
-            x22, [("y", FLOAT, [2])],
+            x22,
+            [("y", FLOAT, [2])],
         ),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

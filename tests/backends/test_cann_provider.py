@@ -95,7 +95,8 @@ def test_an_operator_that_the_card_lacks_is_an_error(load):
     with pytest.raises(RuntimeError, match="fallback to CPU EP has been explicitly disabled"):
         load(
             runtime(
-                refuses="nodes are assigned to the default CPU EP, but fallback to CPU EP has been explicitly disabled"
+                refuses="nodes are assigned to the default CPU EP, but fallback to CPU EP has been "
+                "explicitly disabled"
             )
         )
 

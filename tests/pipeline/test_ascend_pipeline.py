@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from gma_lib.flow.files import read_flow
+from gma_lib.pipeline.stamps import compute_key
 from gma_lib.report import index as report
+from gma_lib.runs import run as runs
 from gma_lib.runs.files import PROJECT
 
 STANDINS = Path(__file__).parents[1] / "standins"
@@ -148,3 +150,12 @@ def test_memory_exhausted_is_a_row(finished):
         .count("out of memory")
         == 2
     )  # the guide's, and this one's
+
+
+def test_another_chip_named_means_converting_again(tmp_path):
+    """03 is up to date for one chip and one keep list only."""
+    run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
+    asked = [{}, {}, {"soc": "310P1"}, {"soc": "310P3"}, {"keep": "coordinates"}]
+    keys = [compute_key("03_convert", run, settings) for settings in asked]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4

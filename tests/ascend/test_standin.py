@@ -1,0 +1,203 @@
+"""The stand-in for ais_bench is held to its contract: ascend.md 1.2 to 1.6."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ascend_tools import SHAPE, STANDINS, infer, raw
+
+from gma_lib.ascend import ais_bench, atc
+from gma_lib.ascend.ais_bench import AisBenchError
+from gma_lib.ascend.atc import AtcOptions
+
+
+def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
+    """ascend.md 1.2."""
+    for folder in folders:
+        (folder / "000000.bin").rename(folder / "a.b.bin")
+    assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
+    assert (tmp_path / "out" / "bs2" / "a_0.bin").stat().st_size == 4 * 2 * 128 * 160
+    with pytest.raises(ValueError, match="cuts names at the first dot"):
+        infer(om, folders, tmp_path / "other" / "bs2")
+
+
+def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path):
+    """ascend.md 1.2."""
+    raw(om, folders, tmp_path / "out" / "bs2")
+    content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
+    assert {
+        "filesinfo",
+        "args",
+        "NPU_compute_time",
+        "H2D_latency",
+        "D2H_latency",
+        "throughput",
+        "npu_compute_time_list",
+        "pid",
+    } <= set(content)
+    assert set(content["NPU_compute_time"]) == {
+        "min",
+        "max",
+        "mean",
+        "median",
+        "percentile(99%)",
+        "count",
+    }
+    assert list(content["filesinfo"]) == ["0", "1", "2", "3", "4"]
+
+
+def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
+    """ascend.md 1.3.4: five inputs at batch size 2 are three runs and five outputs."""
+    done = raw(om, folders, tmp_path / "out" / "bs2")
+    assert "runcount:3" in done.stdout
+    assert len(list((tmp_path / "out" / "bs2").iterdir())) == 5
+
+
+def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
+    """ascend.md 1.3.7: a missing first file shifts every pair, exit code 0; the wrapper never
+    starts.
+    """
+    (folders[0] / "000000.bin").unlink()
+    assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
+    shifted = np.fromfile(tmp_path / "out" / "bs2" / "000001_0.bin", np.float32)
+    assert shifted[0] == 0  # the second frame of pair 0
+    with pytest.raises(ValueError, match="disagree"):
+        infer(om, folders, tmp_path / "other" / "bs2")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("sort", "first"), [("natural", "2"), ("plain", "10")])
+def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
+    """ascend.md 1.4: samples are numbered in the tool's order; outputs are mapped by name all the
+    same.
+    """
+    standins.setenv("STANDIN_SORT", sort)
+    folders = [tmp_path / "in" / "image1", tmp_path / "in" / "image2"]
+    for folder, add in zip(folders, (0, 1), strict=True):
+        folder.mkdir(parents=True)
+        for number in (2, 10):
+            np.full(SHAPE, add * number, np.float32).tofile(folder / f"{number}.bin")
+    raw(om, folders, tmp_path / "out" / "bs2")
+    content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
+    assert Path(content["filesinfo"]["0"]["infiles"][0]).stem == first
+    files, _ = infer(om, folders, tmp_path / "other" / "bs2")
+    assert {stem: np.fromfile(file, np.float32)[0] for stem, file in files.items()} == {
+        "2": 2.0,
+        "10": 10.0,
+    }
+
+
+def test_contract_exit_codes(om, folders, tmp_path):
+    """ascend.md 1.1, 1.5: 2 for a flag (an empty --batchsize among them, 7.6), 1 for a model."""
+    assert raw(om, folders, tmp_path / "out" / "bs2", "--batchsize", "").returncode == 2
+    assert raw(om, folders, tmp_path / "out" / "bs2", "--outfmt", "bin").returncode == 2
+    gone = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2")
+    assert gone.returncode == 1
+    assert "load model from file failed" in gone.stdout
+    assert "[1][ACL: invalid parameter]" in gone.stderr
+
+
+def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
+    """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare
+    RuntimeError; 1.3.1 for the text.
+    """
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for inputs, said in (
+        ([folders[0], tmp_path / "none"], "is not a real dir path"),
+        ([empty, empty], "not find valid file"),
+    ):
+        done = raw(om, inputs, tmp_path / "out" / "bs2")
+        assert done.returncode == 1
+        assert said in done.stdout
+    (folders[0] / "000000.bin").write_bytes(b"cut off")
+    done = raw(om, folders, tmp_path / "out" / "bs2")
+    assert done.returncode == 1
+    assert "tensorsize: 491520 filesize: 7 not match" in done.stdout
+
+
+def test_contract_a_profiled_run_always_ends_with_zero(om, folders, tmp_path):
+    """ascend.md 1.5: exit(0) is hard coded; only the summary that is missing tells."""
+    done = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2", "--profiler", "1")
+    assert done.returncode == 0
+    with pytest.raises(AisBenchError, match="without a summary"):
+        ais_bench.find_summary(tmp_path / "out" / "bs2", newer_than=0)
+
+
+def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_path, standins):
+    """ascend.md 1.5, 1.6: exit code 1, and files that look like a result."""
+    standins.setenv("STANDIN_FAULT", "ais-worker-died")
+    done = raw(om, folders, tmp_path / "out" / "bs2", "--device", "0,1")
+    assert done.returncode == 1
+    assert "subprocess run failed error_callback" in done.stdout
+    with pytest.raises(AisBenchError, match="left 3 of 5 outputs; missing: 000003, 000004"):
+        ais_bench.collect_outputs(
+            tmp_path / "out" / "bs2", [f"{number:06d}" for number in range(5)], (2, 128, 160)
+        )
+
+
+def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models, folders, tmp_path):
+    """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind;
+    the wrapper never starts.
+    """
+    one = tmp_path / "one.om"
+    atc.convert_to_om(models / "GMA_m_1.onnx", one, AtcOptions("310P3"))
+    (folders[1] / "000002.bin").write_bytes(b"cut")
+    done = raw(one, folders, tmp_path / "out" / "bs1")
+    assert done.returncode == 1
+    assert "needsize:245760 not match" in done.stdout
+    assert len(list((tmp_path / "out" / "bs1").iterdir())) == 2
+    with pytest.raises(ValueError, match=r"000002.bin has 3 bytes"):
+        infer(one, folders, tmp_path / "other" / "bs1")
+
+
+def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
+    """ascend.md 1.2: pure_infer_data_0.bin."""
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--output",
+        str(tmp_path),
+        "--output_dirname",
+        "pure",
+        "--loop",
+        "3",
+    ]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert [path.name for path in (tmp_path / "pure").iterdir()] == ["pure_infer_data_0.bin"]
+    assert (
+        json.loads((tmp_path / "pure_summary.json").read_text())["NPU_compute_time"]["count"] == 3
+    )
+
+
+def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_path):
+    """ascend.md 1.1 --output, --output_dirname."""
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--input",
+        ",".join(map(str, folders)),
+    ]
+    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "in"}
+    assert (
+        subprocess.run(
+            [*command, "--output_dirname", "bs2"], capture_output=True, cwd=tmp_path
+        ).returncode
+        == 1
+    )
+
+
+def test_stand_ins_import_nothing_of_the_library():
+    for file in STANDINS.rglob("*"):
+        if file.is_file() and file.suffix in ("", ".py"):
+            assert "gma_lib" not in file.read_text()

@@ -1,0 +1,53 @@
+"""CANN and the Python that has ais_bench: ascend.md 1.8 and 2.5."""
+
+import sys
+
+import pytest
+
+from gma_lib import doctor
+from gma_lib.ascend import toolkit
+
+
+@pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
+def test_cann_in_its_old_and_new_places(tmp_path, place):
+    """ascend.md 2.5: the paths of set_env.sh."""
+    (tmp_path / place / "latest").mkdir(parents=True)
+    (tmp_path / place / "set_env.sh").write_text("export FROM_CANN=1\n")
+    (tmp_path / place / "latest" / "version.cfg").write_text(
+        "# version: 1.0\ntoolkit_running_version=[8.0.RC1:8.0.RC1]\n"
+    )
+    found = toolkit.find_toolkit(tmp_path, {})
+    assert found.script == tmp_path / place / "set_env.sh"
+    assert found.version == "8.0.RC1"
+    assert toolkit.load_tool_environment(found, {"PATH": "/usr/bin:/bin"})["FROM_CANN"] == "1"
+
+
+def test_no_cann_and_no_version(tmp_path):
+    assert toolkit.find_toolkit(tmp_path, {}) is None
+    assert toolkit.read_version(tmp_path) is None
+
+
+def test_ais_bench_lives_in_another_python(standins):
+    """ascend.md 1.8: there is no wheel for every Python."""
+    assert toolkit.find_ais_python() == sys.executable
+    with pytest.raises(FileNotFoundError, match="no-such-python"):
+        toolkit.find_ais_python("no-such-python")
+    standins.setenv("PYTHONPATH", "")
+    with pytest.raises(FileNotFoundError, match="AIS_PYTHON="):
+        toolkit.find_ais_python()
+
+
+def test_the_doctor_finds_them(standins, tmp_path):
+    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and
+    memory.
+    """
+    (tmp_path / "set_env.sh").write_text("")
+    (tmp_path / "version.cfg").write_text("toolkit_running_version=[7.0.0:7.0.0]\n")
+    standins.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    found = {(finding.what, finding.detail): finding.word for finding in doctor.check_machine()}
+    assert found["CANN", f"{tmp_path / 'set_env.sh'}, version 7.0.0, opset 9 to 18"] == "OK"
+    assert found["ais_bench", sys.executable] == "OK"
+    chips = [detail for what, detail in found if what == "Ascend chip"]
+    assert chips == [
+        f"Ascend310P3, device {device}, 22.6 GB (acl.get_soc_name)" for device in (0, 1)
+    ]

@@ -1,0 +1,69 @@
+"""The Ascend backend, with stand-ins for the tools."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ascend_tools import SHAPE
+
+from gma_lib.ascend import ais_bench
+from gma_lib.backends import ascend as backend
+
+
+def test_no_room_for_outputs(om, standins, monkeypatch):
+    """ascend.md 7.30: said before anything is launched."""
+    with backend.AscendBackend(om, backend.AscendOptions()) as network:
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+        )
+        monkeypatch.setattr(
+            ais_bench, "run_tool", lambda *arguments, **settings: pytest.fail("was launched")
+        )
+        with pytest.raises(OSError, match=r"needs 0\.00 GB"):
+            network.predict(*np.zeros((2, 2, *SHAPE), np.float32))
+
+
+@pytest.mark.parametrize("generation", ["T", "N"])
+def test_a_backend_where_the_group_may_write(om, standins, generation):
+    """ascend.md 1.7: with umask 002 the newer tool would refuse every file; 7.40: shapes."""
+    standins.setenv("STANDIN_GENERATION", generation)
+    before = os.umask(0o002)
+    try:
+        with backend.AscendBackend(om, backend.AscendOptions()) as network:
+            image1 = np.zeros((2, *SHAPE), np.float32)
+            flow = network.predict(image1, image1 + np.array([3, 4, 5], np.float32)[:, None, None])
+    finally:
+        os.umask(before)
+    assert flow.shape == (2, 2, 128, 160)
+    assert np.unique(flow[:, 0]) == 3
+    assert np.unique(flow[:, 1]) == 4
+    assert network.simulated
+
+
+def test_models_that_the_backend_refuses(om, standins):
+    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of
+    another precision, is none.
+    """
+    options = backend.AscendOptions()
+    with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
+        backend.AscendBackend(om, replace(options, precision="float32"))
+    with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):
+        backend.AscendBackend(om, replace(options, precision="bfloat16"))
+    standins.setenv("STANDIN_SOC", "310P1")
+    with pytest.raises(
+        ValueError,
+        match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again",
+    ):
+        backend.AscendBackend(om, options)
+    standins.setenv("STANDIN_SOC", "310P3")
+    om.write_bytes(om.read_bytes() + b"more")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    om.with_suffix(".om.json").write_text("{")
+    with pytest.raises(ValueError, match="do not belong together"):
+        backend.AscendBackend(om, options)
+    om.unlink()
+    with pytest.raises(FileNotFoundError, match="run 03_convert first"):
+        backend.AscendBackend(om, options)
