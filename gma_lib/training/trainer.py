@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.model import GMA, GMAConfig, upsample_flow
@@ -66,9 +68,10 @@ class Trainer:
         self.model = GMA(GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
             self.model.load_state_dict(load_checkpoint(weights).state)
-        self.averaged = {
-            name: value.detach().clone() for name, value in self.model.state_dict().items()
-        }
+        validated = GMA().to(self.device).eval().requires_grad_(False)
+        average = partial(_average, config.ema_decay)
+        self.averaged = AveragedModel(validated, avg_fn=average, use_buffers=True)
+        self.averaged.update_parameters(self.model)  # the first time copies
         self.optimisers = make_optimisers(self.model, config)
         self.step = 0
         self.seconds = 0.0
@@ -92,7 +95,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-        self._average()
+        self.averaged.update_parameters(self.model)
         self.step += 1
         self.seconds += time.monotonic() - started
         return {
@@ -157,22 +160,6 @@ class Trainer:
         rng = np.random.default_rng([self.config.seed, self.step, 1])
         return int(rng.integers(phase.lead_updates + 1)) if self.step % 2 else 0
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        # young averages follow quickly, or they would keep the random start for a thousand steps
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.averaged[name].lerp_(value, 1 - decay)
-            else:
-                self.averaged[name].copy_(value)
-
-    def averaged_model(self) -> GMA:
-        """Return the network with the averaged weights, for validation."""
-        model = GMA(GMAConfig()).to(self.device).eval().requires_grad_(False)
-        model.load_state_dict(self.averaged)
-        return model
-
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs, whole or not at all."""
         state = {
@@ -180,7 +167,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "averaged": self.averaged,
+            "averaged": self.averaged.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         try:
@@ -204,11 +191,23 @@ class Trainer:
                 f"{path}: made with a configuration that differs in {', '.join(differing)}; "
                 "restore it, or start a new run"
             )
+        if "n_averaged" not in state["averaged"]:
+            raise ValueError(f"{path}: made by an earlier version; start a new run with --weights")
         self.model.load_state_dict(state["model"])
-        self.averaged = state["averaged"]
+        self.averaged.load_state_dict(state["averaged"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """Average a parameter or buffer; count buffers are copied.
+
+    Young averages follow quickly, or they would keep the random start for a thousand steps.
+    """
+    if not current.is_floating_point():
+        return current
+    return averaged.lerp(current, 1 - min(decay, int(count) / (9 + int(count))))
 
 
 def _freeze_batch_norm(model: GMA) -> None:
@@ -256,7 +255,7 @@ def train(
     cut_log(log, trainer.step)
     families = render_held_out(config, trainer.source)
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
-    saved = time.monotonic()
+    saved, averaged = time.monotonic(), trainer.averaged.module
     with open(log, "a", encoding="utf-8") as lines:
         for entry in _run_steps(trainer):
             lines.write(json.dumps(entry) + "\n")
@@ -266,13 +265,13 @@ def train(
                 lines.write(json.dumps(validation) + "\n")
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
-                    save_checkpoint(folder / "best.safetensors", trainer.averaged)
+                    save_checkpoint(folder / "best.safetensors", averaged.state_dict())
                 lines.flush()
                 with write_atomically(folder / "curves.png") as figure:
                     plot_log(log).savefig(figure, dpi=150)
             lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                save_checkpoint(folder / "averaged.safetensors", trainer.averaged)
+                save_checkpoint(folder / "averaged.safetensors", averaged.state_dict())
                 trainer.save(checkpoint)
                 saved = time.monotonic()
     return trainer
@@ -300,7 +299,7 @@ def _run_steps(trainer: Trainer) -> Iterator[Record]:
 def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> Record:
     """Score the averaged weights on the held-out families and return what to log about it."""
     found, count = {}, VALIDATION.num_updates
-    predict = partial(predict_updates, trainer.averaged_model(), (count,))
+    predict = partial(predict_updates, cast(GMA, trainer.averaged.module), (count,))
     for family, pairs in families.items():
         groups = score_pairs(predict, (pair.to_arrays() for pair in pairs))[str(count)]
         found[family] = {

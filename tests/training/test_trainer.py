@@ -132,12 +132,36 @@ def test_a_finished_run_leaves_weights_and_curves(config, tmp_path, small_valida
         train(short, tmp_path)
     warm = Trainer(short, weights=tmp_path / "best.safetensors")
     for name, value in warm.model.state_dict().items():
-        assert torch.equal(value, trainer.averaged[name]), name
+        assert torch.equal(value, trainer.averaged.module.state_dict()[name]), name
     other = dataclasses.replace(
         short, clip=2.0, phases=(dataclasses.replace(short.phases[0], num_updates=3),)
     )
     with pytest.raises(ValueError, match=r"differs in clip, phases\[0\].num_updates"):
         train(other, tmp_path, resume=True)
+
+
+def test_averaged_weights_follow_at_first_and_settle_later(config):
+    run = Trainer(config)  # whose ema_decay is 0.9
+    values = run.model.state_dict()["update_block.gru.convq1.weight"]
+    averaged = run.averaged.module.state_dict()["update_block.gru.convq1.weight"]
+    expected = values.clone()
+    assert torch.equal(averaged, expected)
+    values += 5
+    for count, decay in ((1, 1 / 10), (2, 2 / 11), (3, 3 / 12), (10_000, 0.9)):
+        run.averaged.n_averaged.fill_(count)
+        run.averaged.update_parameters(run.model)
+        expected = decay * expected + (1 - decay) * values
+        torch.testing.assert_close(averaged, expected)
+
+
+def test_a_checkpoint_of_another_way_of_averaging_is_refused(config, tmp_path):
+    run = Trainer(config)
+    run.save(tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["averaged"] = run.model.state_dict()
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="--weights"):
+        run.resume(tmp_path / "checkpoint.pt")
 
 
 def test_resuming_needs_a_checkpoint(config, tmp_path):
