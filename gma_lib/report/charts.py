@@ -45,7 +45,8 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
             label=name,
         )
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
-    axes.set_yticks(range(len(scenes)), scenes)
+    short = [name if len(name) <= 40 else f"{name[:25]}…{name[-14:]}" for name in scenes]
+    axes.set_yticks(range(len(scenes)), short)
     axes.set(xlabel="EPE over all pixels, px")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,13 +4,15 @@ alternative text with every figure.
 
 import base64
 import io
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.text import Text
 
 from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
@@ -203,13 +205,24 @@ def encode_figure(figure: Figure, *, photo: bool = False) -> tuple[str, str]:
     """
     buffer = io.BytesIO()
     if photo:
-        figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 88})
+        _save(figure, buffer, format="jpeg", pil_kwargs={"quality": 88})
     else:
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        _save(figure, buffer, format="png", metadata={"Software": None})
     return ("image/jpeg" if photo else "image/png"), base64.b64encode(buffer.getvalue()).decode()
 
 
 def save_figure(picture: Picture, path: Path) -> None:
     """Write a figure atomically in the format that the path's suffix names."""
     with write_atomically(Path(path)) as partial:
-        picture[0].savefig(partial)
+        _save(picture[0], partial)
+
+
+def _save(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
+    """Save a figure with its texts as they are: a scene's name may hold ``$``, which begins a
+    formula to matplotlib, or characters that its font lacks.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(target, **options)

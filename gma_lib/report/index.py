@@ -9,7 +9,6 @@ from pathlib import Path
 
 import click
 import jinja2
-import pandas as pd
 
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
@@ -19,7 +18,7 @@ from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_status
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
-from gma_lib.report.pages import TEMPLATES, add_header_scopes
+from gma_lib.report.pages import TEMPLATES, table_to_html
 from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record, describe_provenance
@@ -59,8 +58,8 @@ def write_index(outputs: Path, profile: str) -> Path:
         notes=list(dict.fromkeys(note for records in found for note in _list_notes(records))),
         passes=passes,
         headline=[_headline(records, passes) for records in found],
-        guide_table=_words_table(compare_with_guide(found)),
-        differences=_words_table(list_differences(found)),
+        guide_table=table_to_html(compare_with_guide(found), words=True),
+        differences=table_to_html(list_differences(found), words=True),
         verdicts=_list_verdicts(found),
         throughput=_draw_throughput(runs),
         stages=list(STAGES),
@@ -228,10 +227,6 @@ def _list_verdicts(found: list[StageRecords]) -> list[str]:
     return [f"{', '.join(runs)}: {verdict}" for verdict, runs in names.items()]
 
 
-def _words_table(table: pd.DataFrame) -> str:
-    return add_header_scopes(table.to_html(border=0, classes="words"))
-
-
 def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | None:
     rates: dict[str, dict[int, float | None]] = {}
     memory_gb: dict[str, dict[int, float]] = {}
@@ -282,15 +277,10 @@ def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
     for records in group:
         if scores := _passes(records.metrics):
             run = records.run
-            html = tabulate_groups(scores).to_html(
-                float_format="{:.2f}".format,
-                formatters={"pixels": "{:,.0f}".format},
-                na_rep="",
-                border=0,
-            )
+            html = table_to_html(tabulate_groups(scores), number="{:.2f}")
             title = f"Scores by group of pixels: {run.name}, batch size {run.batch_size}"
             counts = describe_counts(scores)
-            return [{"title": title, "counts": counts, "html": add_header_scopes(html)}]
+            return [{"title": title, "counts": counts, "html": html}]
     return []
 
 

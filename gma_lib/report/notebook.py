@@ -1,7 +1,10 @@
 """What a notebook shows: sentences as prose, and figures of pairs and of the network's inside."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
+
+import pandas as pd
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.insight import (
@@ -16,6 +19,7 @@ from gma_lib.flow.images import read_frame
 from gma_lib.infer.inference import flow_path
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, draw_pair, encode_figure
 from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw_updates
+from gma_lib.report.pages import table_to_html
 
 
 def show(picture: Picture, *, photo: bool = False) -> None:
@@ -27,7 +31,20 @@ def show(picture: Picture, *, photo: bool = False) -> None:
 
 def say(sentence: str) -> None:
     """Show a sentence as prose, not as a program's output."""
-    display({"text/markdown": sentence, "text/plain": sentence}, raw=True)
+    display({"text/html": f"<p>{escape(sentence)}</p>", "text/plain": sentence}, raw=True)
+
+
+def show_table(
+    table: pd.DataFrame,
+    caption: str = "",
+    *,
+    number: str = "{}",
+    missing: str = "",
+    words: bool = False,
+) -> None:
+    """Show a table; for the parameters see ``table_to_html``."""
+    html = table_to_html(table, caption, number=number, missing=missing, words=words)
+    display({"text/html": html, "text/plain": table.to_string()}, raw=True)
 
 
 def display(shown: object, **options: object) -> None:

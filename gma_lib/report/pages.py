@@ -2,10 +2,15 @@
 
 import os
 import re
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gma_lib.runs.files import write_atomically
 from gma_lib.runs.records import describe_provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
@@ -44,6 +49,38 @@ def notebook_to_html(
     with write_atomically(page) as partial:
         partial.write_text(add_header_scopes(body), encoding="utf-8")
     return page
+
+
+def table_to_html(
+    table: "pd.DataFrame",
+    caption: str = "",
+    *,
+    number: str = "{}",
+    missing: str = "",
+    words: bool = False,
+) -> str:
+    """Return a table as HTML in which all names and values are text, never markup.
+
+    Parameters
+    ----------
+    number
+        Format of floating-point numbers; a column ``pixels`` holds whole numbers.
+    missing
+        Text for a missing number.
+    words
+        Align cells to the left.
+    """
+    html = table.to_html(
+        border=0,
+        float_format=number.format,
+        formatters={"pixels": "{:,.0f}".format},
+        na_rep=missing,
+        justify="left" if words else "right",
+    )
+    if words:  # as a style, which JupyterLab keeps
+        html = html.replace("<td>", '<td style="text-align: left">')
+    heading = f"><caption>{escape(caption)}</caption>" if caption else ">"
+    return add_header_scopes(html.replace(">", heading, 1))
 
 
 def add_header_scopes(html: str) -> str:

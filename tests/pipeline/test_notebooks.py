@@ -52,6 +52,11 @@ def test_cells_only_call(cells):
         assert not re.search(r"^\s*[!%]", source, re.M), source
 
 
+def test_tables_are_shown_by_the_one_function_that_escapes_them(cells):
+    for source in code(cells):
+        assert not re.search(r"\.style\b|to_html|HTML\(|display", source), source
+
+
 def test_prose_comes_first_and_the_last_code_cell_asserts(cells):
     assert cells[0]["cell_type"] == "markdown"
     assert cells[-1]["cell_type"] == "markdown"

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gma_lib.report import figures
+from gma_lib.report import charts, figures
 
 
 @pytest.fixture
@@ -55,3 +55,15 @@ def test_photographs_are_jpeg(scene):
     )
     assert media_type == "image/jpeg"
     assert base64.b64decode(data)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("name", [r"$\frac{", "a$b$c", "🌊", "x" * 200, "<b>&", "_"])
+def test_any_scene_name_can_be_drawn(scene, name, recwarn):
+    """A dollar sign begins a formula to matplotlib, and its font lacks most characters."""
+    (frame1, frame2), truth, occluded = scene
+    figure, text = figures.draw_pair(frame1, frame2, truth, occluded, title=name)
+    figures.encode_figure(figure)
+    assert text.startswith(f"{name}: ")
+    assert figure.get_suptitle() == name
+    figures.encode_figure(charts.plot_scenes({"clean": {name: 1.0, "b": 2.0}})[0])
+    assert not recwarn.list

@@ -71,5 +71,5 @@ def test_a_picture_carries_its_text(monkeypatch):
     notebook.show(charts.plot_work({"GRU": 1.0}))
     notebook.say("two words")
     (data, options), (words, _) = displayed
-    assert words["text/markdown"] == words["text/plain"] == "two words"
+    assert words == {"text/html": "<p>two words</p>", "text/plain": "two words"}
     assert options["metadata"]["image/png"]["alt"] == data["text/plain"]

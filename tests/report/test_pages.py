@@ -1,14 +1,30 @@
 """Pages lead to each other and need no network; tables say which headers head what."""
 
-import nbformat
-import pandas as pd
+from html.parser import HTMLParser
 
-from gma_lib.report.pages import add_header_scopes, notebook_to_html
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_stage
+
+from gma_lib.evaluate import tables
+from gma_lib.flow.metrics import ErrorSums
+from gma_lib.report import notebook as shown
+from gma_lib.report.pages import add_header_scopes, notebook_to_html, table_to_html
+
+FRAMES = np.zeros((2, 3, 128, 160), np.float32)
+HOSTILE = [
+    "<img src=x onerror=alert(4)>",
+    "<script>alert(1)<",
+    "\"'><svg onload=alert(1)>",
+    "a&lt;b",
+]
 
 
 def test_headers_of_a_table_get_their_scope():
     table = pd.DataFrame({"EPE": [1.0, 2.0]}, index=["clean", "final"])
-    for html in (table.to_html(), table.style.to_html()):
+    for html in (table.to_html(), table.to_html(border=0, index_names=False)):
         heads = add_header_scopes(html)
         assert heads.count('scope="col"') == 2  # the corner and EPE
         assert heads.count('scope="row"') == 2
@@ -46,3 +62,73 @@ def test_a_notebook_becomes_a_page_with_its_ways(tmp_path):
     assert '<th scope="row">clean</th>' in text
     assert "Made by gma_lib" in text
     assert "<script src=" not in text
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: tags with their attributes, and texts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_is_text_wherever_a_table_has_one(name):
+    table = pd.DataFrame({name: [name, 1.0]}, index=pd.Index([name, "b"], name=name))
+    read = Reader(table_to_html(table, name, words=True))
+    assert {tag for tag, _ in read.tags} == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    assert read.texts.count(name) == 5
+
+
+def test_numbers_of_a_table_have_their_format():
+    table = pd.DataFrame({"EPE": [1.23456, None], "pixels": [12345.0, 2.0]}, index=["a", "b"])
+    html = table_to_html(table, number="{:.2f}", missing="no pixels")
+    for cell in ("1.23", "12,345", "no pixels"):
+        assert f"<td>{cell}</td>" in html
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_scene_is_text_in_a_page(name, tmp_path, monkeypatch):
+    """Everything that notebooks show of a scene, as nbconvert writes it."""
+    metrics = ErrorSums().to_metrics()
+    scores = {name: {"scenes": {name: {"all": metrics}}}}
+    displayed = []
+    monkeypatch.setattr(shown, "display", lambda data, **options: displayed.append((data, options)))
+    shown.say(f"The worst scene is {name}.")
+    shown.show_table(tables.tabulate_scenes(scores), f"by scene: {name}")
+    shown.show((shown.draw_pair(*FRAMES, None, None, title=name)[0], name))
+    outputs = [
+        nbformat.v4.new_output("display_data", data=data, metadata=options.get("metadata", {}))
+        for data, options in displayed
+    ]
+    outputs.append(nbformat.v4.new_output("stream", text=name))
+    cell = nbformat.v4.new_code_cell(f"scene = {name!r}", outputs=outputs)
+    notebook = tmp_path / "05_evaluate.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    read = Reader(notebook_to_html(notebook, index=tmp_path / "index.html").read_text())
+    assert not {"script", "svg"} & {tag for tag, _ in read.tags}
+    assert not [attributes for _, attributes in read.tags if {"onerror", "onload"} & {*attributes}]
+    assert [tag["alt"] for kind, tag in read.tags if kind == "img"] == [name]
+    assert "".join(read.texts).count(name) >= 5
+
+
+def test_a_data_set_with_hostile_names_gives_a_page_of_text(tmp_path, tiny_sintel):
+    for folder in tiny_sintel.glob("training/*"):
+        (folder / "alley").rename(folder / HOSTILE[0])
+        (folder / "cave").rename(folder / HOSTILE[1])
+    outputs = tmp_path / "outputs"
+    done = run_stage("01_data", outputs, f"sintel_root={tiny_sintel}", "scenes=null")
+    assert done.returncode == 0, done.stdout + done.stderr
+    read = Reader((outputs / "tiny/data/01_data.html").read_text())
+    assert "script" not in {tag for tag, _ in read.tags}
+    assert not [attributes for _, attributes in read.tags if "onerror" in attributes]
+    for name in HOSTILE[:2]:
+        assert name in read.texts
+        assert any(name in tag["alt"] for kind, tag in read.tags if kind == "img")
