@@ -177,7 +177,7 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
 def main(ais_python: str | None) -> None:
     """Check this machine: a line per finding; exit code 1 if something needed is missing."""
     words = set()
-    for finding in check_machine(ais_python):  # as they come: the last ones import what may be missing
+    for finding in check_machine(ais_python):  # as they come: the last import what may be missing
         click.echo(f"{finding.word:7} {finding.what:24} {finding.detail}")
         words.add(finding.word)
     if "NOT OK" in words:
