@@ -29,7 +29,7 @@ def count_operators(path: Path) -> dict[str, int]:
     return dict(Counter(node.op_type for node in onnx.load(path).graph.node).most_common())
 
 
-def find_wide_values(path: Path) -> list[str]:
+def list_wide_activations(path: Path) -> list[str]:
     """List the computed values that are int64 or float64, which accelerators cannot hold."""
     graph = onnx.load(path).graph
     constant = {tensor.name for tensor in graph.initializer}

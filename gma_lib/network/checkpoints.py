@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.runs.files import PROJECT, hash_file, hash_value, write_atomically
+from gma_lib.runs.records import Record
 
 WEIGHTS_FOLDER = PROJECT / "weights"
 SEEDED = "seeded"
@@ -31,17 +32,17 @@ class Checkpoint:
     Attributes
     ----------
     name
-        A shipped name, or the file's stem.
+        A bundled name, or the file's stem.
     source
-        What to give ``load_checkpoint`` to load the same again.
+        Argument of ``load_checkpoint`` that loads the same again.
     sha256
-        Of the file; of the recipe for seeded weights.
+        Hash of the file, or of the recipe for seeded weights.
     trained
         False for seeded noise, whose flow means nothing.
     state
-        State dict of ``GMA``, complete.
+        Complete state dict of ``GMA``.
     card
-        Contents of the ``.json`` beside the weights, empty if there is none.
+        Contents of the ``.json`` file of the weights; empty if there is none.
     """
 
     name: str
@@ -49,16 +50,20 @@ class Checkpoint:
     sha256: str
     trained: bool
     state: dict[str, Tensor] = field(repr=False)
-    card: dict = field(repr=False, default_factory=dict)
+    card: Record = field(repr=False, default_factory=dict)
 
     @property
     def note(self) -> str:
-        """One sentence for every page that shows flow."""
+        """A sentence for every page that shows flow."""
         if not self.trained:
-            return "The weights are seeded noise, so the flow shown here is noise too: only the machinery is real."
-        return self.card.get("note", f"Weights: {self.name}.")
+            return (
+                "The weights are seeded noise, so the flow shown here is noise too: only the "
+                "machinery is real."
+            )
+        return str(self.card.get("note", f"Weights: {self.name}."))
 
-    def described(self) -> dict:
+    def to_record(self) -> Record:
+        """Return what is known about the weights, for a JSON file."""
         return {
             "name": self.name,
             "source": self.source,
@@ -68,29 +73,32 @@ class Checkpoint:
         }
 
 
-def shipped() -> list[str]:
-    """Names of the checkpoints that come with the package."""
+def list_checkpoints() -> list[str]:
+    """List the names of the bundled checkpoints."""
     return [SEEDED, *sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))]
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
-    """Load weights by name (see ``shipped``) or from a ``.pth`` or ``.safetensors`` file.
+    """Load weights by name (see ``list_checkpoints``) or from a ``.pth`` or ``.safetensors`` file.
 
     Raises
     ------
     FileNotFoundError
-        Neither a shipped name nor a file.
+        Neither a bundled name nor a file.
     ValueError
         Unreadable, or not exactly this network's entries; names the first missing and unexpected
         ones.
     """
     if str(checkpoint) == SEEDED:
-        return Checkpoint(SEEDED, SEEDED, hash_value(["recipe", SEED]), False, seeded_weights())
+        return Checkpoint(
+            SEEDED, SEEDED, hash_value(["recipe", SEED]), False, make_seeded_weights()
+        )
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"{checkpoint}: neither a weights file nor one of the shipped weights ({', '.join(shipped())})"
+            f"{checkpoint}: neither a weights file nor one of the bundled weights "
+            f"({', '.join(list_checkpoints())})"
         )
     card = path.with_suffix(".json")
     return Checkpoint(
@@ -98,22 +106,23 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         source=str(checkpoint),
         sha256=hash_file(path),
         trained=True,
-        state=complete_state(_read(path), source=path),
+        state=_complete_state(_read(path), source=path),
         card=_read_card(card) if card.is_file() else {},
     )
 
 
-def _read_card(path: Path) -> dict:
+def _read_card(path: Path) -> Record:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        card: Record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: the card of these weights is not JSON ({error}); mend it, or move it elsewhere"
+            f"{path}: the card of these weights is not JSON ({error}); fix or delete the file"
         ) from error
+    return card
 
 
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
-    """The network with a checkpoint's weights, ready for inference, and the checkpoint."""
+    """Return the network with a checkpoint's weights, ready for inference, and the checkpoint."""
     loaded = load_checkpoint(checkpoint)
     model = GMA(config).eval().requires_grad_(False)
     model.load_state_dict(loaded.state)
@@ -146,7 +155,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
+def _complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
     """Check entries against the network, undo what savers add or leave out, return float32.
 
     Official files were saved from ``DataParallel`` and carry ``module.`` before every name. The
@@ -154,7 +163,7 @@ def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str,
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     for name in list(state):
-        twin = _twin(name)
+        twin = _find_twin(name)
         if twin:
             state.setdefault(twin, state[name])
     wanted = GMA().state_dict()
@@ -172,14 +181,15 @@ def complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str,
     for name, tensor in wanted.items():
         if state[name].shape != tensor.shape:
             raise ValueError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is {tuple(tensor.shape)}"
+                f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is "
+                f"{tuple(tensor.shape)}"
             )
         if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             raise ValueError(f"{source}: {name} holds values that are not finite")
     return {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 
-def _twin(name: str) -> str | None:
+def _find_twin(name: str) -> str | None:
     """The other name of a shortcut's norm."""
     if ".norm3." in name:
         return name.replace(".norm3.", ".downsample.1.")
@@ -198,18 +208,11 @@ def save_checkpoint(
     return Path(path)
 
 
-def save_official(path: Path, state: dict[str, Tensor]) -> Path:
-    """Write a state dict as the authors save theirs: a ``.pth`` with ``module.`` before every name."""
-    with write_atomically(path) as partial:
-        torch.save({f"module.{name}": value for name, value in state.items()}, partial)
-    return Path(path)
+def make_seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
+    """Make weights that are the same bytes everywhere: noise, scaled so that signals neither die
+    nor explode.
 
-
-def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
-    """Weights that anyone can rebuild, the same bytes everywhere: noise scaled so that signals
-    neither die nor explode.
-
-    The recipe is that of the reference vectors the package is tested with.
+    The package's reference vectors for tests were made with the same recipe.
     """
     rng = np.random.default_rng(seed)
     template = GMA().state_dict()
@@ -220,26 +223,24 @@ def seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
             state[name] = tensor
             continue
         noise = rng.standard_normal(tensor.numel()).astype(np.float32).reshape(tuple(tensor.shape))
-        state[name] = torch.from_numpy(np.asarray(_scaled_noise(name, noise), dtype=np.float32))
+        state[name] = torch.from_numpy(np.asarray(_scale_noise(name, noise), dtype=np.float32))
     for name in state:
         if ".norm3." in name:
             state[name] = state[name.replace(".norm3.", ".downsample.1.")]
     return state
 
 
-def _scaled_noise(name: str, noise: np.ndarray) -> np.ndarray:
+def _scale_noise(name: str, noise: np.ndarray) -> np.ndarray:
+    if noise.ndim == 2:
+        return noise
     if noise.ndim == 4:
         scale = np.float32(np.sqrt(1.6 / np.prod(noise.shape[1:])))
         # small steps: the flow must not run away over the updates
         return noise * scale * np.float32(0.06 if name.endswith("flow_head.conv2.weight") else 1)
-    if noise.ndim == 2:
-        return noise
-    if name.endswith("running_var"):
-        return 1 + np.float32(0.1) * np.abs(noise)
-    if name.endswith("running_mean"):
-        return np.float32(0.1) * noise
     if name.endswith("gamma"):
         return np.full_like(noise, 0.7)
-    if name.endswith("weight") and ("norm" in name or "downsample.1" in name):
-        return 1 + np.float32(0.1) * noise
-    return np.float32(0.02) * noise
+    is_variance = name.endswith("running_var")
+    is_scale = name.endswith("weight") and ("norm" in name or "downsample.1" in name)
+    is_small = not (is_variance or is_scale or name.endswith("running_mean"))
+    scaled = np.float32(0.02 if is_small else 0.1) * (np.abs(noise) if is_variance else noise)
+    return np.asarray(1 + scaled if is_variance or is_scale else scaled)

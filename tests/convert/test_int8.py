@@ -10,8 +10,8 @@ import torch
 from gma_lib import export
 from gma_lib.backends import load_backend
 from gma_lib.backends.openvino import is_quantized
-from gma_lib.convert import int8 as quantization
 from gma_lib.convert import convert
+from gma_lib.convert import int8 as quantization
 from gma_lib.doctor import has_bf16
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model

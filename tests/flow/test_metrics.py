@@ -116,3 +116,33 @@ def test_pooled_scores_are_those_of_all_pixels_together():
     )
     assert pooled["fast"].pixels == 2
     assert metrics.pool_scores([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("share", "distance", "rounding"),
+    [
+        (0, 0, True),
+        (1, 5e-4, True),
+        (0.005, 7e-3, True),
+        (1, 2e-3, False),
+        (0.02, 7e-3, False),
+        (0.001, 0.6, False),
+    ],
+)
+def test_rounding_is_told_from_another_result(share, distance, rounding):
+    flow = np.zeros((2, 100, 100), np.float32)
+    moved = flow.copy()
+    moved[0].flat[: int(share * 10_000)] = distance
+    assert metrics.Deviation.between(moved, flow).is_rounding == rounding
+
+
+def test_deviation_is_in_pixels():
+    flow = np.zeros((1, 2, 4, 5), np.float32)
+    moved = flow.copy()
+    moved[0, :, 0, 0] = (3, 4)
+    found = metrics.Deviation.between(moved, flow)
+    assert (found.max, found.mean) == (5, 5 / 20)
+    with pytest.raises(ValueError, match="shape"):
+        metrics.Deviation.between(moved, flow[:, :, :3])
+    with pytest.raises(ValueError, match="finite"):
+        metrics.Deviation.between(moved * np.nan, flow)

@@ -80,7 +80,7 @@ def test_swapped_window_axes_are_noticed(encoded, small_golden):
 
 
 def test_lookup_of_a_known_volume():
-    """Interpolation between cells, zeros outside, x before y: numbers that can be checked by hand."""
+    """Interpolation between cells, zeros outside, x before y: numbers to check by hand."""
     volume = torch.arange(6.0).reshape(1, 2, 3)  # rows (0, 1, 2) and (3, 4, 5)
     for lookup in LOOKUPS.values():
         window = lookup(volume, torch.full((1, 1, 1), 1.5), torch.full((1, 1, 1), 0.0))
@@ -242,7 +242,7 @@ def test_full_size(seeded, golden, sintel_sample):
 
 
 def test_seeded_weights_are_the_same_everywhere():
-    state = checkpoints.seeded_weights()
+    state = checkpoints.make_seeded_weights()
     assert state["cnet.conv1.bias"][:2].tolist() == pytest.approx(
         [0.01409523, 0.02565706], abs=1e-7
     )

@@ -1,0 +1,76 @@
+"""One recipe for every converted model, and what it refuses."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gma_lib.backends import load_backend
+from gma_lib.convert import ModelSpec, convert, prepare_model
+from gma_lib.export import compute_reference, read_description
+from gma_lib.flow.metrics import Deviation
+from gma_lib.network import load_model
+from gma_lib.network.model import GMAConfig
+
+SPEC = ModelSpec("seeded", 128, 160, backend="onnxruntime", num_updates=2, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    return folder, prepare_model(SPEC, folder)
+
+
+def test_a_prepared_model_computes_the_flow(prepared, small_frames):
+    folder, conversion = prepared
+    assert conversion.files == (folder / "gma_onnxruntime.onnx",)
+    model, _ = load_model("seeded", GMAConfig(num_updates=2))
+    with load_backend("onnxruntime", folder, precision="float32") as backend:
+        found = backend.predict(*small_frames)
+        assert backend.at_once == 1
+    assert Deviation.between(found, compute_reference(model, *small_frames)).max < 1e-3
+
+
+def test_every_choice_arrives_in_the_file(tmp_path):
+    spec = dataclasses.replace(
+        SPEC, lookup="gather", attention="position", opset=12, parts=True, at_once=None, steps=()
+    )
+    conversion = prepare_model(spec, tmp_path)
+    about = read_description(tmp_path / "gma.onnx")
+    made = {key: about[key] for key in ("lookup", "attention", "num_updates", "batch_size")}
+    assert made == {
+        "lookup": "gather",
+        "attention": "position",
+        "num_updates": "2",
+        "batch_size": "2",
+    }
+    assert len(conversion.files) == 4
+    assert "in parts of 2 pairs" in conversion.changes
+
+
+def test_a_lookup_of_none_is_the_backends(tmp_path):
+    prepare_model(dataclasses.replace(SPEC, backend="openvino"), tmp_path)
+    assert read_description(tmp_path / "gma.onnx")["lookup"] == "rows"
+
+
+def test_pytorch_takes_updates_and_attention_from_the_exported_file(tmp_path, small_frames):
+    spec = dataclasses.replace(SPEC, backend="torch", attention="position_and_content")
+    prepare_model(spec, tmp_path)
+    model, _ = load_model("seeded", GMAConfig(num_updates=2, attention="position_and_content"))
+    with load_backend("torch", tmp_path, precision="float32") as backend:
+        found = backend.predict(*small_frames)
+    reference = compute_reference(model, *small_frames)
+    assert Deviation.between(found, reference).max < 1e-3
+    assert np.abs(reference).max() > 0.5
+
+
+def test_what_cannot_be_converted(prepared, tmp_path):
+    folder, _ = prepared
+    with pytest.raises(FileNotFoundError, match=r"gma\.onnx is missing: run 02_export"):
+        convert("onnxruntime", tmp_path, checkpoint="seeded")
+    with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
+        convert("onnxruntime", folder, checkpoint="seeded", at_once=3)
+    with pytest.raises(ValueError, match="onnxruntime here computes in float32, not bfloat16"):
+        convert("onnxruntime", folder, checkpoint="seeded", precision="bfloat16")
+    with pytest.raises(ValueError, match="unknown backend"):
+        convert("tensorrt", folder, checkpoint="seeded")

@@ -1,0 +1,47 @@
+"""What a file holds: no operator that deployments stumble over, and the work of every part."""
+
+import pytest
+
+from gma_lib import export
+
+UNWANTED = {"Gather", "GatherElements", "GatherND", "GridSample", "ScatterND", "Where", "Cast"}
+
+
+def test_operators(exported):
+    lookup, path, _ = exported
+    found = export.count_operators(path)
+    if lookup == "matmul":
+        assert not UNWANTED & set(found)
+        assert export.list_wide_activations(path) == []
+    else:  # the same look at the other forms finds what it should find
+        assert UNWANTED & set(found)
+    if lookup == "gather":
+        # as in the guide's own graph: four corners, four levels, six updates
+        assert found["GatherElements"] == 4 * 4 * 6
+        assert export.list_wide_activations(path)
+
+
+def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
+    """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's
+    products (4.35).
+    """
+    model, checkpoint = seeded
+    path = export.export_whole(
+        model, tmp_path / "gma.onnx", height=440, width=1024, batch_size=1, checkpoint=checkpoint
+    )
+    work = export.count_work(path)
+    assert work["feature encoder"] == pytest.approx(61.23, abs=0.01)
+    assert work["context encoder"] == pytest.approx(30.62, abs=0.01)
+    assert work["GRU"] == pytest.approx(6 * 13.84, abs=0.05)
+    assert work["upsampling weights"] == pytest.approx(3.11, abs=0.01)
+    assert sum(work.values()) - work["lookup"] - (work["correlation"] - 12.69) == pytest.approx(
+        286.8, abs=0.2
+    )
+
+
+def test_every_node_belongs_to_a_part(exported):
+    _, path, _ = exported
+    parts = export.map_nodes_to_parts(path)
+    assert len(parts) == sum(export.count_operators(path).values())
+    assert set(export.count_work(path)) <= set(parts.values())
+    assert export.REST in parts.values()
