@@ -1,5 +1,5 @@
-"""``ais_bench``: an ``.om`` over folders of ``.bin`` files, in a process of its own, and nothing
-believed that was not checked.
+"""``ais_bench``: runs an ``.om`` over folders of ``.bin`` files, in a separate process. Every
+result is checked.
 
 The tool exists in two generations that both call themselves 0.0.2; they differ in file names,
 summaries and what they refuse. It pairs the files of its two input folders by position alone and
@@ -11,8 +11,9 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class AisBench:
     timeout_s
         A run that takes longer is stopped.
     environment
-        Of the process; this one's when None.
+        Environment of the process; this one's when None.
     """
 
     python: str = "python3"
@@ -57,7 +58,7 @@ class Timing:
     Attributes
     ----------
     compute_ms
-        Of every call, the warm-up left out.
+        Time of every call after the warm-up.
     h2d_ms, d2h_ms
         Time to the card and back that one call takes, all of its inputs and outputs; not part of
         the tool's throughput.
@@ -75,18 +76,11 @@ class Timing:
     simulated: bool
 
 
-def build_ais_command(tool: AisBench, om: Path, *arguments: str) -> list[str]:
-    """The command line, argument by argument; it is run without a shell."""
-    return [
-        tool.python,
-        "-m",
-        "ais_bench",
-        "--model",
-        str(om),
-        "--device",
-        str(tool.device),
-        *arguments,
-    ]
+def build_ais_command(tool: AisBench, om: Path, **flags: object) -> list[str]:
+    """Return the command line, argument by argument; it is run without a shell."""
+    given = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    about = ["--model", str(om), "--device", str(tool.device)]
+    return [tool.python, "-m", "ais_bench", *about, *given]
 
 
 def infer_folders(
@@ -114,10 +108,9 @@ def infer_folders(
     output_shape
         (2, H, W), float32, of one sample.
     input_bytes
-        Of the file of one sample.
+        Size of the file of one sample.
     track
-        ``gma_lib.runs.progress.track``, which then counts the outputs as they appear; None for
-        silence.
+        Counts the outputs as they appear; None for silence.
 
     Raises
     ------
@@ -136,25 +129,19 @@ def infer_folders(
         )
     for path in (*folders, output):
         check_path(path, ends="")
-    arguments = [
-        "--input",
-        ",".join(map(str, folders)),
-        "--output",
-        str(output.parent),
-        "--output_dirname",
-        output.name,
-    ]
-    arguments += ["--outfmt", "BIN", "--batchsize", str(batch_size)]
     output.parent.mkdir(parents=True, exist_ok=True)
-    watch = (
-        None
-        if track is None
-        else lambda moments: track(
-            _appearing(output, moments), label="ais_bench", unit="pair", total=len(stems)
-        )
+    command = build_ais_command(
+        tool,
+        check_path(om, ends=".om"),
+        input=",".join(map(str, folders)),
+        output=output.parent,
+        output_dirname=output.name,
+        outfmt="BIN",
+        batchsize=batch_size,
     )
     started = time.time()
-    _run(tool, build_ais_command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch)
+    watch = None if track is None else partial(_show_outputs, output, len(stems), track)
+    _run(tool, command, batch_size, watch)
     timing = read_summary(find_summary(output, newer_than=started))
     return collect_outputs(output, stems, output_shape), timing
 
@@ -173,16 +160,20 @@ def time_on_zeros(
     ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
     (``gma_lib.runs.progress.log_elapsed``).
     """
-    arguments = ["--loop", str(loop), "--warmup_count", str(warmup), "--batchsize", str(batch_size)]
-    with tempfile.TemporaryDirectory(
-        prefix="gma_ais_"
-    ) as folder:  # without --output the tool writes no summary
+    # without --output the tool writes no summary
+    with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:
         output = Path(folder) / "pure"
-        started = time.time()
-        arguments += ["--output", folder, "--output_dirname", output.name]
-        _run(
-            tool, build_ais_command(tool, check_path(om, ends=".om"), *arguments), batch_size, watch
+        command = build_ais_command(
+            tool,
+            check_path(om, ends=".om"),
+            loop=loop,
+            warmup_count=warmup,
+            batchsize=batch_size,
+            output=folder,
+            output_dirname=output.name,
         )
+        started = time.time()
+        _run(tool, command, batch_size, watch)
         timing = read_summary(find_summary(output, newer_than=started), loop=loop)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
@@ -280,15 +271,15 @@ def _run(
     code, text = _started(tool, arguments, watch)
     if code == 0:
         return
-    said = text + _recent_log(
+    told = text + _recent_log(
         tool.environment, since=started
     )  # every failure to load prints the same; the log has the cause
-    if OUT_OF_MEMORY.search(said):
+    if OUT_OF_MEMORY.search(told):
         raise DoesNotFit(
-            f"batch size {batch_size}: out of memory on the card ({find_line(said, OUT_OF_MEMORY)})"
+            f"batch size {batch_size}: out of memory on the card ({find_line(told, OUT_OF_MEMORY)})"
         )
     raise AisBenchError(
-        f"ais_bench failed (exit code {code}): {explain_ais_error(said, last=_last_line(text))}"
+        f"ais_bench failed (exit code {code}): {explain_ais_error(told, last=_last_line(text))}"
     )
 
 
@@ -309,13 +300,19 @@ def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:
     return "\n".join(["", *lines])
 
 
-def _appearing(output: Path, moments: Iterator[float]) -> Iterator[int]:
-    """The number of every output file, as they appear."""
-    seen = 0
-    for _ in moments:
-        there = sum(1 for _ in output.rglob("*_0.bin"))
-        yield from range(seen, there)
-        seen = max(seen, there)
+def _show_outputs(
+    output: Path, total: int, track: Track, moments: Iterable[float]
+) -> Iterable[float]:
+    """Count the output files as they appear."""
+
+    def count() -> Iterator[int]:
+        seen = 0
+        for _ in moments:
+            there = sum(1 for _ in output.rglob("*_0.bin"))
+            yield from range(seen, there)
+            seen = max(seen, there)
+
+    return track(count(), label="ais_bench", unit="pair", total=total)
 
 
 def _last_line(text: str) -> str:
@@ -327,7 +324,7 @@ def _last_line(text: str) -> str:
 
 
 def find_summary(output: Path, *, newer_than: float) -> Path:
-    """The summary of this run: beside the output folder, or within it where several devices ran; an
+    """Find the summary of this run: next to the output folder, or in it if several devices ran; an
     older one does not count.
     """
     found = [output.parent / f"{output.name}_summary.json", *sorted(output.glob("*summary.json"))]
@@ -357,8 +354,8 @@ def read_summary(path: Path, *, loop: int = 1) -> Timing:
         copies = {name: content.get(f"{name}_latency", {}) for name in ("H2D", "D2H")}
         batches = len(times) / loop
         h2d, d2h = (
-            float(said.get("mean", 0.0)) * said.get("count", batches) / batches
-            for said in copies.values()
+            float(copy.get("mean", 0.0)) * copy.get("count", batches) / batches
+            for copy in copies.values()
         )
         return Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
     except (

@@ -161,8 +161,8 @@ def lint_keep(lines: tuple[str, ...], path: Path) -> None:
                 else "no node has this name"
             )
         raise ValueError(
-            f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would ignore it "
-            "without a word"
+            f"keep.cfg: {line!r} names nothing in {Path(path).name} ({hint}); atc would "
+            "silently ignore it"
         )
 
 
@@ -196,7 +196,7 @@ def convert_to_om(
     """Make ``target`` from ``source``, or find that it is there already.
 
     One that is there counts if it was made from the same file by the same command for the same chip
-    and CANN. A manifest (``<target>.json``) is written beside it, last. ``watch`` is given the
+    and CANN. A manifest (``<target>.json``) is written next to it, last. ``watch`` is given the
     seconds so far while ``atc`` works (``gma_lib.runs.progress.log_elapsed``).
 
     Returns
@@ -280,7 +280,7 @@ def _find_manifest(om: Path) -> Path:
 
 
 def read_manifest(om: Path) -> Record | None:
-    """What was recorded beside an ``.om``; None if nothing readable was."""
+    """Read the manifest of an ``.om``; None if there is no readable one."""
     try:
         manifest: Record = json.loads(_find_manifest(om).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -311,8 +311,7 @@ def run_atc(
     except FileNotFoundError:
         raise AtcError(
             "atc is not installed, or CANN's set_env.sh was not sourced; docs/ascend.md says how, "
-            "make ascend-dry-run writes the "
-            "command for another machine"
+            "make ascend-dry-run writes the command for another machine"
         ) from None
     except TimeoutError as error:
         raise AtcError(f"atc {error}") from None
@@ -339,11 +338,6 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
         )
     except OSError:  # no such program, or no answer in time
         text = ""
-    return parse_memory(text)
-
-
-def parse_memory(text: str) -> ModelMemory:
-    """Read what ``atc --mode=6`` printed."""
     found = {
         name: re.search(rf"\b{name}\[([^\]]*)\]", text)
         for name in ("memory_size", "weight_size", "soc_version", "atc_version")
@@ -368,8 +362,7 @@ def require_device_memory(
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
             f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); "
-            f"{manifest['soc']} here has "
-            f"{available_bytes / 1e9:.1f} GB"
+            f"{manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
         )
     return needed
 

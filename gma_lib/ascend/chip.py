@@ -29,7 +29,7 @@ class Chip:
     memory_bytes
         The chip's own; None where the source does not say.
     source
-        What said so.
+        Which tool or file told.
     """
 
     soc: str
@@ -103,42 +103,38 @@ def find_chips(
     python
         An interpreter that may have CANN's ``acl``.
     environment
-        Of the tools; this process's when None.
+        Environment of the tools; this process's when None.
 
     Raises
     ------
     NoChipFound
         With what each source answered.
     """
-    answers = []
     table, complaint = _npu_smi(["info"], environment)
     in_table = parse_table(table)
     if word:
-        same = [chip for chip in in_table if chip.soc == to_soc_version(word)]
-        return [
-            Chip(to_soc_version(word), chip.device, chip.memory_bytes, "named by the user")
-            for chip in same
-        ] or [Chip(to_soc_version(word), None, None, "named by the user")]
-    mapping, _ = _npu_smi(["info", "-m"], environment)
+        soc = to_soc_version(word)
+        return _name([chip for chip in in_table if chip.soc == soc], soc, "named by the user")
     in_mapping = [
-        _with_memory(_exact(chip, table, environment), in_table) for chip in parse_mapping(mapping)
+        _with_memory(_exact(chip, table, environment), in_table)
+        for chip in parse_mapping(_npu_smi(["info", "-m"], environment)[0])
     ]
-    soc = _soc_of_runtime(python, environment)
-    if soc:
-        known = in_mapping or in_table
-        return [
-            Chip(soc, chip.device, chip.memory_bytes, "acl.get_soc_name") for chip in known
-        ] or [Chip(soc, None, None, "acl.get_soc_name")]
-    answers.append("acl.get_soc_name: not available")
-    if in_mapping:
-        return in_mapping
-    answers.append(f"npu-smi: {complaint or 'its table lists no chip'}")
-    if in_table:
-        return [_exact(chip, table, environment) for chip in in_table]
+    if found := _soc_of_runtime(python, environment):
+        return _name(in_mapping or in_table, found, "acl.get_soc_name")
+    if in_mapping or in_table:
+        return in_mapping or [_exact(chip, table, environment) for chip in in_table]
     raise NoChipFound(
-        f"no Ascend chip was found ({'; '.join(answers)}). To convert for one that is elsewhere, "
-        "name it: SOC=310P3"
+        "no Ascend chip was found (acl.get_soc_name: not available; npu-smi: "
+        f"{complaint or 'its table lists no chip'}). To convert for one that is elsewhere, name "
+        "it: SOC=310P3"
     )
+
+
+def _name(chips: list[Chip], soc: str, source: str) -> list[Chip]:
+    """The chips under a name that somebody knows; one of which nothing else is known if none."""
+    return [replace(chip, soc=soc, source=source) for chip in chips] or [
+        Chip(soc, None, None, source)
+    ]
 
 
 def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:

@@ -53,22 +53,15 @@ def write_commands(
         build_ais_command(
             tool,
             om,
-            "--input",
-            f"tensors/{pass_name}/image1,tensors/{pass_name}/image2",
-            "--output",
-            f"output_{pass_name}",
-            "--output_dirname",
-            f"bs{batch_size}",
-            "--outfmt",
-            "BIN",
-            "--batchsize",
-            str(batch_size),
+            input=f"tensors/{pass_name}/image1,tensors/{pass_name}/image2",
+            output=f"output_{pass_name}",
+            output_dirname=f"bs{batch_size}",
+            outfmt="BIN",
+            batchsize=batch_size,
         )
         for pass_name in PASSES
     ]
-    measure = build_ais_command(
-        tool, om, "--loop", "100", "--warmup_count", "5", "--batchsize", str(batch_size)
-    )
+    measure = build_ais_command(tool, om, loop=100, warmup_count=5, batchsize=batch_size)
     commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
     with write_atomically(target / "keep.cfg") as partial:
         partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))

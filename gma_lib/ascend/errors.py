@@ -26,7 +26,7 @@ ATC_ERRORS = {
         "a parameter is not valid",
         "read the line that follows the code: it names the parameter and the values it takes",
     ),
-    "E10007": ("--framework is missing", "5 stands for ONNX; this package always passes it"),
+    "E10007": ("--framework is missing", "pass 5 for ONNX, as this package always does"),
     "E10016": (
         "--input_shape names an input that the model does not have",
         "compare its names with those of the graph (image1, image2)",
@@ -88,7 +88,7 @@ AIS_CAUSES = (
         "the model was not loaded; it is damaged, made for another chip, or newer than "
         "this CANN: look into ~/ascend/log/debug/plog",
     ),
-    # an owner that is a word of its own, and not part of some path that is printed
+    # owner as a word, not as part of a path that is printed
     (
         re.compile(
             r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|"

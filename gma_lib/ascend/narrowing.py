@@ -252,9 +252,10 @@ class _Narrowing:
                     )
                     restored.append(name)
         is_cast = node.op_type == "Cast" and not node.domain and new.output[0] not in self.kept
-        if is_cast and _cast_target(new) == (
-            NARROW[self.types[node.input[0]]] if reads_narrow else self.types.get(node.input[0])
-        ):
+        read = self.types.get(node.input[0]) if node.input else None
+        if is_cast and [one.i for one in new.attribute if one.name == "to"] == [
+            NARROW[read] if read and reads_narrow else read
+        ]:
             self.same[new.output[0]] = new.input[0]
             self.report.casts_removed += 1
         else:
@@ -346,7 +347,3 @@ def _explain_wide_values(
                         slot.value, f"{node.op_type} {verb} {NAMES[kind]} at opset {version}"
                     )
     return {name: reasons.get(name, "refused, see there") for name in wide}
-
-
-def _cast_target(node: NodeProto) -> int:
-    return next(int(attribute.i) for attribute in node.attribute if attribute.name == "to")

@@ -38,7 +38,7 @@ REGISTERED = {
         f"Sequence{what}": set(range(11, 19))
         for what in ("At", "Construct", "Empty", "Erase", "Insert", "Length")
     },
-    # These four are said to be fine, without opsets
+    # The documents call these four fine, without opsets
     "Where": set(range(8, 19)),
     "Clip": set(range(8, 19)),
     "Pad": set(range(8, 19)),
@@ -114,23 +114,24 @@ def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
         return Verdict(f"{domain}::{name}", UNKNOWN, "an operator of somebody's own domain")
     if name in NEVER:
         return Verdict(name, REFUSED, "no version has it: unroll the loop when exporting")
+    return Verdict(name, *_judge(name, opset, major))
+
+
+def _judge(name: str, opset: int, major: str) -> tuple[str, str]:
+    """The word, and why."""
+    opsets = REGISTERED.get(name)
     if name in ABSENT_BEFORE_7 and major in ("5", "6"):
-        why = "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either"
-        return Verdict(name, REFUSED, why)
-    if name not in REGISTERED:
-        return Verdict(name, UNKNOWN, "the pages that were read do not name it")
-    return _registered(name, opset, major)
-
-
-def _registered(name: str, opset: int, major: str) -> Verdict:
-    if opset not in REGISTERED[name]:
-        opsets = ", ".join(map(str, sorted(REGISTERED[name])))
-        return Verdict(name, REFUSED, f"registered for opset {opsets} only, not {opset}")
+        return REFUSED, "absent from the operator list of CANN 5.0.4; not seen in one of 6.0 either"
+    if opsets is None:
+        return UNKNOWN, "the pages that were read do not name it"
+    if opset not in opsets:
+        known = ", ".join(map(str, sorted(opsets)))
+        return REFUSED, f"registered for opset {known} only, not {opset}"
     if major not in ("8", "9"):
-        why = "registered in today's plugins; the operator list of this version was not read"
-        return Verdict(name, UNKNOWN, why)
-    note = f"; {NOTES[name]}" if name in NOTES else ""
-    return Verdict(name, FINE, f"registered for opset {opset}{note}")
+        return UNKNOWN, (
+            "registered in today's plugins; the operator list of this version was not read"
+        )
+    return FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)]))
 
 
 def refuse_impossible(verdicts: list[Verdict]) -> None:

@@ -2,7 +2,7 @@
 
 Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them.
 What an operator allows is read from its schema at the model's own opset. Inputs and outputs of the
-graph keep their types, a Cast stands only at a border and is shared, and a constant that 32 bits
+graph keep their types, a Cast is added only at a border and shared, and a constant that 32 bits
 cannot hold is never clipped: what uses it stays as it is, with a reason.
 """
 
@@ -113,10 +113,10 @@ def rewrite_with_vendor_tool(
                 f"auto_optimizer did not run ({type(error).__name__}: {error})"
             ) from error
         if not made.is_file():
-            said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise RewriteError(
                 f"auto_optimizer wrote nothing (exit code {done.returncode}): "
-                f"{said[-1] if said else 'and said nothing'}"
+                f"{lines[-1] if lines else 'and printed nothing'}"
             )
         verify(onnx.load(source), onnx.load(made), feeds=feeds)
         with write_atomically(target) as partial:

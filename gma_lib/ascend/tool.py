@@ -1,5 +1,5 @@
-"""A vendor's tool run to its end in a process of its own: what it printed, how it ended, and never
-longer than allowed.
+"""Run a vendor's tool in a separate process, no longer than allowed: what it printed, and how it
+ended.
 """
 
 import os
@@ -34,7 +34,7 @@ def run_tool(
     folder
         Where it runs; here when None.
     environment
-        Of the process; this one's when None.
+        Environment of the process; this one's when None.
     watch
         Shows progress, such as ``gma_lib.runs.progress.log_elapsed``.
 
@@ -46,14 +46,14 @@ def run_tool(
         When it was stopped after ``timeout_s``.
     """
     with (
-        tempfile.TemporaryFile() as said
+        tempfile.TemporaryFile() as printed
     ):  # a file and not a pipe, which would fill up and hold the tool
         process = subprocess.Popen(
             arguments,
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -65,8 +65,8 @@ def run_tool(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        said.seek(0)
-        return process.returncode, said.read().decode(errors="replace")
+        printed.seek(0)
+        return process.returncode, printed.read().decode(errors="replace")
 
 
 def _until_it_ends(process: subprocess.Popen[bytes], timeout_s: float) -> Iterator[float]:

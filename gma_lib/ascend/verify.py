@@ -49,7 +49,7 @@ def verify(
                     model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
                 )
             )
-        except Exception as error:  # ONNX Runtime raises classes of its own for each cause
+        except Exception as error:  # ONNX Runtime raises another class for each cause
             hint = "; name the operator in leave=" if label == "rewritten" else ""
             raise RewriteError(
                 f"ONNX Runtime does not load the {label} graph: {get_first_line(error)}{hint}"

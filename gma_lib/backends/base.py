@@ -19,7 +19,7 @@ class Encoded(Protocol):
 
 
 class Options(Protocol):
-    """How to run a backend; each has a class of its own."""
+    """How to run a backend; every backend has its own class."""
 
     @property
     def precision(self) -> str: ...
@@ -44,7 +44,7 @@ class Backend:
         Pairs that are computed together; a larger batch is computed in parts of so many. None: the
         whole batch.
     simulated
-        Whether a stand-in takes the place of the device; whatever it produced says so.
+        Whether a stand-in takes the place of the device; its results are marked SIMULATED.
     """
 
     device: str
@@ -68,7 +68,7 @@ class Backend:
         raise NotImplementedError
 
     def device_bytes(self) -> int | None:
-        """The most memory of its own that the device has held so far; None where it computes in
+        """The most memory that the device has used so far; None where it computes in
         this machine's.
         """
         return None

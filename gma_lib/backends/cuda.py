@@ -310,7 +310,7 @@ class CudaBackend(SplitBackend):
     # Between host and device.
 
     def _upload(self, given: Encoded) -> Tensor:
-        """On the device, by a copy that runs beside what is computed there; what is there already
+        """Copy to the device while it computes; what is there already
         stays.
         """
         if isinstance(given, torch.Tensor):

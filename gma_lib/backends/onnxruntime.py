@@ -29,7 +29,7 @@ class OnnxRuntimeOptions:
     threads
         None takes every core.
     cache
-        Keep optimised models in a folder beside the model, where the next start finds them; on the
+        Keep optimised models next to the model, where the next start finds them; on the
         CPU only.
     """
 

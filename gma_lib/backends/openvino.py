@@ -40,7 +40,7 @@ class OpenVinoOptions:
     threads
         None takes every core.
     cache
-        Keep compiled models in a folder beside the model, where the next start finds them.
+        Keep compiled models next to the model, where the next start finds them.
     """
 
     precision: str = "float32"
