@@ -15,6 +15,7 @@ from gma_lib import runs
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
 COMMANDS = {
     "doctor": ("gma_lib.doctor", "Check this machine."),
+    "download": ("gma_lib.cli.download", "Download MPI Sintel."),
     "evaluate": ("gma_lib.cli.evaluate", "Score flow files against ground truth."),
     "export": ("gma_lib.cli.export", "Write the network as ONNX for one frame size."),
     "flow": ("gma_lib.cli.flow", "Flow from FRAME1 to FRAME2, two images of one size."),

@@ -213,10 +213,10 @@ def _run_notebook(job: Job, running: Path) -> tuple[str, str]:
 
 def _explain(error: BaseException, job: Job) -> tuple[str, str]:
     """Status and reason of a notebook that an error ended."""
-    import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, papermill.PapermillExecutionError):
+    if isinstance(error, PapermillExecutionError):
         if error.ename == DoesNotFit.__name__:
             return "out_of_memory", error.evalue
         return "failed", f"{error.ename}: {error.evalue}".splitlines()[0]

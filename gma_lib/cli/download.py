@@ -1,0 +1,15 @@
+"""``gma download``: MPI Sintel from its own site."""
+
+from pathlib import Path
+
+import click
+
+from gma_lib.cli.options import PATH
+from gma_lib.data.sintel import download
+
+
+@click.command("download")
+@click.argument("folder", type=PATH)
+def main(folder: Path) -> None:
+    """Download MPI Sintel (5.3 GiB) into FOLDER and unpack it."""
+    click.echo(f"SINTEL={download(folder)}")
