@@ -6,7 +6,7 @@ import base64
 import io
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.runs.files import write_atomically
+from gma_lib.runs.records import Record
 
 Picture = tuple[Figure, str]  # a figure and its alternative text
 
@@ -205,9 +206,9 @@ def encode_figure(figure: Figure, *, photo: bool = False) -> tuple[str, str]:
     """
     buffer = io.BytesIO()
     if photo:
-        _save(figure, buffer, format="jpeg", pil_kwargs={"quality": 88})
+        _save(figure, buffer, {"format": "jpeg", "pil_kwargs": {"quality": 88}})
     else:
-        _save(figure, buffer, format="png", metadata={"Software": None})
+        _save(figure, buffer, {"format": "png", "metadata": {"Software": None}})
     return ("image/jpeg" if photo else "image/png"), base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -217,7 +218,7 @@ def save_figure(picture: Picture, path: Path) -> None:
         _save(picture[0], partial)
 
 
-def _save(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
+def _save(figure: Figure, target: Path | io.BytesIO, options: Record | None = None) -> None:
     """Save a figure with its texts as they are: a scene's name may hold ``$``, which begins a
     formula to matplotlib, or characters that its font lacks.
     """
@@ -225,4 +226,4 @@ def _save(figure: Figure, target: Path | io.BytesIO, **options: Any) -> None:
         text.set_parse_math(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(target, **options)
+        figure.savefig(target, **(options or {}))
