@@ -121,7 +121,6 @@ def infer_folders(
         worked.
     """
     stems = check_folders(folders, input_bytes)
-    output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(
             f"{output} is not empty: the tool would leave what is there among the new results; "

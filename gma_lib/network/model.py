@@ -681,7 +681,7 @@ class GMA(nn.Module):
         flow_init: Tensor | None = None,
     ) -> Tensor:
         """Two frames (N, 3, H, W) -> flow (N, 2, H, W) in pixels."""
-        check_frames(image1, image2)
+        check_pair(image1, image2)
         flow, _ = self.refine(
             self.features(image1),
             self.features(image2),
@@ -697,7 +697,7 @@ class GMA(nn.Module):
         """Flow (N, 2, H, W) after every refinement, for training and for looking at how it
         converges.
         """
-        check_frames(image1, image2)
+        check_pair(image1, image2)
         updates = self.updates(
             self.features(image1),
             self.features(image2),
@@ -715,7 +715,7 @@ def _scale(image: Tensor) -> Tensor:
     return 2 * (image / 255) - 1
 
 
-def check_frames(image1: Tensor, image2: Tensor) -> None:
+def check_pair(image1: Tensor, image2: Tensor) -> None:
     """Raise ValueError unless the network can take these frames."""
     if tuple(image1.shape) != tuple(image2.shape):
         raise ValueError(

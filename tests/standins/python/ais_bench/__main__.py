@@ -101,7 +101,10 @@ class Session:
             )
             self.refuse(path, reason)
         if about["memory"] > MEMORY:
-            reason = f"EL0004: Failed to allocate memory. Possible cause: Available memory is insufficient, size={about['memory']}"
+            reason = (
+                "EL0004: Failed to allocate memory. Possible cause: Available memory is "
+                f"insufficient, size={about['memory']}"
+            )
             self.refuse(path, reason)
         import onnx
 
@@ -171,7 +174,8 @@ def list_files(folder):
     if not names:
         log(
             "ERROR",
-            f"{folder} of input args not find valid file,valid file format:[*.npy *.NPY *.bin *.BIN]",
+            f"{folder} of input args not find valid file,"
+            "valid file format:[*.npy *.NPY *.bin *.BIN]",
         )
         raise RuntimeError()
     if os.environ.get("STANDIN_SORT", "natural") == "natural":
@@ -213,7 +217,8 @@ def batches(files, session):
     count = -(-len(files[0]) // per_batch)
     log(
         "INFO",
-        f"get filesperbatch files0 size:{first} tensor0size:{size} filesperbatch:{per_batch} runcount:{count}",
+        f"get filesperbatch files0 size:{first} tensor0size:{size} "
+        f"filesperbatch:{per_batch} runcount:{count}",
     )
     for number in range(count):
         chunk = []
@@ -260,9 +265,13 @@ def save(folder, name, index, array, outfmt):
 def statistics(values):
     values = values or [0.0]
     return {
-        "min": float(np.min(values)), "max": float(np.max(values)), "mean": float(np.mean(values)), "median": float(np.median(values)),
-        "percentile(99%)": float(np.percentile(values, 99)), "count": len(values),
-    }  # fmt: skip
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+        "mean": float(np.mean(values)),
+        "median": float(np.median(values)),
+        "percentile(99%)": float(np.percentile(values, 99)),
+        "count": len(values),
+    }
 
 
 def infer(args, device, files, folder, summary_prefix):
@@ -276,7 +285,8 @@ def infer(args, device, files, folder, summary_prefix):
         time.sleep(3600)
     if files is None:
         log("INFO", f"warm up {args.warmup_count} done")
-        calls = 1  # the copies to and from the card are made once for all repetitions, one per input and output
+        # copied to and from the card once for all repetitions, one copy per input and output
+        calls = 1
         times = [
             TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1))
             for number in range(args.loop)
@@ -330,8 +340,8 @@ def infer(args, device, files, folder, summary_prefix):
     s = statistics(times)
     log(
         "INFO",
-        f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, median = {s['median']}, percentile(99%) "
-        f"= {s['percentile(99%)']}",
+        f"NPU_compute_time (ms): min = {s['min']}, max = {s['max']}, mean = {s['mean']}, "
+        f"median = {s['median']}, percentile(99%) = {s['percentile(99%)']}",
     )
     log(
         "INFO",
@@ -361,7 +371,8 @@ def main():
     if args.output_dirname and not args.output:
         log(
             "ERROR",
-            "parameter --output_dirname cann't be used alone. Please use it together with the parameter --output!",
+            "parameter --output_dirname cann't be used alone. "
+            "Please use it together with the parameter --output!",
         )
         raise RuntimeError("error bad parameters --output_dirname")
     files = None
@@ -371,7 +382,8 @@ def main():
         if len(folders) != len(probe.inputs):
             log(
                 "ERROR",
-                f"Invalid args. args input dir num:{len(folders)} not equal to model inputs num:{len(probe.inputs)}",
+                f"Invalid args. args input dir num:{len(folders)} "
+                f"not equal to model inputs num:{len(probe.inputs)}",
             )
             raise RuntimeError()
         files = [list_files(folder) for folder in folders]
