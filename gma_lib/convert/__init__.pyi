@@ -6,6 +6,4 @@ from .prepare import convert as convert
 from .prepare import export_model as export_model
 from .prepare import prepare_model as prepare_model
 from .to_ascend import convert_to_ascend as convert_to_ascend
-from .to_onnxruntime import convert_to_onnxruntime as convert_to_onnxruntime
 from .to_openvino import convert_to_openvino as convert_to_openvino
-from .to_torch import convert_to_torch as convert_to_torch

@@ -8,7 +8,7 @@ import onnx
 from gma_lib import convert as converters
 from gma_lib.ascend.chip import Card
 from gma_lib.backends import find_backend
-from gma_lib.convert.conversion import Conversion
+from gma_lib.convert.conversion import Conversion, convert_to_onnxruntime, convert_to_torch
 from gma_lib.export.trace import DEFAULT_OPSET, export_split, export_whole
 from gma_lib.network.checkpoints import Checkpoint, load_model
 from gma_lib.network.deploy import DEPLOY_STEPS, to_deploy_form
@@ -110,12 +110,12 @@ def convert(
             "null for the whole batch"
         )
     if model_file == "gma.safetensors":
-        return converters.convert_to_torch(source.parent, checkpoint, at_once)
+        return convert_to_torch(source.parent, checkpoint, at_once)
     if backend == "ascend":
         return converters.convert_to_ascend(source.parent, precision, card or Card())
     if backend == "openvino":
         return converters.convert_to_openvino(source.parent, precision, at_once)
-    return converters.convert_to_onnxruntime(source.parent, precision, at_once)
+    return convert_to_onnxruntime(source.parent, precision, at_once)
 
 
 def prepare_model(spec: ModelSpec, folder: Path) -> Conversion:

@@ -7,7 +7,7 @@ its ``atc`` command line works unchanged.
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -209,18 +209,12 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _evaluate(
-    node: onnx.NodeProto, values: dict[str, np.ndarray], opsets: Iterable[onnx.OperatorSetIdProto]
+    node: onnx.NodeProto, values: dict[str, np.ndarray], opsets: Sequence[onnx.OperatorSetIdProto]
 ) -> list[np.ndarray]:
     """Compute the outputs of a node whose inputs are all known."""
     given = {name: np.asarray(values[name]) for name in node.input if name}
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-        for name, array in given.items()
-    ]
-    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-    graph = helper.make_graph([node], "one", inputs, outputs)
-    one_node = helper.make_model(graph, opset_imports=opsets)
-    return list(ReferenceEvaluator(one_node).run(None, given))
+    function = helper.make_function("", "one", list(given), node.output, [node], opsets)
+    return list(ReferenceEvaluator(function).run(None, given, attributes={}))
 
 
 def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
