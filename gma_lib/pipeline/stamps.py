@@ -18,8 +18,6 @@ NOT_IN_STAGES = (
     "training/log.py",
     "training/losses.py",
     "training/model_card.py",
-    "training/optimisers.py",
-    "training/scores.py",
     "training/trainer.py",
 )
 

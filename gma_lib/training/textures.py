@@ -176,8 +176,8 @@ def cut_photograph(rng: np.random.Generator) -> np.ndarray:
             "photographs requires scikit-image: pip install scikit-image, or set it to 0"
         ) from error
 
-    picture = getattr(data, PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])()
-    photograph: np.ndarray = picture.astype(np.float32) / 255
+    name = PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))]
+    photograph: np.ndarray = getattr(data, name)().astype(np.float32) / 255
     side = int(min(photograph.shape[0], photograph.shape[1], rng.uniform(256, 640)))
     top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
     square, size = photograph[top : top + side, left : left + side], (TEXTURE_SIDE, TEXTURE_SIDE)
