@@ -7,7 +7,8 @@ import onnx
 
 from gma_lib.export.trace import read_description, set_batch_size
 from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
-from gma_lib.runs.files import hash_file, hash_value, write_atomically
+from gma_lib.runs.digests import hash_files
+from gma_lib.runs.files import hash_value, write_atomically
 from gma_lib.runs.precisions import refuse_precision
 
 
@@ -37,8 +38,13 @@ class Conversion:
     @property
     def sha256(self) -> str:
         """Hash of all files that the backend loads; OpenVINO's weights are in a second file."""
+        return hash_value(list(self.digests.values()))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """File name -> SHA-256 of all files that the backend loads."""
         weights = [file.with_suffix(".bin") for file in self.files if file.suffix == ".xml"]
-        return hash_value([hash_file(file) for file in (*self.files, *weights)])
+        return hash_files([*self.files, *weights])
 
 
 def find_sources(folder: Path) -> list[Path]:

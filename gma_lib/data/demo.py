@@ -140,14 +140,14 @@ def render_demo(
         for scene in scenes
     }
     todo = [(name, number) for name in renderers for number in range(1, frames + 1)]
+    folder = root / "training"
     for name, number in track(todo, label="rendering", unit="frame"):
-        _write(
-            root / "training",
-            name,
-            number,
-            renderers[name].render(number - 1),
-            with_truth=number < frames,
-        )
+        rendering = renderers[name].render(number - 1)
+        _write(folder, name, number, rendering, with_truth=number < frames)
+    for path in (path for name in renderers for path in folder.glob(f"*/{name}/frame_*")):
+        truth_lacks = path.parts[-3] not in ("clean", "final")
+        if int(path.stem.removeprefix("frame_")) > frames - truth_lacks:
+            path.unlink()  # of an earlier rendering with more frames
     return root
 
 

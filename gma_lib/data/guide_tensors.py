@@ -57,8 +57,8 @@ def write_guide_tensors(
     numbers = number_pairs(pairs)
     for pair in track(pairs, label="tensors", unit="pair"):
         place, file = folder / pair.pass_name, f"{numbers[pair.name]}.bin"
-        write_tensor(place / "image1" / file, padding.pad(read_frame(pair.image1))[None])
-        write_tensor(place / "image2" / file, padding.pad(read_frame(pair.image2))[None])
+        for kind, frame in zip(("image1", "image2"), pair.load_frames(), strict=True):
+            write_tensor(place / kind / file, padding.pad(frame)[None])
         if with_truth and pair.flow is not None:
             write_tensor(place / "gt" / file, pair.load_flow().transpose(1, 2, 0))
     with write_atomically(folder / "pairs.json") as partial:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.images import read_frame
 from gma_lib.network.sizes import SMALLEST_SIDE, STRIDE
 
 
@@ -66,10 +65,7 @@ def read_batch(pairs: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.
     padding
         The padding to undo.
     """
-    first, second = (
-        np.stack([read_frame(path) for path in paths])
-        for paths in zip(*((pair.image1, pair.image2) for pair in pairs), strict=True)
-    )
+    first, second = map(np.stack, zip(*(pair.load_frames() for pair in pairs), strict=True))
     padding = Padding.for_size(*first.shape[-2:])
     return (
         fill_batch(padding.pad(first), batch_size),

@@ -18,8 +18,8 @@ ECCV 2012.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -50,6 +50,9 @@ class FramePair:
         Files of the two frames.
     flow, occlusion, invalid
         Ground-truth files, None where there is none.
+    sha256
+        Attribute -> SHA-256 of its file, from the index; a file that has changed is refused when
+        it is loaded. Empty without an index.
     """
 
     pass_name: str
@@ -60,6 +63,7 @@ class FramePair:
     flow: Path | None = None
     occlusion: Path | None = None
     invalid: Path | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -69,12 +73,15 @@ class FramePair:
     def load(self) -> "LoadedPair":
         """Read the frames and all the ground truth that exists."""
         return LoadedPair(
-            frame1=read_frame(self.image1),
-            frame2=read_frame(self.image2),
-            flow=None if self.flow is None else read_flow(self.flow),
+            *self.load_frames(),
+            flow=None if self.flow is None else self.load_flow(),
             occluded=self.load_occluded(),
             invalid=self.load_invalid(),
         )
+
+    def load_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read the two frames, float32 (3, H, W), RGB, 0..255."""
+        return read_frame(self._check("image1")), read_frame(self._check("image2"))
 
     def load_flow(self) -> np.ndarray:
         """Read the true flow, float32 (2, H, W), in pixels.
@@ -86,15 +93,22 @@ class FramePair:
         """
         if self.flow is None:
             raise FileNotFoundError(f"{self.name} has no ground truth")
-        return read_flow(self.flow)
+        return read_flow(self._check("flow"))
 
     def load_occluded(self) -> np.ndarray | None:
         """Read the mask of pixels that the next frame hides, bool (H, W); None without the file."""
-        return None if self.occlusion is None else read_mask(self.occlusion)
+        return None if self.occlusion is None else read_mask(self._check("occlusion"))
 
     def load_invalid(self) -> np.ndarray | None:
         """Read the mask of pixels without a trusted flow, bool (H, W); None without the file."""
-        return None if self.invalid is None else read_mask(self.invalid)
+        return None if self.invalid is None else read_mask(self._check("invalid"))
+
+    def _check(self, kind: str) -> Path:
+        """Return a file's path once it is known to be what the index says."""
+        path: Path = getattr(self, kind)
+        if self.sha256.get(kind, "") not in ("", hash_file(path)):
+            raise ValueError(f"{path} has changed since 01_data: run 01_data again")
+        return path
 
 
 @dataclass(frozen=True)
@@ -330,6 +344,7 @@ def load_pairs(index: Record, names: Iterable[str] | None = None) -> list[FrameP
             scene=entry["scene"],
             number=entry["number"],
             **{kind: root / path for kind, path in entry["files"].items()},
+            sha256=entry["sha256"],
         )
         for name, entry in entries.items()
         if name in wanted

@@ -1,7 +1,7 @@
 """Score flow files against ground truth; a missing pair is an error, never a smaller average."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,8 @@ import numpy as np
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.classical import CLASSICAL
 from gma_lib.flow.files import read_flow
-from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation, ErrorSums, pool_scores, sum_errors
-from gma_lib.infer.inference import flow_path, read_hashes
+from gma_lib.infer.inference import flow_path
 from gma_lib.runs.files import hash_file
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -19,7 +18,11 @@ from gma_lib.runs.run import Run
 
 
 def score_folder(
-    pairs: list[FramePair], folder: Path, *, track: Track = pass_silently
+    pairs: list[FramePair],
+    folder: Path,
+    *,
+    written: Mapping[str, str],
+    track: Track = pass_silently,
 ) -> dict[str, Record]:
     """Score the flow of every pair that has ground truth.
 
@@ -29,6 +32,8 @@ def score_folder(
         All pairs that inference was asked for, of any passes.
     folder
         Its flow folder.
+    written
+        Pair -> SHA-256 of its file, as inference recorded them.
 
     Returns
     -------
@@ -44,7 +49,7 @@ def score_folder(
     ValueError
         When a file is not what inference wrote, or does not fit its ground truth.
     """
-    check_complete(pairs, folder)
+    check_complete(pairs, folder, written)
     sums = {
         pair.name: score_pair(pair, folder)
         for pair in track(pairs, label="scores", unit="pair")
@@ -100,7 +105,7 @@ def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
         raise ValueError(f"{path} against {pair.flow}: {error}") from error
 
 
-def check_complete(pairs: list[FramePair], folder: Path) -> None:
+def check_complete(pairs: list[FramePair], folder: Path, written: Mapping[str, str]) -> None:
     """Raise unless the folder holds, for every pair, the file that inference wrote."""
     if not pairs:
         raise ValueError("there are no pairs to score")
@@ -110,7 +115,6 @@ def check_complete(pairs: list[FramePair], folder: Path) -> None:
             f"{folder}: {len(missing)} of {len(pairs)} pairs have no flow (first: {missing[0]}). "
             "Run 04_infer to its end."
         )
-    written = read_hashes(folder)
     changed = [
         pair.name for pair in pairs if written.get(pair.name) != hash_file(flow_path(folder, pair))
     ]
@@ -141,19 +145,21 @@ def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> De
     )
 
 
-def compare_batch_sizes(pairs: list[FramePair], run: Run) -> dict[str, Deviation]:
-    """Return the largest deviations from every other batch size of the same run that has been
-    inferred, by its folder (``bs1``).
+def compare_batch_sizes(
+    pairs: list[FramePair], run: Run, others: Iterable[Run]
+) -> dict[str, Deviation]:
+    """Return the largest deviations from the flow of other batch sizes, by their folder (``bs1``).
+
+    Parameters
+    ----------
+    others
+        Runs that should have the same flow: ``gma_lib.pipeline.chain.find_comparable``.
     """
-    found = {}
-    for other in sorted(
-        run.folder.parent.glob("bs*"), key=lambda folder: int(folder.name.removeprefix("bs"))
-    ):
-        if other != run.folder and (other / "infer.json").is_file():
-            deviation = compare_folders(pairs, run.flow_folder, other / run.flow_folder.name)
-            if deviation is not None:
-                found[other.name] = deviation
-    return found
+    compared = {
+        other.folder.name: compare_folders(pairs, run.flow_folder, other.flow_folder)
+        for other in others
+    }
+    return {name: deviation for name, deviation in compared.items() if deviation is not None}
 
 
 def score_classical(
@@ -172,7 +178,7 @@ def score_classical(
     chosen = [scored[place] for place in sorted({round(place) for place in places})]
     scores: dict[str, list[dict[str, ErrorSums]]] = defaultdict(list)
     for pair in track(chosen, label="classical methods", unit="pair"):
-        frame1, frame2 = read_frame(pair.image1), read_frame(pair.image2)
+        frame1, frame2 = pair.load_frames()
         truth, occluded = pair.load_flow(), pair.load_occluded()
         flows = {"network": read_flow(flow_path(folder, pair))} | {
             name: method(frame1, frame2) for name, method in CLASSICAL.items()

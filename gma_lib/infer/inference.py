@@ -209,15 +209,17 @@ def _store(folder: Path, pair: FramePair, flow: np.ndarray, key: str) -> None:
 
 
 def _read_ledger(folder: Path) -> Iterator[Record]:
-    """Yield the ledger's entries, without a line that an interruption cut short."""
+    """Yield the ledger's entries; a damaged line loses its own entry only."""
     ledger = Path(folder) / LEDGER
     if not ledger.is_file():
         return
-    for line in ledger.read_text(encoding="utf-8").splitlines():
+    for line in ledger.read_bytes().split(b"\n"):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+        except ValueError:  # cut short, or not even UTF-8
             continue
+        if isinstance(entry, dict) and {"pair", "key", "sha256"} <= set(entry):
+            yield entry
 
 
 def read_hashes(folder: Path) -> dict[str, str]:

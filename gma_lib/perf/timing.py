@@ -24,7 +24,7 @@ from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.results import summarize
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.machine import exclusive_machine
-from gma_lib.runs.records import Record
+from gma_lib.runs.records import Record, list_modules
 from gma_lib.runs.run import DoesNotFit
 
 with suppress(ImportError):  # Windows has none
@@ -177,6 +177,7 @@ def _measure_here(task: Task) -> Record:
             "precision_read_back": backend.precision,
             "peak_rss_bytes": peak,
             "peak_device_bytes": backend.device_bytes(),
+            "modules": list_modules(),
         }
 
 

@@ -29,14 +29,18 @@ import portalocker
 from gma_lib.pipeline.parameters import RUNNER_PARAMETERS, make_run, read_parameters
 from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, locate_neighbours, locate_stage
 from gma_lib.pipeline.stamps import (
+    Stamp,
     blocks,
-    compute_key,
-    hash_outputs,
-    is_up_to_date,
+    digest_consumed,
+    digest_pages,
+    digest_products,
+    find_changes,
     locate_stamp,
+    of_modules,
     read_stamp,
     write_stamp,
 )
+from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT, shorten_path
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.records import Record
@@ -119,26 +123,24 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
         for before in STAGES[stage].reads:
             if blocks(before, stage, run):
                 return _skip(job, before)
-        key = compute_key(stage, run, mine)
-        if not force and is_up_to_date(stage, run, key):
+        digests = Digests(run.outputs / ".digests.json")
+        changes = find_changes(stage, run, mine, digests)
+        if not force and not changes:
+            digests.save()
             logger.info("%s: up to date", job.label)
             return "up to date"
         locate_stamp(stage, run).unlink(missing_ok=True)
-        logger.info("%s: running", job.label)
+        logger.info("%s: running%s", job.label, _describe_changes(changes))
+        consumed = digest_consumed(stage, run, mine, digests)
         start = time.monotonic()
         status, reason = _publish(job, write_page)
         seconds = time.monotonic() - start
-        outputs = hash_outputs(stage, run) if status == "ok" else {}
-        write_stamp(
-            stage,
-            run,
-            status=status,
-            reason=reason,
-            key=key,
-            seconds=seconds,
-            parameters=mine,
-            outputs=outputs,
-        )
+        products: dict[str, str] = {}
+        if status == "ok":
+            consumed = of_modules(consumed, stage, run)
+            products = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
+        write_stamp(run, Stamp(stage, status, reason, seconds, mine, consumed, products))
+        digests.save()
         word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
         because = f": {reason}" if reason else ""
         logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
@@ -161,12 +163,20 @@ def _claim(lock_file: Path) -> Iterator[None]:
 
 def _skip(job: Job, before: str) -> str:
     """Leave a stamp where a batch size does not fit; refuse where a stage before failed."""
-    upstream = read_stamp(before, job.run) or {}
-    if upstream.get("status") not in ("out_of_memory", "skipped"):
+    upstream = read_stamp(before, job.run)
+    if upstream is None or upstream.status not in ("out_of_memory", "skipped"):
         raise NotReady(f"not started: {before} did not end well; run it first")
-    write_stamp(job.stage, job.run, status="skipped", reason=upstream["reason"])
-    logger.info("%s: skipped: %s", job.label, upstream["reason"])
+    write_stamp(job.run, Stamp(job.stage, "skipped", upstream.reason, 0, {}, {}, {}))
+    logger.info("%s: skipped: %s", job.label, upstream.reason)
     return "skipped"
+
+
+def _describe_changes(changes: list[str]) -> str:
+    """Say why a stage runs again: what differs from its last run."""
+    if changes == ["not run"]:
+        return ""
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return f" again: {', '.join(changes[:3])}{more} changed"
 
 
 def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:

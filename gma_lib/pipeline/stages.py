@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.files import PROJECT
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run
 
@@ -20,12 +20,14 @@ class Stage:
     Attributes
     ----------
     reads
-        Stages whose files it reads.
+        Stages whose files it reads, in order.
     products
         Files that it leaves besides its notebook: patterns relative to its folder, each of which
-        matches at least one file. The first is its record, if that is a JSON file.
+        matches at least one file. The first is its record.
     list_inputs
-        Parameters -> what it reads from outside the project, as plain values.
+        Parameters -> files that it reads from outside the outputs.
+    extras
+        As ``products``, where there may be none.
     is_shared
         Runs once per profile, for all batch sizes and backends.
     is_measurement
@@ -34,34 +36,32 @@ class Stage:
 
     reads: tuple[str, ...]
     products: tuple[str, ...]
-    list_inputs: Callable[[Record], list[object]] = lambda parameters: []
+    list_inputs: Callable[[Record], list[Path]] = lambda parameters: []
+    extras: tuple[str, ...] = ()
     is_shared: bool = False
     is_measurement: bool = False
 
 
-def _list_frames(parameters: Record) -> list[object]:
-    """Names, sizes and times of the files of a data set on disk."""
+def _list_frames(parameters: Record) -> list[Path]:
+    """Frames and ground truth of a data set on disk."""
     if not parameters.get("sintel_root"):
         return []
-    root = PROJECT / Path(parameters["sintel_root"]).expanduser()
-    files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    return [
-        [str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in files
-    ]
+    folder = PROJECT / Path(parameters["sintel_root"]).expanduser() / parameters["split"]
+    kinds = [*parameters["passes"], "flow", "occlusions", "invalid"]
+    return [path for kind in kinds for path in (folder / kind).glob("*/*")]
 
 
-def _hash_weights(parameters: Record) -> list[object]:
-    """The content of the weights, from a file or bundled."""
-    named = [
-        PROJECT / Path(parameters["checkpoint"]).expanduser(),
-        PROJECT / "weights" / f"{parameters['checkpoint']}.safetensors",
-    ]
-    return [hash_file(path) for path in named if path.is_file()]
+def _list_weights(parameters: Record) -> list[Path]:
+    """The weights: a file of the user, or bundled ones with their card."""
+    name = parameters["checkpoint"]
+    bundled = [PROJECT / "weights" / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
+    return [PROJECT / Path(name).expanduser(), *bundled]
 
 
 STAGES = {
-    "01_data": Stage((), ("index.json",), _list_frames, is_shared=True),
+    "01_data": Stage(
+        (), ("index.json",), _list_frames, ("frames/*/*/*/*", "tensors/*/*/*"), is_shared=True
+    ),
     "02_export": Stage(
         ("01_data",),
         (
@@ -72,13 +72,16 @@ STAGES = {
             "model/gma_refine.onnx",
             "model/reference.flo",
         ),
-        _hash_weights,
+        _list_weights,
     ),
     # Folders in model/ hold compiled models, which any stage may add.
-    "03_convert": Stage(("02_export",), ("convert.json", "model/*")),
-    "04_infer": Stage(("03_convert",), ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo")),
-    "05_evaluate": Stage(("04_infer",), ("metrics.json",)),
-    "06_perf": Stage(("03_convert",), ("perf.json",), is_measurement=True),
+    "03_convert": Stage(("01_data", "02_export"), ("convert.json", "model/*")),
+    "04_infer": Stage(
+        ("01_data", "02_export", "03_convert"),
+        ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo"),
+    ),
+    "05_evaluate": Stage(("01_data", "02_export", "03_convert", "04_infer"), ("metrics.json",)),
+    "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),
 }
 
 

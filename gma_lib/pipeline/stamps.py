@@ -1,150 +1,191 @@
-"""What is up to date: the key of all that a stage's result depends on, and the stamp that a run
-leaves last.
-"""
+"""What is up to date: a stage is, if what it consumed and what it left are what is there now."""
 
 import functools
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
-from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
-from gma_lib.runs.files import PROJECT, hash_file, hash_value, shorten_path
-from gma_lib.runs.records import Record, read_json, write_json
-from gma_lib.runs.run import Run
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-# Modules that no stage runs, relative to gma_lib: training decides only through its weights.
-NOT_IN_STAGES = (
-    "doctor.py",
-    "report/index.py",
-    "training/log.py",
-    "training/losses.py",
-    "training/model_card.py",
-    "training/trainer.py",
-)
+from gma_lib.pipeline.chain import digest_record
+from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
+from gma_lib.runs.digests import Digests
+from gma_lib.runs.files import PROJECT, hash_value, shorten_path
+from gma_lib.runs.machine import find_processor, find_versions
+from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
+from gma_lib.runs.run import Run
 
 logger = logging.getLogger(__name__)
 
 
-@functools.cache
-def hash_library() -> str:
-    """Digest of every module that may decide a stage's result."""
-    library = PROJECT / "gma_lib"
-    aside = {library / name for name in NOT_IN_STAGES}
-    modules = sorted(path for path in library.rglob("*.py") if path not in aside)
-    return hash_value([[str(path.relative_to(PROJECT)), hash_file(path)] for path in modules])
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Stamp:
+    """How a stage's last run ended, written last of all.
 
+    Attributes
+    ----------
+    status, reason
+        ``ok``, or how and why the run ended otherwise.
+    seconds
+        Wall-clock time.
+    parameters
+        What the notebook was given.
+    consumed, products
+        What the run read and what it left: name -> digest.
+    """
 
-def compute_key(stage: str, run: Run, parameters: Record) -> str:
-    """Digest of all that a stage's result depends on; if it changes, the stage has to run again."""
-    cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
-    inputs = STAGES[stage].list_inputs(parameters)
-    return hash_value(
-        [stage, cells, parameters, hash_library(), read_upstream_keys(stage, run), inputs]
-    )
-
-
-def read_upstream_keys(stage: str, run: Run) -> list[str | None]:
-    """Read the keys under which the stages before were last run."""
-    return [(read_stamp(before, run) or {}).get("key") for before in STAGES[stage].reads]
+    stage: str
+    status: str
+    reason: str
+    seconds: float
+    parameters: Record
+    consumed: dict[str, str]
+    products: dict[str, str]
+    schema: int = Field(default=SCHEMA, ge=SCHEMA, le=SCHEMA)
+    provenance: Record | None = None
 
 
 def locate_stamp(stage: str, run: Run) -> Path:
-    """Return where a stage's stamp lies: the targets of the Makefile."""
+    """Return where a stage's stamp lies."""
     return locate_stage(stage, run) / f".{stage}.json"
 
 
-def read_stamp(stage: str, run: Run) -> Record | None:
-    """Read the stamp of a stage's last run; None if it never ended, or if another version of this
-    package wrote it.
+def read_stamp(stage: str, run: Run) -> Stamp | None:
+    """Read the stamp of a stage's last run; a damaged one, or one of another version of this
+    package, counts as absent.
     """
+    path = locate_stamp(stage, run)
     try:
-        return read_json(locate_stamp(stage, run), made_by=stage)
+        return TypeAdapter(Stamp).validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        _warn_once(run.outputs / run.profile)
+    except (OSError, ValidationError):
+        _warn_once(
+            f"{shorten_path(path)} is damaged or of another version: {stage} counts as not run"
+        )
         return None
 
 
 @functools.cache
-def _warn_once(folder: Path) -> None:
-    logger.warning(
-        "%s: results of another version of this package, or damaged ones, count as not run",
-        shorten_path(folder),
-    )
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
-def write_stamp(
-    stage: str,
-    run: Run,
-    *,
-    status: str,
-    reason: str,
-    key: str = "",
-    seconds: float = 0,
-    parameters: Record | None = None,
-    outputs: dict[str, str] | None = None,
-) -> None:
-    """Write the stamp, last of all: it promises that everything before it is in place. A failed
-    stage leaves one too, for the report.
+def write_stamp(run: Run, stamp: Stamp) -> None:
+    """Write the stamp: it promises that everything that it names is in place. A failed stage leaves
+    one too, for the report.
     """
-    content = {
-        "stage": stage,
-        "status": status,
-        "reason": reason,
-        "key": key,
-        "upstream": read_upstream_keys(stage, run),
-        "seconds": seconds,
-        "parameters": parameters or {},
-        "outputs": outputs or {},
+    content = asdict(stamp)
+    del content["schema"], content["provenance"]
+    write_json(locate_stamp(stamp.stage, run), content)
+
+
+def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) -> dict[str, str]:
+    """Digest all that a stage's result depends on, as it is now: name -> digest.
+
+    Its notebook and parameters, files from outside the outputs, what the stages before left, the
+    library's modules (all of them: ``of_modules`` keeps those that the stage loaded), the versions
+    of other libraries, and the processor.
+    """
+    cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
+    consumed = {"notebook": hash_value(cells), "processor": find_processor()}
+    consumed |= {f"parameter {name}": repr(value) for name, value in parameters.items()}
+    consumed |= {f"library {name}": version for name, version in find_versions().items()}
+    consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))
+    for before in STAGES[stage].reads:
+        consumed |= digest_products(before, run, digests)
+    library = PROJECT / "gma_lib"
+    for path in sorted(library.rglob("*.py")):
+        consumed[f"code {path.relative_to(library)}"] = digests.digest_code(path)
+    return consumed
+
+
+def of_modules(consumed: dict[str, str], stage: str, run: Run) -> dict[str, str]:
+    """Keep, of the library's modules, those that the stage had loaded when it wrote its record."""
+    record = read_json(locate_stage(stage, run) / STAGES[stage].products[0], made_by=stage)
+    modules = record["provenance"]["modules"] + record.get("modules", [])  # of a child process
+    loaded = {f"code {module}" for module in modules}
+    return {
+        name: digest
+        for name, digest in consumed.items()
+        if not name.startswith("code ") or name in loaded
     }
-    write_json(locate_stamp(stage, run), content)
 
 
-def is_up_to_date(stage: str, run: Run, key: str) -> bool:
-    """Return whether the stamp carries this key and everything that the stage left is still there,
-    unchanged.
+def digest_products(stage: str, run: Run, digests: Digests) -> dict[str, str]:
+    """Digest the files that a stage left, as they are now; of records, the result alone."""
+    folder = locate_stage(stage, run)
+    patterns = (*STAGES[stage].products, *STAGES[stage].extras)
+    found = digests.digest_files(
+        (path for pattern in patterns for path in folder.glob(pattern)), folder
+    )
+    record = STAGES[stage].products[0]
+    if record in found:
+        try:
+            found[record] = digest_record(read_json(folder / record, made_by=stage))
+        except ValueError:
+            found[record] = "damaged"
+    return {f"{stage} {name}": digest for name, digest in found.items()}
+
+
+def digest_pages(stage: str, run: Run, digests: Digests) -> dict[str, str]:
+    """Digest the executed notebook and its page, which no other stage reads."""
+    folder = locate_stage(stage, run)
+    return digests.digest_files([folder / f"{stage}.ipynb", folder / f"{stage}.html"], folder)
+
+
+def find_changes(stage: str, run: Run, parameters: Record, digests: Digests) -> list[str]:
+    """Name what differs between a stage's stamp and what is there now; empty if it is up to date.
+
+    Parameters
+    ----------
+    parameters
+        What the stage would be given now.
     """
     stamp = read_stamp(stage, run)
-    if stamp is None or stamp["key"] != key or stamp["status"] != "ok":
-        return False
-    return bool(hash_outputs(stage, run) == stamp["outputs"])
+    if stamp is None or stamp.status != "ok":
+        return ["not run"]
+    left = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
+    if changed := compare_digests(stamp.products, left):
+        return changed
+    now = digest_consumed(stage, run, parameters, digests)
+    modules = {name for name in stamp.consumed if name.startswith("code ")}
+    kept = {name: now[name] for name in now if not name.startswith("code ") or name in modules}
+    return compare_digests(stamp.consumed, kept)
 
 
-def hash_outputs(stage: str, run: Run) -> dict[str, str]:
-    """Every file that a stage left -> SHA-256; flow files by size, because the ledger holds their
-    hashes.
-    """
-    folder = locate_stage(stage, run)
-    patterns = (f"{stage}.ipynb", f"{stage}.html", *STAGES[stage].products)
-    files = sorted(
-        {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    )
-    return {
-        str(path.relative_to(folder)): str(path.stat().st_size)
-        if path.suffix == ".flo"
-        else hash_file(path)
-        for path in files
-    }
+def compare_digests(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names that differ, appeared or are gone."""
+    return [name for name in sorted(before | now) if before.get(name) != now.get(name)]
 
 
 def read_status(stage: str, run: Run) -> str | None:
-    """Return how a stage's last run ended; ``stale`` when a stage before it has run since or has
-    not ended well, None if it never ran.
+    """Return how a stage's last run ended, for a reader that computes nothing.
+
+    ``altered``: its record or another product is not what it left; ``stale``: what it read has
+    changed since, or has not ended well; None: it never ran.
     """
     stamp = read_stamp(stage, run)
-    if stamp is None:
-        return None
-    stale = stamp["upstream"] != read_upstream_keys(stage, run)
-    stale = stale or any(
-        blocks(before, stage, run) or read_status(before, run) == "stale"
-        for before in STAGES[stage].reads
-    )
-    return "stale" if stale and stamp["status"] == "ok" else str(stamp["status"])
+    if stamp is None or stamp.status != "ok":
+        return None if stamp is None else stamp.status
+    digests = Digests(run.outputs / ".digests.json")
+    left = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
+    if compare_digests(stamp.products, left):
+        return "altered"
+    now: dict[str, str] = {}
+    for before in STAGES[stage].reads:
+        now |= digest_products(before, run, digests)
+    reads = tuple(f"{before} " for before in STAGES[stage].reads)
+    consumed = {name: item for name, item in stamp.consumed.items() if name.startswith(reads)}
+    blocked = any(blocks(before, stage, run) for before in STAGES[stage].reads)
+    return "stale" if blocked or compare_digests(consumed, now) else "ok"
 
 
 def blocks(before: str, stage: str, run: Run) -> bool:
     """Return whether the stage before left nothing to work on. A measurement has its own row for
     what does not fit.
     """
-    status = (read_stamp(before, run) or {}).get("status")
+    stamp = read_stamp(before, run)
+    status = stamp and stamp.status
     return status != "ok" and not (STAGES[stage].is_measurement and status == "out_of_memory")

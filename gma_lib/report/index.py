@@ -33,6 +33,7 @@ WORDS = {
     "interrupted": ("✗ interrupted", "bad"),
     "out_of_memory": ("– does not fit", "bad"),
     "skipped": ("– skipped", "none"),
+    "altered": ("! altered: run it again", "bad"),
     "stale": ("! stale: an earlier stage has run since", "bad"),
     None: ("· not run", "none"),
 }
@@ -131,9 +132,9 @@ def _result(run: Run, stage: str) -> Record:
 def _read(path: Path) -> Record:
     try:
         content: Record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _passes(metrics: Record) -> dict[str, Record]:
@@ -265,8 +266,8 @@ def _stage_cell(folder: Path, stage: str, run: Run) -> Record:
     return {
         "word": word,
         "kind": kind,
-        "reason": stamp["reason"] if stamp and kind != "ok" else "",
-        "seconds": f"{stamp['seconds']:.0f} s" if stamp and stamp["seconds"] else "",
+        "reason": stamp.reason if stamp and kind != "ok" else "",
+        "seconds": f"{stamp.seconds:.0f} s" if stamp and stamp.seconds else "",
         "html": link(f"{stage}.html"),
         "notebook": link(f"{stage}.ipynb") or link(f"{stage}.failed.ipynb"),
     }

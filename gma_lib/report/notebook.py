@@ -15,7 +15,6 @@ from gma_lib.evaluate.insight import (
     find_hidden_point,
 )
 from gma_lib.flow.files import read_flow
-from gma_lib.flow.images import read_frame
 from gma_lib.infer.inference import flow_path
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, draw_pair, encode_figure
 from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw_updates
@@ -68,7 +67,7 @@ def show_flows(
 ) -> None:
     """Show the computed flow of one pair of every scene, at most ``most`` of them."""
     for pair in choose_from_scenes(pairs)[:most]:
-        frame, flow = read_frame(pair.image1), read_flow(flow_path(folder, pair))
+        frame, flow = pair.load_frames()[0], read_flow(flow_path(folder, pair))
         show(draw_flow(frame, flow, title=pair.name, palette=palette), photo=True)
 
 

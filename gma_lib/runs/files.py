@@ -24,9 +24,23 @@ def write_atomically(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep a file, or the names in a folder, where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder, on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_plain(value: object) -> object:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import gma_lib
 from gma_lib.runs.files import make_plain, shorten_path, write_atomically
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
-SCHEMA = 1
+SCHEMA = 2
 Record = dict[str, Any]  # a JSON object
 
 
@@ -34,10 +35,12 @@ def read_json(path: Path, *, made_by: str) -> Record:
         )
     try:
         content: Record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(
             f"{shorten_path(path)} is damaged ({error}): delete it and run {made_by} again"
         ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{shorten_path(path)} holds no record: run {made_by} again")
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{shorten_path(path)} has schema {content.get('schema')}, not {SCHEMA}: "
@@ -54,7 +57,16 @@ def trace_provenance() -> Record:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()} | find_versions(),
+        "modules": list_modules(),
     }
+
+
+def list_modules() -> list[str]:
+    """Files of this package that the process has loaded, relative to the package's folder."""
+    library = Path(gma_lib.__file__).parent
+    loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    files = (Path(file) for file in loaded if file)
+    return sorted(str(file.relative_to(library)) for file in files if library in file.parents)
 
 
 def describe_provenance() -> str:

@@ -1,7 +1,5 @@
 """Scores of known flow; nothing is scored over part of the data."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,7 @@ from gma_lib.data import sintel
 from gma_lib.evaluate import evaluation, tables
 from gma_lib.flow.files import write_flow
 from gma_lib.infer import inference
+from gma_lib.infer.inference import read_hashes
 from gma_lib.runs.run import open_run
 
 
@@ -30,7 +29,7 @@ def flow_folder(pairs, tmp_path):
 
 
 def test_zero_flow_has_the_error_of_the_shift(pairs, flow_folder):
-    scores = evaluation.score_folder(pairs, flow_folder)["clean"]
+    scores = evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))["clean"]
     assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (
         4,
         3,
@@ -54,7 +53,7 @@ def test_the_pool_is_over_pixels(pairs, flow_folder):
     """A pair without error among three: a third of the pixels below 1 px."""
     perfect = FakeBackend(lambda a, b: np.full((1, 2, 128, 160), [[[[3]], [[4]]]], np.float32))
     inference.infer(pairs[:1], perfect, flow_folder, batch_size=1, key="better")
-    scores = evaluation.score_folder(pairs, flow_folder)["clean"]
+    scores = evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))["clean"]
     assert scores["all"]["px1"] == pytest.approx(1 / 3)
     assert scores["all"]["epe"] == pytest.approx(10 / 3)
     roles = evaluation.choose_examples({"clean": scores})
@@ -67,18 +66,18 @@ def test_a_missing_pair_is_an_error(pairs, flow_folder, number):
     with pytest.raises(
         FileNotFoundError, match=rf"1 of 8 pairs have no flow.*{pairs[number].name}"
     ):
-        evaluation.score_folder(pairs, flow_folder)
+        evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))
 
 
 def test_a_file_that_inference_did_not_write_is_an_error(pairs, flow_folder):
     write_flow(inference.flow_path(flow_folder, pairs[0]), np.zeros((2, 128, 160)) + 1)
     with pytest.raises(ValueError, match="are not what 04_infer wrote"):
-        evaluation.score_folder(pairs, flow_folder)
+        evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))
 
 
 def test_no_pairs_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no pairs"):
-        evaluation.score_folder([], tmp_path)
+        evaluation.score_folder([], tmp_path, written={})
 
 
 def test_without_ground_truth_there_are_no_scores(tiny_sintel, tmp_path):
@@ -86,7 +85,9 @@ def test_without_ground_truth_there_are_no_scores(tiny_sintel, tmp_path):
     (tiny_sintel / "training/clean").rename(tiny_sintel / "test/clean")
     pairs = sintel.find_pairs(tiny_sintel, split="test")
     inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
-    scores = evaluation.score_folder(pairs, tmp_path / "flow")
+    scores = evaluation.score_folder(
+        pairs, tmp_path / "flow", written=read_hashes(tmp_path / "flow")
+    )
     assert (scores["clean"]["pairs_inferred"], scores["clean"]["pairs_scored"]) == (4, 0)
     assert scores["clean"].get("all", {}).get("epe") is None
     assert evaluation.choose_examples(scores) == {}
@@ -110,8 +111,7 @@ def test_batch_sizes_are_compared(pairs, tmp_path):
             lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32)
         )
         inference.infer(pairs, answer, run.flow_folder, batch_size=run.batch_size, key="k")
-        (run.folder / "infer.json").write_text(json.dumps({}))
-    found = evaluation.compare_batch_sizes(pairs, runs[1])
+    found = evaluation.compare_batch_sizes(pairs, runs[1], runs[:1])
     assert found["bs1"].max == pytest.approx(np.hypot(0.5, 0.5))
     assert not found["bs1"].is_rounding
 
@@ -135,7 +135,9 @@ def test_the_guides_numbers(sintel_sample, golden, tmp_path):
     inference.infer(
         pairs, FakeBackend(lambda a, b: next(answers)), tmp_path / "flow", batch_size=1, key="k"
     )
-    for pass_name, scores in evaluation.score_folder(pairs, tmp_path / "flow").items():
+    for pass_name, scores in evaluation.score_folder(
+        pairs, tmp_path / "flow", written=read_hashes(tmp_path / "flow")
+    ).items():
         found = tuple(scores["all"][name] for name in ("epe", "px1", "px3", "px5"))
         assert found == pytest.approx(wanted[pass_name], abs=2e-6)
 

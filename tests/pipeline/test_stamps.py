@@ -2,28 +2,59 @@
 
 import json
 import os
+import shutil
 import time
 
+import numpy as np
 import pytest
 from conftest import copy_until, run_stage
 
+from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.pipeline import stamps
+from gma_lib.pipeline.chain import digest_record, find_comparable, read_records
 from gma_lib.pipeline.stages import STAGES, locate_record
-from gma_lib.pipeline.stamps import compute_key, read_status
+from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_status
 from gma_lib.report import index as report
 from gma_lib.runs import run as runs
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.digests import Digests, hash_code
+from gma_lib.runs.files import PROJECT, hash_file
 
 
-@pytest.fixture
-def run(tmp_path):
+def open_tiny(outputs, name="test", batch_size=2):
     return runs.open_run(
         profile="tiny",
         backend="openvino",
         precision="float32",
-        batch_size=2,
-        outputs=str(tmp_path),
+        batch_size=batch_size,
+        run=name,
+        outputs=str(outputs),
     )
+
+
+def content(path):
+    return json.loads(path.read_text())
+
+
+def flip_byte(path, place=-1):
+    """Change one byte; size and modification time stay."""
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.fixture
+def outputs(finished, tmp_path):
+    """A copy of a finished run, to be damaged; its index leads to the copied frames."""
+    copied = tmp_path / "outputs"
+    shutil.copytree(finished, copied)
+    return copied
+
+
+@pytest.fixture
+def empty_run(tmp_path):
+    return open_tiny(tmp_path)
 
 
 def test_nothing_to_do(finished):
@@ -32,7 +63,7 @@ def test_nothing_to_do(finished):
         done = run_stage(stage, finished)
         assert done.returncode == 0
         assert "up to date" in done.stdout
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 15
 
 
 def test_a_touched_notebook_changes_nothing(finished):
@@ -40,21 +71,14 @@ def test_a_touched_notebook_changes_nothing(finished):
     assert "up to date" in run_stage("05_evaluate", finished).stdout
 
 
-def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
-    """What depends on it, and nothing else."""
-    run = runs.open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(finished),
-    )
+def test_what_a_stage_consumes(finished, monkeypatch, tmp_path):
+    """An edited cell concerns its stage alone; a parameter, the weights and frames are in it."""
+    run, digests = open_tiny(finished), Digests(tmp_path / "digests.json")
 
-    def key(stage, **parameters):
-        return compute_key(stage, run, {"checkpoint": "seeded"} | parameters)
+    def consumed(stage, **parameters):
+        return digest_consumed(stage, run, {"checkpoint": "seeded"} | parameters, digests)
 
-    before = {stage: key(stage) for stage in STAGES}
+    before = {stage: consumed(stage) for stage in STAGES}
     cells = [dict(cell) for cell in stamps.read_cells("04_infer")]
     cells[-2] = cells[-2] | {"source": ["another line"]}
     monkeypatch.setattr(
@@ -62,18 +86,44 @@ def test_an_edited_cell_and_another_parameter_run_again(finished, monkeypatch):
         "read_cells",
         lambda stage, real=stamps.read_cells: cells if stage == "04_infer" else real(stage),
     )
-    after = {stage: key(stage) for stage in STAGES}
+    after = {stage: consumed(stage) for stage in STAGES}
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
-    assert key("05_evaluate", passes=["clean"]) != after["05_evaluate"]
-    # 05 reads 04: as soon as 04 has run under its new key, 05 is out of date
-    real_stamp = stamps.read_stamp
-    monkeypatch.setattr(
-        stamps,
-        "read_stamp",
-        lambda stage, run: {"key": "new"} if stage == "04_infer" else real_stamp(stage, run),
-    )
-    assert key("05_evaluate") != after["05_evaluate"]
-    assert key("06_perf") == after["06_perf"]
+    assert consumed("05_evaluate", passes=["clean"]) != after["05_evaluate"]
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"1")
+    one = consumed("02_export", checkpoint=str(weights))
+    weights.write_bytes(b"2")
+    assert consumed("02_export", checkpoint=str(weights)) != one
+    frame = tmp_path / "sintel/training/clean/cave/frame_0001.png"
+    data = {"sintel_root": str(tmp_path / "sintel"), "split": "training", "passes": ["clean"]}
+    empty = consumed("01_data", **data)
+    frame.parent.mkdir(parents=True)
+    frame.write_bytes(b"1")
+    assert consumed("01_data", **data) != empty
+
+
+def test_a_comment_recomputes_nothing(tmp_path):
+    """Docstrings and layout neither; a statement does."""
+    module = tmp_path / "module.py"
+    digests = set()
+    for text in ('"""Says."""\nx = 1\n', "x  =  1  # why\n", '"""Other."""\n\nx = 1'):
+        module.write_text(text)
+        digests.add(hash_code(module))
+    assert len(digests) == 1
+    module.write_text("x = 2\n")
+    assert hash_code(module) not in digests
+
+
+def test_code_counts_where_a_stage_has_loaded_it(finished):
+    """05 scores and 06 does not; neither runs the command line or training."""
+    consumed = read_stamp("05_evaluate", open_tiny(finished)).consumed
+    assert "code flow/metrics.py" in consumed
+    assert "code evaluate/evaluation.py" in consumed
+    assert not [name for name in consumed if "cli/" in name or "training/" in name]
+    perf = read_stamp("06_perf", open_tiny(finished)).consumed
+    assert "code perf/timing.py" in perf
+    assert "code backends/openvino.py" in perf  # loaded by the process that measures
+    assert "code evaluate/evaluation.py" not in perf
 
 
 def test_a_lost_result_is_made_again(finished):
@@ -81,6 +131,134 @@ def test_a_lost_result_is_made_again(finished):
     done = run_stage("05_evaluate", finished, batch_size="3")
     assert "done" in done.stdout
     assert (finished / "tiny/test/bs3/metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "damaged", ["flow/rush/frame_0001.flo", "clean/rush/frame_0001.png"], ids=["truth", "frame"]
+)
+def test_rendered_files_that_changed_are_rendered_again(outputs, damaged):
+    """And nothing is scored against them."""
+    path = outputs / "tiny/data/frames/training" / damaged
+    whole = hash_file(path)
+    flip_byte(path, 20)
+    assert hash_file(path) != whole
+    assert read_status("01_data", open_tiny(outputs)) == "altered"
+    done = run_stage("01_data", outputs)
+    assert damaged in done.stdout
+    assert hash_file(path) == whole
+    assert "up to date" in run_stage("05_evaluate", outputs).stdout
+
+
+def test_frames_of_the_user_that_changed_are_taken_over(tiny_sintel, tmp_path):
+    """Same size, same time of modification: 01 runs again, and the record of before is refused."""
+    outputs = tmp_path / "outputs"
+    setting = f"sintel_root={tiny_sintel}"
+    assert run_stage("01_data", outputs, setting).returncode == 0
+    index = content(outputs / "tiny/data/index.json")
+    truth = tiny_sintel / "training/flow/alley/frame_0001.flo"
+    flip_byte(truth)
+    done = run_stage("01_data", outputs, setting)
+    assert "frame_0001.flo" in done.stdout
+    changed = content(outputs / "tiny/data/index.json")
+    assert digest_record(changed) != digest_record(index)
+    assert run_stage("01_data", outputs, setting).stdout.count("up to date") == 1
+
+
+def test_fewer_frames_leave_none_of_before(tmp_path):
+    """Another rendering, also of another size, is that rendering alone."""
+    outputs = tmp_path / "outputs"
+    assert run_stage("01_data", outputs, "demo_frames=4").returncode == 0
+    again = run_stage("01_data", outputs, "demo_frames=2", "demo_height=136")
+    assert again.returncode == 0, again.stdout
+    index = content(outputs / "tiny/data/index.json")
+    assert (len(index["pairs"]), index["height"]) == (4, 136)
+    assert len(list((outputs / "tiny/data/frames").rglob("*.flo"))) == 2
+    assert len(list((outputs / "tiny/data/frames").rglob("clean/*/*.png"))) == 4
+
+
+def test_numbers_edited_by_hand_are_not_shown(outputs):
+    run = open_tiny(outputs)
+    record = locate_record("05_evaluate", run)
+    metrics = content(record)
+    metrics["clean"]["all"]["epe"] = 0.123
+    record.write_text(json.dumps(metrics))
+    assert read_status("05_evaluate", run) == "altered"
+    assert "0.123" not in report.write_index(outputs, "tiny").read_text()
+    assert "done" in run_stage("05_evaluate", outputs).stdout
+    assert content(record)["clean"]["all"]["epe"] != 0.123
+
+
+def test_altered_flow_is_computed_again_and_nothing_else(outputs):
+    run = open_tiny(outputs)
+    flow = run.flow_folder / "clean/rush/frame_0001.flo"
+    before = read_flow(flow)
+    write_flow(flow, before + np.float32(1))
+    assert read_status("04_infer", run) == "altered"
+    early = run_stage("05_evaluate", outputs, "--force")
+    assert early.returncode != 0
+    assert "done" in run_stage("04_infer", outputs).stdout
+    assert np.array_equal(read_flow(flow), before)
+    assert content(run.folder / "infer.json")["summary"]["computed"] == 1
+    assert "up to date" in run_stage("05_evaluate", outputs).stdout
+
+
+def test_a_record_of_another_model_is_refused(outputs):
+    """The chain is checked by whoever reads, also without the runner."""
+    run = open_tiny(outputs)
+    assert set(read_records(run, "05_evaluate")) == set(STAGES["05_evaluate"].reads)
+    path = locate_record("02_export", run)
+    path.write_text(json.dumps(content(path) | {"num_updates": 3}))
+    with pytest.raises(ValueError, match="run 03_convert again"):
+        read_records(run, "05_evaluate")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="run 02_export again"):
+        read_records(run, "05_evaluate")
+
+
+def test_only_runs_of_the_same_flow_are_compared(outputs):
+    run, other = open_tiny(outputs), open_tiny(outputs, batch_size=3)
+    assert find_comparable(run) == [other]
+    for name in ("02_export", "03_convert", "04_infer"):
+        path = locate_record(name, other)
+        record = content(path)
+        if name == "02_export":
+            record["num_updates"] += 1
+        else:
+            records = read_records(other, name)
+            record["made_from"] = {name: digest_record(made) for name, made in records.items()}
+        path.write_text(json.dumps(record))
+    assert read_records(other, "05_evaluate")  # whole in itself, and of another flow
+    assert find_comparable(run) == []
+
+
+@pytest.mark.parametrize("damage", [b"[]", b"{}", b"null", b"\xff\xfe", b'{"stage": "02_export"'])
+def test_a_damaged_stamp_counts_as_absent(empty_run, damage, caplog):
+    stamp = Stamp("02_export", "ok", "", 1.0, {"a": 1}, {"x": "1"}, {"y": "2"})
+    stamps.write_stamp(empty_run, stamp)
+    assert read_stamp("02_export", empty_run).products == {"y": "2"}
+    path = stamps.locate_stamp("02_export", empty_run)
+    path.write_bytes(damage)
+    with caplog.at_level("WARNING"):
+        assert [read_stamp("02_export", empty_run) for _ in range(3)] == [None] * 3
+        assert read_status("02_export", empty_run) is None
+    assert len(caplog.records) == 1
+
+
+def test_another_version_s_stamp_counts_as_absent(empty_run):
+    stamps.write_stamp(empty_run, Stamp("02_export", "ok", "", 1.0, {}, {}, {}))
+    path = stamps.locate_stamp("02_export", empty_run)
+    for change in ({"schema": 1}, {"unknown": 1}, {"seconds": "1"}):
+        whole = content(path)
+        path.write_text(json.dumps(whole | change))
+        assert read_stamp("02_export", empty_run) is None
+        path.write_text(json.dumps(whole))
+    assert read_stamp("02_export", empty_run) is not None
+
+
+def test_a_damaged_stamp_heals(outputs):
+    stamps.locate_stamp("05_evaluate", open_tiny(outputs)).write_bytes(b"null")
+    assert "done" in run_stage("05_evaluate", outputs).stdout
+    assert "up to date" in run_stage("05_evaluate", outputs).stdout
 
 
 def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
@@ -91,14 +269,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     copy_until(finished, outputs, "nothing")
     before = report.write_index(outputs, "tiny").read_text()
     assert before.count("<td>4/4</td>") == 4  # two passes at two batch sizes
-    run = runs.open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(outputs),
-    )
+    run = open_tiny(outputs)
     (run.model_folder / "gma.xml").write_text("no model")
     done = run_stage("04_infer", outputs, "full_batch_size=2")
     assert done.returncode == 1
@@ -106,51 +277,13 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     assert [read_status(stage, run) for stage in STAGES] == [
         "ok",
         "ok",
-        "ok",
+        "altered",
         "failed",
         "stale",
-        "ok",
+        "stale",
     ]
     assert report._result(run, "05_evaluate") == {}
-    assert report._result(run, "06_perf")["status"] == "ok"
     page = report.write_index(outputs, "tiny").read_text()
     assert page.count("<td>4/4</td>") == 2
     assert "stale" in page
     assert "✗ failed" in page
-
-
-def test_another_version_s_stamp_counts_as_absent(run, caplog):
-    """With one line that says so, however often it is read."""
-    stamps.write_stamp("02_export", run, status="ok", reason="", key="k")
-    assert read_status("02_export", run) == "stale"  # 01_data has not run
-    path = stamps.locate_stamp("02_export", run)
-    old = json.loads(path.read_text())
-    del old["schema"]
-    path.write_text(json.dumps(old))
-    with caplog.at_level("WARNING"):
-        assert [stamps.read_stamp("02_export", run) for _ in range(3)] == [None] * 3
-        assert read_status("02_export", run) is None
-    assert len(caplog.records) == 1
-    assert str(run.outputs / run.profile) in caplog.text
-    assert not stamps.is_up_to_date("02_export", run, "k")
-
-
-def test_modules_that_no_stage_runs_exist():
-    """Whoever moves one has to change the list."""
-    for name in stamps.NOT_IN_STAGES:
-        assert (PROJECT / "gma_lib" / name).is_file()
-
-
-def test_what_lies_outside_the_project_is_in_the_key(run, tmp_path):
-    folder = tmp_path / "sintel"
-    folder.mkdir()
-    parameters = {"sintel_root": str(folder)}
-    empty = compute_key("01_data", run, parameters)
-    (folder / "frame.png").write_bytes(b"1")
-    assert compute_key("01_data", run, parameters) != empty
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"1")
-    one = compute_key("02_export", run, {"checkpoint": str(weights)})
-    weights.write_bytes(b"2")
-    assert compute_key("02_export", run, {"checkpoint": str(weights)}) != one
-    assert locate_record("02_export", run) == run.folder / "export.json"

@@ -1,0 +1,95 @@
+"""The chain of records: what each was made from, checked whenever it is read.
+
+It protects against accidents (a file changed, a stage forgotten), not against somebody who edits
+records and stamps to match.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.runs.digests import require_files
+from gma_lib.runs.files import hash_value, shorten_path
+from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
+from gma_lib.runs.run import Run
+
+# Of a record: what tells of one call or place, not of the result
+NOT_RESULT = ("provenance", "summary", "root")
+
+
+def digest_record(record: Record) -> str:
+    """SHA-256 of a record's result: the same work done again has the same digest."""
+    return hash_value({name: value for name, value in record.items() if name not in NOT_RESULT})
+
+
+def read_records(run: Run, stage: str) -> dict[str, Record]:
+    """Read what the stages before ``stage`` recorded, each checked against those before it.
+
+    Returns
+    -------
+    dict
+        Stage -> its record, in the order of the stages. A measurement may lack the record of a
+        conversion that did not fit in memory.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A record is missing, damaged, or was made from another one than is there now; the message
+        names the notebook to run.
+    """
+    records: dict[str, Record] = {}
+    for before in STAGES[stage].reads:
+        path = locate_record(before, run)
+        if STAGES[stage].is_measurement and before == STAGES[stage].reads[-1] and not path.exists():
+            continue
+        record = read_json(path, made_by=before)
+        made_from = record.get("made_from", None if STAGES[before].reads else {})
+        if not isinstance(made_from, dict):
+            raise ValueError(f"{shorten_path(path)} is damaged: run {before} again")
+        for source, digest in made_from.items():
+            if source in records and digest != digest_record(records[source]):
+                raise ValueError(
+                    f"{shorten_path(path)} was made from another result of {source} than is there "
+                    f"now: run {before} again"
+                )
+        records[before] = record
+    return records
+
+
+def find_comparable(run: Run) -> list[Run]:
+    """List the other batch sizes of a run that have to have the same flow: made from the same
+    frames and weights with the same settings, and unchanged since.
+    """
+    sizes = [int(folder.name[2:]) for folder in run.folder.parent.glob("bs*")]
+    others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
+    mine = _identify_flow(run)
+    return [other for other in others if _identify_flow(other) == mine]
+
+
+def _identify_flow(run: Run) -> Record | None:
+    """What a run's flow depends on, whatever the batch size; None unless all of it is there."""
+    try:
+        records = read_records(run, "05_evaluate")
+        flow = {f"{pair}.flo": digest for pair, digest in records["04_infer"]["flow"].items()}
+        require_files(run.flow_folder, flow, made_by="04_infer")
+    except (FileNotFoundError, ValueError):
+        return None
+    exported, converted = records["02_export"], records["03_convert"]
+    settings = {name: exported[name] for name in ("num_updates", "attention")}
+    settings |= {name: converted[name] for name in ("backend", "precision", "device")}
+    return settings | {"weights": exported["checkpoint"]["sha256"]}
+
+
+def write_record(run: Run, stage: str, content: Record, made_from: Mapping[str, Record]) -> None:
+    """Write a stage's record with the digests of the records that it was made from.
+
+    A stage that found everything done keeps the summary of the call that computed it.
+    """
+    path = locate_record(stage, run)
+    sources = {name: digest_record(record) for name, record in made_from.items()}
+    content = {"made_from": sources, **content}
+    if path.is_file() and content.get("summary", {}).get("computed") == 0:
+        earlier = read_json(path, made_by=stage)
+        if digest_record(earlier) == digest_record({"schema": SCHEMA} | content):
+            content["summary"] = earlier["summary"]
+    write_json(path, content)
