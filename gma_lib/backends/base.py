@@ -6,7 +6,10 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from gma_lib.runs.files import hash_file, hash_value
 from gma_lib.runs.progress import Track
+from gma_lib.runs.records import Record
+from gma_lib.runs.sealed import open_sealed
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
 
@@ -171,6 +174,18 @@ class FileBackend(SplitBackend, Generic[Loaded]):
 
     def close(self) -> None:
         self._loaded.clear()
+
+
+def open_compiled(path: Path, made_from: Record, compile_into: Callable[[Path], object]) -> Path:
+    """Return the folder that holds what a runtime made of a model's file, made now if need be, in
+    ``compiled`` in the model's folder.
+
+    ``made_from`` names the runtime, the processor and the settings; the model's content is added.
+    """
+    files = [file for file in (path, path.with_suffix(".bin")) if file.is_file()]
+    made_from = made_from | {"model": {file.name: hash_file(file) for file in files}}
+    folder = path.parent / "compiled" / f"{path.stem}-{hash_value(made_from)[:16]}"
+    return open_sealed(folder, made_from, compile_into)
 
 
 class AlongSequence:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from gma_lib.backends.base import FileBackend
-from gma_lib.runs.files import hash_file, hash_value, write_atomically
+from gma_lib.backends.base import FileBackend, open_compiled
 from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 
@@ -101,15 +100,16 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
 
     def _load_optimised(self, path: Path) -> onnxruntime.InferenceSession:
         """Load the model as this version optimised it for this processor, on its first start."""
-        key = hash_value([hash_file(path), onnxruntime.__version__, find_processor()])[:16]
-        stored = path.parent / "compiled" / f"{path.stem}-{key}.onnx"
-        if stored.is_file():
-            return self._open(
-                stored,
-                graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-            )
-        with write_atomically(stored) as partial:
-            return self._open(path, optimized_model_filepath=str(partial))
+        made_from = {"runtime": onnxruntime.__version__, "processor": find_processor()}
+        folder = open_compiled(
+            path,
+            made_from,
+            lambda making: self._open(path, optimized_model_filepath=str(making / path.name)),
+        )
+        return self._open(
+            folder / path.name,
+            graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        )
 
     def _run(
         self, loaded: onnxruntime.InferenceSession, *arrays: np.ndarray

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from gma_lib.backends.base import FileBackend
-from gma_lib.runs.files import hash_value
+from gma_lib.backends.base import FileBackend, open_compiled
 from gma_lib.runs.machine import count_cores, find_processor
 from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
 from gma_lib.runs.records import Record
@@ -88,13 +87,25 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
             )
 
     def _load(self, path: Path) -> openvino.CompiledModel:
-        settings = self._settings()
-        if self.options.cache:
-            # OpenVINO looks at the model's content and the settings; the folder adds the version
-            # and the processor.
-            made_by = [openvino.get_version(), find_processor(), self.options.device]
-            settings["CACHE_DIR"] = str(path.parent / "compiled" / hash_value(made_by)[:16])
-        return self._core.compile_model(str(path), self.options.device, settings)
+        device, settings = self.options.device, self._settings()
+        if not self.options.cache or not self._can_export():
+            return self._core.compile_model(str(path), device, settings)
+
+        def compile_into(folder: Path) -> None:
+            compiled = self._core.compile_model(str(path), device, settings)
+            (folder / "model.blob").write_bytes(compiled.export_model().getvalue())
+
+        made_from = settings | {
+            "runtime": openvino.get_version(),
+            "processor": find_processor(),
+            "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
+        }
+        blob = open_compiled(path, made_from, compile_into) / "model.blob"
+        return self._core.import_model(blob.read_bytes(), device, settings)
+
+    def _can_export(self) -> bool:
+        able = self._core.get_property(self.options.device, "OPTIMIZATION_CAPABILITIES")
+        return "EXPORT_IMPORT" in able
 
     def _settings(self) -> Record:
         return {

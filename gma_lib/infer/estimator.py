@@ -13,8 +13,6 @@ second, without PyTorch.
 import logging
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -30,8 +28,9 @@ from gma_lib.data.padding import Padding
 from gma_lib.flow.warm_start import carry_forward
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import PROJECT, hash_file, hash_value
-from gma_lib.runs.machine import find_versions
+from gma_lib.runs.machine import find_processor, find_versions
 from gma_lib.runs.records import Record
+from gma_lib.runs.sealed import open_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +41,6 @@ logger = logging.getLogger(__name__)
 # PyTorch, was measured to stay below 4 GB.
 MAX_PIXELS = 1280 * 720
 MEMORY_BYTES = 4e9
-# Packages that decide a prepared model's content
-_DECISIVE = ("network", "ascend", "backends", "export", "convert")
 
 Frame = TypeVar("Frame", np.ndarray, "torch.Tensor")
 
@@ -237,34 +234,29 @@ class Estimator:
 
     def _prepare(self, rows: int, columns: int, parts: bool) -> Path:
         """Folder with the model for frames of this padded size, built once, whole or not at all."""
-        decisive = [
-            gma_lib.__version__,
-            _hash_sources(),
-            find_versions(),
-            self._weights_sha256,
-            self.backend,
+        made_from = {
+            "package": str(PROJECT),  # each installation has its own: their code may differ
+            "versions": {"gma_lib": gma_lib.__version__} | find_versions(),
+            "weights": self._weights_sha256,
+            "backend": self.backend,
             # a floating-point format is chosen when the model is loaded
-            self.precision if self.precision == "int8" else "floating point",
-            self.num_updates,
-        ]
-        folder = cache_folder() / hash_value([*decisive, rows, columns, parts])[:32]
-        if folder.is_dir():
-            return folder
-        self.say(
-            f"first call at {columns}x{rows} px: building the model for {self.backend} "
-            f"(about 30 s), cached in {folder.parent}"
+            "precision": self.precision if self.precision == "int8" else "floating point",
+            "num_updates": self.num_updates,
+            "padded": [rows, columns],
+            "parts": parts,
+        }
+        if self.precision == "int8":  # calibrated here, on scenes that this file describes
+            scenes = hash_file(PROJECT / "params" / "train.yaml")
+            made_from |= {"scenes": scenes, "processor": find_processor()}
+        return open_sealed(
+            cache_folder() / hash_value(made_from)[:32],
+            made_from,
+            lambda folder: self._build(folder, rows, columns, parts),
+            with_code=True,
+            first=f"first call at {columns}x{rows} px: building the model for {self.backend} "
+            f"(about 30 s), cached in {cache_folder()}",
+            say=self.say,
         )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        try:
-            self._build(making, rows, columns, parts)
-            making.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-        return folder
 
     def _build(self, folder: Path, rows: int, columns: int, parts: bool) -> None:
         """Build the model, keeping only what its backend loads."""
@@ -393,10 +385,3 @@ def _hash_weights(checkpoint: str) -> str:
         if path.is_file():
             return hash_file(path)
     return network.load_checkpoint(checkpoint).sha256
-
-
-def _hash_sources() -> str:
-    folders = [Path(gma_lib.__file__).parent / name for name in _DECISIVE]
-    return hash_value(
-        [hash_file(path) for folder in folders for path in sorted(folder.glob("*.py"))]
-    )

@@ -9,26 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers_once
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes ``path`` when the block ends without an error.
+    """Yield a temporary path that becomes ``path`` when the block ends without an error: a file, or
+    a new folder.
 
-    The temporary name keeps the suffix, by which OpenCV chooses the format, and starts with a dot,
-    so that no reader of this package takes it for a result.
+    The temporary name keeps the suffix, by which OpenCV chooses the format. What a killed process
+    leaves is removed by the next that writes in the same folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    remove_leftovers_once(path.parent)
+    partial = name_partial(path)
     try:
         yield partial
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 def _sync(path: Path) -> None:

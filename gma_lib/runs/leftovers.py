@@ -1,0 +1,71 @@
+"""Unfinished files carry the name of their process, and are removed once it is gone."""
+
+import hashlib
+import math
+import os
+import platform
+import re
+import shutil
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+_NAME = re.compile(r"\.gma-(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-(?P<started>\d+)\.")
+_CLOCK_SECONDS = 2  # when a process started is known to about a second
+
+
+def name_partial(path: Path) -> Path:
+    """Return the name under which this process writes ``path``: same folder and suffix, and a dot
+    in front, so that no reader of this package takes it for a result.
+    """
+    return path.with_name(f".gma-{_name_owner(os.getpid())}.{path.name}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine were writing in ``folder`` when they were killed."""
+    for path in list(folder.iterdir()):
+        name = _NAME.match(path.name)
+        if (
+            name
+            and name["host"] == _name_host()
+            and abs(_find_start(int(name["pid"])) - int(name["started"])) > _CLOCK_SECONDS
+        ):
+            with suppress(OSError):  # another process was faster, or it is another user's
+                remove(path)
+
+
+@cache
+def remove_leftovers_once(folder: Path) -> None:
+    """``remove_leftovers``, at this process's first call for the folder only."""
+    remove_leftovers(folder)
+
+
+@cache
+def _name_host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+
+
+@cache
+def _name_owner(pid: int) -> str:
+    return f"{_name_host()}-{pid}-{_find_start(pid):.0f}"
+
+
+def _find_start(pid: int) -> float:
+    """When a process started, in seconds since 1970; minus infinity if it is gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return float(process.create_time())
+    except psutil.NoSuchProcess:
+        pass
+    return -math.inf

@@ -1,0 +1,44 @@
+"""Comments, docstrings and layout are not code; everything else is."""
+
+import pytest
+
+from gma_lib.runs import code
+from gma_lib.runs.code import digest_module
+
+WRITTEN = '"""Doc."""\n\nimport math\n\n\ndef area(r):\n    """Doc."""\n    return math.pi * r**2\n'
+
+
+@pytest.fixture
+def digest(tmp_path, monkeypatch):
+    monkeypatch.setattr(code, "PROJECT", tmp_path)
+    (tmp_path / "gma_lib").mkdir()
+
+    def digest(text):
+        (tmp_path / "gma_lib" / "module.py").write_text(text, encoding="utf-8")
+        digest_module.cache_clear()
+        return digest_module("gma_lib.module")
+
+    yield digest
+    digest_module.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('"""Doc."""\n\n', "# a comment\n", True),
+        ('    """Doc."""\n', '    """Another ²."""\n', True),
+        ("math.pi * r**2", "(math.pi *\n        r ** 2)", True),
+        ("r**2", "r**3", False),
+        ("return math.pi", 'return "math.pi"', False),
+    ],
+)
+def test_only_code_changes_the_digest(digest, old, new, same):
+    assert old in WRITTEN
+    assert (digest(WRITTEN) == digest(WRITTEN.replace(old, new))) is same
+
+
+def test_modules_are_found_by_name():
+    assert "gma_lib.runs.code" in code.list_loaded_modules()
+    for name in ("gma_lib", "gma_lib.runs", "gma_lib.runs.code"):
+        assert len(digest_module(name)) == 64
+    assert digest_module("gma_lib.runs.nothing") is None

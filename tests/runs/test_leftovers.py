@@ -1,0 +1,64 @@
+"""What killed processes were writing is removed; what others are writing is not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gma_lib.runs import leftovers
+from gma_lib.runs.files import write_atomically
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from gma_lib.runs.files import write_atomically
+with write_atomically(Path(sys.argv[1]) / "file.txt") as file, \\
+        write_atomically(Path(sys.argv[1]) / "folder") as folder:
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "part").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing a file and a folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"writing\n"
+        yield process
+        process.kill()
+
+
+def test_a_killed_writers_files_go_and_a_running_ones_stay(writer, tmp_path):
+    mine = tmp_path / ".gma.toml"
+    mine.write_text("a dot and a name like ours")
+    leftovers.remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    writer.kill()
+    os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # ended, and still in the table
+    with write_atomically(tmp_path / "next.txt") as partial:
+        partial.write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {".gma.toml", "next.txt"}
+
+
+def test_a_process_that_got_the_number_of_a_killed_one_is_another(writer, tmp_path):
+    for path in tmp_path.iterdir():
+        before, _, rest = path.name.partition(f"-{writer.pid}-")
+        started, _, name = rest.partition(".")
+        path.rename(tmp_path / f"{before}-{writer.pid}-{int(started) - 60}.{name}")
+    leftovers.remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_another_machine_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "_name_host", lambda: "0000")
+    elsewhere = tmp_path / ".gma-0001-1-1.file.txt"
+    for path in (elsewhere, tmp_path / ".gma-0000-1-1.file.txt"):
+        path.write_text("half")
+    leftovers.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [elsewhere]
