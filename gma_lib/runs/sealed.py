@@ -8,7 +8,8 @@ not protect from somebody who changes the seal too.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import portalocker
@@ -56,7 +57,7 @@ def open_sealed(
     remove_leftovers(folder.parent)
     if find_fault(folder, made_from) is None:
         return folder
-    with portalocker.Lock(folder.parent / ".lock", flags=portalocker.LockFlags.EXCLUSIVE):
+    with _lock(folder.with_name(f".{folder.name}.lock")):
         if (fault := find_fault(folder, made_from)) is None:
             return folder  # another process was faster
         if message := f"{folder}: {fault}; building it again" if os.path.lexists(folder) else first:
@@ -83,6 +84,21 @@ def find_fault(folder: Path, made_from: Record) -> str | None:
     changed = sorted(name for name in found | files if found.get(name) != files.get(name))
     changed += [name for name, digests in seal["code"].items() if not _is_same(name, *digests)]
     return f"{', '.join(changed)} changed since" if changed else None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a file that only one process can hold; removed before it is let go."""
+    while True:
+        with portalocker.Lock(path, flags=portalocker.LockFlags.EXCLUSIVE) as file:
+            # whoever waited for a file that was removed holds nothing that others would see
+            if os.fstat(file.fileno()).st_nlink:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # Windows removes no open file
+                        path.unlink()
+                return
 
 
 def _write_seal(folder: Path, made_from: Record, modules: list[str]) -> None:

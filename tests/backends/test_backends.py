@@ -166,6 +166,29 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
         )
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_damaged_compiled_model_is_made_again_with_one_line(
+    name, tmp_path, seeded, small_frames, caplog
+):
+    folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
+    pair = [frames[:1] for frames in small_frames]
+
+    def compute():
+        with load_backend(name, folder, precision="float32") as backend:
+            return backend.predict(*pair)
+
+    flow = compute()
+    (compiled,) = (folder / "compiled").glob("*/*[!json]")
+    whole = compiled.read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes(byte ^ 255 for byte in whole[middle : middle + 4096])
+    for damaged in (whole[:middle] + flipped + whole[middle + 4096 :], whole[:middle]):
+        compiled.write_bytes(damaged)
+        caplog.clear()
+        np.testing.assert_array_equal(compute(), flow)
+        assert [compiled.name in line for line in caplog.messages] == [True]
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_answers_are_not_overwritten_by_the_next_call(name, models, small_frames):
     with load_backend(name, models, precision="float32") as backend:

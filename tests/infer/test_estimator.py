@@ -2,6 +2,7 @@
 that is used, scaling that is said.
 """
 
+import os
 import subprocess
 import sys
 
@@ -249,6 +250,48 @@ def test_frames_of_two_sizes_are_refused(seeded_estimator):
 def test_unknown_weights_list_those_there_are():
     with pytest.raises(FileNotFoundError, match="gma-procedural"):
         gma_lib.load("gma-sintel")
+
+
+def test_a_damaged_model_in_the_cache_is_built_again_with_one_line(images, cache):
+    def estimate():
+        said = []
+        flow = gma_lib.load("seeded", num_updates=2, say=said.append)(*images)
+        return flow, said
+
+    before = set(cache.iterdir())
+    flow, said = estimate()
+    assert len(said) == 1
+    (folder,) = set(cache.iterdir()) - before
+    weights = folder / "gma.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    for name, damage in [
+        ("gma.bin", lambda: weights.write_bytes(content)),
+        ("gma.bin", lambda: os.truncate(weights, 1000)),
+        ("gma.xml", (folder / "gma.xml").unlink),
+    ]:
+        damage()
+        again, said = estimate()
+        np.testing.assert_array_equal(again, flow)
+        assert [name in sentence for sentence in said] == [True]
+        assert estimate()[1] == []
+
+
+def test_what_calibrates_int8_models_decides_them(monkeypatch, tmp_path, cache):
+    """The configuration that the calibration frames are rendered from, and the processor."""
+    opened = []
+    monkeypatch.setattr(
+        estimator, "open_sealed", lambda folder, made_from, *_, **__: opened.append(folder)
+    )
+    (tmp_path / "params").mkdir()
+    model = Estimator("seeded", say=lambda sentence: None)
+    monkeypatch.setattr(estimator, "PROJECT", tmp_path)
+    for precision, differ in [("int8", True), ("float32", False)]:
+        model.precision = precision
+        for text in ("textures: 24", "textures: 25"):
+            (tmp_path / "params" / "train.yaml").write_text(text)
+            model._prepare(128, 160, parts=False)
+        assert (opened[-1] != opened[-2]) is differ
 
 
 def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):

@@ -28,7 +28,7 @@ def opened(tmp_path):
         folder = open_sealed(tmp_path / "built", made_from, build, say=said.append, **options)
         assert (folder / "model.bin").read_bytes() == bytes(range(256)) * 16
         assert {path.name for path in folder.iterdir()} == {"model.bin", "empty", SEAL}
-        assert {path.name for path in tmp_path.iterdir()} == {"built", ".lock"}
+        assert {path.name for path in tmp_path.iterdir()} == {"built"}
         return said
 
     return open_it
@@ -117,7 +117,7 @@ def test_code_counts_where_it_decides(opened, tmp_path, monkeypatch):
 def test_a_failed_build_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError):
         open_sealed(tmp_path / "built", MADE_FROM, lambda folder: build(folder) or 1 / 0)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_build_leaves_nothing_that_the_next_start_does_not_remove(tmp_path):
@@ -130,9 +130,10 @@ def test_a_killed_build_leaves_nothing_that_the_next_start_does_not_remove(tmp_p
     other = open_sealed(tmp_path / "other", MADE_FROM, build)
     command = [sys.executable, "-c", program, str(tmp_path / "built")]
     assert subprocess.run(command).returncode == -9
-    assert len(list(tmp_path.iterdir())) == 3
     open_sealed(other, MADE_FROM, build)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "other"}
+    assert {path.name for path in tmp_path.iterdir()} == {"other", ".built.lock"}
+    open_sealed(tmp_path / "built", MADE_FROM, build)
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "built"}
 
 
 def test_of_processes_that_start_together_one_builds(tmp_path):
@@ -146,3 +147,4 @@ def test_of_processes_that_start_together_one_builds(tmp_path):
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     assert sum(process.communicate()[0].count(b"building") for process in processes) == 1
     assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["built"]
