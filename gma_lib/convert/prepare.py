@@ -13,6 +13,7 @@ from gma_lib.export.trace import DEFAULT_OPSET, export_split, export_whole
 from gma_lib.network.checkpoints import Checkpoint, load_model
 from gma_lib.network.deploy import DEPLOY_STEPS, to_deploy_form
 from gma_lib.network.model import GMAConfig
+from gma_lib.runs.records import Record
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,19 @@ class ModelSpec:
     opset: int = DEFAULT_OPSET
     steps: tuple[str, ...] = tuple(DEPLOY_STEPS)
     parts: bool = False
+
+
+def read_spec(exported: Record, *, backend: str, precision: str) -> ModelSpec:
+    """Return what ``export.json`` says that 02_export was told, for a backend and a precision."""
+    told = {name: exported[name] for name in ("num_updates", "attention", "lookup", "opset")}
+    return ModelSpec(
+        exported["checkpoint"]["source"],
+        **exported["size"],
+        **told,
+        backend=backend,
+        precision=precision,
+        steps=tuple(DEPLOY_STEPS) if exported["save_work"] else (),
+    )
 
 
 def export_model(spec: ModelSpec, folder: Path) -> tuple[list[Path], Checkpoint]:
@@ -118,8 +132,8 @@ def convert(
     return convert_to_onnxruntime(source.parent, precision, at_once)
 
 
-def prepare_model(spec: ModelSpec, folder: Path) -> Conversion:
-    """Export a model into ``folder`` and convert it for its backend."""
+def prepare_model(spec: ModelSpec, folder: Path, *, card: Card | None = None) -> Conversion:
+    """Export a model into ``folder`` and convert it for its backend, and its card on Ascend."""
     export_model(spec, folder)
     return convert(
         spec.backend,
@@ -127,4 +141,5 @@ def prepare_model(spec: ModelSpec, folder: Path) -> Conversion:
         checkpoint=str(spec.checkpoint),
         precision=spec.precision,
         at_once=spec.at_once,
+        card=card,
     )

@@ -1,0 +1,131 @@
+"""Whether a batch changes the flow: a converted model's flow of different pairs, next to PyTorch's
+flow of each pair alone.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gma_lib.ascend.chip import Card
+from gma_lib.backends import load_backend
+from gma_lib.convert.prepare import ModelSpec, prepare_model
+from gma_lib.data.padding import read_batch
+from gma_lib.data.sintel import FramePair
+from gma_lib.export.deviation import compute_reference
+from gma_lib.flow.metrics import Deviation
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.memory import SHARE_OF_MEMORY, predict_memory
+from gma_lib.network.model import GMAConfig
+from gma_lib.runs.machine import find_memory
+
+SMALL = 128, 160  # height and width of the frames that every batch size is compared on
+LIMIT_S = 60.0  # what comparing full-size pairs may take
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs at the network's size and what PyTorch computes for each of them.
+
+    Attributes
+    ----------
+    image1, image2
+        Frames, float32 (N, 3, H, W).
+    flow
+        In pixels, float32 (N, 2, H, W).
+    what
+        Which pairs they are, in words.
+    """
+
+    image1: np.ndarray
+    image2: np.ndarray
+    flow: np.ndarray
+    what: str
+
+
+def compare_together(spec: ModelSpec, *, card: Card | None = None) -> tuple[str, Deviation]:
+    """Export and convert the network for small frames and the whole batch at once, and compare its
+    flow of different random pairs with PyTorch's; return what was compared, and the distance.
+    """
+    size = spec.batch_size
+    spec = replace(spec, height=SMALL[0], width=SMALL[1], at_once=None)
+    image1, image2 = (
+        np.random.default_rng(0).integers(0, 256, (2, size, 3, *SMALL)).astype(np.float32)
+    )
+    options = {"card": card} if spec.backend == "ascend" else {}
+    reference = np.concatenate(list(_compute_references(spec, image1, image2)))
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_model(spec, Path(folder), card=card)
+        with load_backend(
+            spec.backend, Path(folder), precision=spec.precision, **options
+        ) as network:
+            found = Deviation.between(network.predict(image1, image2), reference)
+    return f"{_count(size)} of {SMALL[0]}x{SMALL[1]}, computed together", found
+
+
+def gather_batch(
+    pairs: list[FramePair],
+    spec: ModelSpec,
+    reference: np.ndarray,
+    *,
+    first: str,
+    limit_s: float = LIMIT_S,
+) -> Batch:
+    """Gather a batch of different pairs with PyTorch's flow where memory and time allow it, else
+    one pair in every place.
+
+    Parameters
+    ----------
+    pairs
+        Where they are fewer than the batch has places, the other places get them shifted sideways.
+    reference
+        PyTorch's flow of the pair named ``first``, float32 (2, H, W); it takes the first place.
+    limit_s
+        Seconds that PyTorch and the converted model may need for the whole batch, judged by the
+        second pair.
+    """
+    size, full = spec.batch_size, f"{spec.height}x{spec.width}"
+    chosen = sorted(pairs, key=lambda pair: pair.name != first)[:size]
+    image1, image2, _ = read_batch(chosen, size)
+    for place in range(len(chosen), size):
+        shift, source = divmod(place, len(chosen))
+        for images in (image1, image2):
+            images[place] = np.roll(images[source], 7 * shift, axis=-1)
+    needed = predict_memory("torch", "float32", 1, spec.height, spec.width) or 0
+    if size > 1 and needed > SHARE_OF_MEMORY * find_memory():
+        return _repeat(image1, image2, reference, full, f"PyTorch needs {needed / 1e9:.1f} GB more")
+    start, flows = time.monotonic(), [reference[None]]
+    for flow in _compute_references(spec, image1[1:], image2[1:]):
+        flows.append(flow)
+        predicted_s = 2 * (size - 1) * (time.monotonic() - start) / (len(flows) - 1)
+        if predicted_s > limit_s:
+            why = f"{size} different pairs would take about {predicted_s:.0f} s"
+            return _repeat(image1, image2, reference, full, why)
+    return Batch(image1, image2, np.concatenate(flows), f"{_count(size)} of {full}")
+
+
+def _repeat(image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, full: str, why: str) -> Batch:
+    places = len(image1)
+    what = f"1 pair of {full} in all {places} places of the batch ({why})"
+    images1, images2, flows = (
+        np.repeat(first[None], places, axis=0) for first in (image1[0], image2[0], flow)
+    )
+    return Batch(images1, images2, flows, what)
+
+
+def _count(pairs: int) -> str:
+    return "1 pair" if pairs == 1 else f"{pairs} different pairs"
+
+
+def _compute_references(
+    spec: ModelSpec, image1: np.ndarray, image2: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield PyTorch's flow of each pair alone, (1, 2, H, W)."""
+    config = GMAConfig(spec.num_updates, spec.attention, spec.lookup or GMAConfig.lookup)
+    model, _ = load_model(spec.checkpoint, config)
+    for place in range(len(image1)):
+        alone = slice(place, place + 1)
+        yield compute_reference(model, image1[alone], image2[alone])

@@ -1,0 +1,81 @@
+"""A batch is compared on pairs that differ, so that places mixed up or computed wrongly show."""
+
+import numpy as np
+import pytest
+
+from gma_lib.backends import load_backend
+from gma_lib.convert import batches
+from gma_lib.convert.prepare import ModelSpec, prepare_model, read_spec
+from gma_lib.data import sintel
+from gma_lib.flow.metrics import Deviation
+
+SPEC = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=3)
+
+
+@pytest.fixture
+def pairs(tiny_sintel):
+    return sintel.find_pairs(tiny_sintel, pass_name="clean")
+
+
+@pytest.fixture
+def reference(seeded):
+    return np.full((2, 128, 160), 7, np.float32)
+
+
+@pytest.mark.parametrize("places", [1, 3, 9])
+def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, places):
+    spec = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=places)
+    batch = batches.gather_batch(pairs, spec, reference, first=pairs[2].name)
+    assert batch.flow.shape == (places, 2, 128, 160)
+    np.testing.assert_array_equal(batch.flow[0], reference)
+    np.testing.assert_array_equal(batch.image1[0], pairs[2].load().frame1)
+    assert len({frames.tobytes() for frames in batch.image1}) == places
+    assert len({flow.tobytes() for flow in batch.flow}) == places
+    assert batch.what == ("1 pair" if places == 1 else f"{places} different pairs") + " of 128x160"
+
+
+def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
+    pairs, reference, monkeypatch
+):
+    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name, limit_s=0)
+    assert (batch.image1 == batch.image1[0]).all()
+    assert (batch.flow == reference).all()
+    assert "1 pair of 128x160 in all 3 places" in batch.what
+    monkeypatch.setattr(batches, "find_memory", lambda: 1e6)
+    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name)
+    assert "PyTorch needs" in batch.what
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        batches,
+        "load_backend",
+        lambda *args, **options: opened.append(load_backend(*args, **options)) or opened[-1],
+    )
+    spec = ModelSpec("seeded", 440, 1024, backend=backend, num_updates=1, batch_size=3)
+    what, found = batches.compare_together(spec)
+    assert what == "3 different pairs of 128x160, computed together"
+    assert found.is_rounding
+    assert opened[0].at_once == 3
+
+
+def test_places_mixed_up_are_found(pairs, reference, tmp_path, monkeypatch):
+    """The fault that a batch filled with one pair hides."""
+    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name)
+    prepare_model(SPEC, tmp_path)
+    with load_backend("openvino", tmp_path, precision="float32") as network:
+        flow = network.predict(batch.image1, batch.image2)
+        mixed = network.predict(batch.image1[[0, 2, 1]], batch.image2[[0, 2, 1]])
+    assert Deviation.between(flow[1:], batch.flow[1:]).is_rounding
+    assert not Deviation.between(mixed[1:], batch.flow[1:]).is_rounding
+
+
+def test_the_specification_is_what_export_was_told():
+    told = {"num_updates": 3, "attention": "position", "lookup": "rows", "opset": 16}
+    size = {"height": 128, "width": 160, "batch_size": 2}
+    exported = {**told, "size": size, "save_work": False, "checkpoint": {"source": "seeded"}}
+    spec = read_spec(exported, backend="torch", precision="float32")
+    assert {name: getattr(spec, name) for name in [*told, *size]} == told | size
+    assert (spec.checkpoint, spec.backend, spec.steps) == ("seeded", "torch", ())
