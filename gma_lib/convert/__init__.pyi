@@ -1,5 +1,6 @@
 from .batches import compare_together as compare_together
 from .batches import gather_batch as gather_batch
+from .batches import read_different_pairs as read_different_pairs
 from .conversion import Conversion as Conversion
 from .int8 import CALIBRATION_PAIRS as CALIBRATION_PAIRS
 from .int8 import quantize_models as quantize_models

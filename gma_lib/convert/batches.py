@@ -46,15 +46,31 @@ class Batch:
     what: str
 
 
-def compare_together(spec: ModelSpec, *, card: Card | None = None) -> tuple[str, Deviation]:
-    """Export and convert the network for small frames and the whole batch at once, and compare its
-    flow of different random pairs with PyTorch's; return what was compared, and the distance.
+def read_different_pairs(
+    pairs: list[FramePair], spec: ModelSpec, *, first: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read a padded batch (N, 3, H, W) of different pairs, beginning with the one named ``first``.
+
+    Where the batch has more places than there are pairs, they repeat, shifted sideways.
     """
-    size = spec.batch_size
-    spec = replace(spec, height=SMALL[0], width=SMALL[1], at_once=None)
-    image1, image2 = (
-        np.random.default_rng(0).integers(0, 256, (2, size, 3, *SMALL)).astype(np.float32)
-    )
+    chosen = sorted(pairs, key=lambda pair: pair.name != first)[: spec.batch_size]
+    image1, image2, _ = read_batch(chosen, spec.batch_size)
+    for place in range(len(chosen), spec.batch_size):
+        shift, source = divmod(place, len(chosen))
+        for images in (image1, image2):
+            images[place] = np.roll(images[source], 7 * shift, axis=-1)
+    return image1, image2
+
+
+def compare_together(
+    image1: np.ndarray, image2: np.ndarray, spec: ModelSpec, *, card: Card | None = None
+) -> tuple[str, Deviation]:
+    """Export and convert the network for small frames and the whole batch at once, and compare its
+    flow of a detail of each pair with PyTorch's; return what was compared, and the distance.
+    """
+    height, width = SMALL
+    spec = replace(spec, height=height, width=width, at_once=None)
+    image1, image2 = (images[..., :height, :width] for images in (image1, image2))
     options = {"card": card} if spec.backend == "ascend" else {}
     reference = np.concatenate(list(_compute_references(spec, image1, image2)))
     with tempfile.TemporaryDirectory() as folder:
@@ -63,47 +79,40 @@ def compare_together(spec: ModelSpec, *, card: Card | None = None) -> tuple[str,
             spec.backend, Path(folder), precision=spec.precision, **options
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
-    return f"{_count(size)} of {SMALL[0]}x{SMALL[1]}, computed together", found
+    return f"{_count(spec.batch_size)} of {height}x{width}, computed together", found
 
 
 def gather_batch(
-    pairs: list[FramePair],
+    image1: np.ndarray,
+    image2: np.ndarray,
     spec: ModelSpec,
     reference: np.ndarray,
     *,
-    first: str,
     limit_s: float = LIMIT_S,
 ) -> Batch:
-    """Gather a batch of different pairs with PyTorch's flow where memory and time allow it, else
-    one pair in every place.
+    """Gather PyTorch's flow of every pair of a batch where memory and time allow it; else the first
+    pair takes every place.
 
     Parameters
     ----------
-    pairs
-        Where they are fewer than the batch has places, the other places get them shifted sideways.
     reference
-        PyTorch's flow of the pair named ``first``, float32 (2, H, W); it takes the first place.
+        PyTorch's flow of the first pair, float32 (2, H, W).
     limit_s
         Seconds that PyTorch and the converted model may need for the whole batch, judged by the
         second pair.
     """
     size, full = spec.batch_size, f"{spec.height}x{spec.width}"
-    chosen = sorted(pairs, key=lambda pair: pair.name != first)[:size]
-    image1, image2, _ = read_batch(chosen, size)
-    for place in range(len(chosen), size):
-        shift, source = divmod(place, len(chosen))
-        for images in (image1, image2):
-            images[place] = np.roll(images[source], 7 * shift, axis=-1)
     needed = predict_memory("torch", "float32", 1, spec.height, spec.width) or 0
     if size > 1 and needed > SHARE_OF_MEMORY * find_memory():
-        return _repeat(image1, image2, reference, full, f"PyTorch needs {needed / 1e9:.1f} GB more")
+        why = f"PyTorch needs {needed / 1e9:.1f} GB for another one"
+        return _repeat(image1, image2, reference, f"1 pair of {full}", why)
     start, flows = time.monotonic(), [reference[None]]
     for flow in _compute_references(spec, image1[1:], image2[1:]):
         flows.append(flow)
         predicted_s = 2 * (size - 1) * (time.monotonic() - start) / (len(flows) - 1)
         if predicted_s > limit_s:
             why = f"{size} different pairs would take about {predicted_s:.0f} s"
-            return _repeat(image1, image2, reference, full, why)
+            return _repeat(image1, image2, reference, f"1 pair of {full}", why)
     return Batch(image1, image2, np.concatenate(flows), f"{_count(size)} of {full}")
 
 

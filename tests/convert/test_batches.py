@@ -18,14 +18,15 @@ def pairs(tiny_sintel):
 
 
 @pytest.fixture
-def reference(seeded):
+def reference():
     return np.full((2, 128, 160), 7, np.float32)
 
 
 @pytest.mark.parametrize("places", [1, 3, 9])
 def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, places):
     spec = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=places)
-    batch = batches.gather_batch(pairs, spec, reference, first=pairs[2].name)
+    frames = batches.read_different_pairs(pairs, spec, first=pairs[2].name)
+    batch = batches.gather_batch(*frames, spec, reference)
     assert batch.flow.shape == (places, 2, 128, 160)
     np.testing.assert_array_equal(batch.flow[0], reference)
     np.testing.assert_array_equal(batch.image1[0], pairs[2].load().frame1)
@@ -37,17 +38,18 @@ def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, pla
 def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
     pairs, reference, monkeypatch
 ):
-    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name, limit_s=0)
+    frames = batches.read_different_pairs(pairs, SPEC, first=pairs[0].name)
+    batch = batches.gather_batch(*frames, SPEC, reference, limit_s=0)
     assert (batch.image1 == batch.image1[0]).all()
     assert (batch.flow == reference).all()
     assert "1 pair of 128x160 in all 3 places" in batch.what
     monkeypatch.setattr(batches, "find_memory", lambda: 1e6)
-    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name)
+    batch = batches.gather_batch(*frames, SPEC, reference)
     assert "PyTorch needs" in batch.what
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
-def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, monkeypatch):
+def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pairs, monkeypatch):
     opened = []
     monkeypatch.setattr(
         batches,
@@ -55,7 +57,8 @@ def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, mon
         lambda *args, **options: opened.append(load_backend(*args, **options)) or opened[-1],
     )
     spec = ModelSpec("seeded", 440, 1024, backend=backend, num_updates=1, batch_size=3)
-    what, found = batches.compare_together(spec)
+    frames = batches.read_different_pairs(pairs, spec, first=pairs[0].name)
+    what, found = batches.compare_together(*frames, spec)
     assert what == "3 different pairs of 128x160, computed together"
     assert found.is_rounding
     assert opened[0].at_once == 3
@@ -63,7 +66,8 @@ def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, mon
 
 def test_places_mixed_up_are_found(pairs, reference, tmp_path, monkeypatch):
     """The fault that a batch filled with one pair hides."""
-    batch = batches.gather_batch(pairs, SPEC, reference, first=pairs[0].name)
+    frames = batches.read_different_pairs(pairs, SPEC, first=pairs[0].name)
+    batch = batches.gather_batch(*frames, SPEC, reference)
     prepare_model(SPEC, tmp_path)
     with load_backend("openvino", tmp_path, precision="float32") as network:
         flow = network.predict(batch.image1, batch.image2)
