@@ -22,9 +22,10 @@ from gma_lib.backends import Backend, find_backend, load_backend
 from gma_lib.perf.on_device import measure_on_card
 from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.results import summarize
+from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.machine import exclusive_machine
-from gma_lib.runs.records import Record, list_modules
+from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
 
 with suppress(ImportError):  # Windows has none
@@ -177,7 +178,7 @@ def _measure_here(task: Task) -> Record:
             "precision_read_back": backend.precision,
             "peak_rss_bytes": peak,
             "peak_device_bytes": backend.device_bytes(),
-            "modules": list_modules(),
+            "modules": list_loaded_modules(),
         }
 
 

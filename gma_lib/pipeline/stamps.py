@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from gma_lib.pipeline.chain import digest_record
 from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
+from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT, hash_value, shorten_path
 from gma_lib.runs.machine import find_processor, find_versions
@@ -105,7 +106,8 @@ def of_modules(consumed: dict[str, str], stage: str, run: Run) -> dict[str, str]
     """Keep, of the library's modules, those that the stage had loaded when it wrote its record."""
     record = read_json(locate_stage(stage, run) / STAGES[stage].products[0], made_by=stage)
     modules = record["provenance"]["modules"] + record.get("modules", [])  # of a child process
-    loaded = {f"code {module}" for module in modules}
+    library = PROJECT / "gma_lib"
+    loaded = {f"code {locate_module(module).relative_to(library)}" for module in modules}
     return {
         name: digest
         for name, digest in consumed.items()

@@ -25,8 +25,11 @@ def locate_module(name: str) -> Path:
 def digest_module(name: str) -> str | None:
     """SHA-256 of a module's syntax tree without docstrings; None if there is no such module."""
     path = locate_module(name)
-    if not path.is_file():
-        return None
+    return hash_code(path) if path.is_file() else None
+
+
+def hash_code(path: Path) -> str:
+    """SHA-256 of a Python file's syntax tree without docstrings."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:

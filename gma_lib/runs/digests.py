@@ -1,13 +1,12 @@
 """Digests of files and of code, remembered, so that a file that did not change is read once."""
 
-import ast
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gma_lib.runs.code import hash_code
 from gma_lib.runs.files import PROJECT, hash_file, shorten_path, write_atomically
 from gma_lib.runs.machine import count_cores
 
@@ -76,18 +75,6 @@ def _read_memory(path: Path) -> dict[str, list[int | str]]:
         }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-
-
-def hash_code(path: Path) -> str:
-    """SHA-256 of a Python module's syntax tree without docstrings."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def hash_files(paths: Iterable[Path]) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 import json
 import platform
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import gma_lib
+from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import make_plain, shorten_path, write_atomically
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
@@ -57,16 +57,8 @@ def trace_provenance() -> Record:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()} | find_versions(),
-        "modules": list_modules(),
+        "modules": list_loaded_modules(),
     }
-
-
-def list_modules() -> list[str]:
-    """Files of this package that the process has loaded, relative to the package's folder."""
-    library = Path(gma_lib.__file__).parent
-    loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    files = (Path(file) for file in loaded if file)
-    return sorted(str(file.relative_to(library)) for file in files if library in file.parents)
 
 
 def describe_provenance() -> str:

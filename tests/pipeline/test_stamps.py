@@ -16,7 +16,8 @@ from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_status
 from gma_lib.report import index as report
 from gma_lib.runs import run as runs
-from gma_lib.runs.digests import Digests, hash_code
+from gma_lib.runs.code import hash_code
+from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT, hash_file
 
 
