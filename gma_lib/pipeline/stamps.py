@@ -91,7 +91,11 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     """
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
     consumed = {"notebook": hash_value(cells), "processor": find_processor()}
-    consumed |= {f"parameter {name}": repr(value) for name, value in parameters.items()}
+    consumed |= {
+        f"parameter {name}": repr(value)
+        for name, value in parameters.items()
+        if name != "outputs"  # a folder that was moved holds the same results
+    }
     consumed |= {f"library {name}": version for name, version in find_versions().items()}
     consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))
     for before in STAGES[stage].reads:
