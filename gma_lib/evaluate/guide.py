@@ -6,7 +6,6 @@ Everything comes from the records that the stages of a run wrote; nothing is mea
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ from gma_lib.ascend.atc import read_manifest
 from gma_lib.ascend.keep import describe_kept
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
-from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run
 
 GUIDE = "the guide, Ascend 310P3"
@@ -50,13 +49,6 @@ class StageRecords:
     @property
     def label(self) -> str:
         return self.run.name + (" (SIMULATED)" if self.simulated else "")
-
-
-def read_if_present(path: Path, *, made_by: str) -> Record:
-    """Read a JSON file of this package; return an empty dict where its stage ended without one, as
-    03 does when memory runs out.
-    """
-    return read_json(path, made_by=made_by) if Path(path).is_file() else {}
 
 
 def compare_with_guide(

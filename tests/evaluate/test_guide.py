@@ -162,4 +162,3 @@ def test_nothing_has_run(tmp_path):
     assert len(guide.compare_with_guide([])) == 4
     assert len(guide.compare_with_guide([records(tmp_path, metrics={}, perf={})])) == 4
     assert list(guide.list_differences([]).columns) == [GUIDE]
-    assert guide.read_if_present(tmp_path / "convert.json", made_by="03_convert") == {}
