@@ -78,7 +78,7 @@ STAGES = {
     "03_convert": Stage(("01_data", "02_export"), ("convert.json", "model/*")),
     "04_infer": Stage(
         ("01_data", "02_export", "03_convert"),
-        ("infer.json", "flow/ledger.jsonl", "flow/*/*/*.flo"),
+        ("infer.json", "flow/*/*/*.flo"),
     ),
     "05_evaluate": Stage(("01_data", "02_export", "03_convert", "04_infer"), ("metrics.json",)),
     "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),

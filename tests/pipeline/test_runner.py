@@ -188,7 +188,7 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
 def test_a_stage_too_early_says_what_to_run_first(tmp_path):
     done = run_stage("04_infer", tmp_path)
     assert done.returncode == 1
-    assert "03_convert did not end well; run it first" in done.stderr
+    assert "01_data did not end well; run it first" in done.stderr
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
