@@ -14,7 +14,7 @@ from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run
 
 # Of a record: what tells of one call or place, not of the result
-NOT_RESULT = ("provenance", "summary", "root")
+NOT_RESULT = ("provenance", "summary", "root", "compared")
 
 
 def digest_record(record: Record) -> str:
