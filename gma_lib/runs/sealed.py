@@ -76,11 +76,11 @@ def find_fault(folder: Path, made_from: Record) -> str | None:
         seal = json.loads((folder / SEAL).read_bytes())
         if seal.pop("sha256") != hash_value(seal) or seal["schema"] != SCHEMA:
             return "its seal was changed"
+        found, files = _hash_files(folder), seal["files"]
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return "it has no seal that can be read"
+        return "its files or its seal cannot be read"
     if seal["made_from"] != make_plain(made_from):
         return "it was made from something else"
-    found, files = _hash_files(folder), seal["files"]
     changed = sorted(name for name in found | files if found.get(name) != files.get(name))
     changed += [name for name, digests in seal["code"].items() if not _is_same(name, *digests)]
     return f"{', '.join(changed)} changed since" if changed else None
