@@ -223,23 +223,21 @@ def _run_notebook(job: Job, running: Path) -> tuple[str, str]:
 
 def _explain(error: BaseException, job: Job) -> tuple[str, str]:
     """Status and reason of a notebook that an error ended."""
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, PapermillExecutionError):
         if error.ename == DoesNotFit.__name__:
             return "out_of_memory", error.evalue
         return "failed", f"{error.ename}: {error.evalue}".splitlines()[0]
+    if str(error).startswith("Kernel died"):  # while it started, or later: two kinds of error
+        return "died", "the kernel died, most likely for lack of memory: try a smaller batch size"
     known: dict[type[BaseException], tuple[str, str]] = {
         CellTimeoutError: (
             "timeout",
             f"a cell took longer than {job.cell_limit_s} s (the parameter cell_limit_s)",
         ),
         TimeoutError: ("timeout", str(error)),
-        DeadKernelError: (
-            "died",
-            "the kernel died, most likely for lack of memory: try a smaller batch size",
-        ),
         KeyboardInterrupt: ("interrupted", "interrupted; start again to go on"),
     }
     otherwise = ("failed", f"{type(error).__name__}: {error}".splitlines()[0])

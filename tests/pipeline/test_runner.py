@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import copy_until, run_stage
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from gma_lib.pipeline import runner
 from gma_lib.pipeline.stages import STAGES, locate_stage
@@ -199,7 +200,7 @@ def test_a_stage_too_early_says_what_to_run_first(tmp_path):
         (
             "02_export",
             ["checkpoint=nothing.pth"],
-            "neither a weights file nor one of the shipped weights",
+            "neither a weights file",
         ),
         ("02_export", ["num_updates=0"], "num_updates is a whole number"),
         ("02_export", ["lookup=gathr"], "lookup is one of"),
@@ -263,6 +264,22 @@ def test_a_dead_kernel_is_no_success(finished, tmp_path):
     folder = outputs / "tiny/test/bs2"
     assert content(folder / "04_infer.failed.ipynb")["metadata"]["gma"]["status"] == "died"
     assert not (folder / "04_infer.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DeadKernelError("Kernel died"), "died"),
+        (RuntimeError("Kernel died before replying to kernel_info"), "died"),
+        (CellTimeoutError("too slow"), "timeout"),
+        (TimeoutError("too slow"), "timeout"),
+        (KeyboardInterrupt(), "interrupted"),
+        (OSError("no port"), "failed"),
+    ],
+)
+def test_an_error_of_the_notebook_has_its_status(error, status):
+    job = runner.Job("01_data", None, {}, limit_s=1, cell_limit_s=1)
+    assert runner._explain(error, job)[0] == status
 
 
 def _kernel_of(pid):
