@@ -57,7 +57,7 @@ def test_pages_need_no_network_and_describe_their_pictures(finished):
 
 def test_metrics_hold_what_was_scored(finished):
     metrics = content(finished / "tiny/test/bs3/metrics.json")
-    assert metrics["schema"] == 1
+    assert metrics["schema"] == 2
     for pass_name in ("clean", "final"):
         scores = metrics[pass_name]
         assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (
@@ -143,6 +143,7 @@ def test_plain_papermill(finished, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out.ipynb")["cells"]
+    assert "up to date" in run_stage("05_evaluate", finished).stdout  # the same result again
 
 
 def test_the_index_shows_all_of_it(finished):
