@@ -71,7 +71,7 @@ $(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs
 	@$(call STAGE,06_perf,$*)
 
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
-	$(PYTHON) -m gma_lib.training.trainer --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
+	$(PYTHON) -m gma_lib.cli train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
 
 bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (an hour)
 	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json

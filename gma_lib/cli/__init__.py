@@ -4,24 +4,27 @@ Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 inter
 ``gma stage`` has more.
 """
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 import click
 
 import gma_lib
 from gma_lib import runs
 
-# Command -> its module and its line of help. A module is imported when its command runs, so that
+# Command -> where it is and its line of help. A module is imported when its command runs, so that
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
 COMMANDS = {
-    "doctor": ("gma_lib.doctor", "Check this machine."),
-    "download": ("gma_lib.cli.download", "Download MPI Sintel."),
-    "evaluate": ("gma_lib.cli.evaluate", "Score flow files against ground truth."),
-    "export": ("gma_lib.cli.export", "Write the network as ONNX for one frame size."),
-    "flow": ("gma_lib.cli.flow", "Flow from FRAME1 to FRAME2, two images of one size."),
-    "stage": ("gma_lib.cli.stage", "Run one notebook of the pipeline."),
-    "submit": ("gma_lib.cli.submit", "Flow for Sintel's benchmark, every file checked."),
-    "video": ("gma_lib.cli.video", "Flow along a folder of images or a video."),
+    "card": ("gma_lib.cli.train:card", "Write the card of the bundled weights."),
+    "doctor": ("gma_lib.doctor:main", "Check this machine."),
+    "download": ("gma_lib.cli.download:main", "Download MPI Sintel."),
+    "evaluate": ("gma_lib.cli.evaluate:main", "Score flow files against ground truth."),
+    "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
+    "flow": ("gma_lib.cli.flow:main", "Flow from FRAME1 to FRAME2, two images of one size."),
+    "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
+    "stage": ("gma_lib.cli.stage:main", "Run one notebook of the pipeline."),
+    "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
+    "train": ("gma_lib.cli.train:train", "Train GMA on procedural scenes."),
+    "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
 }
 
 
@@ -34,7 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(COMMANDS[cmd_name][0]).main
+        command: click.Command = resolve_name(COMMANDS[cmd_name][0])
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -35,6 +35,12 @@ def write_atomically(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, in UTF-8."""
+    with write_atomically(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def _sync(path: Path) -> None:
     """Ask the disk to keep a file, or the names in a folder, where the system can."""
     try:

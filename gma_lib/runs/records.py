@@ -8,7 +8,7 @@ from typing import Any
 
 import gma_lib
 from gma_lib.runs.code import list_loaded_modules
-from gma_lib.runs.files import make_plain, shorten_path, write_atomically
+from gma_lib.runs.files import make_plain, shorten_path, write_text
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 2
@@ -21,9 +21,7 @@ def write_json(path: Path, content: Record) -> None:
     NaN and infinity become null.
     """
     whole = {"schema": SCHEMA, "provenance": trace_provenance()} | content
-    text = json.dumps(make_plain(whole), indent=1, allow_nan=False)
-    with write_atomically(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(make_plain(whole), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *, made_by: str) -> Record:

@@ -1,22 +1,33 @@
-"""What training computes: the configuration file, its phases, and the checks of their values."""
+"""What training computes: the configuration file, its phases, and the bounds of their values."""
 
-import dataclasses
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Annotated, Literal, Self
 
 import yaml
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, to_json
 
 from gma_lib.network.sizes import check_sides
 from gma_lib.runs.records import Record
 
 LARGEST_BATCH = 64  # scene numbers reserved for each step
-PRECISIONS = ("bfloat16", "float32")
-OPTIMISERS = ("adamw", "muon")
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Phase:
     """One stretch of the curriculum.
 
@@ -60,45 +71,45 @@ class Phase:
     """
 
     name: str
-    steps: int
+    steps: PositiveInt
     height: int
     width: int
-    batch_size: int
-    num_updates: int
-    lead_updates: int
-    loss_power: float
-    learning_rate: float
-    final_learning_rate: float
-    layers: tuple[int, int]
-    min_displacement: float
+    batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+    num_updates: NonNegativeInt
+    lead_updates: NonNegativeInt
+    loss_power: PositiveShare
+    learning_rate: PositiveFloat
+    final_learning_rate: NonNegativeFloat
+    layers: tuple[NonNegativeInt, NonNegativeInt]
+    min_displacement: PositiveFloat
     max_displacement: float
-    photometric: float
-    relief: float
-    dim: float
+    photometric: Share
+    relief: Share
+    dim: Share
     learn_occluded: bool
-    matching: float
+    matching: NonNegativeFloat
     freeze_batch_norm: bool
 
-    def __post_init__(self) -> None:
-        _check_types(self)
-        _require(self, "above 0", "steps", "batch_size", "min_displacement", "learning_rate")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Check what depends on two fields."""
         if self.max_displacement <= self.min_displacement:
-            _refuse(self, "max_displacement", f"above min_displacement ({self.min_displacement})")
-        if not 0 <= self.final_learning_rate <= self.learning_rate:
-            _refuse(self, "final_learning_rate", "between 0 and learning_rate")
-        if self.batch_size > LARGEST_BATCH:
-            _refuse(self, "batch_size", f"at most {LARGEST_BATCH}")
-        _require(self, "at least 0", "num_updates", "lead_updates", "matching")
+            raise ValueError(
+                f"max_displacement must be above min_displacement, not {self.max_displacement}"
+            )
+        if self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate must be at most learning_rate, not {self.final_learning_rate}"
+            )
         if not self.num_updates and self.matching < 1e-6:
-            _refuse(self, "matching", "above 0 where num_updates is 0")
-        _require(self, "above 0 and at most 1", "loss_power")
-        if not 0 <= self.layers[0] <= self.layers[1]:
-            _refuse(self, "layers", "two rising numbers from 0 up")
-        _require(self, "between 0 and 1", "photometric", "relief", "dim")
+            raise ValueError("matching must be above 0 where num_updates is 0")
+        if self.layers[0] > self.layers[1]:
+            raise ValueError(f"layers must be two rising numbers, not {self.layers}")
         check_sides(self.height, self.width)
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class TrainingConfig:
     """Everything that decides what training computes.
 
@@ -129,30 +140,18 @@ class TrainingConfig:
     """
 
     seed: int
-    textures: int
-    photographs: int
-    precision: str
-    optimiser: str
-    sequence_gamma: float
-    weight_decay: float
-    clip: float
-    ema_decay: float
-    checkpoint_minutes: float
-    validate_every: int
-    validation_pairs: int
-    phases: tuple[Phase, ...]
-
-    def __post_init__(self) -> None:
-        _check_types(self)
-        for name, known in (("precision", PRECISIONS), ("optimiser", OPTIMISERS)):
-            if getattr(self, name) not in known:
-                _refuse(self, name, f"one of {', '.join(known)}")
-        above_zero = ("textures", "clip", "checkpoint_minutes", "validate_every")
-        _require(self, "above 0", *above_zero, "validation_pairs")
-        _require(self, "above 0 and at most 1", "sequence_gamma", "ema_decay")
-        _require(self, "at least 0", "photographs", "weight_decay")
-        if not self.phases:
-            _refuse(self, "phases", "a list of at least one phase")
+    textures: PositiveInt
+    photographs: NonNegativeInt
+    precision: Literal["bfloat16", "float32"]
+    optimiser: Literal["adamw", "muon"]
+    sequence_gamma: PositiveShare
+    weight_decay: NonNegativeFloat
+    clip: PositiveFloat
+    ema_decay: PositiveShare
+    checkpoint_minutes: PositiveFloat
+    validate_every: PositiveInt
+    validation_pairs: PositiveInt
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
 
     @property
     def steps(self) -> int:
@@ -177,69 +176,25 @@ class TrainingConfig:
         return phase.learning_rate + share * (phase.final_learning_rate - phase.learning_rate)
 
 
-BOUNDS = {
-    "above 0": lambda value: value > 0,
-    "at least 0": lambda value: value >= 0,
-    "between 0 and 1": lambda value: 0 <= value <= 1,
-    "above 0 and at most 1": lambda value: 0 < value <= 1,
-}
-
-
-def _require(settings: Phase | TrainingConfig, bounds: str, *names: str) -> None:
-    for name in names:
-        if not BOUNDS[bounds](getattr(settings, name)):
-            _refuse(settings, name, bounds)
-
-
-def _refuse(settings: Phase | TrainingConfig, name: str, wanted: str) -> NoReturn:
-    raise ValueError(f"{name} must be {wanted}, not {getattr(settings, name)!r}")
-
-
-def _check_types(settings: Phase | TrainingConfig) -> None:
-    """Check fields against their annotations; integers pass for floats, True not for 1."""
-    for field in dataclasses.fields(settings):
-        value, kind = getattr(settings, field.name), cast(type, field.type)
-        wanted = (int, float) if kind is float else (kind,)
-        if kind in (int, str, bool, float) and (
-            not isinstance(value, wanted) or isinstance(value, bool) != (kind is bool)
-        ):
-            raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field.name} must be a finite number, not {value!r}")
-
-
 def load_config(path: Path) -> TrainingConfig:
     """Read a configuration; errors name the entry that is unknown, missing or impossible."""
     text = Path(path).read_text(encoding="utf-8")
     try:
         return parse_config(yaml.safe_load(text))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def parse_config(content: Record) -> TrainingConfig:
     """Build a configuration from plain values, as YAML and checkpoints hold them."""
-    _check_names(content, TrainingConfig, "the configuration")
-    if not isinstance(content["phases"], list):
-        raise ValueError(f"phases must be a list, not {content['phases']!r}")
-    phases = []
-    for number, phase in enumerate(content["phases"]):
-        _check_names(phase, Phase, f"phase {number}")
-        layers = phase["layers"]
-        if not isinstance(layers, list | tuple) or [type(count) for count in layers] != [int, int]:
-            raise ValueError(
-                f"phase {number}: layers must be two integers, fewest and most, not {layers!r}"
-            )
-        phases.append(Phase(**phase | {"layers": tuple(layers)}))
-    return TrainingConfig(**content | {"phases": tuple(phases)})
+    try:
+        # As JSON, whose lists are tuples even to a strict check.
+        return TypeAdapter(TrainingConfig).validate_json(to_json(content))
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_describe, error.errors()))) from error
 
 
-def _check_names(content: object, kind: type[Phase | TrainingConfig], where: str) -> None:
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must map names to values, not {content!r}")
-    known = [field.name for field in dataclasses.fields(kind)]
-    unknown = sorted(set(map(str, content)) - set(known))
-    missing = [name for name in known if name not in content]
-    named = (("unknown", unknown), ("missing", missing))
-    if parts := [f"{word} {', '.join(names)}" for word, names in named if names]:
-        raise ValueError(f"{where}: {'; '.join(parts)} (it has {', '.join(known)})")
+def _describe(error: ErrorDetails) -> str:
+    place = ".".join(map(str, error["loc"])) or "the configuration"
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"

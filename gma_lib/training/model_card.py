@@ -1,17 +1,15 @@
 """The card of the bundled weights: how they were made and how they score, as numbers and as a page.
 
-    python -m gma_lib.training.model_card                               # write the page
-    python -m gma_lib.training.model_card --score [--sintel FOLDER]     # measure again first
+    gma card                                # write the page
+    gma card --score [--sintel FOLDER]      # measure again first
 
 ``weights/gma-procedural.json`` holds the numbers. The page ``weights/gma-procedural.md`` and its
 figure are made from them and never edited by hand.
 """
 
-import argparse
 import json
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +18,13 @@ import numpy as np
 import torch
 
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import LoadedPair, find_pairs, find_root
+from gma_lib.data.sintel import PASSES, LoadedPair, find_pairs
 from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores, sum_errors
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.network.model import GMA
-from gma_lib.runs.files import PROJECT, write_atomically
-from gma_lib.runs.progress import show_messages, track
+from gma_lib.runs.files import PROJECT, write_atomically, write_text
+from gma_lib.runs.progress import track
 from gma_lib.runs.records import Record
 from gma_lib.training.config import TrainingConfig, load_config
 from gma_lib.training.pairs import PairSource, render_held_out
@@ -87,10 +85,9 @@ DIS is OpenCV's, medium preset.
 ## Again
 
     make train
-    python -m gma_lib.training.model_card --score --sintel FOLDER
+    gma card --score --sintel FOLDER
 """
 
-logger = logging.getLogger(__name__)
 Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
 
 
@@ -167,8 +164,8 @@ def score_sintel(weights: str, root: Path) -> dict[str, dict[str, Record]]:
     """Score weights and DIS on the pairs with ground truth below ``root``, pass by pass."""
     model, _ = load_model(weights)
     scores = {}
-    for pass_name in ("clean", "final"):
-        found = find_pairs(find_root(root, "training"), pass_name=pass_name)
+    for pass_name in PASSES:
+        found = find_pairs(root, pass_name=pass_name)
         known = [pair for pair in found if pair.flow is not None]
         pairs = track(known, label=f"Sintel {pass_name}", unit="pair")
         scores[pass_name] = _score_with_dis(model, SINTEL_UPDATES, (pair.load() for pair in pairs))
@@ -183,15 +180,15 @@ def update_scores(card: Record, *, sintel: Path | None = None) -> Record:
     families = score_held_out(load_config(PROJECT / "params" / "train.yaml"), NAME)
     known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
     excerpt = score_sintel(NAME, sintel) if sintel else known
-    scores = card["scores"] | {
-        "held_out_pairs_each": TEST_PAIRS,
-        "held_out_families": families,
-        "sintel_excerpt": excerpt,
-    }
     return card | {
         "sha256": weights.sha256,
         "bytes": (WEIGHTS_FOLDER / f"{NAME}.safetensors").stat().st_size,
-        "scores": scores,
+        "scores": card["scores"]
+        | {
+            "held_out_pairs_each": TEST_PAIRS,
+            "held_out_families": families,
+            "sintel_excerpt": excerpt,
+        },
         "beats_dis_on_held_out": beats_dis(families),
         "note": compose_note(card["how"]["minutes"], excerpt),
     }
@@ -311,10 +308,8 @@ def _name_method(name: str) -> str:
     return "DIS" if name == "dis" else f"{name} update{'' if name == '1' else 's'}"
 
 
-def _table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    titles = list(titles)
-    lines = [titles, *rows]
-    head, *body = [f"| {' | '.join(map(str, cells))} |" for cells in lines]
+def _table(titles: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    head, *body = [f"| {' | '.join(map(str, cells))} |" for cells in (titles, *rows)]
     return "\n".join([head, f"|{'---|' * len(titles)}", *body])
 
 
@@ -363,26 +358,16 @@ def _compare_with_dis(card: Record) -> str:
     return " ".join(sentences)
 
 
-def main() -> None:
-    show_messages()
-    parser = argparse.ArgumentParser(description="Write the card of the bundled weights.")
-    parser.add_argument("--score", action="store_true", help="measure again first")
-    parser.add_argument(
-        "--sintel", type=Path, help="with --score: a folder of Sintel, for scores on real frames"
-    )
-    arguments = parser.parse_args()
-    numbers, text = WEIGHTS_FOLDER / f"{NAME}.json", WEIGHTS_FOLDER / f"{NAME}.md"
-    card = json.loads(numbers.read_text(encoding="utf-8"))
-    if arguments.score:
-        card = update_scores(card, sintel=arguments.sintel)
-        with write_atomically(numbers) as partial:
-            partial.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    with write_atomically(text) as partial:
-        partial.write_text(make_page(card), encoding="utf-8")
+def write_card(*, score: bool = False, sintel: Path | None = None) -> Record:
+    """Write the page and the figure of the bundled weights and return their numbers, measured again
+    first if ``score`` (see ``update_scores``).
+    """
+    numbers = WEIGHTS_FOLDER / f"{NAME}.json"
+    card: Record = json.loads(numbers.read_text(encoding="utf-8"))
+    if score:
+        card = update_scores(card, sintel=sintel)
+        write_text(numbers, json.dumps(card, indent=1) + "\n")
+    write_text(numbers.with_suffix(".md"), make_page(card))
     with write_atomically(WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
         plot_training(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
-    logger.info(card["note"])
-
-
-if __name__ == "__main__":
-    main()
+    return card

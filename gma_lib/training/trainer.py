@@ -1,25 +1,19 @@
 """Train GMA on procedural scenes, whose motion is known because the package draws them.
 
 A killed run resumes on the same curve: every pair is a function of its number.
-
-    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER [--resume]
-    python -m gma_lib.training.trainer --config params/train.yaml --out FOLDER --weights FILE
-    python -m gma_lib.training.trainer --config params/train.yaml --score gma-procedural
 """
 
-import argparse
-import contextlib
 import dataclasses
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import compress, islice
+from operator import not_
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -29,14 +23,15 @@ from torch.optim.swa_utils import AveragedModel
 from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.model import GMA, GMAConfig, upsample_flow
 from gma_lib.runs.files import write_atomically
-from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record
-from gma_lib.training.config import Phase, TrainingConfig, load_config
-from gma_lib.training.log import cut_log, held_out_epe, plot_log, read_log
+from gma_lib.training.config import Phase, TrainingConfig
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
-from gma_lib.training.model_card import predict_updates, score_held_out, score_pairs
+from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +77,7 @@ def make_optimisers(model: GMA, config: TrainingConfig) -> list[torch.optim.Opti
         # kernels with fewer than 16 rows or columns stay with AdamW
         large = [one.ndim == 4 and min(one.flatten(1).shape) >= 16 for one in parameters]
         kernels = list(compress(parameters, large))
-        parameters = [
-            one for one, is_kernel in zip(parameters, large, strict=True) if not is_kernel
-        ]
+        parameters = list(compress(parameters, map(not_, large)))
         optimisers.append(KernelMuon(kernels, weight_decay=config.weight_decay))
     # Before the recurrent part reads the correlation, its clipped gradients are of the order of
     # AdamW's usual epsilon (1e-8), which would stop it from learning.
@@ -128,17 +121,17 @@ class Trainer:
     def advance(self) -> Record:
         """Take one step and return what to log about it."""
         phase, _ = self.config.phase_at(self.step)
-        rate = self.config.learning_rate(self.step)
         started = time.monotonic()
         batch = self.source.render_batch(self.step, phase)
         rendered = time.monotonic()
         self.model.train()
         if phase.freeze_batch_norm:
-            _freeze_batch_norm(self.model)
+            self.model.cnet.eval()  # the only part that has batch norms
         loss, about = self._compute_loss(batch, phase)
         self._require_finite("loss", loss, phase)
         norm = self._compute_gradient(loss)
         self._require_finite("gradient", norm, phase)
+        rate = self.config.learning_rate(self.step)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -258,12 +251,6 @@ def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | in
     return averaged.lerp(current, 1 - min(decay, int(count) / (9 + int(count))))
 
 
-def _freeze_batch_norm(model: GMA) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-
-
 def _list_differences(old: Record, new: Record, prefix: str = "") -> list[str]:
     """Name the entries in which two configurations differ."""
     names = []
@@ -360,46 +347,57 @@ def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> Reco
     return {"step": trainer.step, "validation": found}
 
 
-def main() -> None:
-    show_messages()
-    parser = argparse.ArgumentParser(
-        prog="python -m gma_lib.training.trainer", description="Train GMA on procedural scenes."
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="configuration, such as params/train.yaml"
-    )
-    task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--out", type=Path, help="train, with checkpoints and the log in this folder")
-    task.add_argument(
-        "--score",
-        metavar="WEIGHTS",
-        help="print the scores of these weights on both held-out families as JSON",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the folder's checkpoint")
-    parser.add_argument(
-        "--weights", help="start from these weights (a name or a file) with a fresh optimiser"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    if arguments.resume and arguments.weights:
-        parser.error("--resume continues a run and --weights starts one: give one of the two")
-    try:
-        config = load_config(arguments.config)
-        if arguments.score:
-            with contextlib.redirect_stdout(sys.stderr):  # progress; stdout holds the JSON alone
-                scores = score_held_out(config, arguments.score, device=arguments.device)
-            logger.info(json.dumps(scores, indent=1))
-        else:
-            train(
-                config,
-                arguments.out,
-                resume=arguments.resume,
-                weights=arguments.weights,
-                device=arguments.device,
-            )
-    except (ValueError, OSError, TrainingDivergedError) as error:
-        raise SystemExit(f"training: {error}") from error
+# --- the log --------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    main()
+def cut_log(path: Path, step: int) -> None:
+    """Remove entries after the checkpoint's step, or the curve would hold those steps twice."""
+    path.touch()
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            break
+        if entry["step"] <= step:
+            kept.append(line)
+    with write_atomically(path) as partial:
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def held_out_epe(validation: Record) -> float:
+    """Return the EPE in pixels that decides which weights are kept: the mean of both families."""
+    return float(np.mean([family["all"]["epe"] for family in validation["validation"].values()]))
+
+
+def read_log(path: Path) -> tuple[list[Record], list[Record]]:
+    """Read the entries of steps and those of validations."""
+    entries = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [entry for entry in entries if "loss" in entry], [
+        entry for entry in entries if "validation" in entry
+    ]
+
+
+def plot_log(path: Path) -> "Figure":
+    """Plot the training error, smoothed, and the held-out error of both families over the steps."""
+    from matplotlib.figure import Figure
+
+    steps, validations = read_log(path)
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="EPE (px)", yscale="log")
+    steps = [entry for entry in steps if "epe" in entry]  # none while features alone learn
+    window = max(1, min(50, len(steps)))
+    lines = (("epe", "training", "0.3"), ("zero_epe", "zero flow on the same scenes", "0.7"))
+    for name, label, colour in lines if steps else ():
+        errors = [entry[name] for entry in steps]
+        smooth = np.convolve(errors, np.ones(window) / window, mode="valid")
+        numbers = [entry["step"] for entry in steps][window - 1 :]
+        axes.plot(numbers, smooth, label=f"{label}, mean of {window} steps", color=colour)
+    for family in validations[0]["validation"] if validations else ():
+        curve = [
+            (entry["step"], entry["validation"][family]["all"]["epe"]) for entry in validations
+        ]
+        axes.plot(*zip(*curve, strict=True), marker="o", label=f"held out: {family}")
+    if axes.lines:
+        axes.legend()
+    return figure

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
+from gma_lib.cli import main
 from gma_lib.data.sintel import LoadedPair, find_pairs
 from gma_lib.flow.classical import dis
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
 from gma_lib.training import model_card as card
-from gma_lib.training import trainer
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
 from gma_lib.training.pairs import PairSource, render_held_out
 
@@ -90,18 +90,16 @@ def _predict_dis(frame1, frame2):
 
 
 def test_scores_are_of_the_scenes_after_those_of_validation(
-    config, tmp_path, monkeypatch, capsys, tiny, small_validation
+    config, tmp_path, monkeypatch, tiny, small_validation
 ):
     monkeypatch.setattr(card, "TEST_PAIRS", 2)
     monkeypatch.setattr(card, "SCORED_UPDATES", (1, 2))
     (file := tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-    monkeypatch.setattr(
-        sys, "argv", ["training", "--config", str(file), "--score", "seeded", "--device", "cpu"]
+    printed = CliRunner().invoke(
+        main, ["held-out", "seeded", "--config", str(file), "--device", "cpu"]
     )
-    trainer.main()
-    printed = capsys.readouterr()
-    found = json.loads(printed.out)  # JSON alone: progress goes to stderr
-    assert "planes: 2/2 pairs" in printed.err
+    found = json.loads(printed.stdout)  # JSON alone: progress goes to stderr
+    assert "planes: 2/2 pairs" in printed.stderr
     validation = render_held_out(config, PairSource(config))
     test = render_held_out(config, PairSource(config), numbers=range(1, 3))
     for family, pairs in test.items():

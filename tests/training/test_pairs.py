@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, render_held_out
+from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, dim_light, render_held_out
 
 
 def test_a_pair_follows_from_its_number(source, config):
@@ -68,3 +69,17 @@ def test_the_held_out_scenes_stay_the_same(shipped):
         pytest.approx(m, abs=2e-3)
         for m in ([205.829, 203.142, 5.016, 0.035], [105.631, 106.87, 8.872, 0.022])
     ]
+
+
+def test_dim_pairs_hold_whole_grey_levels_and_the_same_flow(config, source):
+    phase = dataclasses.replace(config.phases[0], photometric=0.0, relief=0.0, dim=0.0)
+    pair = source.render_pair(7, phase)
+    for seed in range(5):
+        dim = dim_light(pair, np.random.default_rng(seed))
+        assert 6 < dim.image1.mean() < min(62, pair.image1.mean())
+        assert torch.equal(dim.image2, dim.image2.round())
+        assert dim.flow is pair.flow
+    dark = dataclasses.replace(pair, image1=0.02 * pair.image1, image2=0.02 * pair.image2)
+    assert torch.equal(dim_light(dark, np.random.default_rng(0)).image1, dark.image1.round())
+    black = dataclasses.replace(pair, image1=torch.zeros_like(pair.image1))
+    assert not dim_light(black, np.random.default_rng(0)).image1.any()

@@ -1,6 +1,7 @@
 """Training: steps, and runs that survive."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,16 @@ import yaml
 
 from gma_lib.runs.files import PROJECT
 from gma_lib.training import trainer
-from gma_lib.training.log import held_out_epe, plot_log, read_log
-from gma_lib.training.trainer import KernelMuon, Trainer, TrainingDivergedError, train
+from gma_lib.training.trainer import (
+    KernelMuon,
+    Trainer,
+    TrainingDivergedError,
+    cut_log,
+    held_out_epe,
+    plot_log,
+    read_log,
+    train,
+)
 
 
 def test_muon_moves_every_direction_of_a_kernel_alike_by_steps_as_large_as_adamw():
@@ -119,7 +128,8 @@ def _command(config_file: Path, folder: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "gma_lib.training.trainer",
+        "gma_lib.cli",
+        "train",
         "--config",
         str(config_file),
         "--out",
@@ -229,3 +239,20 @@ def test_a_checkpoint_of_another_way_of_averaging_is_refused(config, tmp_path):
 def test_resuming_needs_a_checkpoint(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="leave out --resume"):
         train(config, tmp_path, resume=True)
+
+
+def test_curves_can_be_drawn_before_any_flow_is_learnt(tmp_path):
+    (log := tmp_path / "log.jsonl").write_text(
+        json.dumps({"step": 1, "loss": 1.0, "zero_epe": 2.0}) + "\n"
+    )
+    assert plot_log(log).axes[0].get_lines() == []
+
+
+def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3))
+        + '{"step": 4, "lo'
+    )
+    cut_log(path, 2)
+    assert [entry["step"] for entry in read_log(path)[0]] == [1, 2]
