@@ -23,7 +23,7 @@ COMMANDS = {
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
     "stage": ("gma_lib.cli.stage:main", "Run one notebook of the pipeline."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
-    "train": ("gma_lib.cli.train:train", "Train GMA on procedural scenes."),
+    "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
     "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
 }
 

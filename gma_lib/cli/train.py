@@ -11,7 +11,7 @@ import torch
 from gma_lib.cli.options import PATH
 from gma_lib.training.config import load_config
 from gma_lib.training.model_card import score_held_out, write_card
-from gma_lib.training.trainer import train as train_weights
+from gma_lib.training.trainer import train
 
 CONFIG = click.option(
     "--config", required=True, type=PATH, help="Configuration, such as params/train.yaml."
@@ -27,11 +27,11 @@ DEVICE = click.option(
 @click.option("--resume", is_flag=True, help="Continue the folder's checkpoint.")
 @click.option("--weights", help="Start from these weights (a name or a file), optimiser fresh.")
 @DEVICE
-def train(config: Path, out: Path, resume: bool, weights: str | None, device: str) -> None:
+def train_weights(config: Path, out: Path, resume: bool, weights: str | None, device: str) -> None:
     """Train GMA on procedural scenes."""
     if resume and weights:
         raise click.UsageError("--resume continues a run and --weights starts one: give one")
-    train_weights(load_config(config), out, resume=resume, weights=weights, device=device)
+    train(load_config(config), out, resume=resume, weights=weights, device=device)
 
 
 @click.command("held-out")
