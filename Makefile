@@ -104,7 +104,7 @@ doctor: $(ENV) ## check this machine
 lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)
 	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.lock-venv/bin/python -m pip install --quiet --editable .[dev,training]
+	.lock-venv/bin/python -m pip install --quiet --editable .[dev]
 	.lock-venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
 	rm -rf .lock-venv
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from gma_lib import ascend, perf
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, RESOURCES
 from gma_lib.runs.machine import count_cores, find_memory, find_processor
 
 NEEDED = (
@@ -26,7 +26,7 @@ NEEDED = (
     "nbconvert",
     "torch",
 )
-LOCK = PROJECT / "requirements.lock"
+LOCK = RESOURCES / "requirements.lock"
 
 
 @dataclass(frozen=True)

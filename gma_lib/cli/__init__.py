@@ -27,6 +27,9 @@ COMMANDS = {
     "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
 }
 
+# Which extra of pyproject.toml brings a module; what is not here comes with [notebooks].
+EXTRAS = {"nncf": "int8", "skimage": "training"}
+
 
 class LazyGroup(click.Group):
     """Commands that are imported when they run, and errors of the library in one line."""
@@ -52,8 +55,18 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
-        except (ValueError, OSError, MemoryError, ModuleNotFoundError, RuntimeError) as error:
+        except ModuleNotFoundError as error:
+            raise click.ClickException(_name_extra(error)) from error
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+def _name_extra(error: ModuleNotFoundError) -> str:
+    """Say which extra brings a module that is not installed, where the error names one."""
+    if error.name is None or error.name.startswith("gma_lib"):
+        return str(error)
+    extra = EXTRAS.get(error.name, "notebooks")
+    return f"{error.name} is not installed: pip install 'gma-lib[{extra}]'"
 
 
 @click.group(

@@ -7,7 +7,7 @@ import click
 
 from gma_lib.cli.options import PATH
 from gma_lib.evaluate.any_files import match_files, score_files
-from gma_lib.evaluate.tables import GROUP_LABELS
+from gma_lib.flow.metrics import GROUP_LABELS
 
 
 @click.command("evaluate")

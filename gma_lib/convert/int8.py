@@ -12,13 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nncf
 import numpy as np
 import openvino
-
-try:
-    import nncf
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("int8 needs a package: pip install nncf") from error
 import rich
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from nncf.quantization.range_estimator import (
@@ -29,7 +25,7 @@ from nncf.quantization.range_estimator import (
 )
 
 from gma_lib.convert.int8_attention import attend_in_integers
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import RESOURCES
 from gma_lib.runs.machine import find_memory
 from gma_lib.runs.progress import track
 from gma_lib.training.config import load_config
@@ -104,7 +100,9 @@ def render_calibration_frames(
         raise ValueError(
             f"calibration needs at least {FEWEST_PAIRS} pairs to know the ranges, not {pairs}"
         )
-    config = dataclasses.replace(load_config(PROJECT / "params" / "train.yaml"), textures=TEXTURES)
+    config = dataclasses.replace(
+        load_config(RESOURCES / "params" / "train.yaml"), textures=TEXTURES
+    )
     phase = dataclasses.replace(
         config.phases[-1], height=height, width=width, max_displacement=LARGEST_DISPLACEMENT
     )

@@ -4,20 +4,8 @@ import pandas as pd
 
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
-from gma_lib.flow.metrics import ErrorSums
+from gma_lib.flow.metrics import GROUP_LABELS, ErrorSums
 from gma_lib.runs.records import Record
-
-GROUP_LABELS = {
-    "all": "all pixels",
-    "valid": "valid pixels",
-    "non_occluded": "not occluded",
-    "occluded": "occluded",
-    "in_frame_occluded": "occluded, stays in frame",
-    "out_of_frame": "leaves the frame",
-    "s0_10": "speed below 10 px",
-    "s10_40": "speed 10 to 40 px",
-    "s40_plus": "speed from 40 px",
-}
 
 
 def describe_counts(metrics: dict[str, Record]) -> str:

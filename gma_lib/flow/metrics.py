@@ -17,6 +17,19 @@ _WAUC_STEPS = np.arange(1, 101)
 ERROR_STEPS = _WAUC_STEPS / 20
 _WAUC_WEIGHTS = 1 - (_WAUC_STEPS - 1) / 100
 
+# Groups of pixels that are scored, as pages name them
+GROUP_LABELS = {
+    "all": "all pixels",
+    "valid": "valid pixels",
+    "non_occluded": "not occluded",
+    "occluded": "occluded",
+    "in_frame_occluded": "occluded, stays in frame",
+    "out_of_frame": "leaves the frame",
+    "s0_10": "speed below 10 px",
+    "s10_40": "speed 10 to 40 px",
+    "s40_plus": "speed from 40 px",
+}
+
 
 def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Length of the difference per pixel, float64 (H, W), in pixels.

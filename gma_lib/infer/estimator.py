@@ -27,7 +27,7 @@ from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend,
 from gma_lib.data.padding import Padding
 from gma_lib.flow.warm_start import carry_forward
 from gma_lib.network.sizes import STRIDE
-from gma_lib.runs.files import PROJECT, hash_file, hash_value
+from gma_lib.runs.files import PACKAGE, PROJECT, RESOURCES, hash_file, hash_value
 from gma_lib.runs.machine import find_processor, find_versions
 from gma_lib.runs.records import Record
 from gma_lib.runs.sealed import open_sealed
@@ -235,7 +235,7 @@ class Estimator:
     def _prepare(self, rows: int, columns: int, parts: bool) -> Path:
         """Folder with the model for frames of this padded size, built once, whole or not at all."""
         made_from = {
-            "package": str(PROJECT),  # each installation has its own: their code may differ
+            "package": str(PACKAGE),  # each installation has its own: their code may differ
             "versions": {"gma_lib": gma_lib.__version__} | find_versions(),
             "weights": self._weights_sha256,
             "backend": self.backend,
@@ -246,7 +246,7 @@ class Estimator:
             "parts": parts,
         }
         if self.precision == "int8":  # calibrated here, on scenes that this file describes
-            scenes = hash_file(PROJECT / "params" / "train.yaml")
+            scenes = hash_file(RESOURCES / "params" / "train.yaml")
             made_from |= {"scenes": scenes, "processor": find_processor()}
         return open_sealed(
             cache_folder() / hash_value(made_from)[:32],
@@ -380,7 +380,7 @@ def _resize(arrays: np.ndarray, height: int, width: int, method: int) -> np.ndar
 
 def _hash_weights(checkpoint: str) -> str:
     """Hash of the weights, without reading them into PyTorch where a file holds them."""
-    bundled = PROJECT / "weights" / f"{checkpoint}.safetensors"
+    bundled = RESOURCES / "weights" / f"{checkpoint}.safetensors"
     for path in (bundled, PROJECT / Path(checkpoint).expanduser()):
         if path.is_file():
             return hash_file(path)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.files import PROJECT, hash_file, hash_value, write_atomically
+from gma_lib.runs.files import PROJECT, RESOURCES, hash_file, hash_value, write_atomically
 from gma_lib.runs.records import Record
 
-WEIGHTS_FOLDER = PROJECT / "weights"
+WEIGHTS_FOLDER = RESOURCES / "weights"
 SEEDED = "seeded"
 SEED = 20210402
 

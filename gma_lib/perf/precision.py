@@ -20,7 +20,7 @@ from gma_lib import convert, export, network
 from gma_lib.backends import find_backend, load_backend
 from gma_lib.flow.metrics import pool_scores, sum_errors
 from gma_lib.perf.results import PRECISION_RESULTS, advise
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import RESOURCES
 from gma_lib.runs.progress import show_messages, track
 from gma_lib.runs.records import Record, write_json
 from gma_lib.training.config import load_config
@@ -97,7 +97,7 @@ def measure_precisions(
     model, checkpoint = network.load_model(
         weights, network.GMAConfig(num_updates=num_updates, lookup=lookup)
     )
-    config = load_config(PROJECT / "params" / "train.yaml")
+    config = load_config(RESOURCES / "params" / "train.yaml")
     families = render_held_out(config, PairSource(config), SCENES)
     exact = {
         family: [

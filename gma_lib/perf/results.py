@@ -10,10 +10,10 @@ import numpy as np
 
 from gma_lib import network
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import RESOURCES
 from gma_lib.runs.records import Record
 
-PRECISION_RESULTS = PROJECT / "benchmarks" / "results" / "precision.json"
+PRECISION_RESULTS = RESOURCES / "benchmarks" / "results" / "precision.json"
 ROUNDS_THAT_MEAN_SOMETHING = 10
 UNSTABLE_SPREAD = 0.05  # interquartile range by median
 Row = tuple[str, str, str]  # what, this run, the guide's card

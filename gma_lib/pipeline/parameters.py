@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from gma_lib.pipeline.stages import STAGES, read_cells
-from gma_lib.runs.files import PROJECT, shorten_path
+from gma_lib.runs.files import RESOURCES, shorten_path
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run, open_run
 
-PARAMS = PROJECT / "params"
+PARAMS = RESOURCES / "params"
 # Parameters of the runner itself, besides those that the notebooks declare
 RUNNER_PARAMETERS = {"limit_s": "float", "cell_limit_s": "float"}
 _TYPES: dict[str, type | tuple[type, ...]] = {

@@ -41,7 +41,7 @@ from gma_lib.pipeline.stamps import (
     write_stamp,
 )
 from gma_lib.runs.digests import Digests
-from gma_lib.runs.files import PROJECT, shorten_path
+from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, Run
@@ -58,6 +58,8 @@ EXIT = {
 }
 
 logger = logging.getLogger(__name__)
+
+KERNEL_FOLDER = NOTEBOOKS if IN_CHECKOUT else PROJECT  # as in JupyterLab; or where outputs/ lies
 
 
 class WritePage(Protocol):
@@ -258,7 +260,7 @@ def _execute_cells(job: Job, running: Path) -> None:
         str(running),
         parameters=job.parameters,
         kernel_name="python3",
-        cwd=str(NOTEBOOKS),
+        cwd=str(KERNEL_FOLDER),
         progress_bar=False,
         start_timeout=120,
         execution_timeout=job.cell_limit_s,
@@ -272,11 +274,11 @@ def _require_own_library() -> None:
     """Refuse an environment whose notebooks would import another checkout of this package."""
     code = "import importlib.util as u; print(getattr(u.find_spec('gma_lib'), 'origin', ''))"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=NOTEBOOKS, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=KERNEL_FOLDER, check=True)
     found = done.stdout.strip()
-    if Path(found).resolve() != PROJECT / "gma_lib" / "__init__.py":
+    if Path(found).resolve() != PACKAGE / "__init__.py":
         raise RuntimeError(
-            f"{sys.executable} imports gma_lib from {found or 'nowhere'}, not from {PROJECT}. "
+            f"{sys.executable} imports gma_lib from {found or 'nowhere'}, not from {PACKAGE}. "
             f"Install this checkout: {sys.executable} -m pip install --no-deps --editable {PROJECT}"
         )
 

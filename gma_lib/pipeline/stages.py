@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, RESOURCES
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run
 
-NOTEBOOKS = PROJECT / "notebooks"
+NOTEBOOKS = RESOURCES / "notebooks"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _list_frames(parameters: Record) -> list[Path]:
 def _list_weights(parameters: Record) -> list[Path]:
     """The weights: a file of the user, or bundled ones with their card."""
     name = parameters["checkpoint"]
-    bundled = [PROJECT / "weights" / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
+    bundled = [RESOURCES / "weights" / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
     return [PROJECT / Path(name).expanduser(), *bundled]
 
 

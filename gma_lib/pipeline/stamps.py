@@ -12,7 +12,7 @@ from gma_lib.pipeline.chain import digest_record
 from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
-from gma_lib.runs.files import PROJECT, hash_value, shorten_path
+from gma_lib.runs.files import PACKAGE, hash_value, shorten_path
 from gma_lib.runs.machine import find_processor, find_versions
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run
@@ -100,9 +100,8 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))
     for before in STAGES[stage].reads:
         consumed |= digest_products(before, run, digests)
-    library = PROJECT / "gma_lib"
-    for path in sorted(library.rglob("*.py")):
-        consumed[f"code {path.relative_to(library)}"] = digests.digest_code(path)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        consumed[f"code {path.relative_to(PACKAGE)}"] = digests.digest_code(path)
     return consumed
 
 
@@ -110,8 +109,7 @@ def of_modules(consumed: dict[str, str], stage: str, run: Run) -> dict[str, str]
     """Keep, of the library's modules, those that the stage had loaded when it wrote its record."""
     record = read_json(locate_stage(stage, run) / STAGES[stage].products[0], made_by=stage)
     modules = record["provenance"]["modules"] + record.get("modules", [])  # of a child process
-    library = PROJECT / "gma_lib"
-    loaded = {f"code {locate_module(module).relative_to(library)}" for module in modules}
+    loaded = {f"code {locate_module(module).relative_to(PACKAGE)}" for module in modules}
     return {
         name: digest
         for name, digest in consumed.items()

@@ -5,7 +5,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from gma_lib.runs.files import PROJECT, hash_value
+from gma_lib.runs.files import PACKAGE, hash_value
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -17,7 +17,7 @@ def list_loaded_modules() -> list[str]:
 
 def locate_module(name: str) -> Path:
     """Return the source file of a module of this package, without importing it."""
-    path = PROJECT.joinpath(*name.split("."))
+    path = PACKAGE.parent.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 

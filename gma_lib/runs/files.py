@@ -11,7 +11,12 @@ from pathlib import Path
 
 from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers_once
 
-PROJECT = Path(__file__).resolve().parents[2]
+# Weights, parameter files and notebooks: at the top of a checkout, inside an installed package.
+PACKAGE = Path(__file__).resolve().parents[1]
+IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+RESOURCES = PACKAGE.parent if IN_CHECKOUT else PACKAGE / "resources"
+# What relative paths start from, and where results go: the checkout, or the current folder
+PROJECT = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
 
 
 @contextmanager

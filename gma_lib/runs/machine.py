@@ -12,7 +12,7 @@ from pathlib import Path
 import portalocker
 from portalocker import LockFlags
 
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ VERSIONED = (
 
 
 def find_commit() -> str | None:
-    """The commit of the working tree, with ``+changes`` where it differs, or None."""
+    """The commit of the checkout, with ``+changes`` where it differs; None for a package."""
+    if not IN_CHECKOUT:  # the current folder may be in another project's repository
+        return None
     answer = _git("rev-parse", "HEAD")
     return answer and answer + ("+changes" if _git("status", "--porcelain") else "")
 

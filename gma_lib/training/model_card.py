@@ -23,7 +23,7 @@ from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores, sum_errors
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER, load_checkpoint, load_model
 from gma_lib.network.model import GMA
-from gma_lib.runs.files import PROJECT, write_atomically, write_text
+from gma_lib.runs.files import RESOURCES, write_atomically, write_text
 from gma_lib.runs.progress import track
 from gma_lib.runs.records import Record
 from gma_lib.training.config import TrainingConfig, load_config
@@ -177,7 +177,7 @@ def update_scores(card: Record, *, sintel: Path | None = None) -> Record:
     weights are unchanged and left out otherwise.
     """
     weights = load_checkpoint(NAME)
-    families = score_held_out(load_config(PROJECT / "params" / "train.yaml"), NAME)
+    families = score_held_out(load_config(RESOURCES / "params" / "train.yaml"), NAME)
     known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
     excerpt = score_sintel(NAME, sintel) if sintel else known
     return card | {

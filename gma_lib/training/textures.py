@@ -173,7 +173,7 @@ def cut_photograph(rng: np.random.Generator) -> np.ndarray:
         from skimage import data
     except ImportError as error:
         raise ValueError(
-            "photographs requires scikit-image: pip install scikit-image, or set it to 0"
+            "photographs requires scikit-image: pip install 'gma-lib[training]', or set it to 0"
         ) from error
 
     name = PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))]

@@ -285,7 +285,7 @@ def test_what_calibrates_int8_models_decides_them(monkeypatch, tmp_path, cache):
     )
     (tmp_path / "params").mkdir()
     model = Estimator("seeded", say=lambda sentence: None)
-    monkeypatch.setattr(estimator, "PROJECT", tmp_path)
+    monkeypatch.setattr(estimator, "RESOURCES", tmp_path)
     for precision, differ in [("int8", True), ("float32", False)]:
         model.precision = precision
         for text in ("textures: 24", "textures: 25"):

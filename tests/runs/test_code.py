@@ -10,7 +10,7 @@ WRITTEN = '"""Doc."""\n\nimport math\n\n\ndef area(r):\n    """Doc."""\n    retu
 
 @pytest.fixture
 def digest(tmp_path, monkeypatch):
-    monkeypatch.setattr(code, "PROJECT", tmp_path)
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "gma_lib")
     (tmp_path / "gma_lib").mkdir()
 
     def digest(text):

@@ -101,7 +101,7 @@ def test_a_folder_made_from_something_else_is_not_used(opened):
 def test_code_counts_where_it_decides(opened, tmp_path, monkeypatch):
     source = tmp_path.with_name("source") / "gma_lib"
     source.mkdir(parents=True)
-    monkeypatch.setattr(code, "PROJECT", source.parent)
+    monkeypatch.setattr(code, "PACKAGE", source)
     monkeypatch.setattr(sealed, "list_loaded_modules", lambda: ["gma_lib.decides"])
     module = source / "decides.py"
     for text, lines in [("a = 1", 0), ("a = 1  # one", 0), ("a = 2", 1), (None, 1)]:

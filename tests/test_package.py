@@ -1,0 +1,109 @@
+"""The package as it is built and installed: what it holds, where it writes, and what it says where
+an extra is missing.
+"""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gma_lib.runs.files import PROJECT
+
+RESOURCES = ("weights", "params", "notebooks", "benchmarks/results", "requirements.lock")
+
+
+def build(source: Path, what: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", what, "--directory", folder]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    return build(PROJECT, "sdist", tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """The wheel, built from the source distribution, as pip does where there is no wheel."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return build(next(folder.iterdir()), "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def run_installed(wheel, tmp_path_factory):
+    """Run Python code in an empty folder, with the package imported from the unpacked wheel."""
+    site, folder = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("empty folder")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    environment = os.environ | {"PYTHONPATH": str(site), "GMA_CACHE": str(folder / "cache")}
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_wheel_holds_what_the_checkout_does(wheel):
+    tracked = subprocess.run(
+        ["git", "ls-files", "gma_lib", *RESOURCES],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        check=True,
+    ).stdout.splitlines()
+    with zipfile.ZipFile(wheel) as archive:
+        assert "gma_lib/resources/weights/gma-procedural.safetensors" in archive.namelist()
+        for name in tracked:
+            bundled = name if name.startswith("gma_lib/") else f"gma_lib/resources/{name}"
+            assert archive.read(bundled) == (PROJECT / name).read_bytes(), name
+
+
+def test_neither_names_the_folder_it_was_built_in(wheel, sdist):
+    with zipfile.ZipFile(wheel) as archive, tarfile.open(sdist) as source:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+        contents |= {
+            member.name: source.extractfile(member).read() for member in source if member.isfile()
+        }
+    built_in = str(PROJECT).encode()
+    assert not [name for name, content in contents.items() if built_in in content]
+
+
+FRAME = PROJECT / "docs" / "flow.jpg"
+GMA = "import sys; from gma_lib.cli import main; main(sys.argv[1:], prog_name='gma')"
+
+
+def test_installed_it_finds_its_resources_and_writes_here(run_installed):
+    code = (
+        "import gma_lib; from gma_lib.runs import files; from gma_lib.runs.run import data_folder;"
+        "from gma_lib.network.checkpoints import load_checkpoint;"
+        "from gma_lib.pipeline.parameters import resolve_parameters;"
+        "print(files.RESOURCES, load_checkpoint('gma-procedural').name,"
+        "resolve_parameters('tiny', 1, {})['profile'], data_folder(profile='tiny'), sep='\\n')"
+    )
+    done = run_installed(code)
+    resources, weights, profile, data = done.stdout.splitlines()
+    assert str(PROJECT) not in resources
+    assert (weights, profile) == ("gma-procedural", "tiny")
+    assert Path(data).parts[-4:] == ("empty folder0", "outputs", "tiny", "data")
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ("papermill", ["stage", "01_data", "--profile", "tiny"], "notebooks"),
+        ("nncf", ["flow", FRAME, FRAME, "-o", "f.flo", "--precision", "int8"], "int8"),
+    ],
+)
+def test_a_missing_extra_is_named(run_installed, absent, arguments, extra):
+    done = run_installed(f"import sys; sys.modules[{absent!r}] = None; {GMA}", *arguments)
+    assert done.returncode == 1
+    assert f"gma-lib[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr
