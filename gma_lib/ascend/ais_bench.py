@@ -21,6 +21,7 @@ import numpy as np
 from gma_lib.ascend.errors import AIS_CODE, OUT_OF_MEMORY, explain_ais_error, find_line
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
+from gma_lib.runs.files import reading
 from gma_lib.runs.progress import Track
 from gma_lib.runs.run import DoesNotFit
 
@@ -344,7 +345,7 @@ def read_summary(path: Path, *, loop: int = 1) -> Timing:
     The tool lists every copy to the card and back, so that a call with two inputs counts twice, and
     copies once for all ``loop`` repetitions of a batch. Here the copies are those of one call.
     """
-    try:
+    with reading(path, "a summary of ais_bench", "Run ais_bench again"):
         content = json.loads(path.read_text(encoding="utf-8"))
         times = [
             float(item[1] - item[0]) if isinstance(item, list) else float(item)
@@ -356,18 +357,10 @@ def read_summary(path: Path, *, loop: int = 1) -> Timing:
             float(copy.get("mean", 0.0)) * copy.get("count", batches) / batches
             for copy in copies.values()
         )
-        return Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
-    except (
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        ZeroDivisionError,
-        json.JSONDecodeError,
-    ) as error:
-        raise AisBenchError(
-            f"{path} is no summary of ais_bench ({type(error).__name__}: {error})"
-        ) from error
+        timing = Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
+        if not times or not np.isfinite([*times, h2d, d2h, timing.throughput]).all():
+            raise ValueError("holds no times, or times that are not finite")
+        return timing
 
 
 def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int]) -> dict[str, Path]:
@@ -387,10 +380,7 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
     for stem, files in found.items():
         arrays = []
         for file in files:
-            try:
-                arrays.append(read_tensor(file, shape))
-            except ValueError as error:
-                raise AisBenchError(str(error)) from error
+            arrays.append(read_tensor(file, shape))
             if not np.isfinite(arrays[-1]).all():
                 raise AisBenchError(f"{file} holds values that are not finite")
         if any(not np.array_equal(arrays[0], other) for other in arrays[1:]):

@@ -14,8 +14,8 @@ import onnx
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.errors import explain_atc_error
 from gma_lib.ascend.tool import Watch, run_tool
-from gma_lib.runs.files import hash_file, write_atomically
-from gma_lib.runs.records import Record
+from gma_lib.runs.files import BadFile, hash_file, write_atomically
+from gma_lib.runs.records import Record, load_record
 from gma_lib.runs.run import DoesNotFit
 
 SUCCESS = "ATC run success"
@@ -282,10 +282,9 @@ def _find_manifest(om: Path) -> Path:
 def read_manifest(om: Path) -> Record | None:
     """Read the manifest of an ``.om``; None if there is no readable one."""
     try:
-        manifest: Record = json.loads(_find_manifest(om).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return load_record(_find_manifest(om), "the manifest of an .om")
+    except BadFile:
         return None
-    return manifest
 
 
 def is_simulated(om: Path) -> bool:

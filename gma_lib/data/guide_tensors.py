@@ -3,6 +3,7 @@ float32.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,17 @@ import numpy as np
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.images import read_frame
-from gma_lib.runs.files import require_free_space, write_atomically
+from gma_lib.runs.files import reading, require_free_space, write_atomically
 from gma_lib.runs.progress import Track, pass_silently
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Read a headerless little-endian float32 file of the given shape."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such tensor file")
-    wanted = 4 * int(np.prod(shape))
-    if path.stat().st_size != wanted:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes where float32 {shape} has {wanted}")
-    return np.fromfile(path, dtype="<f4").reshape(shape)
+    with reading(path, f"a float32 tensor {shape}") as path:
+        found, wanted = path.stat().st_size, 4 * math.prod(shape)
+        if found != wanted:
+            raise ValueError(f"{found} bytes where float32 {shape} has {wanted}")
+        return np.fromfile(path, dtype="<f4").reshape(shape)
 
 
 def write_tensor(path: Path, tensor: np.ndarray) -> None:

@@ -4,35 +4,33 @@ Every writer writes whole or not at all; every reader checks what it read and na
 error.
 """
 
+import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from gma_lib.flow.images import PNG_SIGNATURE, decode_image, encode_image
-from gma_lib.runs.files import write_atomically
+from gma_lib.runs.files import BadFile, reading, write_atomically
 
 # Middlebury's sanity check, "PIEH" when read as text:
 # https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
+KITTI_FORMAT = "KITTI's flow, a 16-bit PNG of three channels"
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
 UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middlebury's format says
 
 
 def check_whole(path: Path) -> None:
-    """Raise ValueError for a truncated or mislabelled PNG or ``.flo`` file, without decoding it."""
-    path = Path(path)
-    with open(path, "rb") as file:
+    """Raise BadFile for a truncated or mislabelled PNG or ``.flo`` file, without decoding it."""
+    with reading(path, f"a whole {Path(path).suffix} file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - 12))
-        end = file.read()
-    if path.suffix == ".png" and (head[:8] != PNG_SIGNATURE or b"IEND" not in end):
-        raise ValueError(f"{path}: not a whole PNG file ({path.stat().st_size} bytes); truncated?")
-    if path.suffix == ".flo" and np.frombuffer(head[:4].ljust(4), "<f4").item() != FLO_TAG:
-        raise ValueError(
-            f"{path}: not a .flo file: its first bytes are {head[:4]!r}; expected b'PIEH'"
-        )
+        if path.suffix == ".png" and (head[:8] != PNG_SIGNATURE or b"IEND" not in file.read()):
+            raise ValueError(f"not a whole PNG file ({path.stat().st_size} bytes); truncated?")
+        if path.suffix == ".flo" and head[:4] != b"PIEH":
+            raise ValueError(f"not a .flo file: its first bytes are {head[:4]!r}, not b'PIEH'")
 
 
 def read_flow(path: Path) -> np.ndarray:
@@ -40,27 +38,20 @@ def read_flow(path: Path) -> np.ndarray:
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        When the file is missing, carries another tag, or is longer or shorter than its header says.
+    BadFile
+        The file is missing, has another tag, or is longer or shorter than its header says.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
-    content = path.read_bytes()
-    if len(content) < FLO_HEADER_BYTES:
-        raise ValueError(
-            f"{path}: {len(content)} bytes are too few for a .flo header ({FLO_HEADER_BYTES} bytes)"
-        )
-    tag = np.frombuffer(content, "<f4", count=1).item()
-    if tag != FLO_TAG:
-        raise ValueError(f"{path}: not a .flo file: its tag is {tag!r}; expected {FLO_TAG}")
-    width, height = np.frombuffer(content, "<i4", count=2, offset=4).tolist()
-    wanted = FLO_HEADER_BYTES + 8 * width * height
-    if width <= 0 or height <= 0 or len(content) != wanted:
-        raise ValueError(
-            f"{path}: {len(content)} bytes; a {width}x{height} flow field has {wanted}; truncated?"
-        )
-    flow = np.frombuffer(content, "<f4", offset=FLO_HEADER_BYTES).reshape(height, width, 2)
+    with reading(path, "a .flo file") as path, open(path, "rb") as file:
+        head = file.read(FLO_HEADER_BYTES)
+        if len(head) < FLO_HEADER_BYTES:
+            raise ValueError(f"{len(head)} bytes are too few for its header")
+        tag, width, height = struct.unpack("<fii", head)
+        if tag != FLO_TAG:
+            raise ValueError(f"its tag is {tag!r}, not {FLO_TAG}")
+        found, wanted = path.stat().st_size, count_flow_bytes(height, width)
+        if min(width, height) <= 0 or found != wanted:
+            raise ValueError(f"{found} bytes, where {width}x{height} flow has {wanted}; truncated?")
+        flow = np.fromfile(file, "<f4").reshape(height, width, 2)
     return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
 
 
@@ -84,9 +75,7 @@ def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read KITTI's 16-bit PNG of 64 * flow + 2**15 as (flow (2, H, W), valid (H, W))."""
     stored = decode_image(path, cv2.IMREAD_UNCHANGED)
     if stored.dtype != np.uint16 or stored.ndim != 3 or stored.shape[2] != 3:
-        raise ValueError(
-            f"{path}: {stored.dtype} {stored.shape}; KITTI's flow is a 16-bit PNG of three channels"
-        )
+        raise BadFile(path, f"{stored.dtype} {stored.shape}", KITTI_FORMAT)
     flow = (stored[:, :, 2:0:-1].astype(np.float32) - 2**15) / 64  # OpenCV hands over (valid, v, u)
     return np.ascontiguousarray(flow.transpose(2, 0, 1)), stored[:, :, 0] > 0
 
@@ -142,16 +131,8 @@ def check_flow_suffix(path: Path) -> None:
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such flow file")
-    try:
-        flow = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable .npy file: {str(error).splitlines()[0]}"
-        ) from error
-    if flow.ndim != 3 or flow.shape[0] != 2 or not np.issubdtype(flow.dtype, np.floating):
-        raise ValueError(
-            f"{path}: {flow.dtype} {flow.shape}; a flow field has floats of shape (2, H, W)"
-        )
-    return np.ascontiguousarray(flow, dtype=np.float32)
+    with reading(path, "a .npy file with a flow field: floats of shape (2, H, W)") as path:
+        flow = np.load(path, allow_pickle=False, mmap_mode="r")
+        if flow.ndim != 3 or flow.shape[0] != 2 or not np.issubdtype(flow.dtype, np.floating):
+            raise ValueError(f"{flow.dtype} of shape {flow.shape}")
+        return np.ascontiguousarray(flow, dtype=np.float32)

@@ -9,33 +9,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gma_lib.runs.files import write_atomically
+from gma_lib.runs.files import BadFile, reading, write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_image(path: Path, flags: int) -> np.ndarray:
     """Decode an image file as OpenCV's ``flags`` say; raise ValueError for what it cannot read."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected an image"
-        )
-    content = np.fromfile(path, dtype=np.uint8)
-    # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with an
-    # IEND chunk.
-    truncated = content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes()
-    image: np.ndarray | None = None
-    try:
-        if content.size and not truncated:
-            image = cv2.imdecode(content, flags)
-    except cv2.error as error:  # it decodes at most 2**30 pixels
-        raise ValueError(f"{path}: OpenCV cannot decode this image: {error.err}") from error
-    if image is None:
-        raise ValueError(
-            f"{path}: {'truncated PNG' if truncated else 'not a readable image'} "
-            f"({content.size} bytes)"
-        )
+    with reading(path, "an image", "Save it again, as PNG") as path:
+        content = np.fromfile(path, dtype=np.uint8)
+        # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with
+        # an IEND chunk.
+        if content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes():
+            raise ValueError(f"truncated PNG ({content.size} bytes)")
+        image: np.ndarray | None = cv2.imdecode(content, flags) if content.size else None
+        if image is None:
+            raise ValueError(f"not a readable image ({content.size} bytes)")
     return image
 
 
@@ -48,10 +37,10 @@ def encode_image(path: Path, image: np.ndarray) -> None:
 
 def read_image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) from a PNG's header without decoding the image."""
-    with open(path, "rb") as file:
+    with reading(path, "a PNG file") as path, open(path, "rb") as file:
         header = file.read(24)
-    if len(header) < 24 or header[:8] != PNG_SIGNATURE:
-        raise ValueError(f"{path}: not a PNG file")
+        if len(header) < 24 or header[:8] != PNG_SIGNATURE:
+            raise ValueError("not a PNG file")
     width, height = np.frombuffer(header[16:24], dtype=">u4").tolist()
     return height, width
 
@@ -80,12 +69,10 @@ def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
     """
     stored = decode_image(path, cv2.IMREAD_UNCHANGED)
     if (pages := cv2.imcount(str(path))) > 1:
-        raise ValueError(
-            f"{path}: holds {pages} images. Give two files with one image each, or a folder of "
-            "frames to `gma video`"
-        )
+        remedy = "Give two files with one image each, or a folder of frames to `gma video`"
+        raise BadFile(path, f"holds {pages} images", "one", remedy)
     if stored.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path}: stores {stored.dtype}; expected an image of 8 or 16 bits")
+        raise BadFile(path, f"stores {stored.dtype}", "8 or 16 bits", "Save it as PNG")
     remarks = []
     if stored.ndim == 2 or stored.shape[2] == 1:
         remarks.append(f"{path} is grey: its channel is used three times")

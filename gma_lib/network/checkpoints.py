@@ -5,7 +5,6 @@ The authors publish theirs in their repository (https://github.com/zacjiang/GMA 
 path as the checkpoint.
 """
 
-import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.files import PROJECT, RESOURCES, hash_file, hash_value, write_atomically
-from gma_lib.runs.records import Record
+from gma_lib.runs.files import PROJECT, RESOURCES, hash_file, hash_value, reading, write_atomically
+from gma_lib.runs.records import Record, load_record
 
 WEIGHTS_FOLDER = RESOURCES / "weights"
 SEEDED = "seeded"
@@ -107,18 +106,10 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         sha256=hash_file(path),
         trained=True,
         state=_complete_state(_read(path), source=path),
-        card=_read_card(card) if card.is_file() else {},
+        card=load_record(card, "the card of the weights", "Fix or delete the file")
+        if card.is_file()
+        else {},
     )
-
-
-def _read_card(path: Path) -> Record:
-    try:
-        card: Record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: the card of these weights is not JSON ({error}); fix or delete the file"
-        ) from error
-    return card
 
 
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
@@ -130,28 +121,17 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
+    with reading(path, "a weights file (.pth or .safetensors)", "Download or save it again"):
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-    ) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path}: not a readable weights file ({type(error).__name__}: {first_line})"
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise ValueError(
-            f"{path}: holds a {type(content).__name__}, not a state dict (name -> tensor)"
-        )
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # whose advice is to run what the file says
+            raise ValueError("damaged, or it holds other things than tensors") from error
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        ):
+            raise ValueError(f"holds a {type(content).__name__}, not tensors by their names")
     return content
 
 

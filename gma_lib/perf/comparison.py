@@ -13,10 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
-import yaml
 
 from gma_lib import convert, export, network
 from gma_lib.backends import find_backend
@@ -26,9 +26,10 @@ from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.peak import prepare_peak
 from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
+from gma_lib.runs.files import reading
 from gma_lib.runs.machine import exclusive_machine
 from gma_lib.runs.progress import show_messages, track
-from gma_lib.runs.records import Record, write_json
+from gma_lib.runs.records import Record, parse_yaml, write_json
 
 AT_A_TIME = 4  # variants measured together with the baseline, because all stay in memory
 PRODUCTS_A_ROUND = 3
@@ -51,30 +52,30 @@ class Comparison:
 
 
 def load_comparison(path: Path) -> Comparison:
-    """Read a file such as ``benchmarks/cpu.yaml``; ValueError names what it does not know."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    unknown = set(content) - {field.name for field in fields(Comparison)}
-    if unknown or not content.get("variants"):
-        wrong = f"unknown {', '.join(sorted(unknown))}" if unknown else "no variants"
-        raise ValueError(f"{path}: {wrong}")
-    known = {field.name for field in fields(Variant)}
-    variants: dict[str, Variant] = {}
-    baseline: Record = {}
-    for name, given in content["variants"].items():
-        if unknown := set(given) - known:
-            raise ValueError(
-                f"{path}: variant '{name}' has unknown settings: {', '.join(sorted(unknown))}; "
-                f"there are: {', '.join(sorted(known))}"
-            )
-        baseline = baseline or given
-        if missing := known - set(baseline):
-            raise ValueError(
-                f"{path}: the first variant, '{name}', has to name every setting; "
-                f"missing: {', '.join(sorted(missing))}"
-            )
-        settings = baseline | given
-        variants[name] = Variant(**settings | {"steps": tuple(settings["steps"])})
-    return Comparison(**content | {"variants": variants})
+    """Read a file such as ``benchmarks/cpu.yaml``; BadFile names what it does not know."""
+    with reading(path, "a comparison of variants", "Correct the entry") as path:
+        content = cast(Record, parse_yaml(path.read_text(encoding="utf-8")))
+        unknown = set(content) - {field.name for field in fields(Comparison)}
+        if unknown or not content.get("variants"):
+            raise ValueError(f"unknown {', '.join(sorted(unknown))}" if unknown else "no variants")
+        known = {field.name for field in fields(Variant)}
+        variants: dict[str, Variant] = {}
+        baseline: Record = {}
+        for name, given in content["variants"].items():
+            if unknown := set(given) - known:
+                raise ValueError(
+                    f"variant '{name}' has unknown settings: {', '.join(sorted(unknown))}; "
+                    f"there are: {', '.join(sorted(known))}"
+                )
+            baseline = baseline or given
+            if missing := known - set(baseline):
+                raise ValueError(
+                    f"the first variant, '{name}', has to name every setting; "
+                    f"missing: {', '.join(sorted(missing))}"
+                )
+            settings = baseline | given
+            variants[name] = Variant(**settings | {"steps": tuple(settings["steps"])})
+        return Comparison(**content | {"variants": variants})
 
 
 # --- preparing ------------------------------------------------------------------------------------

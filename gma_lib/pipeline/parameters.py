@@ -7,11 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.files import RESOURCES, shorten_path
-from gma_lib.runs.records import Record
+from gma_lib.runs.records import Record, parse_yaml
 from gma_lib.runs.run import Run, open_run
 
 PARAMS = RESOURCES / "params"
@@ -106,11 +104,9 @@ def _is_profile(path: Path) -> bool:
 
 def _read_yaml(path: Path) -> Record:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise WrongParameters(
-            f"{shorten_path(path)} is not readable YAML: {str(error).splitlines()[0]}"
-        ) from error
+        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except ValueError as error:
+        raise WrongParameters(f"{shorten_path(path)}: {error}") from error
     if not isinstance(content, dict):
         raise WrongParameters(
             f"{shorten_path(path)} holds a {type(content).__name__}, not 'name: value' lines"
@@ -136,7 +132,10 @@ def parse_override(text: str) -> tuple[str, object]:
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise WrongParameters(f"{text!r} is not name=value")
-    return name, yaml.safe_load(value)
+    try:
+        return name, parse_yaml(value)
+    except ValueError as error:
+        raise WrongParameters(f"{name}: {error}") from error
 
 
 def make_run(parameters: Record) -> Run:

@@ -1,4 +1,6 @@
-"""Write files whole or not at all, hash them, and check free space first."""
+"""Write files whole or not at all, read those of others with one error type, hash them, check
+free space.
+"""
 
 import hashlib
 import json
@@ -17,6 +19,57 @@ IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
 RESOURCES = PACKAGE.parent if IN_CHECKOUT else PACKAGE / "resources"
 # What relative paths start from, and where results go: the checkout, or the current folder
 PROJECT = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+REMEDY = "Replace the file"
+
+
+class BadFile(ValueError):
+    """A file that cannot be used: what was found, what was expected, what to do."""
+
+    def __init__(self, path: Path, found: str, expected: str, remedy: str = REMEDY):
+        super().__init__(path, found, expected, remedy)
+
+    def __str__(self) -> str:
+        path, found, expected, remedy = self.args
+        return f"{path}: {found}; expected {expected}. {remedy}."
+
+
+class MissingFile(BadFile, FileNotFoundError):
+    """A file that is not there."""
+
+
+@contextmanager
+def reading(path: Path, expected: str, remedy: str = REMEDY) -> Iterator[Path]:
+    """Read a file that may hold anything: raise ``BadFile`` for whatever goes wrong in the block.
+
+    Raises
+    ------
+    MissingFile
+        There is no such file.
+    BadFile
+        It is a folder, a pipe or a device, or the block raised: a decoder's error, or a ValueError
+        that says what was found.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise MissingFile(path, "no such file", expected, "Check the name")
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "a pipe or a device"
+            raise BadFile(path, found, expected, "Name a file")
+        yield path
+    except BadFile:
+        raise
+    except Exception as error:  # decoders raise anything: AttributeError, TokenError, struct.error
+        raise BadFile(path, _describe(error), expected, remedy) from error
+
+
+def _describe(error: Exception) -> str:
+    """One line, without advice of another library, such as to load what cannot be trusted."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = " ".join(str(error).strip().split("\n")[0].split())[:500].rstrip(".")
+    is_ours = type(error) is ValueError
+    return line if is_ours and line else f"{type(error).__name__}{line and ': '}{line}"
 
 
 @contextmanager

@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import gma_lib
 from gma_lib.runs.code import list_loaded_modules
-from gma_lib.runs.files import make_plain, shorten_path, write_text
+from gma_lib.runs.files import REMEDY, make_plain, reading, shorten_path, write_text
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 2
@@ -26,25 +28,39 @@ def write_json(path: Path, content: Record) -> None:
 
 def read_json(path: Path, *, made_by: str) -> Record:
     """Read a JSON file of this package; the error for a missing one names the notebook to run."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(
             f"{shorten_path(path)} is missing: run {made_by} first, with the same parameters"
         )
-    try:
-        content: Record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(
-            f"{shorten_path(path)} is damaged ({error}): delete it and run {made_by} again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{shorten_path(path)} holds no record: run {made_by} again")
+    content = load_record(path, f"a record of {made_by}", f"Delete it and run {made_by} again")
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"{shorten_path(path)} has schema {content.get('schema')}, not {SCHEMA}: "
             f"run {made_by} again"
         )
     return content
+
+
+def load_record(path: Path, expected: str, remedy: str = REMEDY) -> Record:
+    """Read a JSON file that holds an object; raise ``BadFile`` for any other."""
+    with reading(path, expected, remedy) as path:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}")
+    return content
+
+
+def parse_yaml(text: str) -> object:
+    """Return what YAML text says; ValueError for whatever is wrong with it.
+
+    Aliases are refused: with them, a few lines can describe more than a memory holds.
+    """
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("aliases (*name) are not supported")
+        return yaml.safe_load(text)
+    except Exception as error:  # its constructors raise anything
+        raise ValueError(f"not readable YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 def trace_provenance() -> Record:

@@ -1,9 +1,8 @@
 """What training computes: the configuration file, its phases, and the bounds of their values."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
-import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -19,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, to_json
 
 from gma_lib.network.sizes import check_sides
-from gma_lib.runs.records import Record
+from gma_lib.runs.files import reading
+from gma_lib.runs.records import Record, parse_yaml
 
 LARGEST_BATCH = 64  # scene numbers reserved for each step
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -178,11 +178,8 @@ class TrainingConfig:
 
 def load_config(path: Path) -> TrainingConfig:
     """Read a configuration; errors name the entry that is unknown, missing or impossible."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        return parse_config(yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    with reading(path, "a training configuration", "Correct the entry") as path:
+        return parse_config(cast(Record, parse_yaml(path.read_text(encoding="utf-8"))))
 
 
 def parse_config(content: Record) -> TrainingConfig:

@@ -14,6 +14,7 @@ from ascend_tools import BYTES, infer, raw
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBench, AisBenchError
 from gma_lib.ascend.atc import AtcOptions
+from gma_lib.runs.files import BadFile
 from gma_lib.runs.run import DoesNotFit
 
 
@@ -333,8 +334,17 @@ def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
         ais_bench.time_on_zeros(AisBench(sys.executable), om, batch_size=2)
 
 
-def test_a_damaged_summary(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b'{"throughput": 1', b"\xff\xfe{}", b"null", b"[]", b"[" * 100_000),
+        b'{"npu_compute_time_list": [], "throughput": 1}',
+        b'{"npu_compute_time_list": [1, NaN], "throughput": 1}',
+        b'{"npu_compute_time_list": [1, 2], "throughput": 1, "H2D_latency": 3}',
+    ],
+)
+def test_a_damaged_summary(tmp_path, content):
     """ascend.md 8.2."""
-    (tmp_path / "s.json").write_text('{"throughput": 1')
-    with pytest.raises(AisBenchError, match="is no summary"):
+    (tmp_path / "s.json").write_bytes(content)
+    with pytest.raises(BadFile, match=r"s\.json: .*; expected a summary of ais_bench"):
         ais_bench.read_summary(tmp_path / "s.json")

@@ -95,7 +95,7 @@ def test_other_files_are_no_flow(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
     for name, complaint in (
         ("picture.npy", "shape"),
-        ("objects.npy", "not a readable"),
+        ("objects.npy", "objects"),
         ("flow.tif", "ends in"),
         ("none.npy", "no such"),
     ):

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from gma_lib.network import checkpoints
+from gma_lib.runs.files import BadFile
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_weights_that_are_not_finite(tmp_path, state):
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 a broken archive"])
 def test_unreadable_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}: not a readable weights file"):
+    with pytest.raises(ValueError, match=rf"{name}: .*; expected a weights file"):
         checkpoints.load_checkpoint(tmp_path / name)
 
 
@@ -97,7 +98,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "made"),)
 
     torch.save({"x": Dangerous()}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="not a readable weights file"):
+    with pytest.raises(ValueError, match="other things than tensors"):
         checkpoints.load_checkpoint(tmp_path / "a.pth")
     assert not (tmp_path / "made").exists()
 
@@ -128,8 +129,23 @@ def test_shipped_weights_are_those_of_their_card(name):
     assert loaded.sha256 in (checkpoints.WEIGHTS_FOLDER / f"{name}.md").read_text()
 
 
-def test_a_card_that_cannot_be_read_is_named(tmp_path, state):
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe"])
+def test_a_card_that_cannot_be_read_is_named(tmp_path, state, content):
     path = checkpoints.save_checkpoint(tmp_path / "mine.safetensors", state)
-    path.with_suffix(".json").write_text("")
-    with pytest.raises(ValueError, match=r"mine\.json: the card of these weights is not JSON"):
+    path.with_suffix(".json").write_bytes(content)
+    with pytest.raises(BadFile, match=r"mine\.json: .*; expected the card of the weights"):
         checkpoints.load_checkpoint(path)
+
+
+def test_an_unreadable_file_gives_no_advice_to_run_it(tmp_path):
+    """PyTorch's own message says how to load what it holds to be dangerous."""
+    (tmp_path / "a.pth").write_bytes(b"not weights at all")
+    with pytest.raises(BadFile) as error:
+        checkpoints.load_checkpoint(tmp_path / "a.pth")
+    assert "weights_only" not in str(error.value)
+
+
+def test_names_that_are_no_text(tmp_path, state):
+    torch.save(dict(enumerate(state.values())), tmp_path / "a.pth")
+    with pytest.raises(BadFile, match="not tensors by their names"):
+        checkpoints.load_checkpoint(tmp_path / "a.pth")

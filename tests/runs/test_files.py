@@ -1,5 +1,8 @@
 """Files are whole or absent, and hashed by content."""
 
+import os
+import pickle
+
 import pytest
 
 from gma_lib.runs import files
@@ -34,3 +37,31 @@ def test_a_write_that_would_not_fit_is_refused_before_it_begins(tmp_path):
     files.require_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(OSError, match="GB are free"):
         files.require_free_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_whatever_a_decoder_raises_is_a_bad_file(tmp_path):
+    (file := tmp_path / "a.txt").write_text("x")
+    for fault, found in (
+        (AttributeError("no tag\nmore"), "AttributeError: no tag"),
+        (ValueError("3 bytes"), "3 bytes"),
+        (KeyError(), "KeyError"),
+        (PermissionError(13, "Permission denied", "a.txt"), "Permission denied"),
+    ):
+        with pytest.raises(files.BadFile) as error, files.reading(file, "a note", "Write it"):
+            raise fault
+        assert str(error.value) == f"{file}: {found}; expected a note. Write it."
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    with files.reading(file, "a note") as path:
+        assert path.read_text() == "x"
+    with pytest.raises(KeyboardInterrupt), files.reading(file, "a note"):
+        raise KeyboardInterrupt
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    """Opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for name, found in (("", "a folder"), ("pipe", "a pipe"), ("none", "no such file")):
+        with pytest.raises(files.BadFile, match=found), files.reading(tmp_path / name, "a note"):
+            pytest.fail("was opened")
+    with pytest.raises(FileNotFoundError), files.reading(tmp_path / "none", "a note"):
+        pytest.fail("was opened")

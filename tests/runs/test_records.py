@@ -35,9 +35,12 @@ def test_a_missing_record_names_the_notebook(tmp_path):
         records.read_json(tmp_path / "a.json", made_by="04_infer")
 
 
-@pytest.mark.parametrize("content", ["{", json.dumps({"schema": records.SCHEMA + 1}), "{}"])
+@pytest.mark.parametrize(
+    "content",
+    [*("{", json.dumps({"schema": records.SCHEMA + 1}), "{}", "null", "[]", "\xff"), "[" * 100_000],
+)
 def test_a_damaged_or_older_record_is_refused(tmp_path, content):
-    (tmp_path / "a.json").write_text(content)
+    (tmp_path / "a.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"a\.json.*04_infer"):
         records.read_json(tmp_path / "a.json", made_by="04_infer")
 
@@ -46,3 +49,12 @@ def test_provenance_is_a_sentence():
     line = records.describe_provenance()
     assert line.startswith("Made by gma_lib ")
     assert f"numpy {np.__version__}" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: \0", "a: 2020-13-45", "a: &b [1]\nc: *b", "[" * 5000, "a: !!python/none x"]
+)
+def test_yaml_that_cannot_be_read_is_a_value_error(text):
+    with pytest.raises(ValueError, match="YAML"):
+        records.parse_yaml(text)
+    assert records.parse_yaml("a: [1, 2.5, null]\nb: x") == {"a": [1, 2.5, None], "b": "x"}
