@@ -20,6 +20,7 @@ from gma_lib.ascend.graphs import find_wide_values, walk_graphs
 from gma_lib.ascend.narrowing import RewriteReport, narrow_model
 from gma_lib.ascend.verify import RewriteError, verify
 from gma_lib.runs.files import write_atomically
+from gma_lib.runs.processes import tie_child
 from gma_lib.runs.progress import show_messages
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,12 @@ def rewrite_with_vendor_tool(
         ]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, cwd=folder, timeout=timeout_s
+                command,
+                capture_output=True,
+                text=True,
+                cwd=folder,
+                timeout=timeout_s,
+                **tie_child(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise RewriteError(

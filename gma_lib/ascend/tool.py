@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-SECONDS_BETWEEN_LOOKS = 0.2
+from gma_lib.runs.processes import SECONDS_BETWEEN_LOOKS, tie_child
 
 # is given the seconds since a tool's start, again and again until it ends, and may show progress
 Watch = Callable[[Iterator[float]], Iterable[float]]
@@ -56,6 +56,7 @@ def run_tool(
             stdout=printed,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            **tie_child(),
         )
         try:
             moments = _until_it_ends(process, timeout_s)

@@ -3,7 +3,7 @@
 import click
 
 from gma_lib.pipeline.parameters import WrongParameters, parse_override, resolve_parameters
-from gma_lib.pipeline.runner import EXIT, FolderInUse, NotReady, run_stage
+from gma_lib.pipeline.runner import EXIT, NotReady, run_stage
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.report.pages import notebook_to_html
 
@@ -24,14 +24,13 @@ def main(name: str, profile: str, batch_size: str, overrides: tuple[str, ...], f
     """Run one notebook (STAGE: 01_data to 06_perf) and leave it executed in outputs/.
 
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed, or
-    a stage before did; 2 wrong parameters; 3 another run writes the same files; 124 too slow; 130
-    interrupted; 138 the kernel died.
+    a stage before did; 2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died.
     """
     try:
         batch = parse_override(f"batch_size={batch_size}")[1]
         parameters = resolve_parameters(profile, batch, dict(map(parse_override, overrides)))
         status = run_stage(name, parameters, write_page=notebook_to_html, force=force)
-    except (WrongParameters, NotReady, FolderInUse) as error:
+    except (WrongParameters, NotReady) as error:
         click.echo(f"{name}: {error}", err=True)
         raise click.exceptions.Exit(error.exit_code) from None
     raise click.exceptions.Exit(EXIT[status])

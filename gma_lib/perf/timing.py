@@ -5,6 +5,7 @@ the batch size gets a row that says so while everything else goes on.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from gma_lib.perf.results import summarize
 from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.machine import exclusive_machine
+from gma_lib.runs.processes import end_with_parent, tie_child
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
 
@@ -116,7 +118,9 @@ def _measure_in_process(task: Task) -> Record:
         task_and_answer = [json.dumps(asdict(task)), str(answer)]
         command = [sys.executable, "-m", "gma_lib.perf.timing", *task_and_answer]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, **tie_child()
+            )
         except subprocess.TimeoutExpired:
             return {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if not answer.is_file():
@@ -213,6 +217,7 @@ def measure_peak_rss() -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent(os.getppid())
     Path(sys.argv[2]).write_text(
         json.dumps(_measure_here(Task(**json.loads(sys.argv[1])))), encoding="utf-8"
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, load_backend
 from gma_lib.perf.timing import measure_peak_rss
+from gma_lib.runs.processes import end_with_parent, tie_child
 from gma_lib.runs.records import Record
 
 
@@ -54,7 +55,12 @@ class Worker:
         (folder / "variant.json").write_text(json.dumps(asdict(variant)), encoding="utf-8")
         with open(folder / "errors.txt", "w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                **tie_child(),
             )
         self._questions = cast(IO[str], self.process.stdin)
         self._answers = cast(IO[str], self.process.stdout)
@@ -151,4 +157,5 @@ def _walk_sequence(backend: SplitBackend, frames: Sequence[np.ndarray]) -> Calla
 
 
 if __name__ == "__main__":
+    end_with_parent(os.getppid())
     serve(Path(sys.argv[1]))

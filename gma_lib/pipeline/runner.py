@@ -6,25 +6,24 @@ under a temporary name and is renamed when it ends, to ``<stage>.ipynb`` or to
 parameters, library, the stages before, inputs, outputs) is not run again.
 
 Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed, or a
-stage before did; 2 wrong parameters; 3 another run writes the same files; 124 too slow; 130
-interrupted; 138 the kernel died.
+stage before did; 2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died.
 """
 
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
-
-import portalocker
 
 from gma_lib.pipeline.parameters import RUNNER_PARAMETERS, make_run, read_parameters
 from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, locate_neighbours, locate_stage
@@ -42,7 +41,9 @@ from gma_lib.pipeline.stamps import (
 )
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path
+from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers
 from gma_lib.runs.machine import shared_machine
+from gma_lib.runs.processes import hold_lock, tie_child
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, Run
 
@@ -74,12 +75,6 @@ class NotReady(RuntimeError):
     """A stage before has left nothing to work on."""
 
     exit_code = 1
-
-
-class FolderInUse(RuntimeError):
-    """Another process writes the same files."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -115,13 +110,15 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
 
     Raises
     ------
-    WrongParameters, NotReady, FolderInUse
+    WrongParameters, NotReady
         Before anything is written; each has the ``exit_code`` of a command.
     """
     run = make_run(parameters)
     mine = {name: parameters[name] for name in read_parameters(stage) if name in parameters}
     job = Job(stage, run, mine, **{name: parameters[name] for name in RUNNER_PARAMETERS})
-    with _claim(job.folder / f".{stage}.lock"):
+    with hold_lock(
+        job.folder / ".lock", f"another run in {shorten_path(job.folder)} ({job.label})"
+    ):
         for before in STAGES[stage].reads:
             if blocks(before, stage, run):
                 return _skip(job, before)
@@ -147,20 +144,6 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
         because = f": {reason}" if reason else ""
         logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
         return status
-
-
-@contextmanager
-def _claim(lock_file: Path) -> Iterator[None]:
-    """Refuse to write where another process writes."""
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with portalocker.Lock(lock_file, "w", fail_when_locked=True):
-            yield
-    except portalocker.AlreadyLocked:
-        raise FolderInUse(
-            f"another run is writing {shorten_path(lock_file.parent)}; "
-            "wait for it or name this one with run=..."
-        ) from None
 
 
 def _skip(job: Job, before: str) -> str:
@@ -213,6 +196,7 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
 def _run_notebook(job: Job, running: Path) -> tuple[str, str]:
     """Execute the cells; return how it ended: (status, reason)."""
     try:
+        _require_loopback()
         _require_own_library()
         with _limit_wall_clock(job.limit_s):
             _execute_cells(job, running)
@@ -248,26 +232,59 @@ def _explain(error: BaseException, job: Job) -> tuple[str, str]:
 
 def _execute_cells(job: Job, running: Path) -> None:
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
 
-    os.environ |= {
-        "GMA_HEADLESS": "1",
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    papermill.execute_notebook(
-        str(NOTEBOOKS / f"{job.stage}.ipynb"),
-        str(running),
-        parameters=job.parameters,
-        kernel_name="python3",
-        cwd=str(KERNEL_FOLDER),
-        progress_bar=False,
-        start_timeout=120,
-        execution_timeout=job.cell_limit_s,
-        stdout_file=_Prefixed(job.label),
-        # What a cell raises is in the notebook; the rest of the kernel's messages is noise.
-        extra_arguments=["--log-level=CRITICAL"],
-    )
+    class TiedKernel(AsyncKernelManager):
+        start_kernel = partialmethod(AsyncKernelManager.start_kernel, **tie_child())
+
+    # The kernel's own files lie here, because a home may be read-only, and go with other leftovers.
+    with _make_private(job.folder) as private:
+        os.environ |= {
+            "GMA_HEADLESS": "1",
+            "IPYTHONDIR": private,
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "JUPYTER_RUNTIME_DIR": private,
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        logging.getLogger("papermill").setLevel(logging.ERROR)
+        papermill.execute_notebook(
+            str(NOTEBOOKS / f"{job.stage}.ipynb"),
+            str(running),
+            parameters=job.parameters,
+            kernel_name="python3",
+            kernel_manager_class=TiedKernel,
+            cwd=str(KERNEL_FOLDER),
+            progress_bar=False,
+            start_timeout=120,
+            execution_timeout=job.cell_limit_s,
+            stdout_file=_Prefixed(job.label),
+            # What a cell raises is in the notebook; the rest of the kernel's messages is noise.
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+
+
+@contextmanager
+def _make_private(folder: Path) -> Iterator[str]:
+    """A folder for the files of the moment, gone afterwards; a killed run's goes with the next."""
+    remove_leftovers(folder)
+    private = name_partial(folder / "kernel")
+    private.mkdir()
+    try:
+        yield str(private)
+    finally:
+        remove(private)
+
+
+def _require_loopback() -> None:
+    """Refuse a machine without the network interface by which notebooks are run."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot connect to 127.0.0.1, over which notebooks are run ({error}): "
+            "start the loopback interface (ip link set lo up)"
+        ) from error
 
 
 def _require_own_library() -> None:

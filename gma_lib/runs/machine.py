@@ -1,20 +1,16 @@
 """This machine: hardware, library versions, and the lock that keeps measurements undisturbed."""
 
-import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
-import portalocker
 from portalocker import LockFlags
 
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
-
-logger = logging.getLogger(__name__)
+from gma_lib.runs.processes import hold_lock
 
 VERSIONED = (
     "numpy",
@@ -100,28 +96,11 @@ def find_versions() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def exclusive_machine(lock_file: Path) -> Iterator[None]:
+def exclusive_machine(lock_file: Path) -> AbstractContextManager[None]:
     """Hold the machine alone, for a measurement; wait until no stage runs."""
-    with _lock(lock_file, LockFlags.EXCLUSIVE):
-        yield
+    return hold_lock(lock_file, "the machine: another stage works or measures")
 
 
-@contextmanager
-def shared_machine(lock_file: Path) -> Iterator[None]:
+def shared_machine(lock_file: Path) -> AbstractContextManager[None]:
     """Hold the machine together with other stages; wait until no measurement runs."""
-    with _lock(lock_file, LockFlags.SHARED):
-        yield
-
-
-@contextmanager
-def _lock(lock_file: Path, kind: LockFlags) -> Iterator[None]:
-    lock_file = Path(lock_file)
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock_file, "w") as file:
-        try:
-            portalocker.lock(file, kind | LockFlags.NON_BLOCKING)
-        except portalocker.AlreadyLocked:
-            logger.info("waiting for %s: another stage measures or works", lock_file.name)
-            portalocker.lock(file, kind)
-        yield
+    return hold_lock(lock_file, "the machine: another stage measures", LockFlags.SHARED)

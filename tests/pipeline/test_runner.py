@@ -2,6 +2,7 @@
 fail.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import copy_until, run_stage
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -285,8 +287,6 @@ def test_an_error_of_the_notebook_has_its_status(error, status):
 
 def _kernel_of(pid):
     """The kernel process that a runner has started; waits for it, and a moment longer."""
-    import psutil
-
     for _ in range(200):
         for child in psutil.Process(pid).children(recursive=True):
             if any("ipykernel" in part for part in child.cmdline()):
@@ -338,14 +338,61 @@ def test_what_takes_too_long_is_stopped(tmp_path):
     assert not (tmp_path / "tiny/data/index.json").exists()
 
 
-def test_two_runs_in_one_folder_refuse(finished):
-    import fcntl
+def start_stage(outputs, *settings, **options):
+    """01_data in a process of its own: one that takes a while."""
+    command = [sys.executable, "-m", "gma_lib.cli", "stage", "01_data", "--profile", "tiny"]
+    for setting in (f"outputs={outputs}", *settings):
+        command += ["--set", setting]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, **options
+    )
 
-    with open(finished / "tiny/test/bs2/.05_evaluate.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run_stage("05_evaluate", finished)
-    assert done.returncode == 3
-    assert "another run is writing" in done.stderr
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_kernel_ends_with_its_runner(tmp_path, number):
+    process = start_stage(tmp_path, "demo_height=872", "demo_width=2048")
+    kernel = psutil.Process(_kernel_of(process.pid))
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    kernel.wait(2)
+    if number == signal.SIGINT:
+        return
+    assert run_stage("01_data", tmp_path, "demo_frames=2").returncode == 0
+    left = [path.name for path in (tmp_path / "tiny/data").iterdir()]
+    assert not [name for name in left if name.startswith(".gma-") or "running" in name]
+
+
+def test_a_second_run_waits_for_the_first(tmp_path):
+    lock = tmp_path / "tiny/data/.lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = start_stage(tmp_path, "demo_frames=2")
+        line = process.stdout.readline()
+        assert line.startswith("waiting for another run")
+        assert "01_data" in line
+        assert not list(lock.parent.glob("*.ipynb"))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+
+
+def test_no_loopback_is_a_sentence_at_once(tmp_path):
+    """A network namespace of its own, whose loopback is down."""
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare, and the right to use it")
+    command = ["unshare", "-rn", sys.executable, "-m", "gma_lib.cli", "stage", "01_data"]
+    command += ["--profile", "tiny", "--set", f"outputs={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=60)
+    assert done.returncode == 1
+    assert "127.0.0.1" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_notebooks_need_no_home(tmp_path):
+    environment = os.environ | {"HOME": "/proc/no/home", "TMPDIR": "/proc/no/tmp"}
+    out, errors = start_stage(tmp_path, "demo_frames=2", env=environment).communicate(timeout=120)
+    assert "01_data: done" in out, out + errors
+    assert not list(tmp_path.rglob("*kernel*"))
 
 
 def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
