@@ -17,9 +17,9 @@ def choose_radius(*flows: np.ndarray) -> float:
 def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:
     """Flow (2, H, W) as colours, uint8 (H, W, 3).
 
-    Hue is the direction, saturation the speed up to ``radius``; faster pixels are darkened. Pixels
-    without finite flow are black. Give a prediction and its ground truth the same radius, so that
-    their colours can be compared.
+    Hue is the direction, saturation the speed up to ``radius``; pixels faster than that have full
+    saturation. Pixels without finite flow are black. Give a prediction and its ground truth the
+    same radius to compare their colours.
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") ->
         raise ValueError(f"palette is one of {', '.join(PALETTES)}, not {palette!r}")
     known = find_known(flow)
     u, v = np.where(known, flow, 0) / radius
+    beyond = np.maximum(np.hypot(u, v) * (1 + 1e-6), 1)  # rounding does not reach above 1
+    u, v = u / beyond, v / beyond
     return np.where(known[..., None], PALETTES[palette](u, v), 0).astype(np.uint8)
 
 

@@ -77,12 +77,13 @@ def add_wheel(axes: Axes, radius: float, palette: str) -> None:
     colours = np.dstack([colours, np.where(np.hypot(x, y) <= 1, 255, 0)]).astype(np.uint8)
     inset = axes.inset_axes((0.01, 0.02, 0.12, 0.30))
     inset.imshow(colours)
+    inset.set_anchor("SW")  # a square in a box of the panel's shape: keep it in the corner
     inset.set_axis_off()
-    axes.text(
-        0.135,
-        0.04,
-        f"{radius:.0f} px",
-        transform=axes.transAxes,
+    inset.text(
+        1.06,
+        0.0,
+        f"at least {radius:.0f} px",
+        transform=inset.transAxes,
         fontsize=9,
         bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
     )
