@@ -3,6 +3,7 @@
 Run it as ``python docs/animation.py`` (about a minute on two cores).
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def main() -> None:
     # Slow motion around the moment for which the scene is laid out
     frames = [renderer.render(time).clean for time in np.linspace(0, 6, PAIRS + 1)]
     network = load("gma-procedural", num_updates=12)
-    flows = [network(*pair) for pair in zip(frames, frames[1:], strict=False)]
+    flows = [network(*pair) for pair in itertools.pairwise(frames)]
     radius = choose_radius(*flows) / 2  # half: the background's slow motion shows as well
     pictures = []
     for number, (frame, flow) in enumerate(zip(frames, flows, strict=False)):
