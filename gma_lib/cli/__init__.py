@@ -14,6 +14,7 @@ from gma_lib import runs
 # Command -> where it is and its line of help. A module is imported when its command runs, so that
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
 COMMANDS = {
+    "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),
     "card": ("gma_lib.cli.train:card", "Write the card of the bundled weights."),
     "doctor": ("gma_lib.doctor:main", "Check this machine."),
     "download": ("gma_lib.cli.download:main", "Download MPI Sintel."),
@@ -21,6 +22,7 @@ COMMANDS = {
     "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
     "flow": ("gma_lib.cli.flow:main", "Flow from FRAME1 to FRAME2, two images of one size."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
+    "show": ("gma_lib.cli.show:main", "A flow file as an image."),
     "stage": ("gma_lib.cli.stage:main", "Run one notebook of the pipeline."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
     "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),

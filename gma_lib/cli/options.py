@@ -1,5 +1,6 @@
 """What commands share: their options, messages, and refusals before anything is computed."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,18 @@ CHECKPOINT = click.option(
     show_default=True,
     help="Bundled weights, or a .pth or .safetensors file.",
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A range that NaN and infinity are outside of; every comparison with NaN is false."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 class Network(TypedDict):

@@ -1,0 +1,21 @@
+"""``gma cache``: the models that ``gma flow`` and ``gma video`` keep."""
+
+import shutil
+
+import click
+
+from gma_lib.infer.estimator import cache_folder
+
+
+@click.command("cache", epilog="Example: gma cache --clear")
+@click.option("--clear", is_flag=True, help="Delete them; they are built again when needed.")
+def main(clear: bool) -> None:
+    """Show where cached models are and how large they are."""
+    folder = cache_folder()
+    models = [path for path in folder.glob("[!.]*") if path.is_dir()]
+    size = sum(file.stat().st_size for model in models for file in model.rglob("*"))
+    if clear:
+        for model in models:
+            shutil.rmtree(model)
+    count = f"{len(models)} model{'s' * (len(models) != 1)}, {size / 1e6:.0f} MB"
+    click.echo(f"{folder}: {count}{', deleted' * clear}")

@@ -1,0 +1,56 @@
+"""``gma show``: a flow file as an image."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from gma_lib.cli.options import PATH, FiniteRange, refuse_existing, remark
+from gma_lib.flow.colours import PALETTES, choose_radius, flow_to_rgb
+from gma_lib.flow.files import read_flow_file
+from gma_lib.flow.images import read_photo, write_frame
+
+
+@click.command("show", epilog="Example: gma show flow.flo -o flow.png --over frame.jpg")
+@click.argument("flow", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Image of the flow's size.")
+@click.option(
+    "--radius",
+    type=FiniteRange(0, min_open=True),
+    help="Speed of full saturation, px.  [default: the 99.5th percentile]",
+)
+@click.option(
+    "--palette", type=click.Choice(list(PALETTES)), default="middlebury", show_default=True
+)
+@click.option("--over", type=PATH, help="Blend with this frame.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+def main(
+    flow: Path,
+    output: Path,
+    radius: float | None,
+    palette: str,
+    over: Path | None,
+    overwrite: bool,
+) -> None:
+    """Show a FLOW file (.flo, .npy or KITTI .png) in colours: hue is direction, saturation speed.
+
+    Pixels without flow are black.
+    """
+    refuse_existing(output, overwrite)
+    field, valid = read_flow_file(flow)
+    field = np.where(valid, field, np.nan)
+    radius = radius or choose_radius(field)
+    picture = flow_to_rgb(field, radius, palette).transpose(2, 0, 1).astype(np.float32)
+    if over is not None:
+        frame, remarks = read_photo(over)
+        for sentence in remarks:
+            remark(sentence)
+        if frame.shape != picture.shape:
+            raise ValueError(
+                f"{over} is {frame.shape[2]}x{frame.shape[1]} px and {flow} is "
+                f"{picture.shape[2]}x{picture.shape[1]} px; give the frame of this flow"
+            )
+        picture = (picture + frame) / 2
+    write_frame(output, picture)
+    height, width = picture.shape[1:]
+    click.echo(f"{output}: {width}x{height} px, full saturation from {radius:.2f} px")
