@@ -4,42 +4,58 @@ Every writer writes whole or not at all; every reader checks what it read and na
 error.
 """
 
+import logging
+import math
 import struct
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from gma_lib.flow.images import PNG_SIGNATURE, decode_image, encode_image
+from gma_lib.flow.images import (
+    MAX_PIXELS,
+    PNG_SIGNATURE,
+    check_pixels,
+    decode_image,
+    encode_image,
+)
 from gma_lib.runs.files import BadFile, reading, write_atomically
+
+logger = logging.getLogger(__name__)
 
 # Middlebury's sanity check, "PIEH" when read as text:
 # https://vision.middlebury.edu/flow/code/flow-code/README.txt
 FLO_TAG = 202021.25
 FLO_HEADER_BYTES = 12
-KITTI_FORMAT = "KITTI's flow, a 16-bit PNG of three channels"
+LARGEST_KITTI = 512  # pixels
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 FLOW_SUFFIXES = (".flo", ".npy", ".png")
 UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middlebury's format says
 
 
 def check_whole(path: Path) -> None:
     """Raise BadFile for a truncated or mislabelled PNG or ``.flo`` file, without decoding it."""
-    with reading(path, f"a whole {Path(path).suffix} file") as path, open(path, "rb") as file:
+    with reading(path, "a whole PNG or .flo file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - 12))
-        if path.suffix == ".png" and (head[:8] != PNG_SIGNATURE or b"IEND" not in file.read()):
+        if path.suffix.lower() == ".png" and (
+            head[:8] != PNG_SIGNATURE or b"IEND" not in file.read()
+        ):
             raise ValueError(f"not a whole PNG file ({path.stat().st_size} bytes); truncated?")
-        if path.suffix == ".flo" and head[:4] != b"PIEH":
+        if path.suffix.lower() == ".flo" and head[:4] != b"PIEH":
             raise ValueError(f"not a .flo file: its first bytes are {head[:4]!r}, not b'PIEH'")
 
 
-def read_flow(path: Path) -> np.ndarray:
+def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a Middlebury ``.flo`` file as float32 (2, H, W).
 
     Raises
     ------
     BadFile
-        The file is missing, has another tag, or is longer or shorter than its header says.
+        The file is missing, has another tag, is longer or shorter than its header says, or holds
+        more than ``max_pixels``.
     """
     with reading(path, "a .flo file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
@@ -48,10 +64,11 @@ def read_flow(path: Path) -> np.ndarray:
         tag, width, height = struct.unpack("<fii", head)
         if tag != FLO_TAG:
             raise ValueError(f"its tag is {tag!r}, not {FLO_TAG}")
+        check_pixels(height, width, max_pixels)
         found, wanted = path.stat().st_size, count_flow_bytes(height, width)
-        if min(width, height) <= 0 or found != wanted:
+        if found != wanted:
             raise ValueError(f"{found} bytes, where {width}x{height} flow has {wanted}; truncated?")
-        flow = np.fromfile(file, "<f4").reshape(height, width, 2)
+        flow = np.fromfile(file, "<f4", count=2 * width * height).reshape(height, width, 2)
     return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
 
 
@@ -71,39 +88,46 @@ def count_flow_bytes(height: int, width: int) -> int:
     return FLO_HEADER_BYTES + 8 * height * width
 
 
-def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """Read KITTI's 16-bit PNG of 64 * flow + 2**15 as (flow (2, H, W), valid (H, W))."""
-    stored = decode_image(path, cv2.IMREAD_UNCHANGED)
-    if stored.dtype != np.uint16 or stored.ndim != 3 or stored.shape[2] != 3:
-        raise BadFile(path, f"{stored.dtype} {stored.shape}", KITTI_FORMAT)
-    flow = (stored[:, :, 2:0:-1].astype(np.float32) - 2**15) / 64  # OpenCV hands over (valid, v, u)
-    return np.ascontiguousarray(flow.transpose(2, 0, 1)), stored[:, :, 0] > 0
+    stored = decode_image(path, max_pixels=max_pixels)
+    if stored.dtype != np.uint16 or stored.ndim != 3:
+        found = f"{stored.dtype} of shape {stored.shape}"
+        raise BadFile(path, found, "KITTI's flow, a 16-bit PNG of three channels")
+    flow = np.empty((2, *stored.shape[:2]), np.float32)
+    steps = np.moveaxis(stored[:, :, 2:0:-1], 2, 0)  # OpenCV hands over (valid, v, u)
+    np.divide(steps, np.float32(64), out=flow, dtype=np.float32)
+    flow -= LARGEST_KITTI
+    return flow, stored[:, :, 0] > 0
 
 
 def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
-    """Write flow (2, H, W) and its valid mask (H, W) as KITTI's 16-bit PNG, in steps of 1/64 px
-    within +-512 px.
+    """Write flow (2, H, W) and its valid mask (H, W) as KITTI's 16-bit PNG, in steps of 1/64 px.
+
+    As in KITTI's development kit, -512 to 511.98 px can be stored and the rest is clamped, which a
+    warning says; pixels without finite flow are marked invalid.
     """
-    largest = np.abs(flow[:, valid]).max(initial=0)
-    if largest >= 512:
-        raise ValueError(f"{path}: flow of {largest:.1f} px; KITTI's format holds less than 512 px")
-    steps = np.rint(np.where(valid, flow, 0) * 64 + 2**15).astype(np.uint16)
+    valid = valid & find_known(flow)
+    steps = np.rint(np.where(valid, flow, 0) * 64 + 2**15)
+    if clamped := int((np.abs(steps - 2**15) > 2**15).any(axis=0).sum()):
+        logger.warning("%s: %d pixels move by more than 512 px, stored as 512", path, clamped)
+    steps = steps.clip(0, 2**16 - 1).astype(np.uint16)
     encode_image(path, np.stack([valid.astype(np.uint16), steps[1], steps[0]], axis=-1))
 
 
-def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_flow_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """Read ``.flo``, ``.npy`` or KITTI's ``.png`` as (flow (2, H, W), known (H, W))."""
-    path = Path(path)
-    if path.suffix == ".png":
-        return read_kitti_flow(path)
     check_flow_suffix(path)
-    flow = read_flow(path) if path.suffix == ".flo" else _read_npy(path)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".png":
+        return read_kitti_flow(path, max_pixels=max_pixels)
+    flow = (read_flow if suffix == ".flo" else _read_npy)(path, max_pixels=max_pixels)
     return flow, find_known(flow)
 
 
 def find_known(flow: np.ndarray) -> np.ndarray:
     """Mask (H, W) of the pixels with finite flow below 1e9 px."""
-    known: np.ndarray = np.isfinite(flow).all(axis=0) & (np.abs(flow).max(axis=0) < UNKNOWN_FLOW)
+    known: np.ndarray = np.logical_and(*(np.abs(channel) < UNKNOWN_FLOW for channel in flow))
     return known
 
 
@@ -111,28 +135,41 @@ def write_flow_file(path: Path, flow: np.ndarray) -> None:
     """Write flow (2, H, W) in the format of the path's suffix: ``.flo``, ``.npy`` (float32) or
     KITTI's 16-bit ``.png``.
     """
-    path = Path(path)
     check_flow_suffix(path)
-    if path.suffix == ".flo":
+    suffix = Path(path).suffix.lower()
+    if suffix == ".flo":
         write_flow(path, flow)
-    elif path.suffix == ".npy":
-        with write_atomically(path) as partial:
-            np.save(partial, np.ascontiguousarray(flow, dtype="<f4"))
+    elif suffix == ".npy":
+        with write_atomically(path) as partial, open(partial, "wb") as file:
+            np.save(file, np.ascontiguousarray(flow, dtype="<f4"))
     else:
         write_kitti_flow(path, flow, np.ones(flow.shape[1:], bool))
 
 
 def check_flow_suffix(path: Path) -> None:
-    """Raise ValueError for a file name whose suffix is no flow format."""
-    if Path(path).suffix not in FLOW_SUFFIXES:
-        raise ValueError(
-            f"{path}: a flow file ends in {', '.join(FLOW_SUFFIXES)} (16-bit PNG, as KITTI's)"
-        )
+    """Raise BadFile for a file name whose suffix is no flow format."""
+    if (suffix := Path(path).suffix).lower() not in FLOW_SUFFIXES:
+        found, expected = f"ends in {suffix or 'no suffix'}", ", ".join(FLOW_SUFFIXES)
+        raise BadFile(path, found, f"{expected} (KITTI's 16-bit PNG)", "Name another file")
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    with reading(path, "a .npy file with a flow field: floats of shape (2, H, W)") as path:
-        flow = np.load(path, allow_pickle=False, mmap_mode="r")
-        if flow.ndim != 3 or flow.shape[0] != 2 or not np.issubdtype(flow.dtype, np.floating):
-            raise ValueError(f"{flow.dtype} of shape {flow.shape}")
-        return np.ascontiguousarray(flow, dtype=np.float32)
+def _read_npy(path: Path, *, max_pixels: int) -> np.ndarray:
+    form = "a .npy file with a flow field: floats of shape (2, H, W)"
+    with reading(path, form) as path, open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in NPY_HEADERS:
+            raise ValueError(f"version {version} of the format")
+        shape, by_column, dtype = NPY_HEADERS[version](file)
+        if len(shape) != 3 or shape[0] != 2 or dtype.kind != "f":
+            raise ValueError(f"{dtype} of shape {shape}")
+        check_pixels(*shape[1:], max_pixels)
+        found, wanted = path.stat().st_size - file.tell(), math.prod(shape) * dtype.itemsize
+        if found != wanted:
+            raise ValueError(f"{found} bytes of values, where its header says {wanted}; truncated?")
+        flow = np.empty(shape, np.float32, order="F" if by_column else "C")
+        values = flow.ravel("K")
+        for start in range(0, values.size, 2**20):  # doubles take twice the memory of the result
+            part = values[start : start + 2**20]
+            with np.errstate(over="ignore"):  # becomes infinite, so unknown
+                part[:] = np.fromfile(file, dtype, count=part.size)
+    return np.ascontiguousarray(flow)

@@ -4,27 +4,67 @@ Every writer writes whole or not at all; every reader checks what it read and na
 error.
 """
 
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from gma_lib.runs.files import BadFile, reading, write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B")
+AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # without alpha, upright
 
 
-def decode_image(path: Path, flags: int) -> np.ndarray:
-    """Decode an image file as OpenCV's ``flags`` say; raise ValueError for what it cannot read."""
-    with reading(path, "an image", "Save it again, as PNG") as path:
-        content = np.fromfile(path, dtype=np.uint8)
-        # libpng fills the missing rows of a truncated file with zeros and only warns; PNG ends with
-        # an IEND chunk.
-        if content[:8].tobytes() == PNG_SIGNATURE and b"IEND" not in content[-12:].tobytes():
-            raise ValueError(f"truncated PNG ({content.size} bytes)")
-        image: np.ndarray | None = cv2.imdecode(content, flags) if content.size else None
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """Raise ValueError for a size that is empty or above the limit."""
+    if min(height, width) < 1 or height * width > max_pixels:
+        raise ValueError(f"{width}x{height} px; at most {max_pixels:,} pixels are read")
+
+
+def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+    """Open a picture without decoding it: ``size``, ``mode``, ``format`` are known.
+
+    Raises
+    ------
+    BadFile
+        It is no picture, holds several, or has more pixels than ``max_pixels``.
+    """
+    several = "Give one file per picture, or a folder of them to `gma video`"
+    with reading(path, "a picture", "Save it as PNG") as path, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about tags that no decoder here reads
+        try:
+            header = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:
+            found = f"not a readable image ({path.stat().st_size} bytes)"
+            raise BadFile(path, found, ", ".join(FORMATS), "Save it as PNG") from None
+        except Image.DecompressionBombError:  # beyond Pillow's own limit, 178 million
+            raise ValueError(f"at most {max_pixels:,} pixels are read") from None
+        with header:
+            check_pixels(header.height, header.width, max_pixels)
+            # a JPEG of several (MPO) is one photograph and its smaller or stereo versions
+            if header.format != "MPO" and getattr(header, "is_animated", False):
+                raise BadFile(path, "holds several images", "one", several)
+    return header
+
+
+def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture as it is stored, upright and without alpha: (H, W), or (H, W, 3), blue
+    first.
+    """
+    header = read_header(path, max_pixels=max_pixels)
+    with reading(path, "a picture", "Save it again, as PNG") as path:
+        if (found := path.stat().st_size) > (most := 2**25 + 16 * header.height * header.width):
+            raise ValueError(f"{found:,} bytes, where a picture of its size has at most {most:,}")
+        image: np.ndarray | None = cv2.imdecode(np.fromfile(path, np.uint8), AS_STORED)
         if image is None:
-            raise ValueError(f"not a readable image ({content.size} bytes)")
+            raise ValueError("truncated or damaged")
+        if image.shape[0] * image.shape[1] != header.height * header.width:
+            raise ValueError("it changed while it was read")
     return image
 
 
@@ -36,53 +76,63 @@ def encode_image(path: Path, image: np.ndarray) -> None:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from a PNG's header without decoding the image."""
-    with reading(path, "a PNG file") as path, open(path, "rb") as file:
-        header = file.read(24)
-        if len(header) < 24 or header[:8] != PNG_SIGNATURE:
-            raise ValueError("not a PNG file")
-    width, height = np.frombuffer(header[16:24], dtype=">u4").tolist()
-    return height, width
+    """Return (height, width) of a picture without decoding it."""
+    header = read_header(path)
+    return header.height, header.width
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """Read an 8-bit colour image as float32 (3, H, W), RGB, 0..255."""
-    image = decode_image(path, cv2.IMREAD_COLOR)
-    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
+    """Read a picture as float32 (3, H, W), RGB, 0..255."""
+    return read_photo(path)[0]
 
 
-def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, list[str]]:
     """Read any 8-bit or 16-bit image file as a frame.
+
+    Parameters
+    ----------
+    max_pixels
+        Refuse larger pictures, by their header, before they are decoded.
 
     Returns
     -------
     frame, remarks
         float32 (3, H, W), RGB, 0..255, turned upright by the file's orientation tag; a sentence per
         conversion: grey images are repeated three times, alpha channels ignored, 16 bits scaled to
-        0..255 without rounding.
+        0..255 without rounding, CMYK converted without its profile.
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    BadFile
         For files that are no image, hold several images, or store floating point numbers of unknown
         range.
     """
-    stored = decode_image(path, cv2.IMREAD_UNCHANGED)
-    if (pages := cv2.imcount(str(path))) > 1:
-        remedy = "Give two files with one image each, or a folder of frames to `gma video`"
-        raise BadFile(path, f"holds {pages} images", "one", remedy)
-    if stored.dtype not in (np.uint8, np.uint16):
-        raise BadFile(path, f"stores {stored.dtype}", "8 or 16 bits", "Save it as PNG")
-    remarks = []
-    if stored.ndim == 2 or stored.shape[2] == 1:
-        remarks.append(f"{path} is grey: its channel is used three times")
-    elif stored.shape[2] == 4:
-        remarks.append(f"{path} has an alpha channel, which is ignored")
-    image = decode_image(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).astype(np.float32)
-    if stored.dtype == np.uint16:
-        remarks.append(f"{path} has 16 bits, scaled to 0..255 without rounding")
-        image /= 257
-    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), remarks
+    header = read_header(path, max_pixels=max_pixels)
+    stored = decode_image(path, max_pixels=max_pixels)
+    if stored.dtype not in (np.uint8, np.uint16) or header.mode == "LAB":
+        found = "LAB colours" if header.mode == "LAB" else stored.dtype
+        raise BadFile(path, f"stores {found}", "RGB or grey of 8 or 16 bits", "Save it as PNG")
+    largest = np.iinfo(stored.dtype).max
+    if header.format == "PPM" and header.mode != "1" and isinstance(header.tile[0].args, tuple):
+        largest = header.tile[0].args[-1]  # whatever its header declares
+    remarks = [
+        f"{path} {remark}"
+        for remark, applies in (
+            ("is grey: its channel is used three times", header.mode in GREY),
+            ("has an alpha channel, which is ignored", header.has_transparency_data),
+            ("has 16 bits, scaled to 0..255 without rounding", stored.dtype == np.uint16),
+            ("is CMYK, converted without its colour profile", header.mode == "CMYK"),
+        )
+        if applies
+    ]
+    frame = np.empty((3, *stored.shape[:2]), np.float32)
+    # What is stored moves to the end of the frame's own memory, which it leaves channel by channel.
+    planes = frame.reshape(-1).view(stored.dtype)[-stored.size :].reshape(-1, *stored.shape[:2])
+    planes[:] = np.moveaxis(np.atleast_3d(stored), 2, 0)[::-1]  # OpenCV puts blue first
+    del stored
+    for channel, plane in zip(frame, np.broadcast_to(planes, frame.shape), strict=True):
+        np.divide(plane, np.float32(largest / 255), out=channel, dtype=np.float32)
+    return frame, remarks
 
 
 def write_frame(path: Path, frame: np.ndarray) -> None:
@@ -92,8 +142,8 @@ def write_frame(path: Path, frame: np.ndarray) -> None:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read an 8-bit mask as bool (H, W); any value above zero is True, as in Sintel's masks."""
-    return decode_image(path, cv2.IMREAD_GRAYSCALE) > 0
+    """Read a mask of any depth as bool (H, W); any value above zero is True, as in Sintel's."""
+    return np.asarray((np.atleast_3d(decode_image(path)) > 0).any(axis=2))
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

@@ -100,11 +100,11 @@ def test_unusual_images_are_taken_and_it_is_said(tmp_path):
     [
         ("plain", "wide", "160x128 px and 120x128 px"),
         ("narrow", "narrow", "1x128 px"),
-        ("animated", "animated", "holds 2 images"),
+        ("animated", "animated", "holds several images"),
         ("plain", "text", "not a readable image (12 bytes)"),
-        ("plain", "cut", "truncated"),
+        ("plain", "cut", "damaged"),
         ("plain", "absent", "no such file"),
-        ("plain", "folder", "expected an image"),
+        ("plain", "folder", "a folder; expected a picture"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_its_name(first, second, complaint, tmp_path):
@@ -153,7 +153,7 @@ def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
     assert "onnxruntime" in gma(
         "flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1
     )
-    assert "a flow file ends in" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
+    assert "ends in .jpg" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
     assert "a figure ends in" in gma(
         "flow", *frames, "-o", tmp_path / "a.flo", "--figure", tmp_path / "a.txt", exit_code=1
     )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gma_lib.flow import files
+from gma_lib.runs.files import BadFile
 
 
 @pytest.fixture
@@ -62,13 +63,22 @@ def test_kitti_flow_survives_to_a_64th(tmp_path, flow):
     assert np.abs(read - flow)[:, valid].max() <= 1 / 128
 
 
-def test_kitti_refuses_what_it_cannot_hold(tmp_path, flow):
-    with pytest.raises(ValueError, match="512"):
-        files.write_kitti_flow(tmp_path / "a.png", flow + 600, np.ones(flow.shape[1:], bool))
-    assert not list(tmp_path.iterdir())
+def test_kitti_clamps_and_marks_invalid_what_it_cannot_hold(tmp_path, caplog):
+    """As in KITTI's development kit; uint16 would wrap 511.995 px round to -512 px."""
+    largest = (2**16 - 1 - 2**15) / 64
+    values = [511.98, 511.995, 600, -512, -600, np.nan, np.inf, 2e9, 0.5]
+    flow = np.stack([np.full((1, 9), 1, np.float32), np.array([values], np.float32)])
+    files.write_flow_file(tmp_path / "a.png", flow)
+    read, valid = files.read_flow_file(tmp_path / "a.png")
+    assert read[1, 0, :5].tolist() == [largest, largest, largest, -512, -512]
+    assert valid[0].tolist() == [True] * 5 + [False] * 3 + [True]
+    assert "2 pixels move by more than 512 px" in caplog.text
+    caplog.clear()
+    files.write_flow_file(tmp_path / "a.png", flow[:, :, :2])
+    assert caplog.text == ""
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png", ".FLO", ".NPY", ".PNG"])
 def test_every_format_gives_back_what_it_was_given(tmp_path, suffix):
     flow = (
         np.random.default_rng(0).integers(-30_000, 30_000, (2, 7, 9)).astype(np.float32) / 64
@@ -90,14 +100,54 @@ def test_unknown_flow_is_known_to_be(tmp_path):
     ]
 
 
+def test_doubles_by_column_are_read_in_parts(tmp_path):
+    flow = np.asfortranarray(np.random.default_rng(0).normal(0, 9, (2, 800, 700)))
+    flow[0, 0, 0] = 1e300  # beyond float32
+    np.save(tmp_path / "a.npy", flow)
+    read, known = files.read_flow_file(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read[:, 1:], flow[:, 1:].astype(np.float32))
+    assert not known[0, 0]
+    assert known.sum() == known.size - 1
+
+
+def write_faulty(folder):
+    """Files that are no flow -> what the error says of them."""
+    np.save(folder / "picture.npy", np.zeros((4, 4, 3)))
+    np.save(folder / "whole.npy", np.zeros((2, 4, 3), int))
+    np.save(folder / "complex.npy", np.zeros((2, 4, 3), complex))
+    np.save(folder / "objects.npy", np.array([None]), allow_pickle=True)
+    np.save(folder / "good.npy", np.zeros((2, 4, 3)))
+    good = (folder / "good.npy").read_bytes()
+    (folder / "cut.npy").write_bytes(good[:-8])
+    (folder / "longer.npy").write_bytes(good + b"x")
+    (folder / "huge.npy").write_bytes(good.replace(b"(2, 4, 3), }", b"(2, 99999, 99999), }")[:-12])
+    (folder / "header.npy").write_bytes(good.replace(b"(2, 4, 3)", b"(2, 4, 3("))
+    np.savez(folder / "archive.npz", a=np.zeros(3))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "empty.flo").write_bytes(b"")
+    (folder / "none.flo").write_bytes(b"PIEH" + np.array([0, 5], "<i4").tobytes())
+    (folder / "minus.flo").write_bytes(b"PIEH" + np.array([-1, -1], "<i4").tobytes() + bytes(8))
+    (folder / "huge.flo").write_bytes(b"PIEH" + np.array([2**30, 2**30], "<i4").tobytes())
+    cv2.imwrite(str(folder / "colour.png"), np.zeros((4, 4, 3), np.uint8))
+    cv2.imwrite(str(folder / "grey.png"), np.zeros((4, 4), np.uint16))
+    (folder / "flow.tif").write_bytes(b"")
+    return {
+        **{"picture.npy": "shape", "whole.npy": "int64", "complex.npy": "complex128"},
+        **{"objects.npy": "object", "cut.npy": "truncated", "longer.npy": "truncated"},
+        **{"huge.npy": "at most", "header.npy": "expected", "archive.npy": "magic"},
+        **{"empty.flo": "too few", "none.flo": "0x5", "minus.flo": "-1x-1", "huge.flo": "at most"},
+        **{
+            "colour.png": "uint8",
+            "grey.png": "shape",
+            "flow.tif": "ends in",
+            "none.npy": "no such",
+        },
+    }
+
+
 def test_other_files_are_no_flow(tmp_path):
-    np.save(tmp_path / "picture.npy", np.zeros((4, 4, 3)))
-    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
-    for name, complaint in (
-        ("picture.npy", "shape"),
-        ("objects.npy", "objects"),
-        ("flow.tif", "ends in"),
-        ("none.npy", "no such"),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+    for name, complaint in write_faulty(tmp_path).items():
+        with pytest.raises(BadFile, match=complaint) as error:
             files.read_flow_file(tmp_path / name)
+        assert name in str(error.value)
+    assert files.read_flow_file(tmp_path / "good.npy")[0].shape == (2, 4, 3)

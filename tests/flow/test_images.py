@@ -1,10 +1,14 @@
 """Frames, photographs and masks: what is written is what is read, damage is named."""
 
+import zlib
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from gma_lib.flow import images
+from gma_lib.runs.files import BadFile
 
 
 def test_frame_survives_the_file(tmp_path):
@@ -29,7 +33,7 @@ def test_truncated_png_is_an_error(tmp_path):
         path, np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32)
     )
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match=r"a\.png.*truncated"):
+    with pytest.raises(ValueError, match=r"a\.png.*damaged"):
         images.read_frame(path)
 
 
@@ -39,10 +43,17 @@ def test_mask_survives_the_file(tmp_path):
     np.testing.assert_array_equal(images.read_mask(tmp_path / "a.png"), mask)
 
 
-def test_an_image_size_is_read_from_png_alone(tmp_path):
-    (file := tmp_path / "a.png").write_bytes(b"GIF89a" + bytes(30))
-    with pytest.raises(ValueError, match=r"a\.png"):
-        images.read_image_size(file)
+@pytest.mark.parametrize(("stored", "true"), [(np.uint8, 1), (np.uint16, 1), (np.uint16, 300)])
+def test_a_mask_of_any_depth_is_true_above_zero(tmp_path, stored, true):
+    mask = np.zeros((8, 8), stored)
+    mask[:, :4] = true
+    cv2.imwrite(str(tmp_path / "a.png"), mask)
+    assert images.read_mask(tmp_path / "a.png").tolist() == [[True] * 4 + [False] * 4] * 8
+    coloured = np.dstack([mask * 0, mask * 0, mask, mask * 0 + 255])  # red, and opaque
+    cv2.imwrite(str(tmp_path / "b.png"), coloured)
+    assert images.read_mask(tmp_path / "b.png").sum() == 32
+    Image.fromarray(mask > 0).save(tmp_path / "c.png")  # one bit
+    assert images.read_mask(tmp_path / "c.png").sum() == 32
 
 
 def test_a_photo_of_16_bits_keeps_its_fractions(tmp_path):
@@ -61,3 +72,111 @@ def test_a_photo_of_floats_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tiff"), np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match="float32"):
         images.read_photo(tmp_path / "a.tiff")
+
+
+@pytest.fixture
+def picture():
+    """Smooth colours, 24x40, RGB."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 10, 3), np.uint8)
+    return cv2.resize(coarse, (40, 24))
+
+
+ROTATED = Image.Exif()
+ROTATED[274] = 6  # as a telephone held upright writes
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        *(("a.png", mode, {}) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        *(("a.tif", mode, {}) for mode in ("RGB", "RGBA", "L", "P", "1", "CMYK")),
+        *(("a.webp", "RGB", {"lossless": True}), ("a.gif", "P", {}), ("a.bmp", "RGB", {})),
+        *(("a.ppm", "RGB", {}), ("a.pgm", "L", {}), ("A.JPG", "RGB", {}), ("a.jpg", "L", {})),
+        *((f"a.{kind}", "RGB", {"exif": ROTATED}) for kind in ("png", "jpg", "tif", "webp")),
+    ],
+)
+def test_a_photo_is_what_a_viewer_shows(tmp_path, picture, name, mode, options):
+    Image.fromarray(picture).convert(mode).save(tmp_path / name, **options)
+    frame, _ = images.read_photo(tmp_path / name)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
+    np.testing.assert_array_equal(frame, np.asarray(shown).transpose(2, 0, 1))
+
+
+def test_a_cmyk_photo_is_converted_and_it_is_said(tmp_path, picture):
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / "a.jpg")
+    frame, remarks = images.read_photo(tmp_path / "a.jpg")
+    shown = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).transpose(2, 0, 1)
+    assert np.abs(frame - shown).max() <= 1  # rounding
+    assert "CMYK" in remarks[0]
+
+
+@pytest.mark.parametrize("largest", [100, 255, 4095, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+def test_the_largest_value_of_a_pgm_is_white(tmp_path, largest, kind):
+    stored = np.linspace(0, largest, 12).round().astype(">u2" if largest > 255 else "u1")
+    size = b"4 3" if kind == b"P5" else b"2 2"
+    (tmp_path / "a.ppm").write_bytes(kind + b"\n" + size + b" %d\n" % largest + stored.tobytes())
+    frame, _ = images.read_photo(tmp_path / "a.ppm")
+    wanted = stored.astype(np.float32) * 255 / largest
+    wanted = wanted.reshape(3, 4) if kind == b"P5" else wanted.reshape(2, 2, 3)[..., 0]
+    np.testing.assert_allclose(frame[0], wanted, atol=1e-4)
+
+
+def write_refused(folder, picture):
+    """Files that are no single picture of known range -> what the error says of them."""
+    one = Image.fromarray(picture)
+    for name in ("animated.png", "animated.gif", "animated.webp", "pages.tif"):
+        one.save(folder / name, save_all=True, append_images=[one.rotate(180)])
+    one.convert("LAB").save(folder / "lab.tif")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "float.tif")
+    Image.fromarray(np.zeros((4, 4), np.int32)).save(folder / "deep.tif")
+    one.save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-30])
+    (folder / "a.exr").write_bytes(b"\x76\x2f\x31\x01" + bytes(100))
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "folder.png").mkdir()
+    header = b"\0\0\0\x0dIHDR" + (20000).to_bytes(4) * 2 + b"\x08\2\0\0\0"
+    crc = zlib.crc32(header[4:]).to_bytes(4)
+    (folder / "large.png").write_bytes(
+        images.PNG_SIGNATURE + header + crc + b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
+    )
+    size = b"\x50\xc3" * 2
+    (folder / "large.gif").write_bytes(
+        b"GIF89a" + size + bytes(3) + b"," + bytes(4) + size + b"\0\2\1\x44\0;"
+    )
+    (folder / "large.ppm").write_bytes(b"P6 10000 10000 255\n")
+    (folder / "none.ppm").write_bytes(b"P6 0 10 255\n")
+    one.save(folder / "padded.png")
+    with open(folder / "padded.png", "ab") as file:
+        file.truncate(2**26)
+    return {
+        **dict.fromkeys(("animated.png", "animated.gif", "animated.webp"), "several images"),
+        **{"pages.tif": "several images", "lab.tif": "LAB", "float.tif": "float32"},
+        **{"deep.tif": "int32", "cut.jpg": "damaged", "padded.png": "at most"},
+        **dict.fromkeys(("a.exr", "text.png", "empty.png"), "not a readable image"),
+        **{"folder.png": "a folder", "none.png": "no such file", "none.ppm": "expected"},
+        **dict.fromkeys(("large.png", "large.gif", "large.ppm"), "at most 67,108,864 pixels"),
+    }
+
+
+def test_what_is_no_single_picture_is_refused(tmp_path, picture):
+    for name, complaint in write_refused(tmp_path, picture).items():
+        with pytest.raises(BadFile, match=complaint) as error:
+            images.read_photo(tmp_path / name)
+        assert str(error.value).startswith(str(tmp_path / name))
+
+
+def test_the_limit_is_of_the_header_and_can_be_set(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with pytest.raises(BadFile, match=r"40x24 px; at most 959 pixels"):
+        images.read_photo(tmp_path / "a.png", max_pixels=959)
+    assert images.read_photo(tmp_path / "a.png", max_pixels=960)[0].shape == (3, 24, 40)
+
+
+def test_bytes_after_the_end_of_a_picture_do_not_matter(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    wanted = images.read_frame(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "ab") as file:
+        file.write(b"as some cameras add")
+    np.testing.assert_array_equal(images.read_frame(tmp_path / "a.png"), wanted)
