@@ -30,7 +30,7 @@ STAGE   = $(PYTHON) -m gma_lib.cli stage $(1) --profile $(PROFILE) --batch-size 
 stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
 PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench bench-gpu test ascend-dry-run lint lab doctor lock clean distclean always
+.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench bench-gpu test ascend-dry-run lint docs lab doctor lock clean distclean always
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ lint: $(ENV) ## check style, types and the order of packages, and that notebooks
 	$(PYTHON) -m mypy
 	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache --no-logo
 	$(PYTHON) -m nbstripout --verify notebooks/*.ipynb
+
+docs: $(ENV) ## write the documentation site to docs/_build/html
+	$(PYTHON) -m sphinx -W --keep-going -q docs docs/_build/html
 
 lab: $(ENV) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,18 @@ def test_versions_agree():
         locked["nbstripout"],
         locked["import-linter"],
     }
+
+
+def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", tmp_path / "html"]
+    done = subprocess.run(
+        [*command, "-d", tmp_path / "trees"], capture_output=True, text=True, cwd=PROJECT
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {page: page.read_text() for page in (tmp_path / "html").rglob("*.html")}
+    assert len(pages) > 15
+    fetched = re.compile(r"<(?:script|img)[^>]+src=.https?:|<link[^>]+stylesheet[^>]+href=.https?:")
+    assert not [page for page, text in pages.items() if fetched.search(text)]
+    assert "<math" in pages[tmp_path / "html" / "background.html"]
+    commands = pages[tmp_path / "html" / "reference" / "commands.html"]
+    assert all(f'id="gma-{name}' in commands for name in cli.COMMANDS)

@@ -1,0 +1,102 @@
+"""The documentation site: ``make docs`` writes it to docs/_build/html."""
+
+import html
+import re
+import shutil
+from pathlib import Path
+
+import latex2mathml.converter
+from docutils.nodes import SkipNode
+
+import gma_lib
+from gma_lib.pipeline.stages import STAGES, read_cells
+
+HERE = Path(__file__).resolve().parent
+# Executed notebooks of the demo where `make reproduce` has left some, otherwise as they are.
+EXECUTED = HERE.parent / "outputs" / "demo" / "openvino-float32"
+TUTORIALS = HERE / "tutorials"
+DECLARATION = r"^(\w+) = (.+?)  # type: (\S+)(?: - (.*))?$"
+
+
+def copy_pages() -> None:
+    """Copy notebooks and the weights' card into the source folder, the only place Sphinx reads."""
+    shutil.rmtree(TUTORIALS, ignore_errors=True)
+    TUTORIALS.mkdir()
+    for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+        places = [EXECUTED.parent / "data", EXECUTED / "bs1"]
+        found = [place / notebook.name for place in places if (place / notebook.name).is_file()]
+        shutil.copy(found[0] if found else notebook, TUTORIALS / notebook.name)
+    card = shutil.ignore_patterns("*.safetensors", "*.json")
+    shutil.copytree(HERE.parent / "weights", HERE / "weights", ignore=card, dirs_exist_ok=True)
+
+
+def write_parameters() -> None:
+    """Write the page of parameters from the cells that declare them."""
+    head = ["| parameter | default | type | meaning |", "|---|---|---|---|"]
+    lines = [
+        "# Parameters of the notebooks",
+        "",
+        "Each notebook declares its parameters in its first code cell. Set them in JupyterLab, "
+        'in a file of `params/`, or with `PARAMS="name=value"`.',
+    ]
+    for stage in STAGES:
+        cells = ["".join(cell["source"]) for cell in read_cells(stage) if is_tagged(cell)]
+        lines += ["", f"## {stage}", "", *head]
+        for name, default, kind, meaning in re.findall(DECLARATION, "\n".join(cells), re.M):
+            columns = (f"`{name}`", f"`{default}`", f"`{kind}`", html.escape(meaning))
+            lines.append(f"| {' | '.join(column.replace('|', ' or ') for column in columns)} |")
+    (HERE / "reference" / "parameters.md").write_text("\n".join(lines) + "\n")
+
+
+def is_tagged(cell: dict) -> bool:
+    """Return whether a cell declares parameters."""
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
+copy_pages()
+write_parameters()
+project = "GMA optical flow"
+author = "the authors of the GMA reproducibility package"
+version = release = gma_lib.__version__
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_click",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+html_theme = "furo"
+html_math_renderer = "mathml"
+html_title = project
+html_show_sourcelink = html_show_copyright = False
+smartquotes = False  # two dashes begin an option
+nb_execution_mode = "off"
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath", "amsmath"]
+numpydoc_show_class_members = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+nb_ipywidgets_js = {}  # a script from another host; the site works without a network
+
+
+def setup(app):
+    """Let links to notebooks lead to their copies, and write formulas as MathML.
+
+    Sphinx's own formulas need a script from another host; browsers draw MathML themselves.
+    """
+
+    def redirect(app, page, source):
+        source[0] = source[0].replace("](../notebooks/", "](tutorials/")
+
+    def write_inline(translator, node):
+        translator.body.append(latex2mathml.converter.convert(node.astext()))
+        raise SkipNode
+
+    def write_block(translator, node):
+        formula = latex2mathml.converter.convert(node.astext(), display="block")
+        translator.body.append(f'<div class="math">{formula}</div>')
+        raise SkipNode
+
+    app.connect("source-read", redirect)
+    app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))
