@@ -9,6 +9,7 @@ from typing import Any, TypedDict, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+NOISE = " (seeded weights: this flow is noise)"
 PATH = click.Path(path_type=Path)
 CHECKPOINT = click.option(
     "--checkpoint",

@@ -5,7 +5,7 @@ from typing import Unpack
 
 import click
 
-from gma_lib.cli.options import PATH, Network, network_options, remark
+from gma_lib.cli.options import NOISE, PATH, Network, network_options, remark
 from gma_lib.infer.estimator import load
 from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
 from gma_lib.runs.progress import track
@@ -23,14 +23,11 @@ def main(sintel: Path, output: Path, split: str, cold: bool, **network: Unpack[N
     """Flow for Sintel's benchmark from the data set's folder SINTEL: both passes, warm start, every
     file checked.
     """
+    estimator = load(say=remark, **network)
     pairs = write_submission(
-        sintel.absolute(),
-        output,
-        load(say=remark, **network),
-        split=split,
-        warm=not cold,
-        track=track,
+        sintel.absolute(), output, estimator, split=split, warm=not cold, track=track
     )
-    click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size")
+    noise = "" if estimator.trained else NOISE
+    click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size{noise}")
     if split == "test" and len(pairs) != 2 * PAIRS_IN_TEST_SPLIT:
         remark(f"not the complete test split: {len(pairs)} of {2 * PAIRS_IN_TEST_SPLIT} pairs")

@@ -103,6 +103,7 @@ class Estimator:
         find_backend(backend).options(precision=precision).require()  # before a model is built
         file = Path(checkpoint).expanduser()
         self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
+        self.trained = self.checkpoint != "seeded"  # else noise, whose flow means nothing
         self.backend, self.precision = backend, precision
         self.num_updates = num_updates
         self.max_pixels = max_pixels
@@ -183,6 +184,7 @@ class Estimator:
         """What the flow depends on besides the frames."""
         return {
             "weights_sha256": self._weights_sha256,
+            "trained": self.trained,
             "backend": self.backend,
             "precision": self.precision,
             "num_updates": self.num_updates,

@@ -5,7 +5,10 @@ The authors publish theirs in their repository (https://github.com/zacjiang/GMA 
 path as the checkpoint.
 """
 
+import hashlib
+import io
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +19,17 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.files import PROJECT, RESOURCES, hash_file, hash_value, reading, write_atomically
+from gma_lib.runs.files import PROJECT, RESOURCES, hash_value, reading, write_atomically
 from gma_lib.runs.records import Record, load_record
 
 WEIGHTS_FOLDER = RESOURCES / "weights"
 SEEDED = "seeded"
 SEED = 20210402
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+LONGEST_PREFIX = 4
+COUNTER = "num_batches_tracked"  # of a norm, for training alone
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -84,9 +92,9 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     ------
     FileNotFoundError
         Neither a bundled name nor a file.
-    ValueError
-        Unreadable, or not exactly this network's entries; names the first missing and unexpected
-        ones.
+    BadFile
+        Unreadable, not exactly this network's entries (names the first missing and unexpected
+        ones), not real and finite, or two names of one tensor that contradict each other.
     """
     if str(checkpoint) == SEEDED:
         return Checkpoint(
@@ -99,13 +107,16 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             f"{checkpoint}: neither a weights file nor one of the bundled weights "
             f"({', '.join(list_checkpoints())})"
         )
+    with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
+        content = path.read_bytes()
+        state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
     card = path.with_suffix(".json")
     return Checkpoint(
         name=path.stem,
         source=str(checkpoint),
-        sha256=hash_file(path),
+        sha256=hashlib.sha256(content).hexdigest(),
         trained=True,
-        state=_complete_state(_read(path), source=path),
+        state=state,
         card=load_record(card, "the card of the weights", "Fix or delete the file")
         if card.is_file()
         else {},
@@ -120,33 +131,52 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
     return model, loaded
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    with reading(path, "a weights file (.pth or .safetensors)", "Download or save it again"):
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # whose advice is to run what the file says
-            raise ValueError("damaged, or it holds other things than tensors") from error
-        if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-        ):
-            raise ValueError(f"holds a {type(content).__name__}, not tensors by their names")
+def _decode(content: bytes, suffix: str) -> object:
+    """What a file holds; ValueError where PyTorch would advise to run what it says."""
+    if suffix == ".safetensors":
+        return safetensors.torch.load(content)
+    file = io.BytesIO(content)
+    if zipfile.is_zipfile(file):
+        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+        if unpacked > len(content):
+            raise ValueError(f"{len(content):,} bytes that unpack to {unpacked:,}")
+    file.seek(0)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("damaged, or it holds other things than tensors") from error
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    """The state dict inside what others save, its names without the prefixes that all of them
+    have.
+    """
+    while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in WRAPPERS):
+        inside = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+        if len(inside) > 1:
+            raise ValueError(f"holds several sets of weights ({', '.join(inside)})")
+        content = content[inside[0]]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ValueError(f"holds a {type(content).__name__}, not tensors by their names")
+    for _ in range(LONGEST_PREFIX):
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in content):
+                content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
 
 
-def _complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str, Tensor]:
-    """Check entries against the network, undo what savers add or leave out, return float32.
+def _complete_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Check entries against the network, add what savers leave out, return float32.
 
-    Official files were saved from ``DataParallel`` and carry ``module.`` before every name. The
-    norm of a shortcut has two names, ``norm3`` and ``downsample.1``; either may be absent.
+    The norm of a shortcut has two names, ``norm3`` and ``downsample.1``; either may be absent, and
+    so may the counters of batches, which are for training alone.
     """
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    for name in list(state):
-        twin = _find_twin(name)
-        if twin:
-            state.setdefault(twin, state[name])
+    twins = {name: twin for name in state if (twin := _find_twin(name))}
     wanted = GMA().state_dict()
+    counters = {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
+    state = counters | {twin: state[name] for name, twin in twins.items()} | state
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     if missing or unexpected:
@@ -155,18 +185,28 @@ def _complete_state(state: dict[str, Tensor], *, source: Path | str) -> dict[str
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(
-            f"{source}: not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}"
-        )
-    for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, GMA's is "
-                f"{tuple(tensor.shape)}"
-            )
-        if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
-            raise ValueError(f"{source}: {name} holds values that are not finite")
-    return {name: state[name].to(tensor.dtype) for name, tensor in wanted.items()}
+        raise ValueError(f"not the weights of GMA: of {len(wanted)} entries {' and '.join(parts)}")
+    complete = {name: _check_entry(name, state[name], wanted[name]) for name in wanted}
+    for name, twin in twins.items():
+        if not torch.equal(complete[name], complete[twin]):
+            raise ValueError(f"{name} and {twin} are one tensor of the network, and differ")
+    return complete
+
+
+def _check_entry(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
+    """The entry as the network holds it: real, finite, of its shape."""
+    if tensor.shape != wanted.shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, GMA's is {tuple(wanted.shape)}")
+    kinds = FLOATS if wanted.is_floating_point() else (torch.int64, torch.int32)
+    if tensor.dtype not in kinds or tensor.layout != torch.strided:
+        raise ValueError(f"{name} is {tensor.layout} {tensor.dtype}; GMA's is {wanted.dtype}")
+    converted = tensor.detach().to(wanted.dtype)
+    if not torch.isfinite(converted).all():
+        raise ValueError(f"{name} holds values that are not finite in float32")
+    is_constant = not (wanted.is_floating_point() or name.endswith(COUNTER))
+    if is_constant and not torch.equal(converted, wanted):
+        raise ValueError(f"{name} is not the network's, of which there is one")
+    return converted
 
 
 def _find_twin(name: str) -> str | None:

@@ -27,6 +27,7 @@ def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
     flow = read_flow(tmp_path / "a.flo")
     assert flow.shape == (2, 128, 160)
     assert f"160x128 px, mean speed {np.hypot(*flow).mean():.2f} px" in answer
+    assert "seeded weights: this flow is noise" in answer
     assert cv2.imread(str(tmp_path / "a.png")).shape[1] > 400
     gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.npy", *FAST)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), flow)
