@@ -3,6 +3,7 @@ weights.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,17 @@ def reported(finished) -> Path:
     return finished
 
 
+# Tests that take the machine's lock for measuring, and those that share the finished run
+ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
+
+
+def pytest_collection_modifyitems(items):
+    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``)."""
+    for item in items:
+        together = item.path.parent.name in ONE_AFTER_THE_OTHER or "finished" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("one" if together else item.path.stem))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Where skips are counted as failures (GMA_STRICT_SKIPS), say which were not expected."""
     unexpected = _unexpected_skips(terminalreporter)
@@ -170,4 +182,5 @@ def _unexpected_skips(reporter) -> list[str]:
     allowed = {
         line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")
     }
-    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)
+    skipped = {report.nodeid for report in reporter.stats.get("skipped", [])}
+    return sorted({re.sub(r"@\w+$", "", name) for name in skipped} - allowed)  # @: its group
