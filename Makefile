@@ -74,13 +74,13 @@ train: $(ENV) ## train weights on scenes that the package draws (hours); goes on
 	$(PYTHON) -m gma_lib.cli train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
 
 bench: $(ENV) ## compare variants of the network on this machine, against the guide's graph, and what reduced precision costs (an hour)
-	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
-	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
-	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
-	$(PYTHON) -m gma_lib.perf.precision
+	$(PYTHON) -m gma_lib.cli compare --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
+	$(PYTHON) -m gma_lib.cli compare --config benchmarks/updates-12.yaml --out benchmarks/results/updates-12.json
+	$(PYTHON) -m gma_lib.cli compare --config benchmarks/updates-32.yaml --out benchmarks/results/updates-32.json
+	$(PYTHON) -m gma_lib.cli precision
 
 bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by operation (docs/gpu.md)
-	$(PYTHON) -m gma_lib.perf.comparison --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
+	$(PYTHON) -m gma_lib.cli compare --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
 
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import click
 
-from gma_lib import ascend, perf
-from gma_lib.runs.files import PROJECT, RESOURCES
-from gma_lib.runs.machine import count_cores, find_memory, find_processor
+from gma_lib import ascend, perf, runs
 
 NEEDED = (
     "numpy",
@@ -26,7 +24,7 @@ NEEDED = (
     "nbconvert",
     "torch",
 )
-LOCK = RESOURCES / "requirements.lock"
+LOCK = runs.RESOURCES / "requirements.lock"
 
 
 @dataclass(frozen=True)
@@ -50,16 +48,16 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         shutil.which("make") is not None, "make", shutil.which("make") or "", "install GNU make"
     )
     yield _kernel()
-    free = shutil.disk_usage(PROJECT).free
+    free = shutil.disk_usage(runs.PROJECT).free
     yield _needed(
         free > 2e9,
         "free disk",
         f"{free / 1e9:.0f} GB",
         "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size",
     )
-    memory = find_memory()
+    memory = runs.find_memory()
     yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
-    yield Finding("OK", "processor", f"{find_processor()}, {count_cores()} cores")
+    yield Finding("OK", "processor", f"{runs.find_processor()}, {runs.count_cores()} cores")
     yield _optional(
         has_bf16(),
         "AVX-512 BF16 or AMX",

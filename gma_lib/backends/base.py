@@ -1,15 +1,15 @@
-"""The contract of a backend: a converted network that can be run."""
+"""The contract of a backend, a converted network that can be run, and the backends there are."""
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from gma_lib.runs.files import hash_file, hash_value
-from gma_lib.runs.progress import Track
-from gma_lib.runs.records import Record
-from gma_lib.runs.sealed import open_sealed
+from gma_lib import backends
+from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
 
@@ -91,18 +91,30 @@ class SplitBackend(Backend):
     each pair started warm.
 
     Features and context are arrays of the backend's own kind, on its device where it has one, and
-    meant for its ``refine``.
+    meant for its ``refine``. A subclass implements ``_compute``, and sets ``shape`` where its model
+    takes frames of one shape only.
     """
+
+    shape: tuple[int, ...] | None = None
+
+    def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
+        """Run ``features``, ``context`` or ``refine``, or the whole network, the part without a
+        name.
+        """
+        raise NotImplementedError
+
+    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        return self._compute("", *check_frames(image1, image2, self.shape))[0]
 
     def features(self, image: np.ndarray) -> Encoded:
         """Compute what is compared between frames: (N, 3, H, W) -> (N, 256, H/8, W/8)."""
-        raise NotImplementedError
+        return self._compute("features", image)[0]
 
     def context(self, image: np.ndarray) -> Encoded:
         """Compute what starts and guides the refinement of the pairs whose first frame this is:
         (N, 3, H, W) -> (N, 256, H/8, W/8).
         """
-        raise NotImplementedError
+        return self._compute("context", image)[0]
 
     def refine(
         self,
@@ -115,7 +127,9 @@ class SplitBackend(Backend):
 
         ``flow_init``, in cells, is where the refinement starts; zero when None.
         """
-        raise NotImplementedError
+        start = make_starting_flow(features1, flow_init)
+        flow, coarse = self._compute("refine", features1, features2, context, start)
+        return flow, coarse
 
 
 class FileBackend(SplitBackend, Generic[Loaded]):
@@ -124,8 +138,6 @@ class FileBackend(SplitBackend, Generic[Loaded]):
 
     A subclass sets ``shape``, that of the model's frames, and ``at_once``.
     """
-
-    shape: tuple[int, ...]
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -149,28 +161,7 @@ class FileBackend(SplitBackend, Generic[Loaded]):
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         loaded = self._find(part)
-        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in given)
-        return compute_in_parts(lambda *some: self._run(loaded, *some), arrays, self.at_once)
-
-    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        return self._compute("", *check_frames(image1, image2, self.shape))[0]
-
-    def features(self, image: np.ndarray) -> np.ndarray:
-        return self._compute("features", image)[0]
-
-    def context(self, image: np.ndarray) -> np.ndarray:
-        return self._compute("context", image)[0]
-
-    def refine(
-        self,
-        features1: Encoded,
-        features2: Encoded,
-        context: Encoded,
-        flow_init: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        start = make_starting_flow(features1, flow_init)
-        flow, coarse = self._compute("refine", features1, features2, context, start)
-        return flow, coarse
+        return compute_in_parts(lambda *some: self._run(loaded, *some), given, self.at_once)
 
     def close(self) -> None:
         self._loaded.clear()
@@ -250,14 +241,16 @@ def check_frames(
 
 def compute_in_parts(
     compute: Callable[..., tuple[np.ndarray, ...]],
-    arrays: tuple[np.ndarray, ...],
+    given: tuple[Encoded, ...],
     at_once: int | None,
 ) -> tuple[np.ndarray, ...]:
-    """Call ``compute`` on ``at_once`` entries of the batch after another, and join what it returns.
+    """Call ``compute`` on ``at_once`` entries of the batch after another, contiguous float32, and
+    join what it returns.
 
     On a CPU the cores are busy with one pair already: parts cost no time, and memory no longer
     grows with the batch.
     """
+    arrays = [np.ascontiguousarray(array, np.float32) for array in given]
     size = at_once or len(arrays[0])
     answers = [
         compute(*(array[first : first + size] for array in arrays))
@@ -276,3 +269,108 @@ def make_starting_flow(features: Encoded, flow_init: np.ndarray | None) -> np.nd
         return np.ascontiguousarray(flow_init, dtype=np.float32)
     batch, _, height, width = features.shape
     return np.zeros((batch, 2, height, width), np.float32)
+
+
+# --- the backends there are ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """A runtime, before it is imported.
+
+    Attributes
+    ----------
+    classes
+        Imports and returns the backend and its options.
+    model_file
+        The file in the run's model folder that it loads.
+    package
+        What to install when its import fails.
+    lookup
+        The form of the correlation lookup that suits it, a key of
+        ``gma_lib.network.model.LOOKUPS``.
+    computes_on
+        Whose peak its speed is compared with: ``cpu``, or ``cuda`` for an NVIDIA GPU.
+    """
+
+    classes: Callable[[], tuple[Callable[..., Backend], Callable[..., Options]]]
+    model_file: str
+    package: str
+    lookup: str = "matmul"
+    computes_on: str = "cpu"
+
+    def options(self, **fields: object) -> Options:
+        """Return its options, whose ``require()`` refuses what this machine cannot compute."""
+        return self.classes()[1](**fields)
+
+
+BACKENDS = {
+    "openvino": BackendKind(
+        lambda: (backends.OpenVinoBackend, backends.OpenVinoOptions),
+        "gma.xml",
+        "openvino",
+        lookup="rows",
+    ),
+    "onnxruntime": BackendKind(
+        lambda: (backends.OnnxRuntimeBackend, backends.OnnxRuntimeOptions),
+        "gma_onnxruntime.onnx",
+        "onnxruntime",
+    ),
+    "torch": BackendKind(
+        lambda: (backends.TorchBackend, backends.TorchOptions), "gma.safetensors", "torch"
+    ),
+    "cuda": BackendKind(
+        lambda: (backends.CudaBackend, backends.CudaOptions),
+        "gma.safetensors",
+        "torch",
+        computes_on="cuda",
+    ),
+    # as the authors run it, operation by operation: what the one above is measured against
+    "eager_cuda": BackendKind(
+        lambda: (
+            backends.TorchBackend,
+            partial(backends.TorchOptions, device="cuda", lookup="grid_sample"),
+        ),
+        "gma.safetensors",
+        "torch",
+        computes_on="cuda",
+    ),
+    "ascend": BackendKind(
+        lambda: (backends.AscendBackend, backends.AscendOptions), "gma.om", "ais_bench"
+    ),
+}
+
+
+def find_backend(name: str) -> BackendKind:
+    """Look a backend up by name; an unknown name lists those there are."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; there are: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def load_backend(name: str, model_folder: Path, *, precision: str, **options: object) -> Backend:
+    """Load a run's model.
+
+    Parameters
+    ----------
+    name
+        A key of ``BACKENDS``.
+    model_folder
+        Where 03_convert left the model.
+    precision
+        Explicit, passed to the runtime and read back.
+    options
+        Further fields of the backend's options.
+    """
+    kind = find_backend(name)
+    try:
+        make, _ = kind.classes()
+        return make(
+            Path(model_folder) / kind.model_file, kind.options(precision=precision, **options)
+        )
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == kind.package:
+            raise ModuleNotFoundError(
+                f"backend '{name}' needs a package: pip install {kind.package}"
+            ) from error
+        raise

@@ -17,10 +17,8 @@ from torch.nn import functional as F
 
 from gma_lib.backends.base import Encoded, SplitBackend, check_frames, make_starting_flow
 from gma_lib.backends.torch import load_network
-from gma_lib.network.deploy import to_deploy_form
-from gma_lib.network.model import GMA, Attention, Encoder, ResidualBlock
-from gma_lib.runs.precisions import refuse_precision
-from gma_lib.runs.run import DoesNotFit
+from gma_lib.network import GMA, Attention, Encoder, ResidualBlock, to_deploy_form
+from gma_lib.runs import DoesNotFit, refuse_precision
 
 # In the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording.
 WARM_UP_CALLS = 3
@@ -224,16 +222,13 @@ class CudaBackend(SplitBackend):
         image1, image2 = check_frames(image1, image2)
         size = self.at_once or len(image1)
         flows: list[np.ndarray] = []
-        returning: tuple[Tensor, torch.cuda.Event] | None = None
+        leaving: list[tuple[Tensor, torch.cuda.Event]] = []
         for first in range(0, len(image1), size):
             frames = [self._upload(image[first : first + size]) for image in (image1, image2)]
-            leaving = self._start_download(self._replay(self._flow, *frames)[0])
-            if returning:
-                flows.append(_finish_download(*returning))
-            returning = leaving
-        if returning:
-            flows.append(_finish_download(*returning))
-        return np.concatenate(flows)
+            leaving.append(self._start_download(self._replay(self._flow, *frames)[0]))
+            if len(leaving) > 1:
+                flows.append(_finish_download(*leaving.pop(0)))
+        return np.concatenate([*flows, *(_finish_download(*one) for one in leaving)])
 
     def features(self, image: np.ndarray) -> Tensor:
         return self._replay(self._features, self._upload(image))[0].clone()

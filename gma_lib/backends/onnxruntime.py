@@ -7,8 +7,7 @@ import numpy as np
 import onnxruntime
 
 from gma_lib.backends.base import FileBackend, open_compiled
-from gma_lib.runs.machine import count_cores, find_processor
-from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
+from gma_lib.runs import PRECISION_NAMES, count_cores, find_processor, refuse_precision
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
 # What CANN is told for each precision; left alone, it computes in float16.

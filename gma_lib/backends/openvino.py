@@ -7,9 +7,7 @@ import numpy as np
 import openvino
 
 from gma_lib.backends.base import FileBackend, open_compiled
-from gma_lib.runs.machine import count_cores, find_processor
-from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
-from gma_lib.runs.records import Record
+from gma_lib.runs import PRECISION_NAMES, Record, count_cores, find_processor, refuse_precision
 
 WHAT_INT8_NEEDS = (
     "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 "
@@ -88,7 +86,8 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
 
     def _load(self, path: Path) -> openvino.CompiledModel:
         device, settings = self.options.device, self._settings()
-        if not self.options.cache or not self._can_export():
+        able = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        if not self.options.cache or "EXPORT_IMPORT" not in able:
             return self._core.compile_model(str(path), device, settings)
 
         def compile_into(folder: Path) -> None:
@@ -102,10 +101,6 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         }
         blob = open_compiled(path, made_from, compile_into) / "model.blob"
         return self._core.import_model(blob.read_bytes(), device, settings)
-
-    def _can_export(self) -> bool:
-        able = self._core.get_property(self.options.device, "OPTIMIZATION_CAPABILITIES")
-        return "EXPORT_IMPORT" in able
 
     def _settings(self) -> Record:
         return {

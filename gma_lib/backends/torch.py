@@ -1,7 +1,5 @@
 """PyTorch itself, on the CPU or on CUDA: no conversion, the reference of all others."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,20 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
-from gma_lib.backends.base import (
-    Encoded,
-    SplitBackend,
-    check_frames,
-    compute_in_parts,
-    make_starting_flow,
-)
-from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import to_deploy_form
-from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.machine import count_cores
-from gma_lib.runs.precisions import refuse_precision
+from gma_lib.backends.base import Encoded, SplitBackend, compute_in_parts
+from gma_lib.network import GMA, GMAConfig, load_model, to_deploy_form
+from gma_lib.runs import count_cores, refuse_precision
 
 
 @dataclass(frozen=True)
@@ -75,46 +63,18 @@ class TorchBackend(SplitBackend):
         )
         self.precision = self.options.precision
 
-    def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        return self._run(self._model, *check_frames(image1, image2))[0]
+    def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
+        function = getattr(self._model, part) if part else self._model
 
-    def features(self, image: np.ndarray) -> np.ndarray:
-        return self._run(self._model.features, image)[0]
-
-    def context(self, image: np.ndarray) -> np.ndarray:
-        return self._run(self._model.context, image)[0]
-
-    def refine(
-        self,
-        features1: Encoded,
-        features2: Encoded,
-        context: Encoded,
-        flow_init: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        start = make_starting_flow(features1, flow_init)
-        flow, coarse = self._run(self._model.refine, features1, features2, context, start)
-        return flow, coarse
-
-    def _run(
-        self, function: Callable[..., Tensor | tuple[Tensor, ...]], *given: Encoded
-    ) -> tuple[np.ndarray, ...]:
         def compute(*some: np.ndarray) -> tuple[np.ndarray, ...]:
             answer = function(*(torch.from_numpy(one).to(self.options.device) for one in some))
             tensors = answer if isinstance(answer, tuple) else (answer,)
             return tuple(np.asarray(tensor.float().cpu().numpy()) for tensor in tensors)
 
-        arrays = tuple(np.ascontiguousarray(array, np.float32) for array in given)
-        with self._mode():
-            return compute_in_parts(compute, arrays, self.at_once)
-
-    def _mode(self) -> ExitStack:
-        """Inference mode, with autocast where a reduced precision was asked for."""
-        modes = ExitStack()
-        modes.enter_context(torch.inference_mode())
-        if self.precision != "float32":
-            dtype = getattr(torch, self.precision)
-            modes.enter_context(torch.autocast(self.options.device.split(":")[0], dtype=dtype))
-        return modes
+        kind, dtype = self.options.device.split(":")[0], getattr(torch, self.precision)
+        reduced = torch.autocast(kind, dtype=dtype, enabled=self.precision != "float32")
+        with torch.inference_mode(), reduced:
+            return compute_in_parts(compute, given, self.at_once)
 
     def close(self) -> None:
         self._model = None

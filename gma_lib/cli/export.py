@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack
 import click
 
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
-from gma_lib.convert.prepare import ModelSpec, export_model
+from gma_lib.convert import ModelSpec, export_model
 from gma_lib.network.sizes import check_sides
 
 

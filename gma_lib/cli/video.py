@@ -9,11 +9,9 @@ import click
 
 from gma_lib.cli.options import PATH, Network, network_options, refuse_used_folder, remark
 from gma_lib.data.clips import count_frames, read_clip, write_movie
-from gma_lib.flow.colours import choose_radius, flow_to_rgb
-from gma_lib.flow.files import read_flow, write_flow
+from gma_lib.flow import choose_radius, flow_to_rgb, read_flow, write_flow
 from gma_lib.infer.estimator import load
-from gma_lib.runs.progress import track
-from gma_lib.runs.records import write_json
+from gma_lib.runs import track, write_json
 
 
 @click.command("video")

@@ -2,12 +2,12 @@ from .batches import compare_together as compare_together
 from .batches import gather_batch as gather_batch
 from .batches import read_different_pairs as read_different_pairs
 from .conversion import Conversion as Conversion
+from .conversion import ModelSpec as ModelSpec
+from .conversion import convert as convert
+from .conversion import export_model as export_model
+from .conversion import prepare_model as prepare_model
+from .conversion import read_spec as read_spec
 from .int8 import CALIBRATION_PAIRS as CALIBRATION_PAIRS
 from .int8 import quantize_models as quantize_models
-from .prepare import ModelSpec as ModelSpec
-from .prepare import convert as convert
-from .prepare import export_model as export_model
-from .prepare import prepare_model as prepare_model
-from .prepare import read_spec as read_spec
 from .to_ascend import convert_to_ascend as convert_to_ascend
 from .to_openvino import convert_to_openvino as convert_to_openvino

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.ascend.chip import Card
-from gma_lib.backends import load_backend
-from gma_lib.convert.prepare import ModelSpec, prepare_model
-from gma_lib.data.padding import read_batch
-from gma_lib.data.sintel import FramePair
-from gma_lib.export.deviation import compute_reference
+from gma_lib import ascend, backends, export, runs
+from gma_lib.convert.conversion import ModelSpec, prepare_model
+from gma_lib.data import FramePair, read_batch
 from gma_lib.flow.metrics import Deviation
-from gma_lib.network.checkpoints import load_model
-from gma_lib.network.memory import SHARE_OF_MEMORY, predict_memory
-from gma_lib.network.model import GMAConfig
-from gma_lib.runs.machine import find_memory
+from gma_lib.network import SHARE_OF_MEMORY, predict_memory
 
 SMALL = 128, 160  # height and width of the frames that every batch size is compared on
 LIMIT_S = 60.0  # what comparing full-size pairs may take
@@ -63,7 +57,7 @@ def read_different_pairs(
 
 
 def compare_together(
-    image1: np.ndarray, image2: np.ndarray, spec: ModelSpec, *, card: Card | None = None
+    image1: np.ndarray, image2: np.ndarray, spec: ModelSpec, *, card: ascend.Card | None = None
 ) -> tuple[str, Deviation]:
     """Export and convert the network for small frames and the whole batch at once, and compare its
     flow of a detail of each pair with PyTorch's; return what was compared, and the distance.
@@ -75,7 +69,7 @@ def compare_together(
     reference = np.concatenate(list(_compute_references(spec, image1, image2)))
     with tempfile.TemporaryDirectory() as folder:
         prepare_model(spec, Path(folder), card=card)
-        with load_backend(
+        with backends.load_backend(
             spec.backend, Path(folder), precision=spec.precision, **options
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
@@ -103,7 +97,7 @@ def gather_batch(
     """
     size, full = spec.batch_size, f"{spec.height}x{spec.width}"
     needed = predict_memory("torch", "float32", 1, spec.height, spec.width) or 0
-    if size > 1 and needed > SHARE_OF_MEMORY * find_memory():
+    if size > 1 and needed > SHARE_OF_MEMORY * runs.find_memory():
         why = f"PyTorch needs {needed / 1e9:.1f} GB for another one"
         return _repeat(image1, image2, reference, f"1 pair of {full}", why)
     start, flows = time.monotonic(), [reference[None]]
@@ -133,8 +127,7 @@ def _compute_references(
     spec: ModelSpec, image1: np.ndarray, image2: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield PyTorch's flow of each pair alone, (1, 2, H, W)."""
-    config = GMAConfig(spec.num_updates, spec.attention, spec.lookup or GMAConfig.lookup)
-    model, _ = load_model(spec.checkpoint, config)
+    model, _ = spec.load_network()
     for place in range(len(image1)):
         alone = slice(place, place + 1)
-        yield compute_reference(model, image1[alone], image2[alone])
+        yield export.compute_reference(model, image1[alone], image2[alone])

@@ -25,9 +25,7 @@ from nncf.quantization.range_estimator import (
 )
 
 from gma_lib.convert.int8_attention import attend_in_integers
-from gma_lib.runs.files import RESOURCES
-from gma_lib.runs.machine import find_memory
-from gma_lib.runs.progress import track
+from gma_lib.runs import RESOURCES, find_memory, track
 from gma_lib.training.config import load_config
 from gma_lib.training.pairs import PairSource
 

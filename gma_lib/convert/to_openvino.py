@@ -5,12 +5,8 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from gma_lib import convert as converters
-from gma_lib.backends.openvino import WHAT_INT8_NEEDS, list_precisions
+from gma_lib import backends, convert, network, runs
 from gma_lib.convert.conversion import Conversion, describe_parts, find_sources
-from gma_lib.network.sizes import STRIDE
-from gma_lib.runs.files import write_atomically
-from gma_lib.runs.precisions import refuse_precision
 
 # Sums of products may be rounded; the numbers that say where to look may not.
 _PRODUCTS = ("MatMul", "Convolution", "MVN")
@@ -21,16 +17,16 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
     """Write ``gma.xml``, ``gma.bin`` and their parts; int8 takes minutes to calibrate."""
     rounded = ""
     if precision == "int8":
-        possible = list_precisions(openvino.Core(), "CPU")
-        refuse_precision("openvino", "int8", possible, WHAT_INT8_NEEDS)
+        possible = backends.list_precisions(openvino.Core(), "CPU")
+        runs.refuse_precision("openvino", "int8", possible, backends.WHAT_INT8_NEEDS)
     models = {source: openvino.convert_model(source) for source in find_sources(folder)}
     if precision == "int8":
         for model in models.values():
             _set_batch_size(model, 1)
-        models = converters.quantize_models(models)
+        models = convert.quantize_models(models)
         rounded = (
             " Convolutions, correlation and attention compute in 8-bit integers, ranges from "
-            f"{converters.CALIBRATION_PAIRS} rendered pairs."
+            f"{convert.CALIBRATION_PAIRS} rendered pairs."
         )
     files = []
     for source, converted in models.items():
@@ -38,8 +34,8 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
         keep_coordinates_in_float32(converted)
         files.append(source.with_suffix(".xml"))
         with (
-            write_atomically(files[-1].with_suffix(".bin")) as weights,
-            write_atomically(files[-1]) as structure,
+            runs.write_atomically(files[-1].with_suffix(".bin")) as weights,
+            runs.write_atomically(files[-1]) as structure,
         ):
             # By default, save_model would round the weights to float16.
             openvino.save_model(converted, structure, compress_to_fp16=False)
@@ -67,7 +63,7 @@ def keep_coordinates_in_float32(model: openvino.Model) -> int:
     than two numbers per feature cell; everything else there is much larger.
     """
     batch_size, channels, height, width = model.inputs[0].shape
-    cells = batch_size * height * width // (STRIDE**2 if channels == 3 else 1)
+    cells = batch_size * height * width // (network.STRIDE**2 if channels == 3 else 1)
     marked = 0
     for operation in model.get_ordered_ops():
         kind = operation.get_type_name()

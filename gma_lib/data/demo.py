@@ -10,15 +10,12 @@ from gma_lib.data.rendering import (
     Layer,
     Motion,
     Renderer,
-    Rendering,
     Scene,
     Shape,
     Texture,
 )
-from gma_lib.flow.files import count_flow_bytes, write_flow
-from gma_lib.flow.images import write_frame, write_mask
-from gma_lib.runs.files import require_free_space
-from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.flow import count_flow_bytes, write_flow, write_frame, write_mask
+from gma_lib.runs import Track, pass_silently, require_free_space
 
 _PALETTES = (
     ((38, 44, 62), (214, 196, 160)),
@@ -76,9 +73,8 @@ def _draw_step(rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_texture(rng: np.random.Generator, number: int, scale: float) -> Texture:
-    kinds = list(PATTERNS)
     dark, light = _PALETTES[rng.integers(len(_PALETTES))]
-    kind = "noise" if number == 0 else kinds[rng.integers(len(kinds))]
+    kind = "noise" if number == 0 else list(PATTERNS)[rng.integers(len(PATTERNS))]
     grain = rng.uniform(30, 60) if number == 0 else rng.uniform(8, 26)
     return Texture(kind, int(rng.integers(2**31)), float(grain * max(scale, 0.4)), dark, light)
 
@@ -142,22 +138,15 @@ def render_demo(
     todo = [(name, number) for name in renderers for number in range(1, frames + 1)]
     folder = root / "training"
     for name, number in track(todo, label="rendering", unit="frame"):
-        rendering = renderers[name].render(number - 1)
-        _write(folder, name, number, rendering, with_truth=number < frames)
+        rendering, file = renderers[name].render(number - 1), f"{name}/frame_{number:04d}"
+        write_frame(folder / "clean" / f"{file}.png", rendering.clean)
+        write_frame(folder / "final" / f"{file}.png", rendering.final)
+        if number < frames:
+            write_flow(folder / "flow" / f"{file}.flo", rendering.flow)
+            write_mask(folder / "occlusions" / f"{file}.png", rendering.occluded)
+            write_mask(folder / "invalid" / f"{file}.png", np.zeros_like(rendering.occluded))
     for path in (path for name in renderers for path in folder.glob(f"*/{name}/frame_*")):
         truth_lacks = path.parts[-3] not in ("clean", "final")
         if int(path.stem.removeprefix("frame_")) > frames - truth_lacks:
             path.unlink()  # of an earlier rendering with more frames
     return root
-
-
-def _write(
-    folder: Path, scene: str, number: int, rendering: Rendering, *, with_truth: bool
-) -> None:
-    file = f"frame_{number:04d}"
-    write_frame(folder / "clean" / scene / f"{file}.png", rendering.clean)
-    write_frame(folder / "final" / scene / f"{file}.png", rendering.final)
-    if with_truth:
-        write_flow(folder / "flow" / scene / f"{file}.flo", rendering.flow)
-        write_mask(folder / "occlusions" / scene / f"{file}.png", rendering.occluded)
-        write_mask(folder / "invalid" / scene / f"{file}.png", np.zeros_like(rendering.occluded))

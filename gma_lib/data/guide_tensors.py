@@ -11,8 +11,14 @@ import numpy as np
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow.images import read_frame
-from gma_lib.runs.files import reading, require_free_space, write_atomically
-from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.runs import (
+    Track,
+    pass_silently,
+    reading,
+    require_free_space,
+    write_atomically,
+    write_text,
+)
 
 
 def read_tensor(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -60,8 +66,7 @@ def write_guide_tensors(
             write_tensor(place / kind / file, padding.pad(frame)[None])
         if with_truth and pair.flow is not None:
             write_tensor(place / "gt" / file, pair.load_flow().transpose(1, 2, 0))
-    with write_atomically(folder / "pairs.json") as partial:
-        partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "pairs.json", json.dumps(numbers, indent=1) + "\n")
     return numbers
 
 

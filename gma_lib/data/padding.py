@@ -76,5 +76,4 @@ def read_batch(pairs: list[FramePair], batch_size: int) -> tuple[np.ndarray, np.
 
 def fill_batch(frames: np.ndarray, batch_size: int) -> np.ndarray:
     """Fill a partial batch (N, ...) up to ``batch_size`` with copies of its last frame."""
-    copies = np.repeat(frames[-1:], batch_size - len(frames), axis=0)
-    return np.concatenate([frames, copies])
+    return np.concatenate([frames, np.repeat(frames[-1:], batch_size - len(frames), axis=0)])

@@ -258,9 +258,8 @@ class Renderer:
         top = np.zeros((self.scene.height, self.scene.width), int)
         for number, layer in enumerate(self.scene.layers):
             x, y = layer.motion.to_layer(self._x, self._y, time)
-            inside = _distance_inside(layer, x, y) * np.exp(
-                time * layer.motion.zoom
-            )  # in frame pixels
+            # in frame pixels
+            inside = _distance_inside(layer, x, y) * np.exp(time * layer.motion.zoom)
             cover = np.clip(0.5 + inside / (2 * EDGE), 0, 1)
             touched = cover > 0
             colour = (
@@ -296,13 +295,8 @@ class Renderer:
         occluded = np.zeros(top.shape, bool)
         for number, layer in enumerate(self.scene.layers[1:], start=1):
             behind = top < number
-            cover = (
-                _distance_inside(
-                    layer, *layer.motion.to_layer(to_x[behind], to_y[behind], time + 1)
-                )
-                >= 0
-            )
-            occluded[behind] |= cover
+            place = layer.motion.to_layer(to_x[behind], to_y[behind], time + 1)
+            occluded[behind] |= _distance_inside(layer, *place) >= 0
         occluded &= (
             (to_x >= 0)
             & (to_x <= self.scene.width - 1)

@@ -1,5 +1,6 @@
 """Score flow files against ground truth; a missing pair is an error, never a smaller average."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,14 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
-from gma_lib.flow.classical import CLASSICAL
-from gma_lib.flow.files import read_flow
-from gma_lib.flow.metrics import Deviation, ErrorSums, pool_scores, sum_errors
+from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
 from gma_lib.infer.inference import flow_path
-from gma_lib.runs.files import hash_file
-from gma_lib.runs.progress import Track, pass_silently
-from gma_lib.runs.records import Record
-from gma_lib.runs.run import Run
+from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
 
 
 def score_folder(
@@ -125,41 +121,25 @@ def check_complete(pairs: list[FramePair], folder: Path, written: Mapping[str, s
         )
 
 
-def compare_folders(pairs: list[FramePair], folder: Path, reference: Path) -> Deviation | None:
-    """Return the largest deviations between two runs over the pairs that both hold; None where
-    they share none.
-    """
-    shared = [
-        pair
-        for pair in pairs
-        if flow_path(folder, pair).is_file() and flow_path(reference, pair).is_file()
-    ]
-    found = [
-        Deviation.between(read_flow(flow_path(folder, pair)), read_flow(flow_path(reference, pair)))
-        for pair in shared
-    ]
-    if not found:
-        return None
-    return Deviation(
-        max(d.mean for d in found), max(d.p99 for d in found), max(d.max for d in found)
-    )
-
-
 def compare_batch_sizes(
     pairs: list[FramePair], run: Run, others: Iterable[Run]
 ) -> dict[str, Deviation]:
-    """Return the largest deviations from the flow of other batch sizes, by their folder (``bs1``).
+    """Return the largest deviations from the flow of other batch sizes, by their folder (``bs1``),
+    over the pairs that both hold; a batch size that shares none is left out.
 
     Parameters
     ----------
     others
         Runs that should have the same flow: ``gma_lib.pipeline.chain.find_comparable``.
     """
-    compared = {
-        other.folder.name: compare_folders(pairs, run.flow_folder, other.flow_folder)
-        for other in others
-    }
-    return {name: deviation for name, deviation in compared.items() if deviation is not None}
+    found = {}
+    for other in others:
+        files = [[flow_path(one.flow_folder, pair) for one in (run, other)] for pair in pairs]
+        both = [one for one in files if all(path.is_file() for path in one)]
+        if deviations := [Deviation.between(*map(read_flow, one)) for one in both]:
+            largest = np.max([dataclasses.astuple(one) for one in deviations], axis=0).tolist()
+            found[other.folder.name] = Deviation(*largest)
+    return found
 
 
 def score_classical(

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from gma_lib.ascend.atc import read_manifest
-from gma_lib.ascend.keep import describe_kept
+from gma_lib.ascend import describe_kept, read_manifest
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
-from gma_lib.runs.records import Record
-from gma_lib.runs.run import Run
+from gma_lib.runs import Record, Run
 
 GUIDE = "the guide, Ascend 310P3"
 NOT_PUBLISHED = "not published"

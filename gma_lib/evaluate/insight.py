@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 
 from gma_lib import network
-from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair
+from gma_lib.data import FramePair, Padding
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 from gma_lib.network.sizes import STRIDE
 
@@ -101,8 +100,9 @@ def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) ->
 def _flow_by_update(
     model: "network.GMA", features1: "Tensor", features2: "Tensor", context: "Tensor"
 ) -> Iterator["Tensor"]:
-    steps = model.updates(features1, features2, context, None, model.config.num_updates)
-    for hidden, flow in steps:
+    for hidden, flow in model.updates(
+        features1, features2, context, None, model.config.num_updates
+    ):
         yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
 
 

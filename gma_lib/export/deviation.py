@@ -9,8 +9,7 @@ import torch
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
 from gma_lib.export.trace import DEFAULT_OPSET, export_whole
 from gma_lib.flow.metrics import Deviation
-from gma_lib.network.checkpoints import Checkpoint
-from gma_lib.network.model import GMA
+from gma_lib.network import GMA, Checkpoint
 
 
 def compute_reference(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

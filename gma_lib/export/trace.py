@@ -4,6 +4,7 @@ Inputs ``image1`` and ``image2`` and the output ``out1`` are named as in the dep
 its ``atc`` command line works unchanged.
 """
 
+import copy
 import logging
 import tempfile
 import warnings
@@ -18,9 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import gma_lib
-from gma_lib.network.checkpoints import Checkpoint
-from gma_lib.network.model import GMA
-from gma_lib.network.sizes import STRIDE, check_sides
+from gma_lib.network import GMA, STRIDE, Checkpoint, check_sides
 from gma_lib.runs.files import write_atomically
 
 DEFAULT_OPSET = 13
@@ -185,15 +184,13 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     The tracer leaves integer arithmetic on constants behind (paddings, slice bounds), which no
     runtime should have to do.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     outputs = {output.name for output in graph.output}
     kept = []
     for node in graph.node:
-        known = all(name in values for name in node.input if name)
-        if known and not outputs & set(node.output):
+        if values.keys() >= set(filter(None, node.input)) and not outputs & set(node.output):
             values |= zip(node.output, _evaluate(node, values, model.opset_import), strict=True)
         else:
             kept.append(node)
@@ -224,8 +221,7 @@ def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
     to -1. Strict shape inference proves it, because a constant that still held a one would
     contradict the declared output.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for value in [*result.graph.input, *result.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = batch_size
     del result.graph.value_info[:]

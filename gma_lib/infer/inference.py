@@ -12,14 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
-from gma_lib.data.guide_tensors import write_guide_tensors
-from gma_lib.data.padding import Padding, read_batch
-from gma_lib.data.sintel import FramePair
-from gma_lib.flow.files import count_flow_bytes, write_flow
-from gma_lib.flow.images import read_image_size
-from gma_lib.runs.files import hash_file, hash_value, require_free_space
-from gma_lib.runs.progress import Track, pass_silently
-from gma_lib.runs.records import Record
+from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
+from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
+from gma_lib.runs import Record, Track, hash_file, hash_value, pass_silently, require_free_space
 
 LEDGER = "ledger.jsonl"
 
@@ -90,7 +85,8 @@ def infer(
     if todo:
         require_free_space(folder, len(todo) * count_flow_bytes(*read_image_size(todo[0].image1)))
     if isinstance(backend, FolderBackend):
-        groups = _split_by_pass(todo)
+        passes = dict.fromkeys(pair.pass_name for pair in todo)
+        groups = [[pair for pair in todo if pair.pass_name == name] for name in passes]
         predicted = [_predict_folders(group, backend, track) for group in groups]
     else:
         groups = [todo]
@@ -109,11 +105,6 @@ def infer(
     )
 
 
-def _split_by_pass(pairs: list[FramePair]) -> list[list[FramePair]]:
-    names = dict.fromkeys(pair.pass_name for pair in pairs)
-    return [[pair for pair in pairs if pair.pass_name == name] for name in names]
-
-
 def _predict_batches(
     pairs: list[FramePair], backend: Backend, batch_size: int, track: Track
 ) -> Iterator[tuple[FramePair, np.ndarray, float]]:
@@ -128,24 +119,16 @@ def _predict_batches(
         if sequence is None:
             flow = backend.predict(images1, images2)
         else:
-            flow = _predict_along(sequence, batch, images1, images2)
+            frames = zip(batch, images1, images2, strict=False)  # without the copies
+            flows = [
+                sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
+                for pair, image1, image2 in frames
+            ]
+            flow = np.concatenate(flows)
         seconds = (time.monotonic() - before) / len(batch)
         _check_flow(flow, images1, batch)
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
             yield pair, pair_flow, seconds
-
-
-def _predict_along(
-    sequence: AlongSequence, batch: list[FramePair], images1: np.ndarray, images2: np.ndarray
-) -> np.ndarray:
-    """Compute the pairs one by one; the features of a frame that two pairs share only once."""
-    frames = zip(batch, images1, images2, strict=False)  # without the copies
-    return np.concatenate(
-        [
-            sequence.flow(pair.image1, image1[None], pair.image2, image2[None])[0]
-            for pair, image1, image2 in frames
-        ]
-    )
 
 
 def _predict_folders(

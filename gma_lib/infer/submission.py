@@ -10,12 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
-from gma_lib.flow.files import check_whole, count_flow_bytes, write_flow
-from gma_lib.flow.images import read_frame, read_image_size
+from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
-from gma_lib.runs.files import require_free_space
-from gma_lib.runs.progress import Track, pass_silently
-from gma_lib.runs.records import Record, read_json, write_json
+from gma_lib.runs import Record, Track, pass_silently, read_json, require_free_space, write_json
 
 UPDATES = 32
 PAIRS_IN_TEST_SPLIT = 552  # per pass, in the complete data set: 564 frames of 12 scenes

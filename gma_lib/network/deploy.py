@@ -131,9 +131,8 @@ def to_deploy_form(model: GMA, steps: tuple[str, ...] = tuple(DEPLOY_STEPS)) -> 
     steps
         Keys of ``DEPLOY_STEPS``, applied in the order given there.
     """
-    for name in steps:
-        if name not in DEPLOY_STEPS:
-            raise ValueError(f"no step {name!r}; there are: {', '.join(DEPLOY_STEPS)}")
+    if unknown := sorted(set(steps) - set(DEPLOY_STEPS)):
+        raise ValueError(f"no step {unknown[0]!r}; there are: {', '.join(DEPLOY_STEPS)}")
     result = copy.deepcopy(model).eval()
     for name, step in DEPLOY_STEPS.items():
         if name in steps:

@@ -1,8 +1,7 @@
 """The memory that a batch needs, predicted before anything is loaded."""
 
 from gma_lib.network.sizes import STRIDE
-from gma_lib.runs.machine import find_memory
-from gma_lib.runs.run import DoesNotFit
+from gma_lib.runs import DoesNotFit, find_memory
 
 # Bytes that a runtime takes per byte that the arithmetic needs, and what it takes before the first
 # pair: the peaks measured by 06_perf at batch sizes 1 and 4 and 440x1024, and a tenth more. They

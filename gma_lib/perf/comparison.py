@@ -1,6 +1,6 @@
 """Compare variants of the network: which is faster, by how much, and what it costs.
 
-    python -m gma_lib.perf.comparison --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
+    gma compare --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
 
 Variants take turns, each in a process of its own. On a machine whose speed drifts, seconds mean
 little and ratios within a round mean much. While a variant waits for its turn its process is
@@ -11,25 +11,21 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
-import click
 import numpy as np
+from pydantic import ConfigDict, Field, PositiveInt
+from pydantic.dataclasses import dataclass
 
-from gma_lib import convert, export, network
-from gma_lib.backends import find_backend
-from gma_lib.data.demo import DEMO_SCENES, make_scene
-from gma_lib.data.rendering import Renderer
+from gma_lib import backends, convert, export, network, runs
+from gma_lib.data import DEMO_SCENES, Renderer, make_scene
 from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.peak import prepare_peak
 from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
-from gma_lib.runs.files import reading
-from gma_lib.runs.machine import exclusive_machine
-from gma_lib.runs.progress import show_messages, track
-from gma_lib.runs.records import Record, parse_yaml, write_json
+from gma_lib.training.config import check_entries
 
 AT_A_TIME = 4  # variants measured together with the baseline, because all stay in memory
 PRODUCTS_A_ROUND = 3
@@ -38,7 +34,7 @@ SPINNING_S = 0.5  # for how long threads of a matrix product may still spin when
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Comparison:
     """Variants by name, the first being the baseline, and what they all share; ``rounds`` are
     counted after one to warm up.
@@ -47,35 +43,20 @@ class Comparison:
     height: int
     width: int
     checkpoint: str
-    rounds: int
-    variants: dict[str, Variant]
+    rounds: PositiveInt
+    variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
 
 def load_comparison(path: Path) -> Comparison:
-    """Read a file such as ``benchmarks/cpu.yaml``; BadFile names what it does not know."""
-    with reading(path, "a comparison of variants", "Correct the entry") as path:
-        content = cast(Record, parse_yaml(path.read_text(encoding="utf-8")))
-        unknown = set(content) - {field.name for field in fields(Comparison)}
-        if unknown or not content.get("variants"):
-            raise ValueError(f"unknown {', '.join(sorted(unknown))}" if unknown else "no variants")
-        known = {field.name for field in fields(Variant)}
-        variants: dict[str, Variant] = {}
-        baseline: Record = {}
-        for name, given in content["variants"].items():
-            if unknown := set(given) - known:
-                raise ValueError(
-                    f"variant '{name}' has unknown settings: {', '.join(sorted(unknown))}; "
-                    f"there are: {', '.join(sorted(known))}"
-                )
-            baseline = baseline or given
-            if missing := known - set(baseline):
-                raise ValueError(
-                    f"the first variant, '{name}', has to name every setting; "
-                    f"missing: {', '.join(sorted(missing))}"
-                )
-            settings = baseline | given
-            variants[name] = Variant(**settings | {"steps": tuple(settings["steps"])})
-        return Comparison(**content | {"variants": variants})
+    """Read a file such as ``benchmarks/cpu.yaml``, whose first variant names every setting and is
+    what the others start from; BadFile names what is unknown or missing.
+    """
+    with runs.reading(path, "a comparison of variants", "Correct the entry") as path:
+        content = cast(runs.Record, runs.parse_yaml(path.read_text(encoding="utf-8")))
+        given: dict[str, runs.Record] = content.get("variants") or {}
+        baseline: runs.Record = next(iter(given.values()), {})
+        variants = {name: baseline | settings for name, settings in given.items()}
+        return check_entries(Comparison, content | {"variants": variants})
 
 
 # --- preparing ------------------------------------------------------------------------------------
@@ -95,8 +76,10 @@ def prepare_variant(variant: Variant, folder: Path, comparison: Comparison) -> d
     )
     folder.mkdir(parents=True)
     convert.prepare_model(spec, folder)
-    work = export.count_work(folder / "gma.onnx")
-    return {part: gmac / variant.batch_size for part, gmac in work.items()}
+    return {
+        part: gmac / variant.batch_size
+        for part, gmac in export.count_work(folder / "gma.onnx").items()
+    }
 
 
 def draw_demo_frames(height: int, width: int, count: int = 4) -> list[np.ndarray]:
@@ -123,7 +106,7 @@ def count_needed_work(work: Mapping[str, float], comparison: Comparison, variant
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def compare(comparison: Comparison, *, lock_file: Path) -> Record:
+def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns
@@ -137,8 +120,8 @@ def compare(comparison: Comparison, *, lock_file: Path) -> Record:
     baseline, *others = comparison.variants
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
-    results: dict[str, Record] = {}
-    with exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
+    results: dict[str, runs.Record] = {}
+    with runs.exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):
             logger.info("group %d of %d: %s", number, len(groups), ", ".join(group))
@@ -157,17 +140,17 @@ def compare(comparison: Comparison, *, lock_file: Path) -> Record:
 
 def _compare_group(
     names: Sequence[str], folder: Path, comparison: Comparison, frames: Sequence[np.ndarray]
-) -> dict[str, Record]:
+) -> dict[str, runs.Record]:
     """Measure variants in turns; the first is the baseline."""
     variants = {name: comparison.variants[name] for name in names}
-    results: dict[str, Record] = {
+    results: dict[str, runs.Record] = {
         name: {"settings": asdict(variant)} for name, variant in variants.items()
     }
     workers: dict[str, Worker] = {}
     folder.mkdir(parents=True)
     np.savez(folder / "frames.npz", *frames)  # where the workers look for them
     try:
-        for number, name in enumerate(track(names, label="start", unit="variant")):
+        for number, name in enumerate(runs.track(names, label="start", unit="variant")):
             place = folder / f"variant-{number}"
             try:
                 work = prepare_variant(variants[name], place, comparison)
@@ -175,14 +158,23 @@ def _compare_group(
             except (RuntimeError, ValueError) as error:
                 results[name]["error"] = str(error)
                 continue
-            reference = _compute_reference(comparison, variants[name], frames)
+            config = network.GMAConfig(num_updates=variants[name].num_updates)
+            model, _ = network.load_model(comparison.checkpoint, config)
+            reference = export.compute_reference(model, *frames[:2])
             results[name] |= workers[name].about | {
                 "deviation": vars(Deviation.between(np.load(place / "flow.npy"), reference)),
                 "gmac": count_needed_work(work, comparison, variants[name]),
             }
         if names[0] not in workers:
             raise RuntimeError(f"the baseline cannot run: {results[names[0]]['error']}")
-        kinds = {name: _classify_arithmetic(variants[name]) for name in workers}
+        # What decides how fast matrix products can be: the precision, and what computes.
+        kinds = {
+            name: (
+                variants[name].precision,
+                backends.find_backend(variants[name].backend).computes_on,
+            )
+            for name in workers
+        }
         answers, peaks = _take_turns(workers, set(kinds.values()), comparison.rounds)
     finally:
         for process in workers.values():
@@ -199,13 +191,14 @@ def _compare_group(
 
 def _take_turns(
     workers: Mapping[str, Worker], kinds: set[tuple[str, str]], rounds: int
-) -> tuple[dict[str, list[Record]], dict[tuple[str, str], float]]:
+) -> tuple[dict[str, list[runs.Record]], dict[tuple[str, str], float]]:
     """Answers of every worker, one a round, and the peak of every kind of arithmetic."""
     products = {kind: product for kind in kinds if (product := prepare_peak(*kind))}
     peaks = dict.fromkeys(products, 0.0)
-    answers: dict[str, list[Record]] = {name: [] for name in workers}
-    for number in track(range(rounds + 1), label="measure", unit="round"):
-        for name in _rotate(list(workers), number):
+    answers: dict[str, list[runs.Record]] = {name: [] for name in workers}
+    for number in runs.track(range(rounds + 1), label="measure", unit="round"):
+        # Another one starts each round, because the first runs on a rested machine.
+        for name in np.roll(list(workers), -number).tolist():
             answer = workers[name].time_call()
             if number:  # the first round warms up
                 answers[name].append(answer)
@@ -216,35 +209,13 @@ def _take_turns(
     return answers, peaks
 
 
-def _classify_arithmetic(variant: Variant) -> tuple[str, str]:
-    """What decides how fast its matrix products can be: the precision, and what computes."""
-    return variant.precision, find_backend(variant.backend).computes_on
-
-
-def _rotate(names: list[str], number: int) -> list[str]:
-    """Let another one start each round: the first runs on a rested machine."""
-    shift = number % len(names)
-    return names[shift:] + names[:shift]
-
-
-def _compute_reference(
-    comparison: Comparison, variant: Variant, frames: Sequence[np.ndarray]
-) -> np.ndarray:
-    """PyTorch's float32 flow of the first pair."""
-    model, _ = network.load_model(
-        comparison.checkpoint, network.GMAConfig(num_updates=variant.num_updates)
-    )
-    return export.compute_reference(model, frames[0], frames[1])
-
-
-def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> Record:
+def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.Record:
     """Return times per pair, and how many times as fast as the baseline of the same round.
 
     Ratios are medians over rounds with their middle half, and a caution where that is wider than 5
     % of the median.
     """
-    ratios = np.asarray(baseline) / np.asarray(seconds)
-    low, ratio, high = np.percentile(ratios, [25, 50, 75])
+    low, ratio, high = np.percentile(np.asarray(baseline) / np.asarray(seconds), [25, 50, 75])
     spread = (high - low) / ratio
     return {
         "median_s": float(np.median(seconds)),
@@ -257,7 +228,7 @@ def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> Recor
     }
 
 
-def tabulate_comparison(found: Record) -> str:
+def tabulate_comparison(found: runs.Record) -> str:
     """Return the comparison as a Markdown table."""
     lines = [
         "| variant | times as fast | middle half | s per pair | of the peak | memory, GB "
@@ -270,34 +241,10 @@ def tabulate_comparison(found: Record) -> str:
             continue
         low, high = one["ratio_middle_half"]
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
-        memory = (find_peak_memory(one) or 0) / 1e9
         lines.append(
             f"| {name} | **{one['ratio']:.2f}**{' (unstable)' if one['caution'] else ''} "
             f"| {low:.2f} to {high:.2f} | {one['median_s']:.3f} "
-            f"| {share} | {memory:.2f} | {one['load_s']:.1f} "
+            f"| {share} | {(find_peak_memory(one) or 0) / 1e9:.2f} | {one['load_s']:.1f} "
             f"| {one['deviation']['mean']:.1e} | {one['deviation']['p99']:.1e} |"
         )
     return "\n".join(lines)
-
-
-@click.command()
-@click.option("--config", required=True, type=Path, help="A file such as benchmarks/cpu.yaml.")
-@click.option("--out", required=True, type=Path, help="Where to write the results, JSON.")
-@click.option(
-    "--lock",
-    default="outputs/.machine.lock",
-    show_default=True,
-    type=Path,
-    help="Held while measuring, as by 06_perf.",
-)
-def main(config: Path, out: Path, lock: Path) -> None:
-    """Compare variants of the network, round by round."""
-    show_messages()
-    found = compare(load_comparison(config), lock_file=lock)
-    write_json(out, found)
-    logger.info(tabulate_comparison(found))
-    logger.info("\nwritten to %s", out)
-
-
-if __name__ == "__main__":
-    main()

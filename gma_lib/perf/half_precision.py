@@ -7,38 +7,31 @@ normalisation or a softmax is not emulated, so those can only look better here t
 card has confirmed any of this.
 """
 
-import logging
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import click
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from gma_lib import export, network
-from gma_lib.ascend.keep import is_instance_norm, is_norm_or_coordinate, is_outside_modules
-from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair, LoadedPair, find_pairs, find_root
+from gma_lib import ascend, convert, runs
+from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
 from gma_lib.flow.metrics import endpoint_error, pool_scores, sum_errors
-from gma_lib.runs.machine import count_cores
-from gma_lib.runs.progress import Track, pass_silently, show_messages, track
 
 Choice = Callable[[NodeProto], bool]  # whether a node stays float32
 VARIANTS: dict[str, Choice] = {
     "everything float16": lambda node: False,
-    "InstanceNorm float32 (the guide)": is_instance_norm,
-    "+ coordinates float32": is_norm_or_coordinate,
+    "InstanceNorm float32 (the guide)": ascend.is_instance_norm,
+    "+ coordinates float32": ascend.is_norm_or_coordinate,
     "+ coordinates and correlation float32": lambda node: (
-        is_instance_norm(node) or is_outside_modules(node)
+        ascend.is_instance_norm(node) or ascend.is_outside_modules(node)
     ),
-    "only coordinates and correlation float32": is_outside_modules,
+    "only coordinates and correlation float32": ascend.is_outside_modules,
 }
-
-logger = logging.getLogger(__name__)
 
 
 def round_to_half(model: ModelProto, keep: Choice) -> ModelProto:
@@ -48,8 +41,7 @@ def round_to_half(model: ModelProto, keep: Choice) -> ModelProto:
     A graph output is rounded as the node that gives it is. Values beyond 65504 become infinite, as
     they do in float16.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     _round_weights(result.graph, keep)
     _round_outputs(result.graph, keep)
     return result
@@ -71,8 +63,7 @@ def _round_outputs(graph: GraphProto, keep: Choice) -> None:
     }
     nodes = []
     for original in graph.node:
-        node = NodeProto()
-        node.CopyFrom(original)
+        node = copy.deepcopy(original)
         nodes.append(node)
         for index, name in enumerate(node.output):
             if keep(node) or types.get(name) != TensorProto.FLOAT:
@@ -86,8 +77,15 @@ def _round_outputs(graph: GraphProto, keep: Choice) -> None:
     graph.node.extend(nodes)
 
 
+def choose_pairs(root: Path, most: int) -> list[FramePair]:
+    """Choose at most ``most`` pairs with ground truth of both passes, evenly."""
+    found = [pair for name in PASSES for pair in find_pairs(root, pass_name=name)]
+    known = [pair for pair in found if pair.flow is not None]
+    return known[:: max(1, -(-len(known) // most))]
+
+
 def study_variants(
-    pairs: Sequence[FramePair], checkpoint: str, *, track: Track = pass_silently
+    pairs: Sequence[FramePair], checkpoint: str, *, track: runs.Track = runs.pass_silently
 ) -> pd.DataFrame:
     """Measure the errors of every variant, pooled over all pixels of ``pairs``, which need ground
     truth and one size.
@@ -100,7 +98,10 @@ def study_variants(
     """
     loaded = [pair.load() for pair in pairs]
     padding = Padding.for_size(*loaded[0].frame1.shape[1:])
-    exact = _export_exact(checkpoint, *padding.padded_size(*loaded[0].frame1.shape[1:]))
+    height, width = padding.padded_size(*loaded[0].frame1.shape[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        spec = convert.ModelSpec(checkpoint, height, width, lookup="matmul", steps=())
+        exact = onnx.load(convert.export_model(spec, Path(folder))[0][0])
     variants = {"float32": exact} | {
         name: round_to_half(exact, keep) for name, keep in VARIANTS.items()
     }
@@ -114,21 +115,11 @@ def study_variants(
     ).T
 
 
-def _export_exact(checkpoint: str, height: int, width: int) -> ModelProto:
-    model, loaded = network.load_model(checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "gma.onnx"
-        export.export_whole(
-            model, file, height=height, width=width, batch_size=1, checkpoint=loaded
-        )
-        return onnx.load(file)
-
-
 def _compute_flows(
     model: ModelProto, pairs: Sequence[LoadedPair], padding: Padding
 ) -> list[np.ndarray]:
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = count_cores()
+    settings.intra_op_num_threads = runs.count_cores()
     settings.log_severity_level = 4
     # a pair of Casts is what is wanted here, and what an optimiser would take away
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -172,29 +163,3 @@ def tabulate_study(table: pd.DataFrame) -> str:
         cells = ["not finite"] * 5 if row.isna().any() else [f"{value:.4f}" for value in row]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-@click.command()
-@click.option("--sintel", required=True, help="Folder of the data set.")
-@click.option("--checkpoint", default="gma-procedural", show_default=True)
-@click.option(
-    "--most", default=8, show_default=True, help="Pairs with ground truth, at most so many."
-)
-def main(sintel: str, checkpoint: str, most: int) -> None:
-    """Measure what float16 costs, part by part, and print the table."""
-    show_messages()
-    root = find_root(Path(sintel), "training")
-    pairs = [
-        pair
-        for name in ("clean", "final")
-        for pair in find_pairs(root, pass_name=name)
-        if pair.flow is not None
-    ]
-    chosen = pairs[:: max(1, -(-len(pairs) // most))]
-    names = ", ".join(pair.name for pair in chosen)
-    logger.info("%d pairs: %s; weights: %s\n", len(chosen), names, checkpoint)
-    logger.info(tabulate_study(study_variants(chosen, checkpoint, track=track)))
-
-
-if __name__ == "__main__":
-    main()

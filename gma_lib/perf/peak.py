@@ -6,8 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from gma_lib.runs.machine import count_cores
-from gma_lib.runs.precisions import PRECISION_NAMES
+from gma_lib.runs import PRECISION_NAMES, count_cores
 
 Product = Callable[[], object]  # computes one matrix product
 TORCH_PRECISIONS = {

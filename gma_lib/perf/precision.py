@@ -1,28 +1,21 @@
 """Measure what a reduced precision costs in accuracy, on scenes that neither training nor
 calibration has seen.
 
-    python -m gma_lib.perf.precision --out benchmarks/results/precision.json
+    gma precision --out benchmarks/results/precision.json
 
 Speed means nothing without it. A precision is recommended only if it costs at most 0.1 percentage
 points of 1px and 1 % of the endpoint error on every held-out family.
 """
 
-import argparse
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from gma_lib import convert, export, network
-from gma_lib.backends import find_backend, load_backend
+from gma_lib import backends, convert, export, runs
 from gma_lib.flow.metrics import pool_scores, sum_errors
-from gma_lib.perf.results import PRECISION_RESULTS, advise
-from gma_lib.runs.files import RESOURCES
-from gma_lib.runs.progress import show_messages, track
-from gma_lib.runs.records import Record, write_json
 from gma_lib.training.config import load_config
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
@@ -31,8 +24,6 @@ LARGEST_PX1_LOSS = 0.1  # percentage points
 LARGEST_EPE_LOSS = 0.01  # share
 # At the size whose speed is measured, and with motion as large as that size shows.
 SCENES = dataclasses.replace(VALIDATION, height=440, width=1024, max_displacement=120.0)
-
-logger = logging.getLogger(__name__)
 
 
 def measure_cost(
@@ -56,8 +47,7 @@ def measure_cost(
         ``epe_loss`` as a share; ``distance`` and ``distance_p99`` between the two flows in pixels
         (the 99th percentile is the mean of the pairs').
     """
-    scores = []
-    distances = []
+    scores, distances = [], []
     for pair, reference in zip(pairs, references, strict=True):
         reduced, truth = predict(*_batch_frames(pair))[0], pair.flow.numpy()
         flows = {"": reduced, "_float32": reference[0]}
@@ -91,33 +81,30 @@ def is_recommended(families: dict[str, dict[str, float]]) -> bool:
 
 def measure_precisions(
     weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6
-) -> Record:
+) -> runs.Record:
     """Measure the cost of each precision on both held-out families."""
-    lookup = find_backend(backend).lookup
-    model, checkpoint = network.load_model(
-        weights, network.GMAConfig(num_updates=num_updates, lookup=lookup)
+    spec = convert.ModelSpec(
+        weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates
     )
-    config = load_config(RESOURCES / "params" / "train.yaml")
+    model, checkpoint = spec.load_network()
+    config = load_config(runs.RESOURCES / "params" / "train.yaml")
     families = render_held_out(config, PairSource(config), SCENES)
     exact = {
         family: [
             export.compute_reference(model, *_batch_frames(pair))
-            for pair in track(pairs, label=f"float32 on {family}", unit="pair")
+            for pair in runs.track(pairs, label=f"float32 on {family}", unit="pair")
         ]
         for family, pairs in families.items()
     }
-    spec = convert.ModelSpec(
-        weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates
-    )
     found = {}
     for precision in precisions:
         with tempfile.TemporaryDirectory() as folder:
             convert.prepare_model(dataclasses.replace(spec, precision=precision), Path(folder))
-            with load_backend(backend, Path(folder), precision=precision) as reduced:
+            with backends.load_backend(backend, Path(folder), precision=precision) as reduced:
                 costs = {
                     family: measure_cost(
                         reduced.predict,
-                        track(pairs, label=f"{precision} on {family}", unit="pair"),
+                        runs.track(pairs, label=f"{precision} on {family}", unit="pair"),
                         exact[family],
                     )
                     for family, pairs in families.items()
@@ -132,20 +119,3 @@ def measure_precisions(
         "width": SCENES.width,
         "precisions": found,
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What a reduced precision costs in accuracy.")
-    parser.add_argument("--weights", default="gma-procedural")
-    parser.add_argument("--backend", default="openvino")
-    parser.add_argument("--precision", nargs="+", default=["bfloat16", "int8"])
-    parser.add_argument("--out", type=Path, default=PRECISION_RESULTS)
-    arguments = parser.parse_args()
-    show_messages()
-    found = measure_precisions(arguments.weights, arguments.backend, arguments.precision)
-    write_json(arguments.out, found)
-    logger.info(advise(arguments.out))
-
-
-if __name__ == "__main__":
-    main()

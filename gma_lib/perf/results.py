@@ -8,18 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib import network
+from gma_lib import network, runs
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
-from gma_lib.runs.files import RESOURCES
-from gma_lib.runs.records import Record
 
-PRECISION_RESULTS = RESOURCES / "benchmarks" / "results" / "precision.json"
+PRECISION_RESULTS = runs.RESOURCES / "benchmarks" / "results" / "precision.json"
 ROUNDS_THAT_MEAN_SOMETHING = 10
 UNSTABLE_SPREAD = 0.05  # interquartile range by median
 Row = tuple[str, str, str]  # what, this run, the guide's card
 
 
-def summarize(samples_s: Sequence[float], batch_size: int) -> Record:
+def summarize(samples_s: Sequence[float], batch_size: int) -> runs.Record:
     """Return median, 90th percentile, spread and throughput of the times of single calls."""
     quarter, median, three_quarters, p90 = np.percentile(samples_s, [25, 50, 75, 90])
     spread = (three_quarters - quarter) / median
@@ -45,14 +43,14 @@ def _find_caution(rounds: int, spread: float) -> str:
     return "; ".join(parts)
 
 
-def find_peak_memory(perf: Record) -> int | None:
+def find_peak_memory(perf: runs.Record) -> int | None:
     """Return the peak of the memory that limits the batch size: the GPU's if one computes; None if
     no tool reports it.
     """
     return perf.get("peak_device_bytes") or perf.get("peak_rss_bytes")
 
 
-def tabulate_measurement(perf: Record) -> list[Row]:
+def tabulate_measurement(perf: runs.Record) -> list[Row]:
     """Return the rows of one measurement."""
     guide = GUIDE_PAIRS_PER_SECOND.get(perf["batch_size"], "not published")
     rows = [("status", perf["status"], "out of memory" if guide is None else "ok")]
@@ -86,7 +84,7 @@ def tabulate_measurement(perf: Record) -> list[Row]:
     return rows
 
 
-def _tabulate_memory(perf: Record) -> list[Row]:
+def _tabulate_memory(perf: runs.Record) -> list[Row]:
     """Return the rows of memory and start here, or of the transfers to and from a card."""
     if "peak_rss_bytes" in perf:
         on_device = perf.get("peak_device_bytes")
@@ -126,7 +124,7 @@ def advise(results: Path = PRECISION_RESULTS) -> str:
     )
 
 
-def _advise_on(precision: str, found: Record, weights: str) -> str:
+def _advise_on(precision: str, found: runs.Record, weights: str) -> str:
     verdict = "recommended" if found["recommended"] else "not recommended"
     costs = "; ".join(
         f"{name}: {one['px1_loss']:+.2f} points of 1px, {round(one['epe_loss'], 3) + 0.0:+.1%} EPE"

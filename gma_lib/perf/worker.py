@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, ClassVar, cast
 
 import numpy as np
 
@@ -44,6 +44,9 @@ class Variant:
     batch_size: int
     at_once: int | None
     sequence: bool
+
+    # for whoever reads one from a file
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
 
 
 class Worker:

@@ -8,10 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.report.figures import DPI, WIDTH, Picture
-
-# Okabe and Ito's colours, told apart by colour-blind readers too
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+from gma_lib.report.figures import BLUE, DPI, GREEN, ORANGE, PURPLE, WIDTH, Picture
 
 
 def _make_chart(width: float, height: float) -> tuple[Figure, Axes]:
@@ -45,8 +42,10 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
             label=name,
         )
         axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
-    short = [name if len(name) <= 40 else f"{name[:25]}…{name[-14:]}" for name in scenes]
-    axes.set_yticks(range(len(scenes)), short)
+    axes.set_yticks(
+        range(len(scenes)),
+        [name if len(name) <= 40 else f"{name[:25]}…{name[-14:]}" for name in scenes],
+    )
     axes.set(xlabel="EPE over all pixels, px")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
@@ -192,13 +191,11 @@ def plot_throughput(
     speed.plot(
         list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16"
     )
-    speed.set(xlabel="batch size", ylabel="pairs per second")
-    memory.set(xlabel="batch size", ylabel="peak memory, GB")
     sizes = sorted({*guide, *(size for rows in rates.values() for size in rows)})
-    for axes in (speed, memory):
+    for axes, label in ((speed, "pairs per second"), (memory, "peak memory, GB")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, labels=[str(size) for size in sizes])
-        axes.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
+        axes.set(xlabel="batch size", ylabel=label, xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
         axes.grid(alpha=0.3)
         if not np.isfinite(axes.dataLim.y1):
             axes.set(yticks=[], title="not measured")

@@ -9,8 +9,7 @@ from importlib.util import find_spec
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.insight import Examined, find_hidden_point
-from gma_lib.report.figures import Picture, encode_figure
-from gma_lib.report.figures_inside import draw_update
+from gma_lib.report.figures import Picture, draw_update, encode_figure
 from gma_lib.report.notebook import display, draw_attention_from, say, show
 
 
@@ -61,8 +60,10 @@ def build_panel(
     menu = ipywidgets.Dropdown(options=names, value=first.pair.name, description="pair")
     status = ipywidgets.Label()
     update = ipywidgets.IntSlider(min=1, continuous_update=False, description="update", layout=wide)
-    x = ipywidgets.IntSlider(min=0, continuous_update=False, description="x", layout=wide)
-    y = ipywidgets.IntSlider(min=0, continuous_update=False, description="y", layout=wide)
+    x, y = (
+        ipywidgets.IntSlider(min=0, continuous_update=False, description=name, layout=wide)
+        for name in "xy"
+    )
     pictures = [
         ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%")) for _ in range(2)
     ]

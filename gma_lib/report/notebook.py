@@ -16,8 +16,16 @@ from gma_lib.evaluate.insight import (
 )
 from gma_lib.flow.files import read_flow
 from gma_lib.infer.inference import flow_path
-from gma_lib.report.figures import Picture, draw_errors, draw_flow, draw_pair, encode_figure
-from gma_lib.report.figures_inside import draw_aggregation, draw_attention, draw_updates
+from gma_lib.report.figures import (
+    Picture,
+    draw_aggregation,
+    draw_attention,
+    draw_errors,
+    draw_flow,
+    draw_pair,
+    draw_updates,
+    encode_figure,
+)
 from gma_lib.report.pages import table_to_html
 
 
@@ -57,9 +65,17 @@ def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "midd
     """Show frames and ground truth of one pair of every scene, at most ``most`` of them."""
     for pair in choose_from_scenes(pairs)[:most]:
         loaded = pair.load()
-        frames = loaded.frame1, loaded.frame2
-        picture = draw_pair(*frames, loaded.flow, loaded.occluded, title=pair.name, palette=palette)
-        show(picture, photo=True)
+        show(
+            draw_pair(
+                loaded.frame1,
+                loaded.frame2,
+                loaded.flow,
+                loaded.occluded,
+                title=pair.name,
+                palette=palette,
+            ),
+            photo=True,
+        )
 
 
 def show_flows(
@@ -77,17 +93,19 @@ def show_errors(
     """Show the errors of pairs with a role each (best, median, worst)."""
     for role, pair in roles.items():
         loaded = pair.load()
-        picture = draw_errors(
-            loaded.frame1,
-            loaded.frame2,
-            read_flow(flow_path(folder, pair)),
-            pair.load_flow(),
-            occluded=loaded.occluded,
-            invalid=loaded.invalid,
-            title=f"{role}: {pair.name}",
-            palette=palette,
+        show(
+            draw_errors(
+                loaded.frame1,
+                loaded.frame2,
+                read_flow(flow_path(folder, pair)),
+                pair.load_flow(),
+                occluded=loaded.occluded,
+                invalid=loaded.invalid,
+                title=f"{role}: {pair.name}",
+                palette=palette,
+            ),
+            photo=True,
         )
-        show(picture, photo=True)
 
 
 def choose_from_scenes(pairs: Sequence[FramePair]) -> list[FramePair]:

@@ -6,8 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gma_lib.runs.files import write_atomically
-from gma_lib.runs.records import describe_provenance
+from gma_lib.runs import describe_provenance, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,16 +37,17 @@ def notebook_to_html(
         path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
         for path in neighbours
     ]
-    resources = {
-        "index_href": os.path.relpath(index, notebook.parent),
-        "previous": ways[0],
-        "next": ways[1],
-        "provenance": describe_provenance(),
-    }
-    body, _ = exporter.from_filename(str(notebook), resources=resources)
+    body, _ = exporter.from_filename(
+        str(notebook),
+        resources={
+            "index_href": os.path.relpath(index, notebook.parent),
+            "previous": ways[0],
+            "next": ways[1],
+            "provenance": describe_provenance(),
+        },
+    )
     page = notebook.with_suffix(".html")
-    with write_atomically(page) as partial:
-        partial.write_text(add_header_scopes(body), encoding="utf-8")
+    write_text(page, add_header_scopes(body))
     return page
 
 

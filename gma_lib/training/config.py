@@ -1,7 +1,7 @@
 """What training computes: the configuration file, its phases, and the bounds of their values."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, Self, TypeVar, cast
 
 from pydantic import (
     ConfigDict,
@@ -15,12 +15,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails, to_json
+from pydantic_core import to_json
 
-from gma_lib.network.sizes import check_sides
-from gma_lib.runs.files import reading
-from gma_lib.runs.records import Record, parse_yaml
+from gma_lib import network, runs
 
+Checked = TypeVar("Checked")
 LARGEST_BATCH = 64  # scene numbers reserved for each step
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -105,7 +104,7 @@ class Phase:
             raise ValueError("matching must be above 0 where num_updates is 0")
         if self.layers[0] > self.layers[1]:
             raise ValueError(f"layers must be two rising numbers, not {self.layers}")
-        check_sides(self.height, self.width)
+        network.check_sides(self.height, self.width)
         return self
 
 
@@ -178,20 +177,26 @@ class TrainingConfig:
 
 def load_config(path: Path) -> TrainingConfig:
     """Read a configuration; errors name the entry that is unknown, missing or impossible."""
-    with reading(path, "a training configuration", "Correct the entry") as path:
-        return parse_config(cast(Record, parse_yaml(path.read_text(encoding="utf-8"))))
+    with runs.reading(path, "a training configuration", "Correct the entry") as path:
+        return parse_config(cast(runs.Record, runs.parse_yaml(path.read_text(encoding="utf-8"))))
 
 
-def parse_config(content: Record) -> TrainingConfig:
+def parse_config(content: runs.Record) -> TrainingConfig:
     """Build a configuration from plain values, as YAML and checkpoints hold them."""
+    return check_entries(TrainingConfig, content)
+
+
+def check_entries(kind: type[Checked], content: runs.Record) -> Checked:
+    """Build a dataclass of pydantic's from plain values; ValueError names in a line each entry that
+    is refused, what it should be, and what it is.
+    """
     try:
         # As JSON, whose lists are tuples even to a strict check.
-        return TypeAdapter(TrainingConfig).validate_json(to_json(content))
+        return TypeAdapter(kind).validate_json(to_json(content))
     except ValidationError as error:
-        raise ValueError("; ".join(map(_describe, error.errors()))) from error
-
-
-def _describe(error: ErrorDetails) -> str:
-    place = ".".join(map(str, error["loc"])) or "the configuration"
-    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"
+        parts = []
+        for one in error.errors():
+            place = ".".join(map(str, one["loc"])) or "the file"
+            given = "" if isinstance(one["input"], dict) else f", not {one['input']!r}"
+            parts.append(f"{place}: {one['msg'].removeprefix('Value error, ')}{given}")
+        raise ValueError("; ".join(parts)) from error

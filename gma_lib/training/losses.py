@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gma_lib.network.model import correlation_pyramid
-from gma_lib.network.sizes import STRIDE
+from gma_lib.network import STRIDE, correlation_pyramid
 
 LARGEST_FLOW = 400.0  # pixels; faster motion does not enter the loss, as in RAFT's training
 

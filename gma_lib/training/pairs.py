@@ -74,8 +74,10 @@ class PairSource:
     def render_batch(self, step: int, phase: Phase) -> TrainingPair:
         """Render the pairs of a step, stacked along a leading batch dimension."""
         first = LARGEST_BATCH * step
-        numbers = range(first, first + phase.batch_size)
-        pairs = [vars(self.render_pair(number, phase)) for number in numbers]
+        pairs = [
+            vars(self.render_pair(number, phase))
+            for number in range(first, first + phase.batch_size)
+        ]
         return TrainingPair(
             **{name: torch.stack([pair[name] for pair in pairs]) for name in pairs[0]}
         )
@@ -165,8 +167,9 @@ def dim_light(pair: TrainingPair, rng: np.random.Generator) -> TrainingPair:
 def _draw_light(rng: np.random.Generator, frame: Tensor) -> Tensor:
     """Draw a field of brightness (1, H, W) that does not move with anything."""
     coarse = torch.from_numpy(rng.uniform(0.55, 1.3, (1, 1, 3, 4)).astype(np.float32))
-    size = frame.shape[-2:]
-    return F.interpolate(coarse.to(frame.device), size=size, mode="bicubic", align_corners=True)[0]
+    return F.interpolate(
+        coarse.to(frame.device), size=frame.shape[-2:], mode="bicubic", align_corners=True
+    )[0]
 
 
 def _draw_exposure(rng: np.random.Generator, spread: float) -> tuple[float, float, np.ndarray]:
@@ -183,8 +186,9 @@ def _soften(frame: Tensor, sigma: float) -> Tensor:
     taps = torch.arange(-4, 5, dtype=torch.float32, device=frame.device)
     kernel = torch.exp(-(taps**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    padded = F.pad(frame[:, None], (4, 4, 4, 4), mode="replicate")
-    rows = F.conv2d(padded, kernel.reshape(1, 1, 1, -1))
+    rows = F.conv2d(
+        F.pad(frame[:, None], (4, 4, 4, 4), mode="replicate"), kernel.reshape(1, 1, 1, -1)
+    )
     return F.conv2d(rows, kernel.reshape(1, 1, -1, 1))[:, 0]
 
 

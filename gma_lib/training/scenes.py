@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gma_lib.data.rendering import Motion
-from gma_lib.data.sintel import LoadedPair
+from gma_lib.data import LoadedPair, Motion
 from gma_lib.runs.records import Record
 from gma_lib.training.config import Phase
 from gma_lib.training.textures import OUTLINE_REACH, TEXTURE_SIDE
@@ -255,8 +254,9 @@ class TrainingPair:
 
     def to_arrays(self) -> LoadedPair:
         """Copy the pair to the CPU as NumPy arrays."""
-        fields = (self.image1, self.image2, self.flow, self.occluded)
-        return LoadedPair(*(field.cpu().numpy() for field in fields))
+        return LoadedPair(
+            *(field.cpu().numpy() for field in (self.image1, self.image2, self.flow, self.occluded))
+        )
 
 
 class SceneRenderer:
@@ -281,8 +281,12 @@ class SceneRenderer:
             places.append(place)
         target = _frame_coordinates(scene, _take_top(places[0], tops[0]), tops[0])
         covered = self._find_covered(scene, target, tops[0], height, width)
-        flow = (target - grid).T.reshape(2, height, width)
-        return TrainingPair(255 * frames[0], 255 * frames[1], flow, covered.reshape(height, width))
+        return TrainingPair(
+            255 * frames[0],
+            255 * frames[1],
+            (target - grid).T.reshape(2, height, width),
+            covered.reshape(height, width),
+        )
 
     def _distance(self, scene: LayeredScene, place: Tensor) -> Tensor:
         """Return the distance (L, P) in pixels to each layer's outline, positive inside; the
@@ -325,8 +329,7 @@ class SceneRenderer:
         self, scene: LayeredScene, target: Tensor, top: Tensor, height: int, width: int
     ) -> Tensor:
         """Find the points (P,) whose place in frame 2 lies in the frame and under another layer."""
-        place = _layer_coordinates(scene, _to_homogeneous(target), 1)
-        distance = self._distance(scene, place)
+        distance = self._distance(scene, _layer_coordinates(scene, _to_homogeneous(target), 1))
         in_front = torch.arange(len(distance), device=self.device)[:, None] > top
         last = torch.tensor([width - 1, height - 1], device=self.device)
         inside = ((target >= 0) & (target <= last)).all(dim=-1)
@@ -335,8 +338,13 @@ class SceneRenderer:
 
 def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
     """Return x and y of every pixel, (H, W, 2)."""
-    sides = (torch.arange(n, dtype=torch.float32, device=device) for n in (width, height))
-    return torch.stack(torch.meshgrid(*sides, indexing="xy"), dim=-1)
+    return torch.stack(
+        torch.meshgrid(
+            *(torch.arange(n, dtype=torch.float32, device=device) for n in (width, height)),
+            indexing="xy",
+        ),
+        dim=-1,
+    )
 
 
 def _to_homogeneous(points: Tensor) -> Tensor:

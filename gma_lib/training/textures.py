@@ -23,8 +23,7 @@ def _noise(rng: np.random.Generator, slope: float, stretch: float = 1.0) -> np.n
     spectrum = np.fft.rfft2(rng.standard_normal((TEXTURE_SIDE, TEXTURE_SIDE))) / radius**slope
     noise = np.fft.irfft2(spectrum, s=(TEXTURE_SIDE, TEXTURE_SIDE)).astype(np.float32)
     low, high = np.percentile(noise[::4, ::4], [1, 99])
-    scaled: np.ndarray = (noise - low) / (high - low)
-    return scaled.clip(0, 1)
+    return np.asarray(np.clip((noise - low) / (high - low), 0, 1))
 
 
 def _noise_texture(rng: np.random.Generator) -> np.ndarray:
@@ -69,7 +68,7 @@ def _smooth_texture(rng: np.random.Generator) -> np.ndarray:
     """Almost flat: a gradient and a little noise."""
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32) / TEXTURE_SIDE - 0.5
     slope = rng.normal(0, 0.4, (2, 3))
-    flat: np.ndarray = 0.5 + x[..., None] * slope[0] + y[..., None] * slope[1]
+    flat = np.asarray(0.5 + x[..., None] * slope[0] + y[..., None] * slope[1])
     return flat + rng.uniform(0.03, 0.25) * (_noise_texture(rng) - 0.5)
 
 
@@ -135,8 +134,7 @@ def _cells_texture(rng: np.random.Generator) -> np.ndarray:
     seeds[rng.integers(0, TEXTURE_SIDE, count), rng.integers(0, TEXTURE_SIDE, count)] = 0
     distance, labels = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5)
     colours = rng.random((labels.max() + 1, 3)).astype(np.float32)
-    cells: np.ndarray = colours[labels] * (1 - 0.6 * (distance / distance.max())[..., None])
-    return cells
+    return np.asarray(colours[labels] * (1 - 0.6 * (distance / distance.max())[..., None]))
 
 
 def _marble_texture(rng: np.random.Generator) -> np.ndarray:
@@ -184,8 +182,7 @@ def cut_photograph(rng: np.random.Generator) -> np.ndarray:
     piece: np.ndarray = cv2.resize(square, size, interpolation=cv2.INTER_AREA)
     if piece.ndim == 2:
         piece = np.repeat(piece[..., None], 3, axis=-1)
-    piece = np.rot90(piece, int(rng.integers(4)))
-    return piece[:, :: rng.choice([-1, 1])]
+    return np.rot90(piece, int(rng.integers(4)))[:, :: rng.choice([-1, 1])]
 
 
 HELD_OUT_TEXTURES = (_cells_texture, _marble_texture, _bricks_texture)

@@ -13,25 +13,20 @@ from functools import partial
 from itertools import compress, islice
 from operator import not_
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
-from gma_lib.network.model import GMA, GMAConfig, upsample_flow
-from gma_lib.runs.files import write_atomically
-from gma_lib.runs.records import Record
+from gma_lib import network, runs
 from gma_lib.training.config import Phase, TrainingConfig
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -69,22 +64,20 @@ class KernelMuon(torch.optim.Muon):
             matrix.grad = None
 
 
-def make_optimisers(model: GMA, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: network.GMA, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a configuration; each parameter belongs to one of them."""
-    parameters: list[Tensor] = list(model.parameters())
-    optimisers: list[torch.optim.Optimizer] = []
-    if config.optimiser == "muon":
-        # kernels with fewer than 16 rows or columns stay with AdamW
-        large = [one.ndim == 4 and min(one.flatten(1).shape) >= 16 for one in parameters]
-        kernels = list(compress(parameters, large))
-        parameters = list(compress(parameters, map(not_, large)))
-        optimisers.append(KernelMuon(kernels, weight_decay=config.weight_decay))
+    parameters = list(model.parameters())
+    # kernels with fewer than 16 rows or columns stay with AdamW
+    is_moved_by_muon = [
+        config.optimiser == "muon" and one.ndim == 4 and min(one.flatten(1).shape) >= 16
+        for one in parameters
+    ]
+    kernels = list(compress(parameters, is_moved_by_muon))
+    others = list(compress(parameters, map(not_, is_moved_by_muon)))
     # Before the recurrent part reads the correlation, its clipped gradients are of the order of
     # AdamW's usual epsilon (1e-8), which would stop it from learning.
-    return [
-        *optimisers,
-        torch.optim.AdamW(parameters, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11),
-    ]
+    adamw = torch.optim.AdamW(others, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11)
+    return [KernelMuon(kernels, weight_decay=config.weight_decay), adamw] if kernels else [adamw]
 
 
 class Trainer:
@@ -106,19 +99,20 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         # of all lookups, the one whose gradient is cheapest
-        self.model = GMA(GMAConfig(lookup="grid_sample")).to(self.device)
+        self.model = network.GMA(network.GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
-            self.model.load_state_dict(load_checkpoint(weights).state)
-        validated = GMA().to(self.device).eval().requires_grad_(False)
-        average = partial(_average, config.ema_decay)
-        self.averaged = AveragedModel(validated, avg_fn=average, use_buffers=True)
+            self.model.load_state_dict(network.load_checkpoint(weights).state)
+        validated = network.GMA().to(self.device).eval().requires_grad_(False)
+        self.averaged = AveragedModel(
+            validated, avg_fn=partial(_average, config.ema_decay), use_buffers=True
+        )
         self.averaged.update_parameters(self.model)  # the first time copies
         self.optimisers = make_optimisers(self.model, config)
         self.step = 0
         self.seconds = 0.0
         self.source = PairSource(config, self.device)
 
-    def advance(self) -> Record:
+    def advance(self) -> runs.Record:
         """Take one step and return what to log about it."""
         phase, _ = self.config.phase_at(self.step)
         started = time.monotonic()
@@ -129,7 +123,9 @@ class Trainer:
             self.model.cnet.eval()  # the only part that has batch norms
         loss, about = self._compute_loss(batch, phase)
         self._require_finite("loss", loss, phase)
-        norm = self._compute_gradient(loss)
+        self.model.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self._require_finite("gradient", norm, phase)
         rate = self.config.learning_rate(self.step)
         for optimiser in self.optimisers:
@@ -181,13 +177,7 @@ class Trainer:
         for hidden, flow in islice(
             model.updates(*features, context, None, count, lead=lead), lead, None
         ):
-            yield upsample_flow(flow, model.update_block.upsampling_weights(hidden))
-
-    def _compute_gradient(self, loss: Tensor) -> Tensor:
-        """Backpropagate, clip, and return the norm before clipping."""
-        self.model.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+            yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
 
     def _require_finite(self, what: str, value: Tensor, phase: Phase) -> None:
         if not torch.isfinite(value):
@@ -212,7 +202,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
         try:
-            with write_atomically(path) as file:
+            with runs.write_atomically(path) as file:
                 torch.save(state, file)
         except RuntimeError as error:  # how torch.save reports a full disk
             raise OSError(
@@ -251,7 +241,7 @@ def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | in
     return averaged.lerp(current, 1 - min(decay, int(count) / (9 + int(count))))
 
 
-def _list_differences(old: Record, new: Record, prefix: str = "") -> list[str]:
+def _list_differences(old: runs.Record, new: runs.Record, prefix: str = "") -> list[str]:
     """Name the entries in which two configurations differ."""
     names = []
     for name in new:
@@ -291,7 +281,7 @@ def train(
     families = render_held_out(config, trainer.source)
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
     saved, averaged = time.monotonic(), trainer.averaged.module
-    with open(log, "a", encoding="utf-8") as lines:
+    with open(log, "a", encoding="utf-8", buffering=1) as lines:  # line by line
         for entry in _run_steps(trainer):
             lines.write(json.dumps(entry) + "\n")
             last = trainer.step == config.steps
@@ -300,19 +290,17 @@ def train(
                 lines.write(json.dumps(validation) + "\n")
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
-                    save_checkpoint(folder / "best.safetensors", averaged.state_dict())
-                lines.flush()
-                with write_atomically(folder / "curves.png") as figure:
+                    network.save_checkpoint(folder / "best.safetensors", averaged.state_dict())
+                with runs.write_atomically(folder / "curves.png") as figure:
                     plot_log(log).savefig(figure, dpi=150)
-            lines.flush()
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                save_checkpoint(folder / "averaged.safetensors", averaged.state_dict())
+                network.save_checkpoint(folder / "averaged.safetensors", averaged.state_dict())
                 trainer.save(checkpoint)
                 saved = time.monotonic()
     return trainer
 
 
-def _run_steps(trainer: Trainer) -> Iterator[Record]:
+def _run_steps(trainer: Trainer) -> Iterator[runs.Record]:
     """Advance to the end, with a message about once in ten seconds."""
     started, first, shown = time.monotonic(), trainer.step, 0.0
     while trainer.step < trainer.config.steps:
@@ -331,10 +319,10 @@ def _run_steps(trainer: Trainer) -> Iterator[Record]:
             shown = now
 
 
-def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> Record:
+def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> runs.Record:
     """Score the averaged weights on the held-out families and return what to log about it."""
     found, count = {}, VALIDATION.num_updates
-    predict = partial(predict_updates, cast(GMA, trainer.averaged.module), (count,))
+    predict = partial(predict_updates, cast(network.GMA, trainer.averaged.module), (count,))
     for family, pairs in families.items():
         groups = score_pairs(predict, (pair.to_arrays() for pair in pairs))[str(count)]
         found[family] = {
@@ -361,16 +349,15 @@ def cut_log(path: Path, step: int) -> None:
             break
         if entry["step"] <= step:
             kept.append(line)
-    with write_atomically(path) as partial:
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    runs.write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def held_out_epe(validation: Record) -> float:
+def held_out_epe(validation: runs.Record) -> float:
     """Return the EPE in pixels that decides which weights are kept: the mean of both families."""
     return float(np.mean([family["all"]["epe"] for family in validation["validation"].values()]))
 
 
-def read_log(path: Path) -> tuple[list[Record], list[Record]]:
+def read_log(path: Path) -> tuple[list[runs.Record], list[runs.Record]]:
     """Read the entries of steps and those of validations."""
     entries = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return [entry for entry in entries if "loss" in entry], [
@@ -378,10 +365,8 @@ def read_log(path: Path) -> tuple[list[Record], list[Record]]:
     ]
 
 
-def plot_log(path: Path) -> "Figure":
+def plot_log(path: Path) -> Figure:
     """Plot the training error, smoothed, and the held-out error of both families over the steps."""
-    from matplotlib.figure import Figure
-
     steps, validations = read_log(path)
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="EPE (px)", yscale="log")
@@ -389,8 +374,9 @@ def plot_log(path: Path) -> "Figure":
     window = max(1, min(50, len(steps)))
     lines = (("epe", "training", "0.3"), ("zero_epe", "zero flow on the same scenes", "0.7"))
     for name, label, colour in lines if steps else ():
-        errors = [entry[name] for entry in steps]
-        smooth = np.convolve(errors, np.ones(window) / window, mode="valid")
+        smooth = np.convolve(
+            [entry[name] for entry in steps], np.ones(window) / window, mode="valid"
+        )
         numbers = [entry["step"] for entry in steps][window - 1 :]
         axes.plot(numbers, smooth, label=f"{label}, mean of {window} steps", color=colour)
     for family in validations[0]["validation"] if validations else ():

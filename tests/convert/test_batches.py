@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from gma_lib import backends
 from gma_lib.backends import load_backend
 from gma_lib.convert import batches
-from gma_lib.convert.prepare import ModelSpec, prepare_model, read_spec
+from gma_lib.convert.conversion import ModelSpec, prepare_model, read_spec
 from gma_lib.data import sintel
 from gma_lib.flow.metrics import Deviation
 
@@ -43,7 +44,7 @@ def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
     assert (batch.image1 == batch.image1[0]).all()
     assert (batch.flow == reference).all()
     assert "1 pair of 128x160 in all 3 places" in batch.what
-    monkeypatch.setattr(batches, "find_memory", lambda: 1e6)
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "1000000")
     batch = batches.gather_batch(*frames, SPEC, reference)
     assert "PyTorch needs" in batch.what
 
@@ -52,7 +53,7 @@ def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
 def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pairs, monkeypatch):
     opened = []
     monkeypatch.setattr(
-        batches,
+        backends,
         "load_backend",
         lambda *args, **options: opened.append(load_backend(*args, **options)) or opened[-1],
     )

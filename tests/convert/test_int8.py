@@ -210,9 +210,7 @@ def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
         match=r"openvino here computes in float32, not int8: .*without, float32 would run there",
     ):
         load_backend("openvino", folder, precision="int8")
-    monkeypatch.setattr(
-        "gma_lib.convert.to_openvino.list_precisions", lambda core, device: ("float32",)
-    )
+    monkeypatch.setattr("gma_lib.backends.list_precisions", lambda core, device: ("float32",))
     with pytest.raises(ValueError, match="without, float32 would run there"):
         convert(
             "openvino",

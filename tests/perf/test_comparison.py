@@ -42,7 +42,8 @@ def test_a_comparison(config, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "gma_lib.perf.comparison",
+        "gma_lib.cli",
+        "compare",
         "--config",
         config,
         "--out",
@@ -92,9 +93,9 @@ def test_a_worker_that_waits_stands_still(config, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("rounds: 3", "unknown pace"),
-        ("lookup: gather, ", "has to name every setting; missing: lookup"),
-        ("precision: bfloat16", "variant 'impossible' has unknown settings: pace"),
+        ("rounds: 3", "pace: Unexpected"),
+        ("lookup: gather, ", r"variants.guide's graph.lookup: Field required"),
+        ("precision: bfloat16", "variants.impossible.pace: Unexpected"),
     ],
 )
 def test_wrong_settings_are_named(config, wrong, message):

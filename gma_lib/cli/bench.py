@@ -1,0 +1,58 @@
+"""``gma compare``, ``gma precision``, ``gma half-precision``: what variants and precisions cost."""
+
+from pathlib import Path
+
+import click
+
+from gma_lib.cli.options import CHECKPOINT, PATH
+from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
+from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
+from gma_lib.perf.precision import measure_precisions
+from gma_lib.perf.results import PRECISION_RESULTS, advise
+from gma_lib.runs import track, write_json
+
+
+@click.command("compare")
+@click.option("--config", required=True, type=PATH, help="A file such as benchmarks/cpu.yaml.")
+@click.option("--out", required=True, type=PATH, help="Where to write the results, JSON.")
+@click.option(
+    "--lock",
+    default="outputs/.machine.lock",
+    show_default=True,
+    type=PATH,
+    help="Held while measuring, as by 06_perf.",
+)
+def compare_variants(config: Path, out: Path, lock: Path) -> None:
+    """Compare variants of the network, round by round."""
+    found = compare(load_comparison(config), lock_file=lock)
+    write_json(out, found)
+    click.echo(f"{tabulate_comparison(found)}\n\nwritten to {out}")
+
+
+@click.command("precision")
+@CHECKPOINT
+@click.option("--backend", default="openvino", show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("bfloat16", "int8"),
+    show_default=True,
+    help="A reduced precision; may be repeated.",
+)
+@click.option("--out", default=PRECISION_RESULTS, type=PATH, help="Where to write the results.")
+def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...], out: Path) -> None:
+    """Score reduced precisions on held-out scenes, next to float32."""
+    write_json(out, measure_precisions(checkpoint, backend, precisions))
+    click.echo(advise(out))
+
+
+@click.command("half-precision")
+@click.argument("sintel", type=PATH)
+@CHECKPOINT
+@click.option("--most", default=8, show_default=True, help="Pairs with ground truth, at most.")
+def emulate_half(sintel: Path, checkpoint: str, most: int) -> None:
+    """Emulate float16, part by part, on pairs of the data set's folder SINTEL."""
+    pairs = choose_pairs(sintel.absolute(), most)
+    click.echo(f"{len(pairs)} pairs: {', '.join(pair.name for pair in pairs)}; {checkpoint}\n")
+    click.echo(tabulate_study(study_variants(pairs, checkpoint, track=track)))
