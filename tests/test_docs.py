@@ -125,7 +125,7 @@ def test_no_path_of_a_machine_and_nothing_large_is_committed():
 
 
 def test_every_command_that_a_page_names_exists():
-    named = set(re.findall(r"(?:`|/bin/|^    )gma ([a-z]+)\b", TEXT, re.M))
+    named = set(re.findall(r"(?:`|/bin/|^    )gma ([a-z]+(?:-[a-z]+)*)", TEXT, re.M))
     assert named
     assert named <= set(cli.COMMANDS), named - set(cli.COMMANDS)
     for line in re.findall(r"^    (?:\.venv/bin/)?(gma .*)$", TEXT, re.M):

@@ -27,7 +27,7 @@ def reference():
 def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, places):
     spec = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=places)
     frames = batches.read_different_pairs(pairs, spec, first=pairs[2].name)
-    batch = batches.gather_batch(*frames, spec, reference)
+    batch = batches.gather_batch(*frames, spec, reference, limit_s=600)
     assert batch.flow.shape == (places, 2, 128, 160)
     np.testing.assert_array_equal(batch.flow[0], reference)
     np.testing.assert_array_equal(batch.image1[0], pairs[2].load().frame1)
