@@ -79,6 +79,13 @@ def tabulate_measurement(perf: runs.Record) -> list[Row]:
                 "",
             ),
         ]
+    if load := perf.get("load"):
+        averages = f"{load['average_before']:.1f} / {load['average_after']:.1f}"
+        others = f"{load['others_before']:.0%} / {load['others_during']:.0%}"
+        rows += [
+            (f"load average of the {load['cores']} cores, before / after", averages, ""),
+            ("the cores' time that other processes took, before / during", others, ""),
+        ]
     if perf["predicted_bytes"] is not None:
         rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
     return rows

@@ -20,6 +20,7 @@ import numpy as np
 from gma_lib import export, network
 from gma_lib.ascend.chip import Card
 from gma_lib.backends import Backend, find_backend, load_backend
+from gma_lib.perf.load import Load
 from gma_lib.perf.on_device import measure_on_card
 from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.results import summarize
@@ -89,7 +90,7 @@ def measure(
         ``load_s``, ``first_call_s``, ``peak_rss_bytes``, ``peak_device_bytes`` (null where the
         model has no memory but this machine's), ``predicted_bytes``; ``matrix_product_peak`` in
         operations a second, and ``share_of_peak``, the model's share of it (null where this
-        precision's peak was not measured).
+        precision's peak was not measured); ``load``, as ``gma_lib.perf.load.Load`` describes it.
     """
     shape = (task.backend, task.precision, task.batch_size, task.height, task.width, task.at_once)
     result = asdict(task) | {
@@ -102,10 +103,13 @@ def measure(
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
     with exclusive_machine(lock_file):
+        load = Load()
         if task.backend == "ascend":  # its own tool measures it, in a process of its own already
             folder = Path(task.model_folder)
-            return result | measure_on_card(folder, task.precision, task.batch_size, card or Card())
-        return result | _measure_in_process(task)
+            found = measure_on_card(folder, task.precision, task.batch_size, card or Card())
+        else:
+            found = _measure_in_process(task)
+        return load.add_to(result | found)
 
 
 def _measure_in_process(task: Task) -> Record:

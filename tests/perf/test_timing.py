@@ -50,6 +50,7 @@ def test_a_measurement(model_folder, tmp_path):
     assert 0 < found["share_of_peak"] < 2  # of a peak measured while other tests may run
     assert found["precision_read_back"] == "float32"
     assert found["simulated"] is False
+    assert set(found["load"]) >= {"average_before", "average_after", "busy"}
     assert (
         dict((row[0], row[2]) for row in tabulate_measurement(found))[
             "pairs per second, network alone"

@@ -1,0 +1,75 @@
+"""What else the machine computed before and during a measurement."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from gma_lib.perf.results import UNSTABLE_SPREAD
+from gma_lib.runs.records import Record
+
+SECONDS_BEFORE = 1.0
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """Seconds: of a clock, of all cores' work so far, and of this process and its children's."""
+
+    clock: float
+    machine: float
+    own: float
+
+
+class Load:
+    """The machine's load from ``SECONDS_BEFORE`` before a measurement on.
+
+    The load average looks back a minute and counts the measurement itself. Whether the machine was
+    busy is therefore decided by the cores' time that other processes took: more than 5 %, the
+    spread above which rounds are called unstable, may slow the network by as much.
+    """
+
+    def __init__(self) -> None:
+        self._average = os.getloadavg()[0]
+        before = _look()
+        time.sleep(SECONDS_BEFORE)
+        self._start = _look()
+        self._others_before = _compute_share(before, self._start)
+
+    def add_to(self, perf: Record) -> Record:
+        """Return a measurement that has ended just now with its ``load``: load averages over a
+        minute before and after, the cores, the share of their time that other processes took
+        before and during, and whether that is ``busy``, which is a caution, too.
+        """
+        shares = self._others_before, _compute_share(self._start, _look())
+        busy = max(shares) > UNSTABLE_SPREAD
+        cautions = [perf["caution"]] if perf.get("caution") else []
+        if busy:
+            cautions.append(
+                "the machine was busy: other processes took {:.0%} of the cores' time before and "
+                "{:.0%} while measuring; measure again".format(*shares)
+            )
+        return perf | {
+            "caution": "; ".join(cautions),
+            "load": {
+                "average_before": self._average,
+                "average_after": os.getloadavg()[0],
+                "cores": os.cpu_count(),
+                "others_before": shares[0],
+                "others_during": shares[1],
+                "busy": busy,
+            },
+        }
+
+
+def _look() -> _Moment:
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    # on Linux, time of guests is part of the user's
+    waiting = sum(times.get(name, 0) for name in ("idle", "iowait", "guest", "guest_nice"))
+    return _Moment(time.monotonic(), sum(times.values()) - waiting, sum(os.times()[:4]))
+
+
+def _compute_share(before: _Moment, now: _Moment) -> float:
+    """Share of all cores' time that other processes took between two moments, 0 to 1."""
+    others = (now.machine - before.machine) - (now.own - before.own)
+    return max(others, 0.0) / ((now.clock - before.clock) * (os.cpu_count() or 1))

@@ -1,0 +1,56 @@
+"""Whether the machine was busy is decided by what others compute, not by the measurement itself."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gma_lib.perf import load
+from gma_lib.perf.load import Load
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of four cores whose clock and work the test sets; one second passes beforehand."""
+    now = {"clock": 0.0, "machine": 100.0, "own": 1.0}
+    monkeypatch.setattr(load, "_look", lambda: load._Moment(**now))
+    monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(
+        load.time, "sleep", lambda seconds: now.update(clock=now["clock"] + seconds)
+    )
+    return now
+
+
+@pytest.mark.parametrize(("others", "busy"), [(1.9, False), (2.1, True)])
+def test_busy_is_what_others_take_of_the_cores(machine, others, busy):
+    """Of 4 cores and 10 s, 5 % are 2 s; the network's own 30 s do not count."""
+    meter = Load()
+    machine.update(clock=11.0, machine=100.0 + 30 + others, own=1.0 + 30)
+    found = meter.add_to({"caution": "few rounds"})
+    assert found["load"]["busy"] is busy
+    assert found["load"]["others_during"] == pytest.approx(others / 40)
+    assert found["caution"].startswith("few rounds")
+    assert ("busy" in found["caution"]) is busy
+
+
+def test_a_machine_that_was_busy_before_may_still_be(machine, monkeypatch):
+    monkeypatch.setattr(
+        load.time, "sleep", lambda seconds: machine.update(clock=1.0, machine=102.0)
+    )
+    meter = Load()
+    machine.update(clock=2.0)
+    found = meter.add_to({})
+    assert found["load"]["others_before"] == 0.5
+    assert found["load"]["busy"]
+
+
+def test_the_work_of_another_process_is_seen_and_that_of_a_child_is_not():
+    burn = "import time; end = time.time() + 1\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", burn]):
+        before = load._look()
+        time.sleep(0.5)
+        now = load._look()
+    assert now.machine - before.machine > 0.2
+    assert now.own - before.own < 0.2  # a child counts once it has ended
+    assert load._look().own - before.own > 0.4
