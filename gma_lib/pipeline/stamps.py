@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -164,26 +165,39 @@ def compare_digests(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return [name for name in sorted(before | now) if before.get(name) != now.get(name)]
 
 
-def read_status(stage: str, run: Run) -> str | None:
-    """Return how a stage's last run ended, for a reader that computes nothing.
+def read_statuses(run: Run) -> dict[str, str | None]:
+    """Return how the last run of every stage ended, for a reader that computes nothing.
 
-    ``altered``: its record or another product is not what it left; ``stale``: what it read has
-    changed since, or has not ended well; None: it never ran.
+    ``altered``: its page, its record or another product, or what a stage before left for it, is not
+    what was left;
+    ``stale``: what it read has changed since, or has not ended well; None: it never ran.
     """
-    stamp = read_stamp(stage, run)
-    if stamp is None or stamp.status != "ok":
-        return None if stamp is None else stamp.status
     digests = Digests(run.outputs / ".digests.json")
-    left = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
-    if compare_digests(stamp.products, left):
-        return "altered"
-    now: dict[str, str] = {}
-    for before in STAGES[stage].reads:
-        now |= digest_products(before, run, digests)
-    reads = tuple(f"{before} " for before in STAGES[stage].reads)
-    consumed = {name: item for name, item in stamp.consumed.items() if name.startswith(reads)}
-    blocked = any(blocks(before, stage, run) for before in STAGES[stage].reads)
-    return "stale" if blocked or compare_digests(consumed, now) else "ok"
+    left = {stage: digest_products(stage, run, digests) for stage in STAGES}
+    statuses: dict[str, str | None] = {}
+    spoilt: set[str] = set()  # stages of which more than the page was altered
+    for stage, graph in STAGES.items():
+        stamp = read_stamp(stage, run)
+        if stamp is None or stamp.status != "ok":
+            statuses[stage] = stamp.status if stamp else None
+            continue
+        before = dict(ChainMap(*(left[name] for name in graph.reads)))
+        reads = tuple(f"{name} " for name in graph.reads)
+        consumed = {name: item for name, item in stamp.consumed.items() if name.startswith(reads)}
+        now = left[stage] | digest_pages(stage, run, digests)
+        changed = compare_digests(stamp.products, now)
+        if spoilt.intersection(graph.reads) or any(
+            name.startswith(f"{stage} ") for name in changed
+        ):
+            spoilt.add(stage)
+        if changed or stage in spoilt:
+            statuses[stage] = "altered"
+        else:
+            stale = consumed != before or any(
+                statuses[name] == "stale" or blocks(name, stage, run) for name in graph.reads
+            )
+            statuses[stage] = "stale" if stale else "ok"
+    return statuses
 
 
 def blocks(before: str, stage: str, run: Run) -> bool:

@@ -5,6 +5,7 @@ wrote.
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, tabulate_groups
 from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
-from gma_lib.pipeline.stamps import read_stamp, read_status
+from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, table_to_html
@@ -25,6 +26,7 @@ from gma_lib.runs.records import Record, describe_provenance
 from gma_lib.runs.run import Run
 
 SENT = (".html", ".ipynb", ".json")
+UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
 WORDS = {
     "ok": ("✓ done", "ok"),
     "failed": ("✗ failed", "bad"),
@@ -33,17 +35,18 @@ WORDS = {
     "interrupted": ("✗ interrupted", "bad"),
     "out_of_memory": ("– does not fit", "bad"),
     "skipped": ("– skipped", "none"),
-    "altered": ("! altered: run it again", "bad"),
-    "stale": ("! stale: an earlier stage has run since", "bad"),
     None: ("· not run", "none"),
 }
+Statuses = dict[str, str | None]  # stage -> status, of one run
 
 
 def write_index(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>/index.html`` from the files that the stages wrote there."""
     folder = Path(outputs) / profile
-    index = _read(folder / "data" / "index.json")
-    found = [_read_records(run, index) for run in _find_runs(folder)]
+    statuses = {run: read_statuses(run) for run in _find_runs(folder)}
+    data = Run(folder.parent, profile, "", "", 1, "")
+    index = _result(data, "01_data", read_statuses(data))
+    found = [_read_records(run, index, statuses[run]) for run in statuses]
     runs: dict[str, list[StageRecords]] = {}
     for records in found:
         runs.setdefault(records.run.name, []).append(records)
@@ -56,16 +59,24 @@ def write_index(outputs: Path, profile: str) -> Path:
     page = pages.get_template("index.html.j2").render(
         profile=profile,
         data_line=_describe_data(index),
-        notes=list(dict.fromkeys(note for records in found for note in _list_notes(records))),
+        notes=list(
+            dict.fromkeys(
+                note for records in found for note in _list_notes(records, statuses[records.run])
+            )
+        ),
         passes=passes,
-        headline=[_headline(records, passes) for records in found],
+        headline=[_headline(records, passes, statuses[records.run]) for records in found],
         guide_table=table_to_html(compare_with_guide(found), words=True),
         differences=table_to_html(list_differences(found), words=True),
         verdicts=_list_verdicts(found),
         throughput=_draw_throughput(runs),
         stages=list(STAGES),
+        unvouched=any(word in UNVOUCHED for found in statuses.values() for word in found.values()),
         runs=[
-            {"name": name, "rows": [_stage_row(folder, records.run) for records in group]}
+            {
+                "name": name,
+                "rows": [_stage_row(folder, one.run, statuses[one.run]) for one in group],
+            }
             for name, group in runs.items()
         ],
         tables=[table for group in runs.values() for table in _score_tables(group)],
@@ -78,7 +89,7 @@ def write_index(outputs: Path, profile: str) -> Path:
 
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
-    notebooks and numbers; no models, no flow.
+    notebooks and numbers; no models, no flow, and nothing of a stage that is altered or stale.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.
@@ -93,13 +104,20 @@ def write_archive(outputs: Path, profile: str) -> Path:
         write_atomically(archive) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content,
     ):
-        for path in sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix in SENT and not path.name.startswith(".")
-        ):
+        for path in sorted({write_index(outputs, profile), *_list_vouched(folder)}):
             content.write(path, path.relative_to(folder.parent))
     return archive
+
+
+def _list_vouched(folder: Path) -> Iterator[Path]:
+    """Pages, notebooks and numbers as their stages left them, and notebooks that failed."""
+    for run in _find_runs(folder):
+        for stage, status in read_statuses(run).items():
+            place, stamp = locate_stage(stage, run), read_stamp(stage, run)
+            if stamp and status not in UNVOUCHED:
+                names = [f"{stage}.failed.ipynb", *stamp.products]
+                paths = (place / name.removeprefix(f"{stage} ") for name in names)
+                yield from (path for path in paths if path.suffix in SENT and path.is_file())
 
 
 def _find_runs(folder: Path) -> list[Run]:
@@ -117,16 +135,14 @@ def _find_runs(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.name, run.batch_size))
 
 
-def _read_records(run: Run, index: Record) -> StageRecords:
+def _read_records(run: Run, index: Record, statuses: Statuses) -> StageRecords:
     stages = ("02_export", "03_convert", "05_evaluate", "06_perf")
-    return StageRecords(run, index, *(_result(run, stage) for stage in stages))
+    return StageRecords(run, index, *(_result(run, stage, statuses) for stage in stages))
 
 
-def _result(run: Run, stage: str) -> Record:
-    """The numbers of a stage; empty unless it ended well and no earlier stage has run since."""
-    if read_status(stage, run) != "ok":
-        return {}
-    return _read(locate_record(stage, run))
+def _result(run: Run, stage: str, statuses: Statuses) -> Record:
+    """The numbers of a stage; empty unless it and all before it are as they were left."""
+    return _read(locate_record(stage, run)) if statuses[stage] == "ok" else {}
 
 
 def _read(path: Path) -> Record:
@@ -148,7 +164,7 @@ def _passes(metrics: Record) -> dict[str, Record]:
 
 def _describe_data(index: Record) -> str:
     if not index:
-        return "No data set yet: 01_data has not run."
+        return "No data set: 01_data has not run, or what it left was altered."
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)
@@ -159,12 +175,14 @@ def _describe_data(index: Record) -> str:
     )
 
 
-def _list_notes(records: StageRecords) -> list[str]:
+def _list_notes(records: StageRecords, statuses: Statuses) -> list[str]:
     """What a reader must know: the weights, what was left out, what was simulated."""
-    run, inferred = records.run, _result(records.run, "04_infer")
+    run, inferred = records.run, _result(records.run, "04_infer", statuses)
     notes = [records.export["checkpoint"]["note"]] if records.export else []
     if inferred.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {inferred['subset']}")
+    if records.perf.get("load", {}).get("busy"):
+        notes.append(f"Times of {run.name}, batch size {run.batch_size}: {records.perf['caution']}")
     if records.simulated or inferred.get("simulated"):
         notes.append(f"SIMULATED: {run.name} ran on a simulator, not on the device.")
     return notes
@@ -178,11 +196,11 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def _headline(records: StageRecords, passes: list[str]) -> Record:
+def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> Record:
     perf, scores = records.perf, _passes(records.metrics)
     everything = [scores.get(name, {}).get("all", {}) for name in passes]
     deviation = records.convert.get("deviation") or {}
-    status, kind = _overall(records.run)
+    status, kind = _overall(statuses)
     return {
         "run": records.label,
         "batch_size": records.run.batch_size,
@@ -204,19 +222,28 @@ def _headline(records: StageRecords, passes: list[str]) -> Record:
     }
 
 
-def _overall(run: Run) -> tuple[str, str]:
+def _overall(statuses: Statuses) -> tuple[str, str]:
     """One word for all stages of a batch size, and its kind: the first that did not end well, or
     how many are done.
     """
-    found = {stage: read_status(stage, run) for stage in STAGES}
-    for stage, status in found.items():
-        word, kind = WORDS.get(status, (str(status), "bad"))
+    for stage, status in statuses.items():
+        word, kind = _describe_status(stage, statuses)
         if kind == "bad":
-            return f"{word}: {stage}" if status != "stale" else f"! stale: {stage}", kind
-    done = sum(status == "ok" for status in found.values())
-    if done == len(found):
+            return word if status in UNVOUCHED else f"{word}: {stage}", kind
+    done = sum(status == "ok" for status in statuses.values())
+    if done == len(statuses):
         return "✓ all stages", "ok"
-    return f"· {done} of {len(found)} stages", "none"
+    return f"· {done} of {len(statuses)} stages", "none"
+
+
+def _describe_status(stage: str, statuses: Statuses) -> tuple[str, str]:
+    """The word for how a stage ended, and its kind; for an altered one, the notebook to run."""
+    status = statuses[stage]
+    if status in UNVOUCHED:
+        fine = ("ok", "out_of_memory")
+        first = next(name for name in (*STAGES[stage].reads, stage) if statuses[name] not in fine)
+        return f"! {status}: run {first} again", "bad"
+    return WORDS.get(status, (str(status), "bad"))
 
 
 def _list_verdicts(found: list[StageRecords]) -> list[str]:
@@ -249,19 +276,19 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
     return {"type": media_type, "data": data, "alt": alt}
 
 
-def _stage_row(folder: Path, run: Run) -> Record:
-    cells = [_stage_cell(folder, stage, run) for stage in STAGES]
+def _stage_row(folder: Path, run: Run, statuses: Statuses) -> Record:
+    cells = [_stage_cell(folder, stage, run, statuses) for stage in STAGES]
     return {"batch_size": run.batch_size, "cells": cells}
 
 
-def _stage_cell(folder: Path, stage: str, run: Run) -> Record:
+def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Record:
     stamp = read_stamp(stage, run)
     place = locate_stage(stage, run)
-    status = read_status(stage, run)
-    word, kind = WORDS.get(status, (str(status), "bad"))
+    word, kind = _describe_status(stage, statuses)
 
     def link(name: str) -> str | None:
-        return os.path.relpath(place / name, folder) if (place / name).is_file() else None
+        shown = statuses[stage] not in UNVOUCHED and (place / name).is_file()
+        return os.path.relpath(place / name, folder) if shown else None
 
     return {
         "word": word,

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.pipeline import stamps
 from gma_lib.pipeline.chain import digest_record, find_comparable, read_records
 from gma_lib.pipeline.stages import STAGES, locate_record
-from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_status
+from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_statuses
 from gma_lib.report import index as report
 from gma_lib.runs import run as runs
 from gma_lib.runs.code import hash_code
@@ -143,7 +144,7 @@ def test_rendered_files_that_changed_are_rendered_again(outputs, damaged):
     whole = hash_file(path)
     flip_byte(path, 20)
     assert hash_file(path) != whole
-    assert read_status("01_data", open_tiny(outputs)) == "altered"
+    assert read_statuses(open_tiny(outputs))["01_data"] == "altered"
     done = run_stage("01_data", outputs)
     assert damaged in done.stdout
     assert hash_file(path) == whole
@@ -183,10 +184,35 @@ def test_numbers_edited_by_hand_are_not_shown(outputs):
     metrics = content(record)
     metrics["clean"]["all"]["epe"] = 0.123
     record.write_text(json.dumps(metrics))
-    assert read_status("05_evaluate", run) == "altered"
+    assert read_statuses(run)["05_evaluate"] == "altered"
     assert "0.123" not in report.write_index(outputs, "tiny").read_text()
     assert "done" in run_stage("05_evaluate", outputs).stdout
     assert content(record)["clean"]["all"]["epe"] != 0.123
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("01_data", "index.json"), ("02_export", "export.json"), ("04_infer", "04_infer.html")],
+)
+def test_what_rests_on_an_altered_file_is_neither_shown_nor_sent(outputs, stage, name):
+    """Also where only a record was edited, or a page, on which nothing rests."""
+    run = open_tiny(outputs)
+    folder = run.data_folder if stage == "01_data" else run.folder
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace("rush", "RUSH", 1).replace("seeded", "famous"))
+    statuses = read_statuses(run)
+    spoilt = [one for one in STAGES if (one == stage if "html" in name else one >= stage)]
+    assert statuses == {one: "altered" if one in spoilt else "ok" for one in STAGES}
+    archive = report.write_archive(outputs, "tiny")
+    with zipfile.ZipFile(archive) as sent:
+        page, names = sent.read("tiny/index.html").decode(), sent.namelist()
+    assert f"! altered: run {stage} again" in page
+    assert "RUSH" not in page
+    assert "famous" not in page
+    for one in STAGES:
+        place = "data" if one == "01_data" else "test/bs2"
+        assert (f"tiny/{place}/{one}.html" in names) == (one not in spoilt)
+    assert ("tiny/test/bs3/05_evaluate.html" in names) == (stage != "01_data")
 
 
 def test_altered_flow_is_computed_again_and_nothing_else(outputs):
@@ -194,7 +220,7 @@ def test_altered_flow_is_computed_again_and_nothing_else(outputs):
     flow = run.flow_folder / "clean/rush/frame_0001.flo"
     before = read_flow(flow)
     write_flow(flow, before + np.float32(1))
-    assert read_status("04_infer", run) == "altered"
+    assert read_statuses(run)["04_infer"] == "altered"
     early = run_stage("05_evaluate", outputs, "--force")
     assert early.returncode != 0
     assert "done" in run_stage("04_infer", outputs).stdout
@@ -241,7 +267,7 @@ def test_a_damaged_stamp_counts_as_absent(empty_run, damage, caplog):
     path.write_bytes(damage)
     with caplog.at_level("WARNING"):
         assert [read_stamp("02_export", empty_run) for _ in range(3)] == [None] * 3
-        assert read_status("02_export", empty_run) is None
+        assert read_statuses(empty_run)["02_export"] is None
     assert len(caplog.records) == 1
 
 
@@ -263,8 +289,8 @@ def test_a_damaged_stamp_heals(outputs):
 
 
 def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
-    """04 fails after everything had run: its own and 05's numbers are gone from the index, 06's are
-    not.
+    """04 fails after everything had run, for a model that was altered: the numbers of all that rest
+    on it are gone from the index.
     """
     outputs = tmp_path / "outputs"
     copy_until(finished, outputs, "nothing")
@@ -275,16 +301,15 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     done = run_stage("04_infer", outputs, "full_batch_size=2")
     assert done.returncode == 1
     assert not (run.folder / "infer.json").exists()
-    assert [read_status(stage, run) for stage in STAGES] == [
+    assert list(read_statuses(run).values()) == [
         "ok",
         "ok",
         "altered",
         "failed",
-        "stale",
-        "stale",
+        "altered",
+        "altered",
     ]
-    assert report._result(run, "05_evaluate") == {}
     page = report.write_index(outputs, "tiny").read_text()
     assert page.count("<td>4/4</td>") == 2
-    assert "stale" in page
+    assert "! altered: run 03_convert again" in page
     assert "✗ failed" in page
