@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -46,11 +45,15 @@ def test_a_machine_that_was_busy_before_may_still_be(machine, monkeypatch):
 
 
 def test_the_work_of_another_process_is_seen_and_that_of_a_child_is_not():
-    burn = "import time; end = time.time() + 1\nwhile time.time() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", burn]):
-        before = load._look()
-        time.sleep(0.5)
+    """A child's work is its parent's own once it has ended; until then it is another's."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    before = load._look()
+    with subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
         now = load._look()
-    assert now.machine - before.machine > 0.2
-    assert now.own - before.own < 0.2  # a child counts once it has ended
+        child.communicate(b"\n")
+    assert now.machine - before.machine > 0.4
+    assert now.own - before.own < 0.2
     assert load._look().own - before.own > 0.4
