@@ -338,7 +338,7 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
     except OSError:  # no such program, or no answer in time
         text = ""
     found = {
-        name: re.search(rf"\b{name}\[([^\]]*)\]", text)
+        name: re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text)
         for name in ("memory_size", "weight_size", "soc_version", "atc_version")
     }
     numbers = {

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
+# NPU ID, chip ID, logic ID, perhaps another number, and the name
+MAPPING = re.compile(r"\s*[0-9]+\s+[0-9]+\s+([0-9]{1,9})\s+(?:[0-9]+\s+)?(\S.*)")
 HEALTH = "OK|Warning|Alarm|Critical|UNKNOWN"
 BUSY = "-8020"
 
@@ -205,9 +207,9 @@ def parse_mapping(text: str) -> list[Chip]:
     """
     chips = []
     for line in text.splitlines():
-        row = re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\d+)(?:\s+\d+)?\s+(\S.*?)\s*", line)
-        if row and NAME.fullmatch(row[4]):
-            chips.append(Chip(to_soc_version(row[4]), int(row[3]), None, "npu-smi info -m"))
+        row = MAPPING.match(line)
+        if row and NAME.fullmatch(row[2].strip()):
+            chips.append(Chip(to_soc_version(row[2]), int(row[1]), None, "npu-smi info -m"))
     return chips
 
 
@@ -221,11 +223,11 @@ def parse_table(text: str) -> list[Chip]:
     chips: list[Chip] = []
     lines = text.split("Process id")[0].splitlines()
     for line, below in zip(lines, [*lines[1:], ""], strict=False):
-        row = re.match(rf"\|\s*(\d+)\s+({NAME.pattern})\s*\|\s*({HEALTH})\s*\|", line)
+        row = re.match(rf"\|\s*\d+\s+({NAME.pattern})\s*\|\s*({HEALTH})\s*\|", line)
         if row:
-            pairs = [int(total) for total in re.findall(r"\d+\s*/\s*(\d+)", below)]
-            memory = max(pairs, default=0) * 2**20 or None
-            chips.append(Chip(to_soc_version(row[2]), len(chips), memory, "npu-smi info"))
+            totals = [int(total) for total in re.findall(r"[0-9]\s*/\s*([0-9]{1,9})", below)]
+            memory = max(totals, default=0) * 2**20 or None
+            chips.append(Chip(to_soc_version(row[1]), len(chips), memory, "npu-smi info"))
     return chips
 
 

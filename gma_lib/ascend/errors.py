@@ -64,7 +64,7 @@ ATC_ERRORS = {
 }
 
 OUT_OF_MEMORY = re.compile(
-    r"EL0004|out of memory|aclrtMalloc\b.*fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|"
+    r"EL0004|out of memory|aclrtMalloc\b.{0,300}fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|"
     r"ACL_ERROR_RT_MEMORY_ALLOCATION",
     re.IGNORECASE,
 )

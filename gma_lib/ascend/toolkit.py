@@ -59,7 +59,7 @@ def read_version(folder: Path) -> str | None:
     for pattern in VERSION_FILES:
         for file in sorted(Path(folder).glob(pattern)):
             found = re.search(
-                r"version\s*=\s*\[?(?:[A-Za-z-]+:)?\s*v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)",
+                r"version\s*=\s*(?:\[\s*)?(?:[A-Za-z-]+:\s*)?v?(\d+\.\d+(?:\.[A-Za-z0-9]+)*)",
                 file.read_text(errors="replace"),
                 re.I,
             )

@@ -16,7 +16,9 @@ Butler, Wulff, Stanley and Black, "A naturalistic open source movie for optical 
 ECCV 2012.
 """
 
+import logging
 import re
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +29,26 @@ import numpy as np
 
 from gma_lib.flow.files import check_whole, count_flow_bytes, read_flow
 from gma_lib.flow.images import read_frame, read_image_size, read_mask
-from gma_lib.runs.files import PROJECT, hash_file, require_free_space, shorten_path
+from gma_lib.runs.files import (
+    PROJECT,
+    BadFile,
+    hash_file,
+    reading,
+    require_free_space,
+    shorten_path,
+    write_atomically,
+)
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
+
+logger = logging.getLogger(__name__)
 
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
 PAIRS_IN_TRAINING_SPLIT = 1041  # per pass, in the complete data set
 DOWNLOAD_URL = "https://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip"
 DOWNLOAD_BYTES = 5_700_000_000  # about 5.3 GiB; as much again and more when unpacked
+MOST_FILES = 100_000  # in its archive
 
 
 @dataclass(frozen=True)
@@ -200,11 +213,13 @@ def find_pairs(
 
 def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files ``frame_NNNN.<suffix>`` by number; anything else is ignored."""
-    if not folder.is_dir():
-        return {}
-    names = re.compile(rf"frame_(\d{{4}})\.{suffix}")
-    matches = ((names.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
-    return {int(match[1]): path for match, path in matches if match}
+    numbered: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := re.fullmatch(rf"frame_([0-9]{{4}})\.{suffix}", path.name, re.IGNORECASE):
+            other = numbered.setdefault(int(match[1]), path)
+            if other != path:
+                raise BadFile(path, f"the same frame as {other.name}", "one", "Remove one of them")
+    return numbered
 
 
 def _pair_frames(
@@ -391,20 +406,50 @@ def choose_subset(
     )
 
 
-def download(folder: Path) -> Path:
+def download(folder: Path, *, url: str = DOWNLOAD_URL, size: int = DOWNLOAD_BYTES) -> Path:
     """Download and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
 
-    The authors publish no checksum: pooch prints the one it found, to compare with another copy.
+    An archive that cannot be unpacked is moved aside and fetched again, once. The authors publish
+    no checksum: pooch prints the one it found, to compare with another copy.
+
+    Parameters
+    ----------
+    url, size
+        Where the archive is, and its size in bytes, of which it may unpack to twice as many.
+
+    Raises
+    ------
+    BadFile
+        The archive is no zip file, or is larger inside than it may be.
     """
     import pooch
 
-    require_free_space(folder, 3 * DOWNLOAD_BYTES)
-    pooch.retrieve(
-        DOWNLOAD_URL,
-        known_hash=None,
-        path=folder,
-        fname="MPI-Sintel-complete.zip",
-        processor=pooch.Unzip(extract_dir="MPI-Sintel-complete"),
-        progressbar=True,
-    )
-    return Path(folder) / "MPI-Sintel-complete"
+    root = Path(folder) / "MPI-Sintel-complete"
+    archive = root.with_suffix(".zip")
+    for is_last in (False, True):
+        if root.is_dir():
+            break
+        require_free_space(folder, 3 * size)
+        try:
+            pooch.retrieve(url, known_hash=None, path=folder, fname=archive.name, progressbar=True)
+            _unpack(archive, root, max_bytes=2 * size)
+        except (BadFile, OSError) as error:
+            if archive.is_file():
+                archive.replace(root.with_suffix(".damaged.zip"))
+            if is_last:
+                raise
+            logger.warning("%s Fetching it again.", error)
+    return root
+
+
+def _unpack(archive: Path, root: Path, *, max_bytes: int) -> None:
+    """Unpack a zip file as a folder that appears when it is whole."""
+    with (
+        reading(archive, f"a zip file of MPI Sintel ({DOWNLOAD_URL})", "Try again later"),
+        zipfile.ZipFile(archive) as packed,
+        write_atomically(root) as partial,
+    ):
+        entries = packed.infolist()
+        if sum(entry.file_size for entry in entries) > max_bytes or len(entries) > MOST_FILES:
+            raise ValueError(f"{len(entries)} files of more than {max_bytes:,} bytes inside")
+        packed.extractall(partial)

@@ -1,5 +1,6 @@
 """Scores of anybody's flow files against anybody's ground truth."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file
 from gma_lib.flow.images import read_mask
 from gma_lib.flow.metrics import ErrorSums, endpoint_error, group_pixels, pool_scores
+from gma_lib.runs.files import MissingFile
+
+FORMS = f"a flow file ({', '.join(FLOW_SUFFIXES)}) or a folder of them"
 
 
 def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
@@ -23,16 +27,17 @@ def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     prediction, truth = Path(prediction), Path(truth)
     for path in (prediction, truth):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+            raise MissingFile(path, "no such file or folder", FORMS, "Check the name")
     if prediction.is_dir() != truth.is_dir():
         raise ValueError(
             f"give two flow files or two folders, not one of each: {prediction} and {truth}"
         )
-    if truth.is_file():
+    if not truth.is_dir():
         return {truth.name: (prediction, truth)}
-    truths, predictions = _flow_files(truth), _flow_files(prediction)
+    truths = _list_fields(truth, FLOW_SUFFIXES)
+    predictions = _list_fields(prediction, FLOW_SUFFIXES)
     if not truths:
-        raise FileNotFoundError(f"{truth}: holds no flow file ({', '.join(FLOW_SUFFIXES)})")
+        raise MissingFile(truth, "holds no flow file", FORMS, "Name another folder")
     missing = [name for name in truths if name not in predictions]
     if missing:
         raise FileNotFoundError(
@@ -42,12 +47,18 @@ def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (predictions[name], path) for name, path in truths.items()}
 
 
-def _flow_files(folder: Path) -> dict[str, Path]:
-    """Return path below the folder, without its suffix -> file."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in FLOW_SUFFIXES)
+def _list_fields(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Return path below the folder, without its suffix -> file; hidden files, which macOS writes,
+    are left out.
+
+    ``frame0001``, as Sintel's benchmark wants it, is the same field as ``frame_0001``.
+    """
     found: dict[str, Path] = {}
-    for path in files:
-        name = str(path.relative_to(folder).with_suffix(""))
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+            continue
+        stem = re.sub(r"^frame(?=[0-9])", "frame_", path.stem)
+        name = str(path.relative_to(folder).with_name(stem))
         if name in found:
             raise ValueError(
                 f"{folder}: {found[name].name} and {path.name} are the same field twice; keep one"
@@ -77,9 +88,9 @@ def score_files(
     ValueError
         For sizes that differ, a prediction with gaps, and ground truth that is known nowhere.
     """
+    masks = _match_masks(list(files), occlusions)
     scored = [
-        _score(prediction, truth, _mask_file(occlusions, name, len(files)))
-        for name, (prediction, truth) in files.items()
+        _score(prediction, truth, masks.get(name)) for name, (prediction, truth) in files.items()
     ]
     totals = pool_scores(sums for sums, _ in scored)
     if not totals["all"].pixels:
@@ -88,18 +99,22 @@ def score_files(
     return totals, sum(unknown for _, unknown in scored)
 
 
-def _mask_file(occlusions: Path | None, name: str, fields: int) -> Path | None:
+def _match_masks(names: list[str], occlusions: Path | None) -> dict[str, Path]:
+    """Name of a field -> its mask; empty without masks."""
     if occlusions is None:
-        return None
-    occlusions = Path(occlusions)
-    if occlusions.is_dir():
-        return occlusions / f"{name}.png"
-    if fields > 1:
-        raise ValueError(
-            f"{occlusions}: one mask for {fields} fields. "
-            "Give a folder of masks with the names of the ground truth."
-        )
-    return occlusions
+        return {}
+    if not Path(occlusions).is_dir():
+        if len(names) > 1:
+            raise ValueError(
+                f"{occlusions}: one mask for {len(names)} fields. "
+                "Give a folder of masks with the names of the ground truth."
+            )
+        return {names[0]: occlusions}
+    found = _list_fields(Path(occlusions), (".png",))
+    if missing := [name for name in names if name not in found]:
+        path = Path(occlusions) / f"{missing[0]}.png"
+        raise MissingFile(path, "no such mask", "one for every field", "Add it")
+    return found
 
 
 def _score(prediction: Path, truth: Path, mask: Path | None) -> tuple[dict[str, ErrorSums], int]:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
-_TABLE_PART = re.compile(r"<(thead|tbody)\b.*?</\1>", re.DOTALL)
-_HEADER = re.compile(r"<th(?![^>]*\bscope=)(?=[\s>])")
+_TABLE_PART = re.compile(r"<(thead|tbody)\b(?:(?!<t(?:head|body)\b).)*?</\1>", re.DOTALL)
+_HEADER = re.compile(r"<th(?=[\s>])(?![^<>]*\bscope=)")
 
 
 def notebook_to_html(

@@ -1,10 +1,11 @@
 """Which chip this is: ascend.md 3."""
 
 import sys
+import time
 
 import pytest
 
-from gma_lib.ascend import chip
+from gma_lib.ascend import atc, chip, errors, toolkit
 from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
 
 
@@ -159,3 +160,38 @@ def test_no_driver_at_all(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(chip.NoChipFound, match="not installed"):
         chip.find_chips(python=sys.executable)
+
+
+LONG = 150_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1" * LONG,
+        "1 " * LONG,
+        "0 0 0 Ascend310P3" + " " * LONG + "x",
+        "0 0 " + "9" * LONG + " Ascend310P3",
+        "| 0 310P3 | OK |\n| " + "1" * LONG,
+        "| 0 310P3 | OK |\n| " + "1 " * LONG,
+        "| 0 310P3 | OK |\n| 1 / " + "9" * LONG,
+        "| 0 " + "Ascend310" * LONG,
+        "|" + " " * LONG,
+        "aclrtMalloc " * LONG,
+        "memory_size[" * LONG,
+        "version=" + " " * LONG,
+    ],
+)
+def test_long_lines_of_tools_take_no_longer_than_their_length(tmp_path, text, monkeypatch):
+    text = text[:LONG]
+    (tmp_path / "version.cfg").write_text(text)
+    monkeypatch.setattr(atc, "run_tool", lambda *arguments, **options: (0, text))
+    started = time.process_time()
+    chip.parse_mapping(text)
+    chip.parse_table(text)
+    toolkit.read_version(tmp_path)
+    atc.read_memory(tmp_path / "a.om")
+    errors.explain_atc_error(text)
+    errors.explain_ais_error(text, last="")
+    errors.find_line(text, errors.OUT_OF_MEMORY)
+    assert time.process_time() - started < 2

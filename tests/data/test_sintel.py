@@ -8,6 +8,7 @@ import pytest
 from gma_lib.data import sintel
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import read_frame, write_frame
+from gma_lib.runs.files import BadFile
 
 
 def test_pairs_of_the_tiny_set(tiny_sintel):
@@ -37,6 +38,28 @@ def test_stray_files_are_ignored(tiny_sintel):
     (tiny_sintel / "training/clean/notes.txt").write_text("stray")
     (tiny_sintel / "training/clean/empty").mkdir()
     assert sintel.find_pairs(tiny_sintel) == before
+
+
+def test_digits_of_other_scripts_number_no_frame(tiny_sintel):
+    before = sintel.find_pairs(tiny_sintel)
+    scene = tiny_sintel / "training/clean/alley"
+    for name in ("frame_000\u0663.png", "frame_\u00b2\u00b3\u00b9\u00b2.png", "\u00b23.png"):
+        shutil.copy(scene / "frame_0001.png", scene / name)
+    assert sintel.find_pairs(tiny_sintel) == before
+
+
+def test_extensions_in_capitals_are_the_same_and_one_number_is_one_frame(tiny_sintel):
+    before = [pair.name for pair in sintel.find_pairs(tiny_sintel)]
+    scene = tiny_sintel / "training/clean/alley"
+    (scene / "frame_0002.png").rename(scene / "frame_0002.PNG")
+    truth = tiny_sintel / "training/flow/alley/frame_0001.flo"
+    truth.rename(truth.with_suffix(".FLO"))
+    pairs = sintel.find_pairs(tiny_sintel)
+    assert [pair.name for pair in pairs] == before
+    assert pairs[0].load().flow[:, 0, 0].tolist() == [3, 4]
+    shutil.copy(scene / "frame_0002.PNG", scene / "frame_0002.png")
+    with pytest.raises(BadFile, match=r"frame_0002\.png: the same frame as frame_0002\.PNG"):
+        sintel.find_pairs(tiny_sintel)
 
 
 def test_test_split_has_no_truth(tiny_sintel):

@@ -1,11 +1,15 @@
 """Anybody's flow files are matched by name and scored where the ground truth is known."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 
 from gma_lib.evaluate.any_files import match_files, score_files
 from gma_lib.flow.files import write_flow
+from gma_lib.flow.images import write_mask
+from gma_lib.runs.files import BadFile
 
 
 @pytest.fixture
@@ -54,3 +58,34 @@ def test_the_same_field_twice_is_an_error(folders):
     np.save(folders[0] / "a/two.npy", np.zeros((2, 10, 12), np.float32))
     with pytest.raises(ValueError, match="same field twice"):
         match_files(*folders)
+
+
+def test_what_gma_submit_writes_is_scored_against_sintels_names(folders):
+    mine, truth = folders
+    for folder, name in ((mine, "frame0001.flo"), (truth, "frame_0001.flo")):
+        (folder / "a/one.flo").rename(folder / "a" / name)
+    assert list(match_files(*folders)) == ["a/frame_0001", "a/two"]
+    write_flow(mine / "a/frame_0001.flo", np.zeros((2, 10, 12), np.float32))
+    with pytest.raises(ValueError, match="same field twice"):
+        match_files(*folders)
+
+
+def test_hidden_files_are_left_out_and_capitals_are_the_same(folders, tmp_path):
+    mine, truth = folders
+    (mine / "a/one.flo").rename(mine / "a/one.FLO")
+    (truth / "a/._two.flo").write_bytes(b"of macOS")
+    (tmp_path / "masks/a").mkdir(parents=True)
+    for name in ("one", "two"):
+        write_mask(tmp_path / f"masks/a/{name}.PNG", np.eye(10, 12, dtype=bool))
+    sums, _ = score_files(match_files(*folders), occlusions=tmp_path / "masks")
+    assert sums["occluded"].pixels == 2 * 10 - 1  # one is unknown
+    (tmp_path / "masks/a/two.PNG").unlink()
+    with pytest.raises(BadFile, match=r"a/two\.png: no such mask"):
+        score_files(match_files(*folders), occlusions=tmp_path / "masks")
+
+
+def test_what_is_no_file_is_named(folders, tmp_path):
+    os.mkfifo(tmp_path / "pipe.flo")
+    for wrong in (tmp_path / "pipe.flo", tmp_path / "none.flo"):
+        with pytest.raises(BadFile, match=wrong.name):
+            score_files(match_files(wrong, folders[1] / "a/one.flo"))
