@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from gma_lib.cli.options import PATH
-from gma_lib.data.sintel import download
+from gma_lib.data.fetch import download
 
 
 @click.command("download")

@@ -9,7 +9,7 @@ import pytest
 from command_line import gma
 
 from gma_lib.cli import download
-from gma_lib.data import sintel
+from gma_lib.data import fetch
 from gma_lib.runs.files import BadFile
 
 
@@ -63,18 +63,18 @@ def serve():
 def test_a_bad_download_is_fetched_again(tmp_path, serve, first, missing):
     serve(first, missing=missing)
     url, _ = serve(GOOD)
-    root = sintel.download(tmp_path, url=url, size=1000)
+    root = fetch.download(tmp_path, url=url, size=1000)
     assert (root / "training/clean/alley_1/frame_0001.png").read_bytes() == b"a frame"
     assert (tmp_path / "MPI-Sintel-complete.zip").read_bytes() == GOOD
     url, left = serve(GOOD)
-    assert sintel.download(tmp_path, url=url, size=1000) == root
+    assert fetch.download(tmp_path, url=url, size=1000) == root
     assert len(left) == 1  # not asked again
 
 
 def test_what_an_earlier_download_left_is_moved_aside(tmp_path, serve):
     (tmp_path / "MPI-Sintel-complete.zip").write_bytes(b"garbage")
     url, _ = serve(GOOD)
-    assert sintel.download(tmp_path, url=url, size=1000).is_dir()
+    assert fetch.download(tmp_path, url=url, size=1000).is_dir()
     assert (tmp_path / "MPI-Sintel-complete.damaged.zip").read_bytes() == b"garbage"
 
 
@@ -89,8 +89,8 @@ def test_what_an_earlier_download_left_is_moved_aside(tmp_path, serve):
 def test_an_archive_that_is_never_right_is_an_error_and_unpacks_nothing(
     tmp_path, serve, bomb, monkeypatch
 ):
-    monkeypatch.setattr(sintel, "MOST_FILES", 20)
+    monkeypatch.setattr(fetch, "MOST_FILES", 20)
     url, _ = serve(bomb, bomb)
     with pytest.raises(BadFile, match=r"MPI-Sintel-complete\.zip"):
-        sintel.download(tmp_path, url=url, size=1000)
+        fetch.download(tmp_path, url=url, size=1000)
     assert [path.name for path in tmp_path.iterdir()] == ["MPI-Sintel-complete.damaged.zip"]
