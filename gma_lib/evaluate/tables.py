@@ -146,6 +146,25 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
     return " ".join(sentences) or "No pair has ground truth."
 
 
+def summarise_scores(classical: Record) -> str:
+    """Say in one sentence how the network scores, and other methods on the same pairs.
+
+    Parameters
+    ----------
+    classical
+        The entry of that name in ``metrics.json``: ``pairs``, and method -> group -> metrics.
+    """
+    methods = {name: groups["all"] for name, groups in classical.items() if name != "pairs"}
+    if not methods:
+        return ""
+    ours = methods.pop("network")
+    others = [f"{name} {s['epe']:.2f} px, {s['px1']:.1%}" for name, s in methods.items()]
+    return (
+        f"GMA is off by {ours['epe']:.2f} px on average over {classical['pairs']} pairs, and "
+        f"{ours['px1']:.1%} of the pixels are less than 1 px off. For comparison: {'; '.join(others)}."
+    )
+
+
 def tabulate_classical(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
     """Return a row per method: EPE in pixels over all, occluded and not occluded pixels, and the
     share below 1 px in percent.

@@ -201,6 +201,32 @@ def draw_errors(
     return figure, f"{title}: frames, masks, true and computed flow and the error map; {numbers}."
 
 
+def draw_overview(
+    examples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    palette: str = "middlebury",
+) -> Picture:
+    """Draw a row per example: frame, true flow, computed flow, error.
+
+    Parameters
+    ----------
+    examples
+        Label -> frame (3, H, W), true flow (2, H, W), computed flow (2, H, W).
+    """
+    shape = next(iter(examples.values()))[0].shape
+    figure, axes = make_sheet(len(examples), 4, shape, "")
+    told = []
+    for panels, (label, (frame, truth, flow)) in zip(axes, examples.items(), strict=True):
+        error, radius = endpoint_error(flow, truth), choose_radius(truth)
+        add_frame(panels[0], frame, label)
+        add_flow(panels[1], truth, radius, "true flow", palette)
+        add_wheel(panels[1], radius, palette)
+        add_flow(panels[2], flow, radius, f"computed flow, EPE {error.mean():.2f} px", palette)
+        add_scale(panels[3], add_image(panels[3], error, ERROR_TITLE))
+        told.append(f"{label}, EPE {error.mean():.2f} px")
+    return figure, f"Frame, true flow, computed flow and error of {'; '.join(told)}."
+
+
 # --- the network's inside -------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import jinja2
 
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
-from gma_lib.evaluate.tables import describe_counts, tabulate_groups
+from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
 from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
@@ -25,7 +25,7 @@ from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record, describe_provenance
 from gma_lib.runs.run import Run
 
-SENT = (".html", ".ipynb", ".json")
+SENT = (".html", ".ipynb", ".json", ".jpg")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
 WORDS = {
     "ok": ("✓ done", "ok"),
@@ -59,6 +59,7 @@ def write_index(outputs: Path, profile: str) -> Path:
     page = pages.get_template("index.html.j2").render(
         profile=profile,
         data_line=_describe_data(index),
+        lead=_find_lead(folder, found),
         notes=list(
             dict.fromkeys(
                 note for records in found for note in _list_notes(records, statuses[records.run])
@@ -173,6 +174,21 @@ def _describe_data(index: Record) -> str:
         f"{index['description']}: {len(pairs)} pairs of {size} in {scenes} scenes, "
         f"{truth} with ground truth."
     )
+
+
+def _find_lead(folder: Path, found: list[StageRecords]) -> Record | None:
+    """The first scored run in one sentence and one picture."""
+    for records in found:
+        if sentence := summarise_scores(records.metrics.get("classical", {})):
+            run = records.run
+            picture = run.folder / "overview.jpg"
+            return {
+                "sentence": sentence,
+                "batch_size": run.batch_size,
+                "run": records.label,
+                "picture": picture.relative_to(folder).as_posix() if picture.is_file() else None,
+            }
+    return None
 
 
 def _list_notes(records: StageRecords, statuses: Statuses) -> list[str]:

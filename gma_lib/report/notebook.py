@@ -22,9 +22,11 @@ from gma_lib.report.figures import (
     draw_attention,
     draw_errors,
     draw_flow,
+    draw_overview,
     draw_pair,
     draw_updates,
     encode_figure,
+    save_figure,
 )
 from gma_lib.report.pages import table_to_html
 
@@ -106,6 +108,23 @@ def show_errors(
             ),
             photo=True,
         )
+
+
+def show_overview(
+    roles: Mapping[str, FramePair], folder: Path, path: Path, *, palette: str = "middlebury"
+) -> None:
+    """Show pairs with a role each (best, median, worst), a row each, and save the picture."""
+    examples = {
+        f"{role}: {pair.name}": (
+            pair.load_frames()[0],
+            pair.load_flow(),
+            read_flow(flow_path(folder, pair)),
+        )
+        for role, pair in roles.items()
+    }
+    picture = draw_overview(examples, palette=palette)
+    save_figure(picture, path)
+    show(picture, photo=True)
 
 
 def choose_from_scenes(pairs: Sequence[FramePair]) -> list[FramePair]:

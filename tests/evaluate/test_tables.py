@@ -62,3 +62,15 @@ def test_curves_and_scene_errors(scores):
     assert curves["final"][-2:] == [0, 1]
     errors = tables.collect_scene_errors({"clean": nothing, "final": scores["final"]})
     assert errors == {"clean": {}, "final": {"cave": 5}}
+
+
+def test_one_sentence_for_all_methods():
+    def score(epe, px1):
+        return {"all": {"epe": epe, "px1": px1}}
+
+    told = tables.summarise_scores(
+        {"pairs": 12, "network": score(0.984, 0.8781), "DIS": score(1.372, 0.8391)}
+    )
+    for number in ("0.98 px", "12 pairs", "87.8%", "DIS 1.37 px", "83.9%"):
+        assert number in told
+    assert tables.summarise_scores({}) == tables.summarise_scores({"pairs": 0}) == ""

@@ -28,6 +28,7 @@ def test_every_figure_says_its_numbers(scene):
         "error": figures.draw_errors(
             frame1, frame2, truth + 2, truth, occluded=occluded, invalid=None, title="worst: a/b"
         ),
+        "overview": figures.draw_overview({"best: a/b": (frame1, truth, truth + 2)}),
         "error without masks": figures.draw_errors(
             frame1, frame2, truth, truth, occluded=None, invalid=None, title="a/b"
         ),
@@ -37,8 +38,9 @@ def test_every_figure_says_its_numbers(scene):
         picture = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
         assert media_type == "image/png"
         assert picture.shape[1] > 400, name
-        assert "a/b: " in text, name
+        assert "a/b" in text, name
     assert "EPE 2.83 px" in drawn["error"][1]
+    assert "EPE 2.83 px" in drawn["overview"][1]
     assert "EPE 0.00 px" in drawn["error without masks"][1]
 
 
