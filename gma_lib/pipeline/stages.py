@@ -80,7 +80,11 @@ STAGES = {
         ("01_data", "02_export", "03_convert"),
         ("infer.json", "flow/*/*/*.flo"),
     ),
-    "05_evaluate": Stage(("01_data", "02_export", "03_convert", "04_infer"), ("metrics.json",)),
+    "05_evaluate": Stage(
+        ("01_data", "02_export", "03_convert", "04_infer"),
+        ("metrics.json",),
+        extras=("overview.jpg",),
+    ),
     "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),
 }
 

@@ -114,6 +114,8 @@ def show_overview(
     roles: Mapping[str, FramePair], folder: Path, path: Path, *, palette: str = "middlebury"
 ) -> None:
     """Show pairs with a role each (best, median, worst), a row each, and save the picture."""
+    if not roles:
+        return  # no pair has ground truth
     examples = {
         f"{role}: {pair.name}": (
             pair.load_frames()[0],
