@@ -161,7 +161,8 @@ def summarise_scores(classical: Record) -> str:
     others = [f"{name} {s['epe']:.2f} px, {s['px1']:.1%}" for name, s in methods.items()]
     return (
         f"GMA is off by {ours['epe']:.2f} px on average over {classical['pairs']} pairs, and "
-        f"{ours['px1']:.1%} of the pixels are less than 1 px off. For comparison: {'; '.join(others)}."
+        f"{ours['px1']:.1%} of the pixels are less than 1 px off. "
+        f"For comparison: {'; '.join(others)}."
     )
 
 
