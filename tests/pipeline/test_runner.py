@@ -164,7 +164,8 @@ def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
         names = set(content.namelist())
         page = content.read("tiny/index.html").decode()
     archive.unlink()
-    linked = set(re.findall(r'href="([^"]+)"', page))
+    linked = set(re.findall(r'(?:href|src)="(?!data:)([^"]+)"', page))
+    assert "test/bs2/overview.jpg" in linked
     assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01
     assert {f"tiny/{link}" for link in linked} <= names
     assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
