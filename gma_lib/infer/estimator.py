@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import cv2
 import numpy as np
 import platformdirs
+from PIL import Image
 
 import gma_lib
 from gma_lib import convert, network
@@ -279,10 +280,10 @@ class Estimator:
 load = Estimator  # the name that ``gma_lib`` offers
 
 
-def as_frames(frame: "np.ndarray | torch.Tensor", name: str) -> np.ndarray:
+def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
     """Return frames as float32 (N, 3, H, W), RGB, 0..255, checked; errors call them ``name``."""
-    array: np.ndarray = np.asarray(frame.detach().cpu() if hasattr(frame, "detach") else frame)
-    if array.dtype == np.uint16 or array.dtype == bool or not np.issubdtype(array.dtype, np.number):
+    array = _to_array(frame, name)
+    if array.dtype == np.uint16 or array.dtype.kind not in "uif":
         raise ValueError(f"{name} is {array.dtype}; frames are uint8 or floating point, 0..255")
     fractional = np.issubdtype(array.dtype, np.floating)
     if array.ndim == 2:
@@ -302,6 +303,20 @@ def as_frames(frame: "np.ndarray | torch.Tensor", name: str) -> np.ndarray:
     array = np.ascontiguousarray(array, dtype=np.float32)
     _check_range(array, name, fractional=fractional)
     return array if array.ndim == 4 else array[None]
+
+
+def _to_array(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
+    """The values of an array, a tensor of any number format, or a picture of Pillow in any mode."""
+    try:
+        if isinstance(frame, Image.Image):
+            is_plain = frame.mode in ("RGB", "L", "I", "I;16", "F")  # a palette's indices are none
+            return np.asarray(frame if is_plain else frame.convert("RGB"))
+        if isinstance(frame, np.ndarray) or not hasattr(frame, "detach"):
+            return np.asarray(frame)
+        frame = frame.detach().cpu()
+        return np.asarray(frame.float() if frame.is_floating_point() else frame)  # no bfloat16
+    except Exception as error:  # sparse tensors and others raise anything
+        raise ValueError(f"{name} is no array of numbers: {error}") from error
 
 
 def _check_range(array: np.ndarray, name: str, *, fractional: bool) -> None:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import gma_lib
 from gma_lib.backends import FakeBackend
@@ -209,11 +210,30 @@ def test_a_scaled_frame_never_exceeds_the_limit(height, width):
         (np.full((20, 30, 3), np.nan), "nan"),
         (np.zeros((20, 30, 3), np.uint16), "uint16"),
         (np.array(["a"]), "frames are"),
+        (np.zeros((20, 30, 3), complex), "complex128"),
+        (torch.zeros(3, 20, 30).to_sparse(), "no array of numbers"),
+        ([[1, 2], [3]], "no array of numbers"),
+        (Image.new("I;16", (30, 20)), "uint16"),
     ],
 )
 def test_what_is_no_frame_is_refused(frame, complaint):
     with pytest.raises(ValueError, match=complaint):
         as_frames(frame, "frame1")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64, torch.uint8])
+def test_tensors_of_any_number_format_are_frames(kind):
+    frame = torch.arange(3 * 8 * 8).reshape(3, 8, 8).to(kind)
+    np.testing.assert_array_equal(as_frames(frame, "frame1")[0], frame.float().numpy())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_a_picture_of_pillow_is_what_it_shows(mode):
+    """A palette's indices are no grey values."""
+    colours = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    picture = Image.fromarray(colours).convert(mode)
+    shown = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(as_frames(picture, "frame1")[0], shown)
 
 
 def test_grey_and_dark_frames_are_frames():
