@@ -1,69 +1,212 @@
 """``gma video``: a clip to a folder of flow files, and a movie of them."""
 
-import os
-from itertools import chain
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import wraps
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Unpack
 
 import click
+import numpy as np
 
-from gma_lib.cli.options import PATH, Network, network_options, refuse_used_folder, remark
-from gma_lib.data.clips import count_frames, read_clip, write_movie
-from gma_lib.flow import choose_radius, flow_to_rgb, read_flow, write_flow
-from gma_lib.infer.estimator import load
-from gma_lib.runs import track, write_json
+import gma_lib
+from gma_lib.cli.options import (
+    NOISE,
+    PATH,
+    Network,
+    network_options,
+    refuse_used_folder,
+    remark,
+)
+from gma_lib.data.clips import count_frames, hash_clip, read_clip
+from gma_lib.data.videos import choose_encoder, write_movie
+from gma_lib.flow import (
+    FLOW_SUFFIXES,
+    choose_radius,
+    flow_to_rgb,
+    read_flow_file,
+    write_flow_file,
+)
+from gma_lib.infer.estimator import Estimator, load
+from gma_lib.runs import Record, reading, track, write_atomically, write_json
+from gma_lib.runs.files import make_plain
+from gma_lib.runs.leftovers import remove, remove_leftovers
+from gma_lib.runs.records import load_record
+
+FRAMES_PER_SECOND = 25.0
+
+
+def _check_rate(_: click.Context, __: click.Parameter, rate: float | None) -> float | None:
+    if rate is not None and not 0.01 <= rate <= 1000:  # NaN is refused too
+        raise click.BadParameter(f"{rate:g} is not from 0.01 to 1000 frames per second")
+    return rate
+
+
+def select_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options by which some frames of a clip are chosen, as one slice."""
+
+    @click.option("--start", default=1, type=click.IntRange(1), help="First frame.  [default: 1]")
+    @click.option("--end", type=click.IntRange(2), help="Last frame.  [default: the clip's]")
+    @click.option("--stride", default=1, type=click.IntRange(1), help="Take every n-th frame.")
+    @wraps(command)
+    def collected(*, start: int, end: int | None, stride: int, **others: object) -> None:
+        command(select=slice(start - 1, end, stride), **others)
+
+    return collected
 
 
 @click.command("video")
 @click.argument("clip", type=PATH)
 @click.option(
-    "-o", "--output", required=True, type=PATH, help="Folder for frame_NNNN.flo; new or empty."
+    "-o",
+    "--output",
+    required=True,
+    type=PATH,
+    help="Folder for frame_NNNN.flo, by the number of the pair's first frame; new or empty.",
+)
+@click.option(
+    "--format",
+    "kind",
+    default="flo",
+    show_default=True,
+    type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
+    help="Format of the flow; png is KITTI's.",
 )
 @click.option(
     "--movie",
     is_flag=True,
     help="Also write the flow's colours as flow.mp4, with one radius throughout.",
 )
-@click.option("--fps", default=25.0, show_default=True, help="Frames per second of the movie.")
+@click.option(
+    "--fps",
+    type=float,
+    callback=_check_rate,
+    help="Frames per second of the movie.  [default: the clip's own times; 25 for images]",
+)
 @click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")
+@select_options
 @network_options(updates=12)
 def main(
-    clip: Path, output: Path, movie: bool, fps: float, warm: bool, **network: Unpack[Network]
+    clip: Path,
+    output: Path,
+    kind: str,
+    movie: bool,
+    fps: float | None,
+    warm: bool,
+    select: slice,
+    **network: Unpack[Network],
 ) -> None:
-    """Flow along CLIP, a folder of images or a video; each frame is encoded once."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's complaints name no file
+    """Flow along CLIP, a folder of images or a video; each frame is encoded once.
+
+    The same command again continues what was interrupted.
+    """
+    refuse_used_folder(output)
+    frames_there = count_frames(clip, select)
     # renamed when it is whole
     partial = output.absolute().with_name(f"{output.absolute().name}.partial")
-    for folder in (output, partial):
-        refuse_used_folder(folder)
-    frames = count_frames(clip)
     estimator = load(say=remark, **network)
-    flows = estimator.along(read_clip(clip), warm=warm)
-    first = next(flows)  # may build a model, which the rate shown should not count
-    files: list[Path] = []
-    try:
-        for field in track(
-            chain([first], flows), label="flow", unit="pair", total=frames - 1 if frames else None
-        ):
-            files.append(partial / f"frame_{len(files) + 1:04d}.flo")
-            write_flow(files[-1], field)
-    except BaseException:
-        if files:
-            pairs = f"{len(files)} pair{'s' * (len(files) > 1)}"
-            remark(f"stopped: {partial} holds the flow of the first {pairs}")
-        raise
-    if frames and len(files) < frames - 1:
-        remark(f"{clip} declares {frames} frames, of which {len(files) + 1} could be decoded")
+    made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
+    made_from |= {"frames": [select.start + 1, select.stop, select.step]}
+    made_from |= {"gma_lib": gma_lib.__version__} | estimator.to_record()
+    times: list[Fraction] = []
+    frames = read_clip(clip, select=select, times=times, say=remark)
+    if movie:  # no flow is computed for a movie that cannot be written
+        first = next(frames)
+        choose_encoder(*first.shape[1:])
+        frames = chain([first], frames)
+    _open_partial(partial, made_from)
+
+    def name(index: int) -> Path:
+        return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
+
+    files = _compute(estimator, frames, name, warm, frames_there)
+    if hash_clip(clip) != made_from["clip_sha256"]:
+        raise ValueError(f"{clip} changed while it was read; delete {partial} and run this again")
     if movie:
-        _write_flow_movie(partial / "flow.mp4", files, fps)
-    record = {"clip": clip.name, "pairs": len(files), "warm": warm}
-    write_json(partial / "flow.json", record | estimator.to_record())
+        rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(10**4)
+        even = [number / rate for number in range(len(files) + 1)]
+        _write_flow_movie(partial / "flow.mp4", files, even if fps or not times else times)
+    shown = {"pairs": len(files), "times_s": [float(time) for time in times]}
+    write_json(partial / "flow.json", made_from | shown)
+    (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
-    click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}")
+    noise = "" if estimator.trained else NOISE
+    click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}{noise}")
 
 
-def _write_flow_movie(path: Path, files: list[Path], frames_per_second: float) -> None:
-    radius = max(choose_radius(read_flow(file)) for file in files)
-    pictures = (flow_to_rgb(read_flow(file), radius) for file in files)
-    write_movie(path, pictures, frames_per_second=frames_per_second)
+def _open_partial(partial: Path, made_from: Record) -> None:
+    """Begin a folder, or go on with one that was begun in the same way."""
+    record = partial / "flow.json"
+    if not record.is_file():
+        partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(partial)  # of a run that was killed before it had begun
+        refuse_used_folder(partial)
+        write_json(record, made_from)
+        return
+    found = load_record(record, "what unfinished flow was made from", f"Delete {partial}")
+    for key, wanted in made_from.items():
+        if found.get(key) != make_plain(wanted):
+            raise ValueError(
+                f"{partial} was begun with {key} {found.get(key)!r}, not {make_plain(wanted)!r}; "
+                "repeat that command, or delete the folder"
+            )
+
+
+def _compute(
+    estimator: Estimator,
+    frames: Iterator[np.ndarray],
+    name: Callable[[int], Path],
+    warm: bool,
+    total: int | None,
+) -> list[Path]:
+    """Compute the flow that is missing, and return all files."""
+    done = next(index for index in count() if not _is_whole(name(index)))
+    folder, flow_low = name(0).parent, None
+    if warm and done:
+        done, flow_low = _read_state(folder / "warm.npz", done)
+    if done:
+        remark(f"{folder} holds {done} pairs already; computing the rest")
+    try:
+        flows = estimator.along(islice(frames, done, None), warm=warm, flow_low=flow_low)
+        first = list(islice(flows, 1))  # may build a model, which the rate shown should not count
+        left = total - 1 - done if total else None
+        for field in track(chain(first, flows), label="flow", unit="pair", total=left):
+            write_flow_file(name(done), field)
+            done += 1
+            if warm and estimator.last_flow_low is not None:
+                with write_atomically(folder / "warm.npz") as state:
+                    np.savez(state, pairs=done, flow_low=estimator.last_flow_low)
+    except BaseException:
+        if done:
+            remark(
+                f"stopped: {folder} holds the flow of {done} pair{'s' * (done > 1)}; "
+                "the same command computes the rest"
+            )
+        else:
+            remove(folder)
+        raise
+    return [name(index) for index in range(done)]
+
+
+def _read_state(path: Path, done: int) -> tuple[int, np.ndarray | None]:
+    """Number of pairs after which a warm start can go on, and the flow that it needs."""
+    if path.is_file():
+        with reading(path, "a warm start", "Delete its folder") as path, np.load(path) as state:
+            if state["pairs"] <= done:
+                return int(state["pairs"]), state["flow_low"]
+    return 0, None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(read_flow_file(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _write_flow_movie(path: Path, files: list[Path], times: list[Fraction]) -> None:
+    radius = max(choose_radius(read_flow_file(file)[0]) for file in files)
+    pictures = (flow_to_rgb(read_flow_file(file)[0], radius) for file in files)
+    write_movie(path, pictures, times)
     remark(f"{path}: colours up to {radius:.0f} px per frame")

@@ -1,91 +1,84 @@
 """Frames along time, from a folder of images or a video file."""
 
-import itertools
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from gma_lib.flow.images import read_photo
-from gma_lib.runs.files import write_atomically
+from gma_lib.data.videos import count_video_frames, read_video
+from gma_lib.flow.images import MAX_PIXELS, read_photo
+from gma_lib.runs.files import BadFile, hash_file, hash_value
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+ALL = slice(None)
+
+logger = logging.getLogger(__name__)
 
 
-def read_clip(source: Path) -> Iterator[np.ndarray]:
-    """Yield frames one at a time, float32 (3, H, W), RGB, 0..255; memory holds one of them.
+def read_clip(
+    source: Path,
+    *,
+    select: slice = ALL,
+    times: list[Fraction] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = logger.warning,
+) -> Iterator[np.ndarray]:
+    """Yield frames (3, H, W), RGB, 0..255, one at a time: uint8 where they are stored so.
 
     Parameters
     ----------
     source
-        A folder of images, which are sorted by the numbers in their names, or a video that OpenCV
-        can decode.
+        A folder of images, which are sorted by the numbers in their names, or a video.
+    select
+        Which frames, counted from 0.
+    times
+        List that receives the time of each frame of a video, in seconds.
+    max_pixels
+        Refuse larger frames, by the header.
+    say
+        Callback for what a user should know about a video.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        ``source`` does not exist, holds fewer than two frames, or holds a frame that cannot be
-        decoded or has another size than the first. The error comes when that frame is reached.
+    BadFile
+        ``source`` does not exist, holds fewer than two of the frames selected, or holds a frame
+        that cannot be decoded or has another size than the first. The error comes when that frame
+        is reached.
     """
     source = Path(source)
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such folder or video file")
-    frames = _read_folder(source) if source.is_dir() else _read_video(source)
-    count, size = 0, None
-    for name, frame in frames:
-        count += 1
-        size = size or frame.shape[1:]
-        if frame.shape[1:] != size:
-            raise ValueError(
-                f"{name} has {_describe_size(frame.shape[1:])} px where the frames before have "
-                f"{_describe_size(size)}"
-            )
-        yield frame
-    if count < 2:
-        raise ValueError(
-            f"{source}: holds {count or 'no'} frame{'s' * (count == 0)} that can be decoded; "
-            "flow needs two"
-        )
-
-
-def count_frames(source: Path) -> int | None:
-    """Return the number of frames, None if the file does not declare it."""
-    source = Path(source)
+    count = 0
     if source.is_dir():
-        return len(_list_images(source))
-    if not source.is_file():
-        return None
-    declared = int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT))
-    return declared if declared > 0 else None
+        for frame in _read_folder(source, select, max_pixels):
+            count += 1
+            yield frame
+    else:
+        timed = read_video(source, max_pixels=max_pixels, say=say)
+        for time, frame in islice(timed, select.start, select.stop, select.step):
+            count += 1
+            if times is not None:
+                times.append(time)
+            yield frame
+    if count < 2:
+        found = f"{count or 'no'} frame{'s' * (count == 0)} to read"
+        raise BadFile(source, found, "at least two", "Name another clip, or more of its frames")
 
 
-def write_movie(path: Path, pictures: Iterator[np.ndarray], *, frames_per_second: float) -> None:
-    """Write pictures, uint8 (H, W, 3), RGB, as an mp4 file; sides are cut to even numbers, as the
-    codec requires.
-    """
-    writer = None
-    with write_atomically(path) as partial:
-        for picture in pictures:
-            height, width = (side - side % 2 for side in picture.shape[:2])
-            if writer is None:
-                writer = cv2.VideoWriter(
-                    str(partial),
-                    cv2.VideoWriter_fourcc(*"mp4v"),
-                    frames_per_second,
-                    (width, height),
-                )
-                if not writer.isOpened():
-                    raise OSError(f"{path}: this OpenCV cannot write mp4 files")
-            writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
-        if writer is None:
-            raise ValueError(f"{path}: there are no pictures to write")
-        writer.release()
+def count_frames(source: Path, select: slice = ALL) -> int | None:
+    """Return the number of frames selected; None if a video does not declare how many it has."""
+    source = Path(source)
+    found = len(_list_images(source)) if source.is_dir() else count_video_frames(source)
+    return found and len(range(found)[select])
 
 
-def _describe_size(size: tuple[int, ...]) -> str:
-    return f"{size[1]}x{size[0]}"
+def hash_clip(source: Path) -> str:
+    """SHA-256 of a video, or of all images of a folder and their names."""
+    if source.is_dir():
+        return hash_value({path.name: hash_file(path) for path in _list_images(source)})
+    return hash_file(source)
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -94,27 +87,26 @@ def _list_images(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
-    return sorted(files, key=_natural_key)
+    files.sort(key=_natural_key)
+    for one, other in pairwise(files):
+        if _natural_key(one) == _natural_key(other):
+            found = f"{one.name} and {other.name} are one frame by name"
+            raise BadFile(folder, found, "a number for each", "Rename or remove one")
+    return files
 
 
 def _natural_key(path: Path) -> list[int | str]:
     """Sort frame_2 before frame_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    parts = re.split(r"(\d+)", path.stem)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for path in _list_images(folder):
-        yield str(path), read_photo(path)[0]
-
-
-def _read_video(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    video = cv2.VideoCapture(str(file))
-    try:
-        for number in itertools.count(1):
-            decoded, image = video.read()
-            if not decoded:
-                return
-            frame = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1), dtype=np.float32)
-            yield f"{file}, frame {number}", frame
-    finally:
-        video.release()
+def _read_folder(folder: Path, select: slice, max_pixels: int) -> Iterator[np.ndarray]:
+    size = None
+    for path in _list_images(folder)[select]:
+        frame = read_photo(path, max_pixels=max_pixels)[0]
+        size = size or frame.shape[1:]
+        if frame.shape[1:] != size:
+            found, expected = (f"{width}x{height} px" for height, width in (frame.shape[1:], size))
+            raise BadFile(path, found, f"{expected} as before", "Scale it, or remove it")
+        yield frame

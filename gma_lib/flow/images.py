@@ -83,7 +83,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 def read_frame(path: Path) -> np.ndarray:
     """Read a picture as float32 (3, H, W), RGB, 0..255."""
-    return read_photo(path)[0]
+    return read_photo(path)[0].astype(np.float32)
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, list[str]]:
@@ -97,9 +97,10 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     Returns
     -------
     frame, remarks
-        float32 (3, H, W), RGB, 0..255, turned upright by the file's orientation tag; a sentence per
-        conversion: grey images are repeated three times, alpha channels ignored, 16 bits scaled to
-        0..255 without rounding, CMYK converted without its profile.
+        (3, H, W), RGB, 0..255, uint8 where it is stored so, else float32, turned upright by the
+        file's orientation tag; a sentence per conversion: grey images are repeated three times,
+        alpha channels ignored, 16 bits scaled to 0..255 without rounding, CMYK converted without
+        its profile.
 
     Raises
     ------
@@ -125,13 +126,18 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         )
         if applies
     ]
+    if largest == 255:
+        planes = np.moveaxis(np.atleast_3d(stored), 2, 0)[::-1]  # OpenCV puts blue first
+        return np.ascontiguousarray(np.broadcast_to(planes, (3, *stored.shape[:2]))), remarks
     frame = np.empty((3, *stored.shape[:2]), np.float32)
     # What is stored moves to the end of the frame's own memory, which it leaves channel by channel.
     planes = frame.reshape(-1).view(stored.dtype)[-stored.size :].reshape(-1, *stored.shape[:2])
-    planes[:] = np.moveaxis(np.atleast_3d(stored), 2, 0)[::-1]  # OpenCV puts blue first
+    planes[:] = np.moveaxis(np.atleast_3d(stored), 2, 0)[::-1]
     del stored
     for channel, plane in zip(frame, np.broadcast_to(planes, frame.shape), strict=True):
         np.divide(plane, np.float32(largest / 255), out=channel, dtype=np.float32)
+    if frame.max() <= 1:  # almost black: as whole numbers, nobody takes it for 0..1
+        frame = np.rint(frame).astype(np.uint8)
     return frame, remarks
 
 

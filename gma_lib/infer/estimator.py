@@ -112,6 +112,7 @@ class Estimator:
         self._weights_sha256 = _hash_weights(self.checkpoint)
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
         self._reported: set[tuple[int, int]] = set()
+        self.last_flow_low: np.ndarray | None = None  # of ``along``, by which it can go on
 
     def __call__(self, frame1: Frame, frame2: Frame) -> Frame:
         """Estimate the motion from ``frame1`` to ``frame2``.
@@ -148,7 +149,11 @@ class Estimator:
         return cast(Frame, _match_type(flow if np.ndim(frame1) == 4 else flow[0], frame1))
 
     def along(
-        self, frames: Iterable["np.ndarray | torch.Tensor"], *, warm: bool = False
+        self,
+        frames: Iterable["np.ndarray | torch.Tensor"],
+        *,
+        warm: bool = False,
+        flow_low: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Yield the flow (2, H, W) from each frame to the next; the features of every frame are
         computed once.
@@ -160,9 +165,10 @@ class Estimator:
         warm
             Start each pair from the flow before it, moved along itself, as the authors do for the
             Sintel benchmark.
+        flow_low
+            ``last_flow_low`` of the pair before the first, where a warm start goes on.
         """
         before: np.ndarray | None = None
-        flow_low: np.ndarray | None = None
         for number, frame in enumerate(frames, start=1):
             image = as_frames(frame, f"frame {number}")
             if before is None:
@@ -178,6 +184,7 @@ class Estimator:
             if before is not None:
                 start = carry_forward(flow_low[0])[None] if warm and flow_low is not None else None
                 flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
+                self.last_flow_low = flow_low
                 yield view.enlarge(flow)[0]
             before = shrunk
 

@@ -1,6 +1,12 @@
 """``gma video``: flow along folders and videos; unfinished folders cannot pass for whole ones."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -8,15 +14,18 @@ import numpy as np
 import pytest
 from command_line import FAST, gma
 
-from gma_lib.data import clips
-from gma_lib.flow.files import (
-    read_flow,
-)
+from gma_lib.cli import video
+from gma_lib.data import videos
+from gma_lib.flow.files import read_flow, read_flow_file
+from gma_lib.flow.images import write_frame
+from gma_lib.runs.files import hash_file
+
+TIMES = [Fraction(tick, 100) for tick in (0, 4, 30, 31, 50)]
 
 
 def write_video(path: Path, folder: Path) -> None:
     pictures = [cv2.imread(str(file))[:, :, ::-1] for file in sorted(folder.iterdir())]
-    clips.write_movie(path, iter(pictures), frames_per_second=10)
+    videos.write_movie(path, iter(pictures), TIMES)
 
 
 @pytest.mark.parametrize("kind", ["folder", "mp4"])
@@ -33,13 +42,85 @@ def test_flow_along_a_clip(kind, photos, tmp_path):
         "frame_0002.flo",
         "frame_0003.flo",
     ]
-    assert json.loads((tmp_path / "out" / "flow.json").read_text())["pairs"] == 3
-    assert len(list(clips.read_clip(tmp_path / "out" / "flow.mp4"))) == 3
+    record = json.loads((tmp_path / "out" / "flow.json").read_text())
+    assert record["pairs"] == 3
+    shown = [time for time, _ in videos.read_video(tmp_path / "out" / "flow.mp4")]
     if kind == "folder":
+        assert record["times_s"] == []
+        assert shown == [0, Fraction(1, 25), Fraction(2, 25)]
         gma("flow", photos / "shot 2.png", photos / "shot 3.png", "-o", tmp_path / "a.flo", *FAST)
         np.testing.assert_allclose(
             read_flow(tmp_path / "out" / "frame_0002.flo"), read_flow(tmp_path / "a.flo"), atol=2e-3
         )
+    else:
+        assert record["times_s"] == [0, 0.04, 0.3, 0.31]
+        assert shown == TIMES[:3]
+
+
+@pytest.mark.parametrize("fps", ["0", "nan", "inf", "-1", "fast"])
+def test_a_frame_rate_that_is_none_is_refused_at_once(fps, photos, tmp_path):
+    answer = gma("video", photos, "-o", tmp_path / "out", "--movie", "--fps", fps, exit_code=2)
+    assert "--fps" in answer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_no_flow_is_computed_for_a_movie_that_cannot_be_written(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(videos, "ENCODERS", ())
+    monkeypatch.setattr(video.Estimator, "along", None)
+    answer = gma("video", photos, "-o", tmp_path / "out", "--movie", *FAST, exit_code=1)
+    assert "no movie of 160x128 px" in answer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_some_frames_in_another_format(suffix, photos, tmp_path):
+    chosen = ["--start", 2, "--end", 4, "--stride", 2, "--format", suffix[1:]]
+    gma("video", photos, "-o", tmp_path / "out", *chosen, "--movie", "--fps", 10, *FAST)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "flow.json",
+        "flow.mp4",
+        f"frame_0002{suffix}",
+    ]
+    gma("flow", photos / "shot 2.png", photos / "shot 4.png", "-o", tmp_path / "a.flo", *FAST)
+    flow, _ = read_flow_file(tmp_path / "out" / f"frame_0002{suffix}")
+    np.testing.assert_allclose(flow, read_flow(tmp_path / "a.flo"), atol=1 / 64)
+
+
+def test_almost_black_frames_are_frames(tmp_path):
+    for number in (1, 2):
+        frame = np.zeros((3, 128, 160))
+        frame[:, :, : 40 * number] = 1
+        write_frame(tmp_path / "dark" / f"{number}.png", frame)
+    deep = np.full((128, 160, 3), 200, np.uint16)  # of 65535
+    cv2.imwrite(str(tmp_path / "dark" / "3.png"), deep)
+    gma("video", tmp_path / "dark", "-o", tmp_path / "out", *FAST)
+    gma("flow", *(tmp_path / "dark" / f"{n}.png" for n in (2, 3)), "-o", tmp_path / "a.flo", *FAST)
+
+
+def test_a_killed_run_goes_on_where_it_was(photos, tmp_path):
+    """SIGKILL in the middle: what is written is kept, and the result is that of one run."""
+    warm = ["--warm"]  # the pair at which it was killed may be computed again
+    for number in range(5, 9):
+        shutil.copy(photos / f"shot {number - 4}.png", photos / f"shot {number}.png")
+    gma("video", photos, "-o", tmp_path / "whole", *warm, *FAST)
+    arguments = ["video", str(photos), "-o", str(tmp_path / "out"), *warm, *FAST]
+    partial = tmp_path / "out.partial"
+    with subprocess.Popen([sys.executable, "-m", "gma_lib.cli", *arguments]) as process:
+        while not (partial / "frame_0002.flo").exists() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    kept = {path: path.stat().st_mtime_ns for path in partial.glob("*.flo")}
+    changed = gma(*arguments, "--updates", "2", exit_code=1)
+    assert "num_updates 1, not 2" in changed
+    answer = gma(*arguments)
+    assert "holds" in answer
+    times = [(tmp_path / "out" / path.name).stat().st_mtime_ns for path in kept]
+    assert sum(map(list(kept.values()).__contains__, times)) >= len(kept) - 1
+    whole = {path.name: hash_file(path) for path in (tmp_path / "whole").glob("*.flo")}
+    assert {path.name: hash_file(path) for path in (tmp_path / "out").glob("*.flo")} == whole
+    assert not list((tmp_path / "out").glob("*.npz"))
 
 
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
@@ -53,22 +134,28 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
     (photos / "shot 3.png").write_text("not an image")
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert "shot 3.png: not a readable image" in answer
-    assert "out.partial holds the flow of the first 1 pair" in answer
+    assert "out.partial holds the flow of 1 pair" in answer
     assert not (tmp_path / "out").exists()
-    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == ["frame_0001.flo"]
-    assert "out.partial exists" in gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
+    names = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
+    assert names == ["flow.json", "frame_0001.flo"]
+    shutil.copy(photos / "shot 2.png", photos / "shot 3.png")  # another clip now
+    answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
+    assert "out.partial was begun with clip_sha256" in answer
 
 
 def test_clips_that_are_none(photos, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"\0" * 1000)
-    assert "no frames that can be decoded" in gma(
-        "video", tmp_path / "broken.mp4", "-o", tmp_path / "a", *FAST, exit_code=1
-    )
-    (photos / "shot 2.png").unlink()
-    (photos / "shot 3.png").unlink()
-    (photos / "shot 4.png").unlink()
-    assert "1 frame that" in gma("video", photos, "-o", tmp_path / "a", *FAST, exit_code=1)
-    assert "no such folder or video" in gma(
-        "video", tmp_path / "none", "-o", tmp_path / "a", *FAST, exit_code=1
-    )
-    assert not (tmp_path / "a").exists()
+    (tmp_path / "empty").mkdir()
+    for number in (2, 3, 4):
+        (photos / f"shot {number}.png").unlink()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for clip, found in {
+        tmp_path / "broken.mp4": "FFmpeg cannot read it",
+        tmp_path / "empty": "no frames to read",
+        photos: "1 frame to read",
+        photos / "shot 1.png": "1 frame to read",
+        tmp_path / "none": "no such file",
+        Path("-"): "no such file",
+    }.items():
+        assert found in gma("video", clip, "-o", tmp_path / "a", *FAST, exit_code=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -5,6 +5,7 @@ import pytest
 
 from gma_lib.data import clips
 from gma_lib.flow.images import write_frame
+from gma_lib.runs.files import BadFile
 
 
 def test_frames_come_in_the_order_of_their_numbers(tmp_path):
@@ -16,5 +17,36 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
 def test_a_frame_of_another_size_stops_a_clip(tmp_path):
     write_frame(tmp_path / "1.png", np.zeros((3, 16, 16)))
     write_frame(tmp_path / "2.png", np.zeros((3, 16, 24)))
-    with pytest.raises(ValueError, match=r"2\.png has 24x16 px where the frames before have 16x16"):
+    with pytest.raises(BadFile, match=r"2\.png: 24x16 px; expected 16x16 px"):
         list(clips.read_clip(tmp_path))
+
+
+def test_numbers_in_any_script_and_none_twice(tmp_path):
+    for number, name in enumerate(("f²3.png", "f²٤.png", "f²10.PNG"), start=1):
+        write_frame(tmp_path / name.lower(), np.full((3, 16, 16), number))
+        (tmp_path / name.lower()).rename(tmp_path / name)
+    (tmp_path / "._f²4.png").write_text("of macOS")
+    frames = list(clips.read_clip(tmp_path))
+    assert [int(frame.mean()) for frame in frames] == [1, 2, 3]
+    assert frames[0].dtype == np.uint8
+    write_frame(tmp_path / "f²04.png", np.zeros((3, 16, 16)))
+    with pytest.raises(BadFile, match="are one frame by name"):
+        clips.count_frames(tmp_path)
+
+
+def test_some_frames_of_a_clip(tmp_path):
+    for number in range(6):
+        write_frame(tmp_path / f"{number}.png", np.full((3, 16, 16), number))
+    select = slice(1, 5, 2)
+    assert [int(frame.mean()) for frame in clips.read_clip(tmp_path, select=select)] == [1, 3]
+    assert clips.count_frames(tmp_path, select) == 2
+
+
+def test_a_clip_is_known_by_its_content_and_its_names(tmp_path):
+    for number in range(2):
+        write_frame(tmp_path / f"{number}.png", np.full((3, 16, 16), number))
+    digest = clips.hash_clip(tmp_path)
+    assert clips.hash_clip(tmp_path) == digest
+    (tmp_path / "1.png").rename(tmp_path / "2.png")
+    assert clips.hash_clip(tmp_path) != digest
+    assert clips.hash_clip(tmp_path / "0.png") != digest

@@ -1,0 +1,310 @@
+"""Video files, decoded and encoded by FFmpeg's libraries, through PyAV."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+import av
+import av.error
+import numpy as np
+from av.codec.context import Flags
+from av.container import InputContainer
+from av.filter import Graph
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from gma_lib.flow.images import MAX_PIXELS
+from gma_lib.runs.files import BadFile, reading, write_atomically
+
+Encoder = Literal["libx264", "libvpx-vp9"]
+ENCODERS: tuple[Encoder, ...] = ("libx264", "libvpx-vp9")  # both play in browsers
+EXPECTED = "a whole video, or a folder of images"
+REMEDY = (
+    "Copy the file again, use only the part before (`gma video --end`), or repair it "
+    "(`ffmpeg -i IN -c:v libx264 -crf 10 OUT.mp4`)"
+)
+# codecs of which each packet holds a frame; a field, where a video is interlaced
+ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d")
+
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
+
+def count_video_frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> int | None:
+    """Number of frames by a video's header; None where that does not say.
+
+    Raises
+    ------
+    BadFile
+        The file is no video, or its frames have more than ``max_pixels``.
+    """
+    with _open(path, max_pixels) as (_, stream):
+        if stream.duration and stream.time_base and stream.average_rate:
+            return round(stream.duration * stream.time_base * stream.average_rate)
+        return stream.frames or None
+
+
+def read_video(
+    path: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = logger.warning,
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """Yield the time, in seconds, and the pixels, uint8 (3, H, W), RGB, of one frame after another.
+
+    Frames are turned upright as the file says, and deinterlaced where they are flagged interlaced.
+    The conversion to RGB is FFmpeg's own.
+
+    Parameters
+    ----------
+    path
+        A video, or an animated GIF or PNG.
+    max_pixels
+        Refuse larger frames, before they are decoded.
+    say
+        Callback for what a user should know about the conversion.
+
+    Raises
+    ------
+    BadFile
+        The file is no video, damaged, truncated, or changes its size.
+    """
+    path = Path(path)
+    with _open(path, max_pixels) as (container, stream):
+        step = 1 / Fraction(stream.guessed_rate or 25)
+        time = -step
+        for frame in _convert(_decode(container, stream, path, say), path, say):
+            time += step  # for raw streams, which hold no times, and AVI, which holds others
+            if frame.pts is not None and frame.time_base and container.format.name != "avi":
+                stored = frame.pts * frame.time_base
+                time = stored if stored > time - step else time
+            yield time, np.ascontiguousarray(frame.to_ndarray().transpose(2, 0, 1))
+
+
+def choose_encoder(height: int, width: int) -> Encoder:
+    """Open each encoder for pictures of this size, and return the name of the first that works.
+
+    Raises
+    ------
+    OSError
+        None works.
+    """
+    complaints = []
+    for name in ENCODERS:
+        try:
+            encoder = av.CodecContext.create(name, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base = Fraction(1, 25)
+            encoder.open()
+            return name
+        except (av.error.FFmpegError, ValueError) as error:
+            complaints.append(f"{name}: {error}")
+    raise OSError(f"no movie of {width}x{height} px can be written here: {'; '.join(complaints)}")
+
+
+def write_movie(path: Path, pictures: Iterable[np.ndarray], times: Sequence[Fraction]) -> None:
+    """Write an mp4 file that browsers play.
+
+    Parameters
+    ----------
+    path
+        The file, written whole or not at all.
+    pictures
+        uint8 (H, W, 3), RGB, of one size; sides are cut to even numbers, as the codec requires.
+    times
+        When each picture is shown, in seconds, and then when the last ends: one more than pictures.
+    """
+    pictures = iter(pictures)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no pictures to write")
+    height, width = (side - side % 2 for side in first.shape[:2])
+    base = Fraction(1, min(math.lcm(*(time.denominator for time in times)), 10**6))
+    ticks = [round((time - times[0]) / base) for time in times]
+    with (
+        write_atomically(path.absolute()) as partial,
+        av.open(str(partial), "w", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream(choose_encoder(height, width), options={"crf": "16"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = base
+        stream.codec_context.flags |= Flags.frame_duration
+        stream.codec_context.colorspace = 1  # BT.709, limited range
+        stream.codec_context.color_range = 1
+        for picture, (start, end) in zip(chain([first], pictures), pairwise(ticks), strict=True):
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]))
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            frame.pts, frame.duration, frame.time_base = start, end - start, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@contextmanager
+def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    # FFmpeg opens no other file that this one names, as playlists do
+    options = {
+        "protocol_whitelist": "none",
+        "max_pixels": str(2 * max_pixels + 2**16),  # of the picture as it is padded
+        "err_detect": "crccheck+explode",
+    }
+    with reading(path, EXPECTED, REMEDY) as path, open(path, "rb") as file:
+        try:
+            container = av.open(file, "r", options=options)
+        except (av.error.FFmpegError, OSError) as error:
+            found = f"FFmpeg cannot read it ({error.strerror})"
+            raise BadFile(path, found, EXPECTED, "Name another file") from error
+        with container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+                found = f"{container.format.long_name} without a video stream"
+                raise BadFile(path, found, EXPECTED, "Name another file")
+            if stream.codec_context is None:
+                raise BadFile(path, "FFmpeg does not know its codec", EXPECTED, "Convert it first")
+            if stream.width * stream.height > max_pixels:
+                found = f"frames of {stream.width}x{stream.height} px"
+                raise BadFile(path, found, f"at most {max_pixels} pixels", "Scale the video first")
+            stream.codec_context.options = options
+            stream.codec_context.thread_count = 1  # one thread, whose messages can be told apart
+            yield container, stream
+
+
+def _decode(
+    container: InputContainer, stream: VideoStream, path: Path, say: Callable[[str], None]
+) -> Iterator[VideoFrame]:
+    """Decode to the end, and compare it with what the file's header says."""
+    packets = container.demux()
+    stored = early = hidden = decoded = 0
+    end = Fraction(0)
+    while True:
+        try:
+            packet = _attempt(next, packets, None)
+            if packet is None:
+                break
+            if packet.is_corrupt:
+                raise ValueError("a packet is incomplete")
+            if packet.pts is not None:
+                end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream_index != stream.index:
+                continue
+            stored, hidden = stored + (packet.size > 0), hidden + packet.is_discard
+            if packet.size and not packet.is_keyframe and stored == early + 1:
+                early += 1  # FFmpeg would decode grey, or nothing
+                continue
+            frames = _attempt(stream.decode, packet)
+        except ValueError as error:
+            raise ValueError(f"damaged after frame {decoded} ({error})") from error
+        decoded += len(frames)
+        yield from frames
+    if _ends_early(container, stream, path, stored, end):
+        raise ValueError(f"truncated after frame {decoded}")
+    if decoded < stored - hidden and stream.codec_context.name in ONE_FRAME_A_PACKET:
+        say(f"{path}: {decoded} of {stored - hidden} frames could be decoded")
+
+
+def _attempt(step: Callable[..., Result], *arguments: object) -> Result:
+    """Let FFmpeg do something; raise ValueError for what it raises and for what it only logs."""
+    av.logging.set_level(av.logging.INFO)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as logs:
+            result = step(*arguments)
+    except av.error.FFmpegError as error:
+        raise ValueError(logs[-1][2].strip().rstrip(".") if logs else error.strerror) from error
+    finally:
+        av.logging.set_level(None)
+    for level, _, message in sorted(logs):  # errors first
+        if level <= av.logging.ERROR or message.startswith("concealing"):
+            raise ValueError(message.strip().rstrip("."))
+    return result
+
+
+def _ends_early(
+    container: InputContainer, stream: VideoStream, path: Path, stored: int, end: Fraction
+) -> bool:
+    """Whether a file was cut between two frames, by its header or by what should be its end."""
+    kind = container.format.name
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        tail = file.read()
+    declared = Fraction(container.duration or 0, 10**6)
+    signs = {
+        "gif": not tail.rstrip(b"\0").endswith(b";"),
+        "apng": not tail.endswith(b"IEND\xaeB`\x82"),
+        "ogg": not tail[tail.rfind(b"OggS") :][5:6] >= b"\4",  # the last page says that it is
+        "mpegts": all(path.stat().st_size % size for size in (188, 192, 204)),
+        "mov,mp4,m4a,3gp,3g2,mj2": stored < len(stream.index_entries),
+        "avi": (stream.duration or 0) < stream.frames,
+        "matroska,webm": end + 2 / Fraction(stream.guessed_rate or 25) < declared,
+    }
+    return signs.get(kind, False)
+
+
+def _convert(
+    frames: Iterator[VideoFrame], path: Path, say: Callable[[str], None]
+) -> Iterator[VideoFrame]:
+    """Deinterlace, turn upright and convert to RGB, with the filters of the ffmpeg command."""
+    graph, wanted, size, interlaced = Graph(), None, None, False
+    for number, frame in enumerate(frames, start=1):
+        size = size or (frame.width, frame.height)
+        if (frame.width, frame.height) != size:
+            found = f"frame {number} has {frame.width}x{frame.height} px"
+            expected = f"{size[0]}x{size[1]} px as before"
+            raise BadFile(path, found, expected, f"Use the part before (`--end {number - 1}`)")
+        if frame.interlaced_frame and not interlaced:
+            interlaced = True
+            say(f"{path}: interlaced; frames are deinterlaced (bwdif)")
+        filters = ["bwdif=mode=send_frame:deint=interlaced"] * interlaced
+        filters += [*_find_turn(frame, path), "format=rgb24", "buffersink"]
+        settings = filters, frame.format.name, frame.colorspace, frame.color_range
+        if settings != wanted:
+            if wanted:
+                yield from _filter(graph, None)
+            graph, wanted = _build_graph(frame, filters), settings
+        yield from _filter(graph, frame)
+    if wanted:
+        yield from _filter(graph, None)
+
+
+def _find_turn(frame: VideoFrame, path: Path) -> list[str]:
+    """Filters that turn a frame as its display matrix says."""
+    matrix = cast(Mapping[str, bytes], frame.side_data).get("DISPLAYMATRIX")
+    if matrix is None:
+        return []
+    (a, b, _), (c, d, _), _ = np.frombuffer(matrix, "<i4").reshape(3, 3).tolist()
+    if min(abs(a), abs(b)) > 0.02 * max(abs(a), abs(b)):
+        found = f"turned by {math.degrees(math.atan2(b, a)):.0f} degrees"
+        raise BadFile(path, found, "quarter turns", "Turn the video with ffmpeg first")
+    if abs(b) > abs(a):
+        return ["transpose"] + ["hflip"] * (c < 0) + ["vflip"] * (b < 0)
+    return ["hflip"] * (a < 0) + ["vflip"] * (d < 0)
+
+
+def _build_graph(frame: VideoFrame, filters: list[str]) -> Graph:
+    graph = Graph()
+    source = graph.add(
+        "buffer",
+        f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:"
+        f"time_base={frame.time_base}:colorspace={frame.colorspace}:range={frame.color_range}",
+    )
+    steps = [
+        graph.add(name, settings or None)
+        for name, _, settings in (step.partition("=") for step in filters)
+    ]
+    graph.link_nodes(source, *steps).configure()
+    return graph
+
+
+def _filter(graph: Graph, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+    """Push a frame, or None at the end, and yield what comes out."""
+    graph.vpush(frame)
+    with suppress(BlockingIOError, EOFError):  # no more for now, or at all
+        while True:
+            yield graph.vpull()

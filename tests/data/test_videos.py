@@ -1,0 +1,332 @@
+"""Videos: every frame as FFmpeg decodes it, upright, at its time; whatever is wrong is said."""
+
+import itertools
+import os
+import queue
+import shutil
+import signal
+import subprocess
+from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import av
+import numpy as np
+import pytest
+
+from gma_lib.data import videos
+from gma_lib.runs.files import BadFile
+
+WIDTH, HEIGHT = 48, 32
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def make_frames(count, height=HEIGHT, width=WIDTH):
+    """Blocks of random colours that move to the right, uint8 (H, W, 3)."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
+    picture = blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    return [np.roll(picture, 3 * number, axis=1) for number in range(count)]
+
+
+def write(
+    path, frames, codec="libx264rgb", pix_fmt="rgb24", *, ticks=None, prepare=None, **options
+):
+    """Write frames (H, W, 3), or the planes of ``pix_fmt``, as they are: without loss."""
+    file_format = "apng" if codec == "apng" else None
+    movflags = {"movflags": "+faststart"}
+    with av.open(str(path), "w", format=file_format, options=movflags) as container:
+        stream = container.add_stream(codec, rate=25, options={"qp": "0", **options})
+        stream.pix_fmt = pix_fmt
+        for number, frame in enumerate(frames):
+            stored = "rgb24" if frame.ndim == 3 else pix_fmt
+            picture = av.VideoFrame.from_ndarray(frame, format=stored).reformat(format=pix_fmt)
+            if number == 0:
+                stream.width, stream.height = picture.width, picture.height
+                if prepare:
+                    prepare(stream)
+            picture.pts = ticks[number] if ticks else number
+            picture.time_base = Fraction(1, 1000) if ticks else Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path, **options):
+    """Frames as uint8 (H, W, 3), and their times."""
+    found = list(videos.read_video(path, **options))
+    return [frame.transpose(1, 2, 0) for _, frame in found], [time for time, _ in found]
+
+
+def test_frames_and_times(tmp_path):
+    frames, times = read(write(tmp_path / "a.mp4", make_frames(3)))
+    np.testing.assert_array_equal(frames, make_frames(3))
+    assert times == [0, Fraction(1, 25), Fraction(2, 25)]
+    assert videos.count_video_frames(tmp_path / "a.mp4") == 3
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_variable_frame_rate(name, tmp_path):
+    ticks = [0, 40, 140, 150, 400]
+    write(tmp_path / name, make_frames(5), ticks=ticks, prepare=set_milliseconds)
+    frames, times = read(tmp_path / name)
+    assert times == [Fraction(tick, 1000) for tick in ticks]
+    np.testing.assert_array_equal(frames, make_frames(5))
+
+
+def set_milliseconds(stream):
+    stream.codec_context.time_base = Fraction(1, 1000)
+
+
+TURNS = {  # degrees, hflip, vflip -> what a player shows of the stored frame
+    "90": ((90, False, False), lambda frame: np.rot90(frame, 1)),
+    "180": ((180, False, False), lambda frame: np.rot90(frame, 2)),
+    "270": ((270, False, False), lambda frame: np.rot90(frame, 3)),
+    "hflip": ((0, True, False), lambda frame: frame[:, ::-1]),
+    "vflip": ((0, False, True), lambda frame: frame[::-1]),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_turned_and_flipped(turn, tmp_path):
+    (degrees, hflip, vflip), shown = TURNS[turn]
+    path = write(
+        tmp_path / "a.mp4",
+        make_frames(2),
+        prepare=lambda stream: stream.set_display_rotation(degrees, hflip=hflip, vflip=vflip),
+    )
+    np.testing.assert_array_equal(read(path)[0], [shown(frame) for frame in make_frames(2)])
+
+
+def test_interlaced_frames_are_deinterlaced_and_a_line_says_so(tmp_path):
+    first = [draw_bar(4 + 4 * number) for number in range(4)]
+    woven = [draw_bar(6 + 4 * number) for number in range(4)]  # the lines above, half a frame later
+    for picture, early in zip(woven, first, strict=True):
+        picture[1:HEIGHT:2] = early[1:HEIGHT:2]
+    said = []
+    interlaced = {"x264-params": "bff=1"}
+    path = write(tmp_path / "a.mp4", woven, "libx264", "yuv420p", **interlaced)
+    frames, times = read(path, say=said.append)
+    wanted = [(picture[:HEIGHT].astype(float) - 16) * 255 / 219 for picture in first]
+    for frame, picture in zip(frames, wanted, strict=True):
+        np.testing.assert_allclose(frame[:, :, 0], picture, atol=1.5)
+    assert times == [Fraction(number, 25) for number in range(4)]
+    assert len(said) == 1
+    assert "deinterlaced" in said[0]
+    write(path, woven, "libx264", "yuv420p")  # not flagged: shown as it is stored, and nothing said
+    assert np.abs(read(path, say=said.append)[0][0][:, :, 0] - wanted[0]).max() > 100
+    assert len(said) == 1
+
+
+def draw_bar(x):
+    """A bright bar on grey, yuv420p."""
+    planes = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
+    planes[:HEIGHT] = 40
+    planes[:HEIGHT, x : x + 10] = 200
+    return planes
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "colorspace", "color_range", "stored", "shown"),
+    [
+        ("yuv420p", 0, 1, (126, 128, 128), (128, 128, 128)),
+        ("yuv420p", 0, 2, (126, 128, 128), (126, 126, 126)),
+        ("yuv444p", 5, 1, (81, 90, 240), (255, 0, 0)),  # BT.601
+        ("yuv444p", 1, 1, (63, 102, 240), (255, 0, 0)),  # BT.709
+        ("yuv420p10le", 0, 1, (940, 512, 512), (255, 255, 255)),
+        ("yuv420p10le", 0, 1, (502, 512, 512), (128, 128, 128)),
+        ("gray", 0, 2, (77,), (77, 77, 77)),
+        ("gray16le", 0, 2, (77 * 257,), (77, 77, 77)),
+        ("bgra", 0, 2, None, (30, 20, 10)),
+    ],
+)
+@pytest.mark.parametrize("size", [(32, 48), (21, 35)])
+def test_colours(pix_fmt, colorspace, color_range, stored, shown, size, tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        (stream.height, stream.width), stream.pix_fmt = size, pix_fmt
+        stream.codec_context.colorspace, stream.codec_context.color_range = colorspace, color_range
+        frame = av.VideoFrame(size[1], size[0], pix_fmt)
+        for index, plane in enumerate(frame.planes):
+            if stored is None:
+                one = bytes([10, 20, 30, 99])
+            else:
+                one = stored[index].to_bytes(1 + (max(stored) > 255), "little")
+            plane.update(one * (plane.buffer_size // len(one)))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (picture,), _ = read(path)
+    assert picture.shape == (*size, 3)
+    np.testing.assert_allclose(picture, np.broadcast_to(shown, picture.shape), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mp4", "libx264rgb", "rgb24"),
+        ("a.mkv", "ffv1", "bgr0"),
+        ("a.avi", "libx264rgb", "rgb24"),
+        ("a.ts", "libx264rgb", "rgb24"),
+        ("a.png", "apng", "rgb24"),
+        ("a.gif", "gif", "gray"),
+    ],
+)
+def test_a_truncated_clip_is_never_taken_for_a_whole_one(name, codec, pix_fmt, tmp_path):
+    path = write(tmp_path / name, make_frames(6), codec, pix_fmt)
+    whole = path.read_bytes()
+    assert len(read(path)[0]) == 6
+    for length in np.linspace(len(whole) // 3, len(whole) - 1, 7).astype(int):
+        path.write_bytes(whole[:length])
+        if name == "a.avi" and length > whole.index(b"idx1"):
+            assert len(read(path)[0]) == 6  # its index is at the end, and every frame is there
+            continue
+        with pytest.raises(BadFile):
+            read(path)
+
+
+def test_damage_stops_at_the_frame_and_says_so(tmp_path):
+    path = write(tmp_path / "a.mkv", make_frames(6), "ffv1", "bgr0")
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    clip = videos.read_video(path)
+    before = list(itertools.islice(clip, 2))
+    np.testing.assert_array_equal(before[1][1].transpose(1, 2, 0), make_frames(2)[1])
+    with pytest.raises(BadFile, match=r"a\.mkv: damaged after frame [23] .*--end"):
+        list(clip)
+
+
+def test_a_change_of_size_stops(tmp_path):
+    small = write(tmp_path / "small.h264", make_frames(3))
+    large = write(tmp_path / "large.h264", make_frames(3, width=64))
+    path = tmp_path / "both.h264"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    clip = videos.read_video(path)
+    assert len(list(itertools.islice(clip, 3))) == 3
+    with pytest.raises(BadFile, match="frame 4 has 64x32 px; expected 48x32 px"):
+        next(clip)
+
+
+def test_frames_before_the_first_key_frame_are_left_out_with_a_line(tmp_path):
+    path = write(tmp_path / "a.h264", make_frames(8), g="4", bf="0")
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(b"\0\0\1\x41") :])  # from the second frame on
+    said = []
+    frames, _ = read(path, say=said.append)
+    np.testing.assert_array_equal(frames, make_frames(8)[4:])
+    assert "4 of 7 frames could be decoded" in said[0]
+
+
+def test_what_is_no_video(tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video\n" * 100)
+    whole = write(tmp_path / "whole.mp4", make_frames(2))
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {whole}\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    for name, found in {
+        "none.mp4": "no such file",
+        ".": "a folder",
+        "pipe.mp4": "a pipe",
+        "empty.mp4": "cannot read",
+        "text.mp4": "cannot read",
+        "list.mp4": "cannot read",
+        "sound.mp4": "without a video",
+    }.items():
+        with pytest.raises(BadFile, match=found):
+            videos.count_video_frames(tmp_path / name)
+        with pytest.raises(BadFile, match=found):
+            next(videos.read_video(tmp_path / name))
+
+
+def test_a_frame_above_the_limit_is_refused_by_the_header(tmp_path):
+    path = write(tmp_path / "a.mp4", make_frames(2))
+    assert len(read(path, max_pixels=48 * 32)[0]) == 2
+    with pytest.raises(BadFile, match="48x32 px; expected at most 1535 pixels"):
+        videos.count_video_frames(path, max_pixels=48 * 32 - 1)
+
+
+def test_a_movie_keeps_its_times_and_colours(tmp_path):
+    path = tmp_path / "movie.mp4"
+    pictures = [np.full((33, 49, 3), colour, np.uint8) for colour in np.eye(4, 3) * 250]
+    times = [Fraction(tick, 1000) for tick in (500, 540, 700, 710, 1500)]
+    videos.write_movie(path, iter(pictures), times)
+    frames, shown = read(path)
+    assert shown == [time - times[0] for time in times[:4]]
+    for frame, picture in zip(frames, pictures, strict=True):
+        np.testing.assert_allclose(frame, picture[:32, :48], atol=4)
+    with av.open(str(path)) as container:
+        (stream,) = container.streams
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert stream.duration * stream.time_base == 1
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # plays while it is loaded
+    with pytest.raises(ValueError, match="no pictures"):
+        videos.write_movie(path, iter([]), times)
+
+
+def test_where_no_encoder_works_nothing_is_begun(monkeypatch):
+    assert videos.choose_encoder(33, 49) in videos.ENCODERS
+    monkeypatch.setattr(videos, "ENCODERS", ("none",))
+    with pytest.raises(OSError, match="no movie of 49x33 px"):
+        videos.choose_encoder(33, 49)
+
+
+class Listener(SimpleHTTPRequestHandler):
+    """Serves a folder and notes what a page asks for, and so reports."""
+
+    def do_GET(self):
+        self.server.asked.put(self.path)
+        super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_browser_plays_the_movie(tmp_path):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("needs Chromium")
+    red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250)))
+    times = [Fraction(tick, 10) for tick in (0, 1, 3)]
+    videos.write_movie(tmp_path / "movie.mp4", iter([red, blue]), times)
+    (tmp_path / "page.html").write_text(
+        """<video muted autoplay src="movie.mp4"></video><script>
+        const video = document.querySelector("video");
+        video.onerror = () => fetch("/error-" + video.error.message);
+        video.onended = () => {
+          const drawn = document.createElement("canvas").getContext("2d");
+          drawn.drawImage(video, 0, 0);
+          const [red, , blue] = drawn.getImageData(9, 9, 1, 1).data;
+          fetch(`/played-${video.duration}-${video.videoWidth}-${red < 20 && blue > 230}`);
+        };</script>"""
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Listener, directory=tmp_path))
+    server.asked = queue.Queue()
+    Thread(target=server.serve_forever, daemon=True).start()
+    arguments = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run")
+    with subprocess.Popen(
+        [
+            *(browser, *arguments, f"--user-data-dir={tmp_path / 'profile'}"),
+            *("--remote-debugging-port=0", f"http://127.0.0.1:{server.server_port}/page.html"),
+        ],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            answers = iter(lambda: server.asked.get(timeout=60), None)
+            told = next(path for path in answers if path.startswith(("/played", "/error")))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            server.shutdown()
+            server.server_close()
+    assert told == "/played-0.3-64-true"
