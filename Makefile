@@ -8,67 +8,61 @@ PROFILE   ?= demo
 BS        ?= 1 4
 BACKEND   ?= openvino
 # An Ascend card computes in float16 unless told otherwise, as in the guide.
-PRECISION ?= $(if $(filter ascend,$(BACKEND)),float16,float32)
-RUN       ?= $(BACKEND)-$(PRECISION)
+ifndef PRECISION
+PRECISION := $(if $(filter ascend,$(BACKEND)),float16,float32)
+endif
 PYTHON    ?= .venv/bin/python
 BASE_PYTHON ?= python3
 # For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 # For BACKEND=ascend: the chip where none can be asked (SOC=310P3), what stays float32 (KEEP=coordinates), the card's logic ID (DEVICE),
-# the interpreter that has ais_bench (AIS_PYTHON). Quoted, because 910_9391 is a number to YAML.
-CARD   := $(if $(filter ascend,$(BACKEND)),$(if $(SOC),--set "soc='$(SOC)'") $(if $(KEEP),--set "keep='$(KEEP)'") \
-          $(if $(DEVICE),--set "device=$(DEVICE)") $(if $(AIS_PYTHON),--set "ais_python='$(AIS_PYTHON)'"))
+# the interpreter that has ais_bench (AIS_PYTHON).
 
-ENV    := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
-OUT    := outputs/$(PROFILE)
-SET    := --set backend=$(BACKEND) --set precision=$(PRECISION) --set run=$(RUN) \
-          $(if $(SINTEL),--set "sintel_root=$(SINTEL)") \
-          $(if $(CHECKPOINT),--set "checkpoint=$(CHECKPOINT)") \
-          $(if $(UPDATES),--set num_updates=$(UPDATES)) $(CARD) \
-          $(foreach setting,$(PARAMS),--set $(setting))
-STAGE   = $(PYTHON) -m gma_lib.cli stage $(1) --profile $(PROFILE) --batch-size $(2) $(SET) $(if $(FORCE),--force)
-stamps  = $(foreach b,$(BS),$(OUT)/$(RUN)/bs$(b)/.$(1).json)
-PER_BATCH_SIZE := 02_export 03_convert 04_infer 05_evaluate 06_perf
+ENV := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 
-.PHONY: help reproduce stages report share 01_data $(PER_BATCH_SIZE) train bench bench-gpu test ascend-dry-run lint docs lab doctor lock clean distclean always
+define newline
+
+
+endef
+ifneq ($(findstring :,$(CURDIR))$(findstring $(newline),$(CURDIR)),)
+$(error rename this folder: search paths break at a colon or a newline in its name)
+endif
+
+# What was given, in quotes: $ and quotes of a folder's name are its own. A newline would end the command.
+quote = '$(if $(findstring $(newline),$(1)),$(error a value holds a newline))$(subst ','\'',$(1))'
+# $(call option,NAME,VARIABLE): the option with the variable's value as it was typed, if it has one
+option = $(if $(value $(2)),$(1)$(call quote,$(value $(2))))
+RUN_OPTIONS = $(call option,--backend=,BACKEND) $(call option,--precision=,PRECISION) $(call option,--run=,RUN) \
+              $(call option,--sintel=,SINTEL) $(call option,--checkpoint=,CHECKPOINT) $(call option,--updates=,UPDATES) \
+              $(call option,--set=soc=,SOC) $(call option,--set=keep=,KEEP) $(call option,--set=device=,DEVICE) \
+              $(call option,--set=ais_python=,AIS_PYTHON) $(foreach setting,$(value PARAMS),--set=$(call quote,$(setting)))
+SIZES = $(foreach size,$(or $(value BS),none),--batch-size=$(call quote,$(size)))
+GMA = $(PYTHON) -m gma_lib.cli reproduce $(call option,--profile=,PROFILE) $(SIZES) $(RUN_OPTIONS) $(if $(FORCE),--force)
+STAGES := 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf
+
+.PHONY: help reproduce report share $(STAGES) train bench bench-gpu test ascend-dry-run lint docs lab doctor lock clean distclean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PROFILE=$(PROFILE) BS=\"$(BS)\" BACKEND=$(BACKEND) PRECISION=$(PRECISION) RUN=$(RUN) SINTEL= CHECKPOINT= UPDATES= PARAMS=\"name=value ...\" FORCE=1 PYTHON=$(PYTHON) TORCH_INDEX="
 
 reproduce: $(ENV) ## run every notebook for every batch size in BS and write the report
-	@status=0; $(MAKE) --no-print-directory -k stages || status=$$?; \
-	$(PYTHON) -m gma_lib.report.index --profile $(PROFILE); exit $$status
-
-stages: $(call stamps,05_evaluate) $(call stamps,06_perf)
+	@$(GMA)
 
 report: $(ENV) ## write the index page from what is there
-	@$(PYTHON) -m gma_lib.report.index --profile $(PROFILE)
+	@$(PYTHON) -m gma_lib.report.index $(call option,--profile=,PROFILE)
 
 share: $(ENV) ## write the report as one zip file to send
-	@$(PYTHON) -m gma_lib.report.index --profile $(PROFILE) --archive
+	@$(PYTHON) -m gma_lib.report.index $(call option,--profile=,PROFILE) --archive
 
-01_data: $(OUT)/data/.01_data.json ## list and check the frames; render the demo set
-02_export: $(call stamps,02_export) ## weights to ONNX
-03_convert: $(call stamps,03_convert) ## ONNX to what the backend loads
-04_infer: $(call stamps,04_infer) ## flow of every pair
-05_evaluate: $(call stamps,05_evaluate) ## accuracy
-06_perf: $(call stamps,06_perf) ## time and memory
-
-# The targets are the stamps that a stage writes last. Whether one is up to date is decided by content, in the runner, because times say little:
-# JupyterLab saves what was not changed, and parameters given here leave no file behind.
-$(OUT)/data/.01_data.json: always $(ENV)
-	@$(call STAGE,01_data,$(firstword $(BS)))
-$(call stamps,02_export): $(OUT)/$(RUN)/bs%/.02_export.json: always $(OUT)/data/.01_data.json
-	@$(call STAGE,02_export,$*)
-$(call stamps,03_convert): $(OUT)/$(RUN)/bs%/.03_convert.json: always $(OUT)/$(RUN)/bs%/.02_export.json
-	@$(call STAGE,03_convert,$*)
-$(call stamps,04_infer): $(OUT)/$(RUN)/bs%/.04_infer.json: always $(OUT)/$(RUN)/bs%/.03_convert.json
-	@$(call STAGE,04_infer,$*)
-$(call stamps,05_evaluate): $(OUT)/$(RUN)/bs%/.05_evaluate.json: always $(OUT)/$(RUN)/bs%/.04_infer.json
-	@$(call STAGE,05_evaluate,$*)
-$(call stamps,06_perf): $(OUT)/$(RUN)/bs%/.06_perf.json: always $(OUT)/$(RUN)/bs%/.03_convert.json
-	@$(call STAGE,06_perf,$*)
+01_data: ## list and check the frames; render the demo set
+02_export: ## weights to ONNX
+03_convert: ## ONNX to what the backend loads
+04_infer: ## flow of every pair
+05_evaluate: ## accuracy
+06_perf: ## time and memory
+$(STAGES): $(ENV)
+	@$(GMA) --until $@
 
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
 	$(PYTHON) -m gma_lib.cli train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
@@ -85,8 +79,9 @@ bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by op
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest
 
-ascend-dry-run: $(call stamps,02_export) ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
-	@$(PYTHON) -m gma_lib.ascend.dry_run --profile $(PROFILE) --run $(RUN) --precision $(PRECISION) $(if $(SOC),--soc $(SOC)) $(if $(KEEP),--keep $(KEEP)) $(foreach b,$(BS),--batch-size $(b))
+ascend-dry-run: 02_export ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
+	@$(PYTHON) -m gma_lib.ascend.dry_run $(call option,--profile=,PROFILE) --run=$(call quote,$(or $(value RUN),$(BACKEND)-$(PRECISION))) \
+	  --precision=$(call quote,$(PRECISION)) $(call option,--soc=,SOC) $(call option,--keep=,KEEP) $(SIZES)
 
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .
@@ -102,7 +97,7 @@ lab: $(ENV) ## open the notebooks in JupyterLab
 	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
 
 doctor: $(ENV) ## check this machine
-	@$(PYTHON) -m gma_lib.doctor $(if $(AIS_PYTHON),--ais-python "$(AIS_PYTHON)")
+	@$(PYTHON) -m gma_lib.doctor $(call option,--ais-python=,AIS_PYTHON)
 
 lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)
 	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv
@@ -121,7 +116,7 @@ lock: ## write requirements.lock anew from pyproject.toml (with the oldest Pytho
 	@touch $@
 
 clean: ## delete what runs wrote for this profile
-	rm -rf $(OUT) $(OUT).zip
+	rm -rf outputs/$(call quote,$(or $(value PROFILE),$(error name a profile))){,.zip}
 
 distclean: ## delete all results and the environment
 	rm -rf outputs .venv

@@ -103,21 +103,17 @@ def small_frames() -> tuple[np.ndarray, np.ndarray]:
     return image1, np.roll(image1, (2, 5), axis=(2, 3))
 
 
-def run_stage(stage, outputs, *settings, batch_size="2", profile="tiny"):
-    """A stage in a process of its own, as make starts it."""
-    command = [
-        sys.executable,
-        "-m",
-        "gma_lib.cli",
-        "stage",
-        stage,
-        "--profile",
-        profile,
-        "--batch-size",
-        batch_size,
-    ]
-    for setting in (f"outputs={outputs}", "run=test", *settings):
-        command += ["--set", setting]
+def list_command(outputs, *settings, until=None, batch_sizes=(2,)) -> list[str]:
+    """The command that make runs."""
+    command = [sys.executable, "-m", "gma_lib.cli", "reproduce", "--profile=tiny"]
+    command += [f"--until={until}"] if until else []
+    command += [f"--batch-size={size}" for size in batch_sizes]
+    return command + [f"--set={item}" for item in (f"outputs={outputs}", "run=test", *settings)]
+
+
+def run_stage(stage, outputs, *settings, batch_size=2):
+    """A stage and those that it reads, in a process of its own."""
+    command = list_command(outputs, *settings, until=stage, batch_sizes=[batch_size])
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
@@ -134,10 +130,9 @@ def copy_until(finished, outputs, stage):
 def finished(tmp_path_factory):
     """All six notebooks at two batch sizes, at a small size: outputs folder."""
     outputs = tmp_path_factory.mktemp("outputs")
-    for batch_size in ("2", "3"):
-        for stage in STAGES:
-            done = run_stage(stage, outputs, batch_size=batch_size)
-            assert done.returncode == 0, done.stdout + done.stderr
+    command = list_command(outputs, batch_sizes=(2, 3))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0, done.stdout + done.stderr
     return outputs
 
 

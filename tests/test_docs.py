@@ -36,10 +36,8 @@ def test_every_target_for_people_has_a_line_of_help():
     shown = subprocess.run(
         ["make", "help"], capture_output=True, text=True, cwd=PROJECT, check=True
     ).stdout
-    phony = (
-        re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(PER_BATCH_SIZE)", "").split()
-    )
-    for target in {*phony, *STAGES} - {"stages", "always"}:
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(STAGES)", "").split()
+    for target in {*phony, *STAGES}:
         assert f"make {target} " in shown, target
 
 
@@ -60,7 +58,7 @@ def test_every_variable_of_the_pages_is_used():
     named = re.findall(r"^\| `([A-Z]+)`", TEXT, re.M)
     assert len(named) > 5
     for name in named:
-        assert f"$({name})" in MAKEFILE, name
+        assert re.search(rf"[(, ]{name}\)", MAKEFILE), name
 
 
 def test_every_module_that_is_run_exists():

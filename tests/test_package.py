@@ -86,7 +86,8 @@ def test_installed_it_finds_its_resources_and_writes_here(run_installed):
         "from gma_lib.network.checkpoints import load_checkpoint;"
         "from gma_lib.pipeline.parameters import resolve_parameters;"
         "print(files.RESOURCES, load_checkpoint('gma-procedural').name,"
-        "resolve_parameters('tiny', 1, {})['profile'], data_folder(profile='tiny'), sep='\\n')"
+        "resolve_parameters('tiny', {'batch_size': 1})['profile'], data_folder(profile='tiny'),"
+        "sep='\\n')"
     )
     done = run_installed(code)
     resources, weights, profile, data = done.stdout.splitlines()
@@ -98,7 +99,7 @@ def test_installed_it_finds_its_resources_and_writes_here(run_installed):
 @pytest.mark.parametrize(
     ("absent", "arguments", "extra"),
     [
-        ("papermill", ["stage", "01_data", "--profile", "tiny"], "notebooks"),
+        ("papermill", ["reproduce", "--profile", "tiny"], "notebooks"),
         ("nncf", ["flow", FRAME, FRAME, "-o", "f.flo", "--precision", "int8"], "int8"),
     ],
 )

@@ -1,7 +1,7 @@
 """``gma``: flow from the command line, one module a command.
 
 Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted;
-``gma stage`` has more.
+``gma reproduce`` has more.
 """
 
 from pkgutil import resolve_name
@@ -25,8 +25,8 @@ COMMANDS = {
     "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
+    "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
     "show": ("gma_lib.cli.show:main", "A flow file as an image."),
-    "stage": ("gma_lib.cli.stage:main", "Run one notebook of the pipeline."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
     "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
     "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),

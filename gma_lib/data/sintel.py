@@ -31,6 +31,7 @@ from gma_lib.runs.files import (
     PROJECT,
     BadFile,
     hash_file,
+    locate_path,
     shorten_path,
 )
 from gma_lib.runs.progress import Track, pass_silently
@@ -140,7 +141,7 @@ def find_root(root: Path, split: str) -> Path:
 
     A relative path starts at the project's folder.
     """
-    root = PROJECT / Path(root).expanduser()
+    root = locate_path(root)
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
     if not root.is_dir():

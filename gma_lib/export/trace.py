@@ -19,18 +19,10 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import gma_lib
-from gma_lib.network import GMA, STRIDE, Checkpoint, check_sides
+from gma_lib.network import GMA, OPSETS, STRIDE, Checkpoint, check_sides
 from gma_lib.runs.files import write_atomically
 
 DEFAULT_OPSET = 13
-# The first opset in which every operator of the form exists; grid_sample's name for bilinear
-# changed at 20.
-OPSETS = {
-    "matmul": range(13, 20),
-    "rows": range(13, 20),
-    "gather": range(12, 20),
-    "grid_sample": range(16, 20),
-}
 
 
 class _Part(nn.Module):

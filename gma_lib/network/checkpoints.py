@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from gma_lib.network.model import GMA, GMAConfig
-from gma_lib.runs.files import PROJECT, RESOURCES, hash_value, reading, write_atomically
+from gma_lib.network.sizes import SEEDED
+from gma_lib.runs.files import RESOURCES, hash_value, locate_path, reading, write_atomically
 from gma_lib.runs.records import Record, load_record
 
 WEIGHTS_FOLDER = RESOURCES / "weights"
-SEEDED = "seeded"
 SEED = 20210402
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -101,7 +101,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
             SEEDED, SEEDED, hash_value(["recipe", SEED]), False, make_seeded_weights()
         )
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
-    path = named if named.is_file() else PROJECT / Path(checkpoint).expanduser()
+    path = named if named.is_file() else locate_path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(
             f"{checkpoint}: neither a weights file nor one of the bundled weights "

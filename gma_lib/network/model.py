@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gma_lib.network.sizes import STRIDE, check_sides
+from gma_lib.network.sizes import ATTENTIONS, STRIDE, check_sides
 
 HIDDEN = 128
 CONTEXT = 128
@@ -358,9 +358,6 @@ def look_up(
 
 
 # --- attention and motion aggregation -------------------------------------------------------------
-
-
-ATTENTIONS = ("content", "position", "position_and_content")
 
 
 class RelativePosition(nn.Module):

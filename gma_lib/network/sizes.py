@@ -1,9 +1,19 @@
-"""Sizes of frames that the network can take."""
+"""What the network can be asked for: sizes and names. Importing this loads no PyTorch."""
 
 STRIDE = 8  # frame pixels per feature cell
 # The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer
 # defined.
 SMALLEST_SIDE = 128
+SEEDED = "seeded"  # weights that are noise, the same everywhere
+ATTENTIONS = ("content", "position", "position_and_content")
+# Form of the correlation lookup -> opsets in which all its operators exist; grid_sample's name for
+# bilinear changed at 20.
+OPSETS = {
+    "matmul": range(13, 20),
+    "rows": range(13, 20),
+    "gather": range(12, 20),
+    "grid_sample": range(16, 20),
+}
 
 
 def check_sides(height: int, width: int) -> None:

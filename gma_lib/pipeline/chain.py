@@ -39,6 +39,7 @@ def read_records(run: Run, stage: str) -> dict[str, Record]:
         names the notebook to run.
     """
     records: dict[str, Record] = {}
+    sources: dict[str, Record] = {}
     for before in STAGES[stage].reads:
         path = locate_record(before, run)
         if STAGES[stage].is_measurement and before == STAGES[stage].reads[-1] and not path.exists():
@@ -47,13 +48,15 @@ def read_records(run: Run, stage: str) -> dict[str, Record]:
         made_from = record.get("made_from", None if STAGES[before].reads else {})
         if not isinstance(made_from, dict):
             raise ValueError(f"{shorten_path(path)} is damaged: run {before} again")
+        if before == "02_export":
+            sources[run.settings_file.name] = read_json(run.settings_file, made_by=before)
         for source, digest in made_from.items():
-            if source in records and digest != digest_record(records[source]):
+            if source in sources and digest != digest_record(sources[source]):
                 raise ValueError(
                     f"{shorten_path(path)} was made from another result of {source} than is there "
                     f"now: run {before} again"
                 )
-        records[before] = record
+        records[before] = sources[before] = record
     return records
 
 

@@ -1,50 +1,179 @@
-"""Parameters of the stages: what the notebooks declare, what params/ and the command line set."""
+"""Parameters of the stages: their types and ranges, and what params/ and the command line set."""
 
 import ast
 import difflib
-import functools
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Annotated, Literal
 
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from gma_lib.ascend.chip import to_soc_version
+from gma_lib.backends import BACKENDS
+from gma_lib.network import ATTENTIONS, OPSETS, SEEDED, SMALLEST_SIDE
 from gma_lib.pipeline.stages import STAGES, read_cells
-from gma_lib.runs.files import RESOURCES, shorten_path
+from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
+from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record, parse_yaml
-from gma_lib.runs.run import Run, open_run
+from gma_lib.runs.run import check_folder_name
 
 PARAMS = RESOURCES / "params"
-# Parameters of the runner itself, besides those that the notebooks declare
-RUNNER_PARAMETERS = {"limit_s": "float", "cell_limit_s": "float"}
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "int": int,
-    "float": (int, float),
-    "str": str,
-    "bool": bool,
-    "None": type(None),
-}
+REQUIRED = "???"  # in a profile's file: a value that has to be given
 
 
 class WrongParameters(ValueError):
     """Parameters that no notebook would accept."""
 
-    exit_code = 2
+
+def _pass_through(check: Callable[..., object]) -> AfterValidator:
+    """Check with a function that raises ValueError, and keep the value as it was given."""
+    return AfterValidator(lambda value: (check(value), value)[1])
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """Type and default of a parameter, as its notebook declares them."""
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> None:
+        if value not in names:
+            raise ValueError(f"should be one of {', '.join(names)}")
 
-    annotation: str
-    default: object
+    return _pass_through(check)
 
 
-@functools.cache
-def read_parameters(stage: str) -> dict[str, Parameter]:
-    """Read the parameters of a notebook from its tagged cell: ``name = literal  # type: int|None -
-    what it is``.
+def _check_path(text: str) -> None:
+    if not text or re.search(r"[\0\n\r]", text):
+        raise ValueError("should be a path without newlines")
+
+
+def _check_items(items: list[str]) -> None:
+    if len(set(items)) != len(items) or not items:
+        raise ValueError("should list at least one name, and each once")
+
+
+_Path = Annotated[str, _pass_through(_check_path)]
+_Folder = Annotated[str, _pass_through(check_folder_name)]
+_Count = Annotated[int, Field(ge=1, le=4096)]
+_Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=8192)]
+_Seconds = Annotated[float, Field(gt=0, le=1e7)]
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@with_config(_STRICT)
+class Settings(TypedDict, total=False):
+    """Parameters that decide a run's result, set in 02_export and recorded in run.json.
+
+    Attributes
+    ----------
+    precision
+        None: float32, or float16 for ascend.
+    lookup
+        None: what suits the backend.
+    at_once
+        None: the whole batch.
+    """
+
+    backend: Annotated[str, _one_of(BACKENDS)]
+    precision: Annotated[str, _one_of(PRECISIONS)] | None
+    batch_size: _Count
+    checkpoint: _Path
+    num_updates: _Count
+    attention: Annotated[str, _one_of(ATTENTIONS)]
+    lookup: Annotated[str, _one_of(OPSETS)] | None
+    opset: int
+    save_work: bool
+    at_once: _Count | None
+    soc: Annotated[str, _pass_through(to_soc_version)] | None
+    keep: Literal["guide", "coordinates"] | None
+    device: Annotated[int, Field(ge=0, le=255)] | None
+    ais_python: _Path | None
+
+
+@with_config(_STRICT)
+class Parameters(Settings, total=False):
+    """All parameters, of every notebook and of the runner itself (``limit_s``, ``cell_limit_s``).
+
+    ``params/`` and the notebooks say what each is.
+    """
+
+    outputs: _Path
+    profile: _Folder
+    run: _Folder | None
+    limit_s: _Seconds
+    cell_limit_s: _Seconds
+    sintel_root: _Path | None
+    split: Literal["training", "test"]
+    passes: Annotated[list[Literal["clean", "final"]], _pass_through(_check_items)]
+    scenes: Annotated[list[str], _pass_through(_check_items)] | None
+    demo_height: _Side
+    demo_width: _Side
+    demo_frames: Annotated[int, Field(ge=2, le=9999)]
+    tensors: bool
+    palette: Literal["middlebury", "twilight"]
+    full_batch_size: _Count | None
+    subset_pairs_per_scene: Annotated[int, Field(ge=0)]
+    weights_and_data_are_published: bool
+    look_at: str | None
+    classical_pairs: Annotated[int, Field(ge=0)]
+    budget_s: _Seconds
+
+
+SETTINGS = tuple(Settings.__annotations__)
+_KNOWN = tuple(Parameters.__annotations__)
+_CHECKED = TypeAdapter(Parameters)
+
+
+def check_parameters(given: Mapping[str, object]) -> Record:
+    """Return the given values that are parameters, once their types and ranges are checked.
+
+    Parameters
+    ----------
+    given
+        Name -> value; what is no parameter is left out, so a notebook passes its ``globals()``.
+
+    Raises
+    ------
+    WrongParameters
+        A value of another type or out of range, or one that the profile requires and has not got.
+    """
+    named: Record = {name: given[name] for name in _KNOWN if name in given}
+    try:
+        _CHECKED.validate_python(named)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise WrongParameters(f"{name} {problem}, not {first['input']!r}") from None
+    if "backend" in named and "opset" in named:
+        lookup = choose_lookup(named["backend"], named.get("lookup"))
+        if named["opset"] not in (allowed := OPSETS[lookup]):
+            raise WrongParameters(
+                f"opset should be {allowed[0]} to {allowed[-1]} for lookup {lookup!r}, "
+                f"not {named['opset']}"
+            )
+    for name, value in _read_profile(named["profile"]).items():
+        if value == REQUIRED and named.get(name, "") in (None, REQUIRED):
+            raise WrongParameters(f"profile {named['profile']!r} needs {name}: give its path")
+    return named
+
+
+def choose_precision(backend: str, precision: str | None) -> str:
+    """Return the precision asked for; None: float32, or what the guide's card computes in."""
+    return precision or ("float16" if backend == "ascend" else "float32")
+
+
+def choose_lookup(backend: str, lookup: str | None) -> str:
+    """Return the lookup asked for; None: what suits the backend."""
+    return lookup or BACKENDS[backend].lookup
+
+
+def read_parameters(stage: str) -> dict[str, object]:
+    """Read the names and defaults of a notebook's parameters from its tagged cell: lines ``name =
+    literal  # type: int|None - what it is``.
 
     papermill reads the same lines (``papermill --help-notebook``), and gives the same; importing it
-    takes 2.4 s, which every stage that is up to date would pay.
+    takes 2.4 s, which a run that is up to date would pay.
     """
     tagged = [
         cell for cell in read_cells(stage) if "parameters" in cell["metadata"].get("tags", [])
@@ -55,51 +184,58 @@ def read_parameters(stage: str) -> dict[str, Parameter]:
         )
     parameters = {}
     for line in "".join(tagged[0]["source"]).splitlines():
-        match = re.fullmatch(r"(\w+) = (.+?)  # type: (\S+)( - .*)?", line)
+        match = re.fullmatch(r"(\w+) = (.+?)  # type: \S+( - .*)?", line)
         if match is None:
             raise ValueError(f"notebooks/{stage}.ipynb: not 'name = value  # type: ...': {line}")
-        parameters[match[1]] = Parameter(match[3], ast.literal_eval(match[2]))
+        parameters[match[1]] = ast.literal_eval(match[2])
     return parameters
 
 
-def resolve_parameters(profile: str, batch_size: object, overrides: Record) -> Record:
+def resolve_parameters(profile: str, overrides: Mapping[str, object]) -> Record:
     """Merge ``params/common.yaml``, the profile's file, the batch size's file and the overrides,
     later ones winning, and check them.
 
     Raises
     ------
     WrongParameters
-        For a name that no notebook declares, with the nearest known one, or a value of another type
-        than declared.
+        For a name that no notebook declares, with the nearest known one, a wrong value, or a data
+        set or weights that are not there.
     """
-    files = [PARAMS / "common.yaml", PARAMS / f"{profile}.yaml", PARAMS / f"bs{batch_size}.yaml"]
-    if not files[1].is_file():
-        profiles = sorted(path.stem for path in PARAMS.glob("*.yaml") if _is_profile(path))
-        raise WrongParameters(f"there is no profile {profile!r}; there are: {', '.join(profiles)}")
-    merged: Record = {"batch_size": batch_size}
-    for file in files:
-        if file.is_file():
-            merged |= _read_yaml(file)
-    merged |= overrides | {"profile": profile}
-    known = RUNNER_PARAMETERS | {
-        name: parameter.annotation
-        for stage in STAGES
-        for name, parameter in read_parameters(stage).items()
-    }
-    for name, value in merged.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
-            )
+    merged = _read_yaml(PARAMS / "common.yaml") | _read_profile(profile)
+    sizes = PARAMS / f"bs{overrides['batch_size']}.yaml"
+    merged |= (_read_yaml(sizes) if sizes.is_file() else {}) | dict(overrides)
+    if merged.get("profile") != profile:
+        raise WrongParameters(
+            f"the profile is {profile!r}, and params/{profile}.yaml or another setting says "
+            f"profile: {merged.get('profile')!r}"
+        )
+    for name in merged:
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(_KNOWN)}"
             raise WrongParameters(f"no notebook has a parameter {name!r}; {hint}")
-        if not fits_type(value, known[name]):
-            raise WrongParameters(f"{name} is {known[name]}, not {value!r}")
+    check_parameters(merged)
+    root, weights = merged.get("sintel_root"), merged["checkpoint"]
+    if root is not None and not locate_path(root).is_dir():
+        raise WrongParameters(f"sintel_root: {locate_path(root)} is no folder")
+    files = STAGES["02_export"].list_inputs(merged)
+    if weights != SEEDED and not any(path.is_file() for path in files):
+        raise WrongParameters(
+            f"checkpoint: {weights} is neither a file nor one of the bundled weights"
+        )
     return merged
 
 
-def _is_profile(path: Path) -> bool:
-    return path.stem not in ("common", "train") and not path.stem.removeprefix("bs").isdigit()
+def _read_profile(name: str) -> Record:
+    path = PARAMS / f"{name}.yaml"
+    profiles = sorted(
+        path.stem
+        for path in PARAMS.glob("*.yaml")
+        if path.stem not in ("common", "train") and not path.stem.removeprefix("bs").isdigit()
+    )
+    if name not in profiles:
+        raise WrongParameters(f"there is no profile {name!r}; there are: {', '.join(profiles)}")
+    return _read_yaml(path)
 
 
 def _read_yaml(path: Path) -> Record:
@@ -114,38 +250,21 @@ def _read_yaml(path: Path) -> Record:
     return content
 
 
-def fits_type(value: object, annotation: str) -> bool:
-    """Return whether a value is of a type written as ``int``, ``list[str]``, ``str|None``, ..."""
-    for option in annotation.split("|"):
-        if option.startswith("list["):
-            if isinstance(value, list) and all(fits_type(item, option[5:-1]) for item in value):
-                return True
-        elif isinstance(value, bool) and option != "bool":
-            continue  # True is an int to Python only
-        elif isinstance(value, _TYPES[option]):
-            return True
-    return False
-
-
 def parse_override(text: str) -> tuple[str, object]:
-    """Split ``name=value``, with the value read as YAML: numbers, lists, true, null."""
+    """Split ``name=value``. A value that fits as it stands (a path, a name) is taken so, another is
+    read as JSON, or as a list in YAML; an empty one is null.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise WrongParameters(f"{text!r} is not name=value")
-    try:
-        return name, parse_yaml(value)
-    except ValueError as error:
-        raise WrongParameters(f"{name}: {error}") from error
+    read: list[object] = [value or None]
+    with suppress(ValueError, RecursionError):
+        read.append(parse_yaml(value) if value.startswith("[") else json.loads(value))
+    return name, next((one for one in read if _fits(name, one)), read[-1])
 
 
-def make_run(parameters: Record) -> Run:
-    """Return the run that the parameters describe; check those that all notebooks share."""
-    shared = {
-        name: parameters[name]
-        for name in ("profile", "backend", "precision", "batch_size", "run", "outputs")
-        if name in parameters
-    }
+def _fits(name: str, value: object) -> bool:
     try:
-        return open_run(**shared)
-    except ValueError as error:
-        raise WrongParameters(str(error)) from error
+        return bool(_CHECKED.validate_python({name: value}))
+    except ValidationError:
+        return False

@@ -25,7 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from gma_lib.pipeline.parameters import RUNNER_PARAMETERS, make_run, read_parameters
+from gma_lib.pipeline.parameters import read_parameters
+from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, locate_neighbours, locate_stage
 from gma_lib.pipeline.stamps import (
     Stamp,
@@ -52,6 +53,7 @@ EXIT = {
     "up to date": 0,
     "out_of_memory": 0,
     "skipped": 0,
+    "not started": 1,
     "failed": 1,
     "timeout": 124,
     "interrupted": 130,
@@ -73,8 +75,6 @@ class WritePage(Protocol):
 
 class NotReady(RuntimeError):
     """A stage before has left nothing to work on."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
     Raises
     ------
     WrongParameters, NotReady
-        Before anything is written; each has the ``exit_code`` of a command.
+        Before anything is written.
     """
     run = make_run(parameters)
     mine = {name: parameters[name] for name in read_parameters(stage) if name in parameters}
-    job = Job(stage, run, mine, **{name: parameters[name] for name in RUNNER_PARAMETERS})
+    job = Job(stage, run, mine, parameters["limit_s"], parameters["cell_limit_s"])
     with hold_lock(
         job.folder / ".lock", f"another run in {shorten_path(job.folder)} ({job.label})"
     ):
@@ -150,7 +150,7 @@ def _skip(job: Job, before: str) -> str:
     """Leave a stamp where a batch size does not fit; refuse where a stage before failed."""
     upstream = read_stamp(before, job.run)
     if upstream is None or upstream.status not in ("out_of_memory", "skipped"):
-        raise NotReady(f"not started: {before} did not end well; run it first")
+        raise NotReady(f"{job.label}: not started: {before} did not end well")
     write_stamp(job.run, Stamp(job.stage, "skipped", upstream.reason, 0, {}, {}, {}))
     logger.info("%s: skipped: %s", job.label, upstream.reason)
     return "skipped"

@@ -1,12 +1,11 @@
 """The one graph of stages: their order, what each reads, what it leaves, and where that lies."""
 
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.runs.files import PROJECT, RESOURCES
+from gma_lib.runs.files import RESOURCES, locate_path
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import Run
 
@@ -46,7 +45,7 @@ def _list_frames(parameters: Record) -> list[Path]:
     """Frames and ground truth of a data set on disk."""
     if not parameters.get("sintel_root"):
         return []
-    folder = PROJECT / Path(parameters["sintel_root"]).expanduser() / parameters["split"]
+    folder = locate_path(parameters["sintel_root"]) / parameters["split"]
     kinds = [*parameters["passes"], "flow", "occlusions", "invalid"]
     return [path for kind in kinds for path in (folder / kind).glob("*/*")]
 
@@ -55,7 +54,7 @@ def _list_weights(parameters: Record) -> list[Path]:
     """The weights: a file of the user, or bundled ones with their card."""
     name = parameters["checkpoint"]
     bundled = [RESOURCES / "weights" / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
-    return [PROJECT / Path(name).expanduser(), *bundled]
+    return [locate_path(name), *bundled]
 
 
 STAGES = {
@@ -66,6 +65,7 @@ STAGES = {
         ("01_data",),
         (
             "export.json",
+            "run.json",
             "model/gma.onnx",
             "model/gma_features.onnx",
             "model/gma_context.onnx",
@@ -112,7 +112,6 @@ def locate_neighbours(stage: str, run: Run) -> tuple[Path | None, Path | None]:
     return before or None, None if STAGES[stage].is_shared else after or None
 
 
-@functools.cache
 def read_cells(stage: str) -> tuple[Record, ...]:
     """Read the cells of a stage's notebook as they are stored."""
     path = NOTEBOOKS / f"{stage}.ipynb"

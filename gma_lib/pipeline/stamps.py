@@ -125,8 +125,7 @@ def digest_products(stage: str, run: Run, digests: Digests) -> dict[str, str]:
     found = digests.digest_files(
         (path for pattern in patterns for path in folder.glob(pattern)), folder
     )
-    record = STAGES[stage].products[0]
-    if record in found:
+    for record in [name for name in STAGES[stage].products if name in found and ".json" in name]:
         try:
             found[record] = digest_record(read_json(folder / record, made_by=stage))
         except ValueError:

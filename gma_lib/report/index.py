@@ -20,10 +20,10 @@ from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, table_to_html
-from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
+from gma_lib.runs.files import locate_path, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record, describe_provenance
-from gma_lib.runs.run import Run
+from gma_lib.runs.run import Run, check_folder_name
 
 SENT = (".html", ".ipynb", ".json", ".jpg")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
@@ -41,8 +41,11 @@ Statuses = dict[str, str | None]  # stage -> status, of one run
 
 
 def write_index(outputs: Path, profile: str) -> Path:
-    """Write ``outputs/<profile>/index.html`` from the files that the stages wrote there."""
-    folder = Path(outputs) / profile
+    """Write ``outputs/<profile>/index.html`` from the files that the stages wrote there.
+
+    Raises FileNotFoundError when nothing has run.
+    """
+    folder = _find_profile(outputs, profile)
     statuses = {run: read_statuses(run) for run in _find_runs(folder)}
     data = Run(folder.parent, profile, "", "", 1, "")
     index = _result(data, "01_data", read_statuses(data))
@@ -95,11 +98,7 @@ def write_archive(outputs: Path, profile: str) -> Path:
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.
     """
-    folder = Path(outputs) / profile
-    if not _find_runs(folder):
-        raise FileNotFoundError(
-            f"{shorten_path(folder)}: nothing of this profile has run. Run make reproduce first."
-        )
+    folder = _find_profile(outputs, profile)
     archive = folder.with_name(f"{profile}.zip")
     with (
         write_atomically(archive) as partial,
@@ -121,16 +120,22 @@ def _list_vouched(folder: Path) -> Iterator[Path]:
                 yield from (path for path in paths if path.suffix in SENT and path.is_file())
 
 
+def _find_profile(outputs: Path, profile: str) -> Path:
+    check_folder_name(profile)
+    folder = Path(outputs) / profile
+    if not [*folder.glob("*/.*.json"), *_find_runs(folder)]:
+        raise FileNotFoundError(
+            f"{shorten_path(folder)}: nothing of this profile has run. Run make reproduce first."
+        )
+    return folder
+
+
 def _find_runs(folder: Path) -> list[Run]:
     """Every run and batch size that has a stamp, sorted by name, then by size."""
     found = []
     for path in folder.glob("*/bs*"):
-        stamps = [stamp for stage in STAGES if (stamp := _read(path / f".{stage}.json"))]
-        size = path.name.removeprefix("bs")
-        if stamps and size.isdigit():
-            known: Record = next(
-                (stamp["parameters"] for stamp in stamps if stamp["parameters"]), {}
-            )
+        size, known = path.name.removeprefix("bs"), _read(path / "run.json")
+        if size.isdigit() and any((path / f".{stage}.json").is_file() for stage in STAGES):
             made_with = known.get("backend", "?"), known.get("precision", "?")
             found.append(Run(folder.parent, folder.name, *made_with, int(size), path.parent.name))
     return sorted(found, key=lambda run: (run.name, run.batch_size))
@@ -335,12 +340,13 @@ def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile and print its path."""
     show_messages()
-    click.echo(f"report: {shorten_path(write_index(PROJECT / outputs, profile))}")
+    folder = locate_path(outputs)
+    try:
+        click.echo(f"report: {shorten_path(write_index(folder, profile))}")
+    except (ValueError, OSError) as error:
+        raise click.ClickException(f"{profile}: {error}") from error
     if archive:
-        try:
-            file = write_archive(PROJECT / outputs, profile)
-        except FileNotFoundError as error:
-            raise click.ClickException(str(error)) from error
+        file = write_archive(folder, profile)
         click.echo(f"to send: {shorten_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,26 @@ def make_plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder; raise OSError, in a sentence, where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {shorten_path(folder)} ({error.strerror}): give another folder"
+        ) from error
+
+
+def locate_path(text: str | Path) -> Path:
+    """Return the path that a user means: it starts at the project unless absolute, and a leading
+    ``~/`` is the home folder. Nothing else is interpreted.
+    """
+    text = str(text)
+    return PROJECT / (Path.home() / text[2:] if text.startswith("~/") else text)
 
 
 def shorten_path(path: Path) -> str:

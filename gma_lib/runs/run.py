@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.runs.files import PROJECT
-from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.files import locate_path
 
 SIMULATED = (
     "SIMULATED: a stand-in for the device made these numbers; they say nothing about a card."
@@ -57,6 +56,10 @@ class Run:
         return self.outputs / self.profile / self.name / f"bs{self.batch_size}"
 
     @property
+    def settings_file(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
     def model_folder(self) -> Path:
         return self.folder / "model"
 
@@ -74,26 +77,21 @@ def open_run(
     run: str | None = None,
     outputs: str = "outputs",
 ) -> Run:
-    """Check the parameters that every notebook shares and return the run.
+    """Return the run that the parameters name, which ``gma_lib.pipeline.parameters`` checks.
 
     ``outputs`` is relative to the project, not to the working directory, which differs between
     JupyterLab and papermill.
     """
-    # bool is an int to Python, not to a user
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1 up, not {batch_size!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
     name = run or f"{backend}-{precision}"
-    for label, value in (("profile", profile), ("run", name)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", str(value)) or value == "data":
-            raise ValueError(
-                f"{label} names a folder: letters, digits, '_', '-' and '.', and not 'data'; "
-                f"got {value!r}"
-            )
-    return Run(PROJECT / outputs, profile, backend, precision, batch_size, name)
+    return Run(locate_path(outputs), profile, backend, precision, batch_size, name)
+
+
+def check_folder_name(name: str) -> None:
+    """Raise ValueError unless a profile or a run may have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == "data":
+        raise ValueError("should be a folder's name: letters, digits, '_', '-', '.'; not 'data'")
 
 
 def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:
     """Folder of the data set's index and of rendered frames, shared by a profile's runs."""
-    return PROJECT / outputs / profile / "data"
+    return locate_path(outputs) / profile / "data"

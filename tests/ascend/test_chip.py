@@ -135,8 +135,8 @@ def test_a_device_is_one_logic_id(named):
     """
     with pytest.raises(ValueError, match="logic ID of one chip"):
         chip.Card(device=named)
-    with pytest.raises(WrongParameters, match="device is int"):
-        resolve_parameters("tiny", 1, {"device": "0,1"})
+    with pytest.raises(WrongParameters, match=r"device .* '0,1'"):
+        resolve_parameters("tiny", {"batch_size": 1, "device": "0,1"})
 
 
 def test_the_user_s_word_goes_before_all(standins):

@@ -1,35 +1,245 @@
-"""Parameters are checked before anything starts."""
+"""Parameters arrive as typed, and what is wrong is refused before anything starts."""
+
+import os
+import re
+import subprocess
+import sys
 
 import pytest
-from conftest import run_stage
+from command_line import gma
+
+from gma_lib.ascend import keep
+from gma_lib.data import sintel
+from gma_lib.flow.colours import PALETTES
+from gma_lib.network.model import LOOKUPS
+from gma_lib.pipeline import parameters
+from gma_lib.pipeline.parameters import (
+    Parameters,
+    WrongParameters,
+    check_parameters,
+    parse_override,
+    resolve_parameters,
+)
+from gma_lib.runs.files import PROJECT, locate_path
+
+
+def resolve(*settings, profile="tiny"):
+    return resolve_parameters(profile, {"batch_size": 1} | dict(map(parse_override, settings)))
 
 
 @pytest.mark.parametrize(
-    ("settings", "batch_size", "message"),
+    ("setting", "named"),
     [
-        ((), "0", "batch_size is a whole number from 1 up, not 0"),
-        ((), "3.5", "batch_size is int, not 3.5"),
-        ((), "four", "batch_size is int, not 'four'"),
-        ((), "true", "batch_size is int, not True"),
-        (("bakend=torch",), "1", "no notebook has a parameter 'bakend'; did you mean 'backend'?"),
-        (("num_updates=six",), "1", "num_updates is int, not 'six'"),
-        (("passes=clean",), "1", "passes is list[str], not 'clean'"),
-        (("precision=half",), "1", "precision is one of"),
-        (("run=../elsewhere",), "1", "run names a folder"),
-        (("num_updates",), "1", "'num_updates' is not name=value"),
+        ("batch_size=0", "0"),
+        ("batch_size=3.5", "3.5"),
+        ("batch_size=four", "'four'"),
+        ("batch_size=true", "True"),
+        ("batch_size=1000000", "1000000"),
+        ("bakend=torch", "did you mean 'backend'?"),
+        ("backend=tensorrt", "openvino, onnxruntime, torch, cuda"),
+        ("precision=half", "float32, bfloat16, float16, int8"),
+        ("num_updates=six", "'six'"),
+        ("num_updates=0", "0"),
+        ("num_updates=012", "'012'"),
+        ("num_updates=6.0", "6.0"),
+        ("attention=contents", "content, position"),
+        ("lookup=gathr", "matmul, rows, gather, grid_sample"),
+        ("opset=12", "13 to 19 for lookup 'rows'"),
+        ("passes=clean", "'clean'"),
+        ("passes=[clean", "'[clean'"),
+        ("passes=[]", "[]"),
+        ("passes=[clean, clean]", "each once"),
+        ("passes=[sharp]", "'sharp'"),
+        ("scenes=[1]", "1"),
+        ("split=validation", "'training' or 'test'"),
+        ("palette=red", "'middlebury' or 'twilight'"),
+        ("limit_s=nan", "'nan'"),
+        ("limit_s=NaN", "nan"),
+        ("limit_s=-1", "-1"),
+        ("cell_limit_s=0", "0"),
+        ("budget_s=Infinity", "inf"),
+        ("budget_s=1e300", "1e+300"),
+        ("device=256", "256"),
+        ("soc=x86", "'x86'"),
+        ("keep=everything", "'guide' or 'coordinates'"),
+        ("save_work=1", "1"),
+        ("run=../elsewhere", "'../elsewhere'"),
+        ("profile=demo", "'demo'"),
+        ("outputs=", "None"),
+        ("sintel_root=/no/such/folder", "/no/such/folder"),
+        ("sintel_root=a\nb", "newline"),
+        ("checkpoint=nothing.pth", "nothing.pth"),
+        ("num_updates", "'num_updates'"),
     ],
 )
-def test_wrong_parameters_are_refused_before_anything_starts(
-    tmp_path, settings, batch_size, message
-):
-    done = run_stage("02_export", tmp_path, *settings, batch_size=batch_size)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
+    with pytest.raises(WrongParameters, match=re.escape(named)) as refused:
+        resolve(setting)
+    assert setting.partition("=")[0] in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
-def test_an_unknown_profile_lists_the_known(tmp_path):
-    done = run_stage("01_data", tmp_path, profile="sintle")
-    assert done.returncode == 2
-    assert "there are: demo, sintel, tiny" in done.stderr
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("num_updates=12", 12),
+        ("budget_s=1e3", 1000.0),
+        ("limit_s=5", 5),
+        ("passes=[clean]", ["clean"]),
+        ('scenes=["a b", c d]', ["a b", "c d"]),
+        ("scenes=null", None),
+        ("lookup=null", None),
+        ("lookup=gather", "gather"),
+        ("soc=910_9391", "910_9391"),
+        ("at_once=null", None),
+        ("tensors=true", True),
+        ("run=1e3", "1e3"),
+        ("run=", None),
+        ("sintel_root=", None),
+    ],
+)
+def test_other_values_are_what_they_say(setting, value):
+    assert resolve(setting)[setting.partition("=")[0]] == value
+
+
+@pytest.mark.parametrize(
+    "name", ["null", "~", "1e3", "x #y", "true", "[a]", "a$HOME", "it's", 'a"b', "😀", "{a: b}"]
+)
+def test_a_path_is_a_path(tmp_path, monkeypatch, name):
+    """Whatever YAML or a shell would read into it; relative ones start at the project."""
+    (tmp_path / name).mkdir()
+    assert resolve(f"sintel_root={tmp_path / name}")["sintel_root"] == f"{tmp_path}/{name}"
+    monkeypatch.setattr("gma_lib.runs.files.PROJECT", tmp_path)
+    assert locate_path(resolve(f"sintel_root={name}")["sintel_root"]) == tmp_path / name
+
+
+def test_a_leading_tilde_and_slash_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    assert locate_path(resolve("sintel_root=~/data")["sintel_root"]) == tmp_path / "data"
+    assert locate_path("~root") == PROJECT / "~root"
+
+
+def test_a_data_set_s_profile_needs_the_data_set(tmp_path):
+    with pytest.raises(WrongParameters, match="needs sintel_root"):
+        resolve(profile="sintel")
+    with pytest.raises(WrongParameters, match="needs sintel_root"):
+        resolve("sintel_root=", profile="sintel")
+    with pytest.raises(WrongParameters, match="needs sintel_root"):  # in JupyterLab
+        check_parameters({"profile": "sintel", "sintel_root": None, "print": print})
+    assert resolve(f"sintel_root={tmp_path}", profile="sintel")["full_batch_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("profile: other\n", "'other'"),
+        ("num_updates: 3\n", "None"),
+        ("profile: mine\nnum_updates: '3'\n", "num_updates"),
+        ("profile: mine\nlimit_s: .inf\n", "limit_s"),
+        ("profile: mine\npasses: null\n", "passes"),
+        ("- profile\n", "list"),
+        ("profile: [mine\n", "not readable YAML"),
+        ("profile: mine\nscenes: [2001-99-99]\n", "not readable YAML"),
+        ("profile: \udcff\n", "mine.yaml"),
+        (f"profile: {'[' * 5000}\n", "not readable YAML"),
+    ],
+)
+def test_a_profile_of_one_s_own_is_checked_too(tmp_path, monkeypatch, text, message):
+    (tmp_path / "common.yaml").write_bytes((parameters.PARAMS / "common.yaml").read_bytes())
+    (tmp_path / "mine.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    monkeypatch.setattr(parameters, "PARAMS", tmp_path)
+    with pytest.raises(WrongParameters, match=message) as refused:
+        resolve("checkpoint=seeded", profile="mine")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_names_are_those_that_the_library_knows():
+    """Where importing them would take long, they are written down twice."""
+    said = {
+        name: set(re.findall(r"'(\w+)'", str(Parameters.__annotations__[name])))
+        for name in ("split", "passes", "palette", "keep")
+    }
+    assert said["split"] == set(sintel.SPLITS)
+    assert said["passes"] == set(sintel.PASSES)
+    assert said["palette"] == set(PALETTES)
+    assert said["keep"] == set(keep.CHOICES)
+    assert set(parameters.OPSETS) == set(LOOKUPS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--profile", "sintle"],
+        ["--profile", "sintel"],
+        ["--backend", "openvno"],
+        ["--batch-size", "1", "--batch-size", "many"],
+        ["--set", "limit_s=nan"],
+        ["--set", "batch_size=3"],
+        ["--until", "05_evaluatee"],
+    ],
+)
+def test_what_is_wrong_leaves_nothing(tmp_path, wrong):
+    """No folder, no row, no page."""
+    outputs = tmp_path / "outputs"
+    gma("reproduce", "--profile", "tiny", f"--set=outputs={outputs}", *wrong, exit_code=2)
+    assert not outputs.exists()
+
+
+def test_make_hands_on_what_was_typed(tmp_path):
+    """Neither make nor the shell reads anything into a path; a newline is refused."""
+    shown = tmp_path / "show.sh"
+    shown.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    shown.chmod(0o755)
+
+    def make(target, **variables):
+        given = [f"{name}={value}" for name, value in variables.items()]
+        return subprocess.run(
+            ["make", target, f"PYTHON={shown}", *given], capture_output=True, text=True, cwd=PROJECT
+        )
+
+    path = "/d/null x #y $HOME $(shell id) \"'`id` 😀 <b>"
+    done = make("reproduce", SINTEL=path, CHECKPOINT="~", PARAMS="a=$b c='d'", BS="2 3")
+    assert done.returncode == 0, done.stderr
+    handed = done.stdout.splitlines()
+    assert f"--sintel={path}" in handed
+    assert {"--checkpoint=~", "--set=a=$b", "--set=c='d'"} <= set(handed)
+    assert [word for word in handed if "batch" in word] == ["--batch-size=2", "--batch-size=3"]
+    assert "--until" not in handed
+    assert make("04_infer").stdout.splitlines()[-2:] == ["--until", "04_infer"]
+    refused = make("reproduce", SINTEL="/d/a\nb")
+    assert refused.returncode == 2
+    assert "newline" in refused.stderr
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["a file", "a dangling link", "inside a file"])
+def test_outputs_that_cannot_be_written_are_a_sentence(tmp_path, kind):
+    outputs = tmp_path / "outputs"
+    if kind == "a dangling link":
+        outputs.symlink_to(tmp_path / "nowhere")
+    else:
+        outputs.write_text("mine")
+    inside = outputs / "below" if kind == "inside a file" else outputs
+    command = ["reproduce", "--profile", "tiny", f"--set=outputs={inside}"]
+    answer = gma(*command, exit_code=1)
+    assert str(inside) in answer
+    assert len(answer.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_outputs_of_another_user_are_a_sentence(tmp_path):
+    """Also where they are read-only."""
+    tmp_path.chmod(0o755)
+    code = (
+        "import os, sys; from gma_lib.runs.files import require_writable\n"
+        "from pathlib import Path; os.setuid(65534)\n"
+        "try: require_writable(Path(sys.argv[1]))\n"
+        "except OSError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True
+    )
+    assert "cannot write to" in done.stdout
+    assert not (tmp_path / "x").exists()

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import copy_until, run_stage
+from conftest import copy_until, list_command, run_stage
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from gma_lib.pipeline import runner
-from gma_lib.pipeline.stages import STAGES, locate_stage
+from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index as report
-from gma_lib.runs import run as runs
 from gma_lib.runs.files import PROJECT
 
 
@@ -136,16 +135,13 @@ def test_plain_papermill(finished, tmp_path):
         "-p",
         "run",
         "test",
-        "-p",
-        "profile",
-        "tiny",
     ]
     done = subprocess.run(
         [*command, "-p", "batch_size", "2"], capture_output=True, text=True, cwd=PROJECT
     )
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "out.ipynb")["cells"]
-    assert "up to date" in run_stage("05_evaluate", finished).stdout  # the same result again
+    assert "05_evaluate bs2: up to date" in run_stage("05_evaluate", finished).stdout
 
 
 def test_the_index_shows_all_of_it(finished):
@@ -171,12 +167,6 @@ def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
     assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
 
 
-def test_nothing_is_sent_before_anything_has_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="make reproduce first"):
-        report.write_archive(tmp_path, "tiny")
-    assert not (tmp_path / "tiny.zip").exists()
-
-
 def test_frames_on_disk(tiny_sintel, tmp_path):
     """A data set in Sintel's layout, with the guide's tensors beside the index."""
     done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
@@ -190,73 +180,36 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
 
 
-def test_a_stage_too_early_says_what_to_run_first(tmp_path):
-    done = run_stage("04_infer", tmp_path)
-    assert done.returncode == 1
-    assert "01_data did not end well; run it first" in done.stderr
-    assert not list(tmp_path.rglob("*.ipynb"))
-
-
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
-        ("01_data", ["sintel_root=/no/such/folder"], "no such folder"),
-        (
-            "02_export",
-            ["checkpoint=nothing.pth"],
-            "neither a weights file",
-        ),
-        ("02_export", ["num_updates=0"], "num_updates is a whole number"),
-        ("02_export", ["lookup=gathr"], "lookup is one of"),
-        (
-            "03_convert",
-            ["backend=tensorrt"],
-            "there are: openvino, onnxruntime, torch, cuda, eager_cuda, ascend",
-        ),
+        ("01_data", ["sintel_root=notebooks"], "holds no 'training' folder"),
+        ("02_export", ["checkpoint=pyproject.toml"], "not a readable weights file"),
     ],
 )
 def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
     finished, tmp_path, stage, settings, message
 ):
+    """Nothing that reads it is started."""
     outputs = tmp_path / "outputs"
     copy_until(finished, outputs, stage)
-    done = run_stage(stage, outputs, *settings)
+    done = run_stage("03_convert", outputs, *settings)
     assert done.returncode == 1
     assert message in done.stdout
-    folder = locate_stage(
-        stage,
-        runs.open_run(
-            profile="tiny",
-            backend="openvino",
-            precision="float32",
-            batch_size=2,
-            run="test",
-            outputs=str(outputs),
-        ),
-    )
+    assert "03_convert bs2: not started" in done.stdout
+    folder = outputs / "tiny" / ("data" if stage == "01_data" else "test/bs2")
     assert content(folder / f".{stage}.json")["status"] == "failed"
     assert message in content(folder / f"{stage}.failed.ipynb")["metadata"]["gma"]["reason"]
     assert not (folder / f"{stage}.ipynb").exists()
     assert not (folder / f"{stage}.html").exists()
+    assert not list(outputs.rglob("03_convert*"))
 
 
 def test_a_dead_kernel_is_no_success(finished, tmp_path):
     """papermill would leave a notebook that looks complete."""
     outputs = tmp_path / "outputs"
     copy_until(finished, outputs, "04_infer")
-    command = [
-        sys.executable,
-        "-m",
-        "gma_lib.cli",
-        "stage",
-        "04_infer",
-        "--profile",
-        "tiny",
-        "--batch-size",
-        "2",
-        "--force",
-    ]
-    command += ["--set", f"outputs={outputs}", "--set", "run=test"]
+    command = list_command(outputs, until="04_infer")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
@@ -306,18 +259,7 @@ def test_interrupted_and_started_again(finished, tmp_path):
     for path in stored[3:]:
         path.unlink()
     times = {path: path.stat().st_mtime_ns for path in stored[:3]}
-    command = [
-        sys.executable,
-        "-m",
-        "gma_lib.cli",
-        "stage",
-        "04_infer",
-        "--profile",
-        "tiny",
-        "--batch-size",
-        "2",
-    ]
-    command += ["--set", f"outputs={outputs}", "--set", "run=test"]
+    command = list_command(outputs, until="04_infer")
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
@@ -341,9 +283,7 @@ def test_what_takes_too_long_is_stopped(tmp_path):
 
 def start_stage(outputs, *settings, **options):
     """01_data in a process of its own: one that takes a while."""
-    command = [sys.executable, "-m", "gma_lib.cli", "stage", "01_data", "--profile", "tiny"]
-    for setting in (f"outputs={outputs}", *settings):
-        command += ["--set", setting]
+    command = list_command(outputs, *settings, until="01_data")
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT, **options
     )
@@ -381,8 +321,7 @@ def test_no_loopback_is_a_sentence_at_once(tmp_path):
     """A network namespace of its own, whose loopback is down."""
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("needs unshare, and the right to use it")
-    command = ["unshare", "-rn", sys.executable, "-m", "gma_lib.cli", "stage", "01_data"]
-    command += ["--profile", "tiny", "--set", f"outputs={tmp_path}"]
+    command = ["unshare", "-rn", *list_command(tmp_path, until="01_data")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=60)
     assert done.returncode == 1
     assert "127.0.0.1" in done.stdout
@@ -403,23 +342,13 @@ def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
     outputs = tmp_path / "outputs"
     copy_until(finished, outputs, "03_convert")
     environment = os.environ | {"GMA_MEMORY_BYTES": "100000000"}
-    words = {}
-    for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
-        command = [
-            sys.executable,
-            "-m",
-            "gma_lib.cli",
-            "stage",
-            stage,
-            "--profile",
-            "tiny",
-            "--batch-size",
-            "2",
-        ]
-        command += ["--set", f"outputs={outputs}", "--set", "run=test"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
-        words[stage] = content(outputs / f"tiny/test/bs2/.{stage}.json")["status"]
+    command = list_command(outputs)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = {
+        stage: content(outputs / f"tiny/test/bs2/.{stage}.json")["status"]
+        for stage in list(STAGES)[2:]
+    }
     assert words == {
         "03_convert": "out_of_memory",
         "04_infer": "skipped",

@@ -1,4 +1,4 @@
-"""The index page is written from whatever is there; an archive needs something to hold."""
+"""The index page is written from what is there."""
 
 import pytest
 from click.testing import CliRunner
@@ -6,21 +6,16 @@ from click.testing import CliRunner
 from gma_lib.report import index
 
 
-def test_before_anything_has_run_the_page_says_so(tmp_path):
-    page = index.write_index(tmp_path, "tiny").read_text()
-    assert "01_data has not run" in page
-    assert "batch size 16" in page  # the guide's row
-
-
-def test_an_archive_of_nothing_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing of this profile has run"):
-        index.write_archive(tmp_path, "tiny")
-    done = CliRunner().invoke(
-        index.main, ["--profile", "tiny", "--outputs", str(tmp_path), "--archive"]
-    )
-    assert done.exit_code == 1
-    assert (tmp_path / "tiny/index.html").is_file()
-    assert not list(tmp_path.glob("*.zip"))
+@pytest.mark.parametrize("profile", ["tiny", "typo", "..", "", "a/b"])
+def test_where_nothing_has_run_there_is_no_page(tmp_path, profile):
+    """Nor an archive; a mistyped profile leaves nothing."""
+    (tmp_path / "outputs/other").mkdir(parents=True)
+    for more in ([], ["--archive"]):
+        wanted = ["--profile", profile, "--outputs", str(tmp_path / "outputs"), *more]
+        done = CliRunner().invoke(index.main, wanted)
+        assert done.exit_code == 1
+        assert len(done.output.splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["outputs", "other"]
 
 
 def test_the_data_line_counts_pairs_scenes_and_ground_truth():

@@ -1,0 +1,83 @@
+"""``gma reproduce``: every notebook for every batch size, without a browser, then the report."""
+
+import re
+from pathlib import Path
+
+import click
+
+from gma_lib import report
+from gma_lib.pipeline.parameters import WrongParameters, parse_override, resolve_parameters
+from gma_lib.pipeline.runner import EXIT
+from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.walk import run_stages
+from gma_lib.report.pages import notebook_to_html
+from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_path
+
+
+@click.command("reproduce")
+@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    multiple=True,
+    default=("1", "4"),
+    show_default=True,
+    help="Pairs per call of the network; may be repeated.",
+)
+@click.option("--backend", help="Runtime: openvino, onnxruntime, torch, cuda, ascend.")
+@click.option("--precision", help="float32, bfloat16, float16 or int8.")
+@click.option("--run", help="Folder of the results; <backend>-<precision> unless named.")
+@click.option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
+@click.option("--checkpoint", metavar="NAME|FILE", help="Weights.")
+@click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
+@click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
+@click.option("--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after it.")
+@click.option("--force", is_flag=True, help="Run even what is up to date.")
+def main(
+    profile: str,
+    batch_sizes: tuple[str, ...],
+    others: tuple[str, ...],
+    until: str | None,
+    force: bool,
+    **options: str | None,
+) -> None:
+    """Run the notebooks 01_data to 06_perf for every batch size and write the index page.
+
+    What is up to date is not run again. With --until, only that stage (01_data, ...) and those
+    that it reads are run. The executed notebooks lie in outputs/.
+
+    Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
+    2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died. Of several, the first.
+    """
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    try:
+        overrides = dict(map(parse_override, [*given, *others]))
+        if re.search(r"[:\n]", str(PROJECT)):
+            raise WrongParameters(
+                f"{PROJECT}: search paths break at a colon or a newline: rename it"
+            )
+        if "batch_size" in overrides:
+            raise WrongParameters("batch_size has an option of its own: --batch-size")
+        runs = [
+            resolve_parameters(profile, overrides | dict([parse_override(f"batch_size={size}")]))
+            for size in dict.fromkeys(batch_sizes)
+        ]
+    except WrongParameters as error:
+        click.echo(f"{error}", err=True)
+        raise click.exceptions.Exit(2) from None
+    outputs = locate_path(runs[0]["outputs"])
+    require_writable(outputs)
+    ended = run_stages(runs, until=until, write_page=notebook_to_html, force=force)
+    if until is None:
+        page = outputs / profile / "index.html"
+        if ended.count("up to date") < len(ended) or not _is_current(page):
+            report.write_index(outputs, profile)
+        click.echo(f"report: {shorten_path(page)}")
+    raise click.exceptions.Exit(next((EXIT[status] for status in ended if EXIT[status]), 0))
+
+
+def _is_current(page: Path) -> bool:
+    """Return whether the index page was written after the last stage ended."""
+    stamps = [*page.parent.glob("*/.*.json"), *page.parent.glob("*/bs*/.*.json")]
+    written = page.stat().st_mtime_ns if page.is_file() else 0
+    return all(stamp.stat().st_mtime_ns <= written for stamp in stamps)

@@ -1,0 +1,86 @@
+"""run.json: settings that decide a result, which 02_export records and 03 to 06 follow."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from gma_lib.pipeline.parameters import (
+    SETTINGS,
+    Settings,
+    WrongParameters,
+    check_parameters,
+    choose_lookup,
+    choose_precision,
+)
+from gma_lib.runs.files import shorten_path
+from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
+from gma_lib.runs.run import Run, open_run
+
+
+def make_run(parameters: Mapping[str, object]) -> Run:
+    """Return the run that checked parameters name; WrongParameters where none of them does."""
+    named: Record = {"run": None, "backend": None, "precision": None} | dict(parameters)
+    if not (named["run"] or named["backend"]):
+        raise WrongParameters("run is null, which needs a backend: name one of them")
+    named["precision"] = choose_precision(named["backend"], named["precision"])
+    names = ("outputs", "profile", "run", "batch_size", "backend", "precision")
+    return open_run(**{name: named[name] for name in names})
+
+
+def start_run(given: Mapping[str, object]) -> tuple[Run, Settings]:
+    """Check 02_export's parameters, its ``globals()``; return the run and its settings, in which
+    precision and lookup are chosen.
+    """
+    checked = check_parameters(given)
+    run = make_run(checked)
+    settings: Record = {name: checked[name] for name in SETTINGS}
+    settings["precision"] = run.precision
+    settings["lookup"] = choose_lookup(run.backend, checked["lookup"])
+    return run, cast(Settings, settings)
+
+
+def write_settings(run: Run, settings: Settings) -> Record:
+    """Write ``run.json``; return it as a record that 02_export's is made from."""
+    write_json(run.settings_file, dict(settings))
+    return {"schema": SCHEMA, **settings}
+
+
+def read_settings(run: Run) -> Settings:
+    """Read ``run.json``; FileNotFoundError or ValueError names the notebook to run."""
+    path = run.settings_file
+    content = read_json(path, made_by="02_export")
+    settings = {name: content[name] for name in content if name not in ("schema", "provenance")}
+    try:
+        check_parameters(settings | {"profile": run.profile})
+    except WrongParameters as error:
+        raise ValueError(f"{shorten_path(path)}: {error}: run 02_export again") from None
+    if settings.keys() != set(SETTINGS):
+        raise ValueError(f"{shorten_path(path)} does not hold what it should: run 02_export again")
+    return cast(Settings, settings)
+
+
+def open_recorded(given: Mapping[str, object]) -> tuple[Run, Settings]:
+    """Return the run that a notebook's parameters name, and the settings that 02_export recorded.
+
+    Parameters
+    ----------
+    given
+        The notebook's ``globals()``. A setting that is None there is as recorded.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        ``run.json`` is missing, damaged or of another version, or contradicts a setting given here.
+    """
+    given = {name: item for name, item in given.items() if name not in SETTINGS or item is not None}
+    checked = check_parameters(given)
+    run = make_run(checked)
+    settings = read_settings(run)
+    for name, recorded in settings.items():
+        if checked.get(name, recorded) != recorded:
+            raise ValueError(
+                f"{name} is {checked[name]!r} here, and {recorded!r} in "
+                f"{shorten_path(run.settings_file)}: change it in 02_export and run that again, "
+                "or leave it null here"
+            )
+    return replace(run, backend=settings["backend"], precision=str(settings["precision"])), settings

@@ -1,0 +1,114 @@
+"""run.json: what 02_export records, 03 to 06 follow; what contradicts it is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from command_line import gma
+
+from gma_lib.pipeline.chain import read_records, write_record
+from gma_lib.pipeline.parameters import SETTINGS, WrongParameters, read_parameters
+from gma_lib.pipeline.settings import open_recorded, start_run, write_settings
+from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.records import write_json
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """What 03 to 06 declare, with outputs of their own: Run All after 02_export has run."""
+    outputs = {"outputs": str(tmp_path)}
+    run, settings = start_run(read_parameters("02_export") | outputs | {"backend": "torch"})
+    write_settings(run, settings)
+    return read_parameters("04_infer") | outputs
+
+
+def test_later_notebooks_follow_what_02_recorded(lab):
+    run, settings = open_recorded(lab)
+    assert (run.backend, run.precision, settings["lookup"]) == ("torch", "float32", "matmul")
+    assert run.folder == run.outputs / "demo/interactive/bs1"
+    assert tuple(settings) == SETTINGS
+    assert open_recorded(lab | {"backend": "torch", "at_once": 1, "something": "else"})[0] == run
+
+
+@pytest.mark.parametrize(
+    ("name", "here", "recorded"),
+    [
+        ("backend", "openvino", "torch"),
+        ("precision", "bfloat16", "float32"),
+        ("num_updates", 12, 6),  # not declared in 04, given to it all the same
+        ("at_once", 4, 1),
+        ("checkpoint", "seeded", "gma-procedural"),
+    ],
+)
+def test_a_contradiction_names_both_and_the_notebook(lab, name, here, recorded):
+    with pytest.raises(ValueError, match="02_export") as refused:
+        open_recorded(lab | {name: here})
+    assert f"{name} is {here!r} here, and {recorded!r}" in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_run_needs_a_name_or_a_backend(lab):
+    with pytest.raises(WrongParameters, match="run is null"):
+        open_recorded(lab | {"run": None})
+    with pytest.raises(FileNotFoundError, match=r"torch-float32/bs1/run.json .*02_export"):
+        open_recorded(lab | {"run": None, "backend": "torch"})
+    chosen, _ = start_run(read_parameters("02_export") | {"run": None, "backend": "ascend"})
+    assert chosen.name == "ascend-float16"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema": 1},
+        {"unknown": 1},
+        {"backend": "tensorrt"},
+        {"num_updates": "6"},
+        {"save_work": 1},
+        {"profile": "tiny"},
+    ],
+)
+def test_a_damaged_record_names_the_notebook_to_run(lab, change):
+    path = open_recorded(lab)[0].settings_file
+    whole = json.loads(path.read_text())
+    for text in (json.dumps(whole | change), "[]", "null", '{"schema": 2}', "\udcff", '{"a'):
+        path.write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(ValueError, match="02_export") as refused:
+            open_recorded(lab)
+        assert len(str(refused.value).splitlines()) == 1
+    path.write_text(json.dumps(whole))
+    assert open_recorded(lab)
+
+
+def test_the_export_is_of_the_recorded_settings(lab):
+    """A record changed by hand, or by a 02_export that did not end, is no record of this export."""
+    run, settings = open_recorded(lab)
+    write_json(run.data_folder / "index.json", {"pairs": []})
+    made = read_records(run, "02_export") | {"run.json": write_settings(run, settings)}
+    write_record(run, "02_export", {"num_updates": 6}, made_from=made)
+    assert read_records(run, "03_convert")["02_export"]["num_updates"] == 6
+    write_settings(run, settings | {"precision": "bfloat16"})
+    with pytest.raises(ValueError, match=r"export.json .* run.json .* run 02_export again"):
+        read_records(run, "03_convert")
+    run.settings_file.unlink()
+    with pytest.raises(FileNotFoundError, match="02_export"):
+        read_records(run, "03_convert")
+
+
+def test_a_notebook_refuses_what_contradicts_its_run(finished, tmp_path):
+    """Plain papermill, as JupyterLab would: nothing is computed, nothing is relabelled."""
+    run = finished / "tiny/test/bs2"
+    before = {path: hash_file(path) for path in run.rglob("*") if path.is_file()}
+    command = [sys.executable, "-m", "papermill", "notebooks/04_infer.ipynb"]
+    command += [str(tmp_path / "out.ipynb"), "-k", "python3", "-p", "outputs", str(finished)]
+    command += ["-p", "profile", "tiny", "-p", "batch_size", "2", "-p", "run", "test"]
+    command += ["-p", "precision", "bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 1
+    assert "precision is 'bfloat16' here, and 'float32' in" in done.stderr
+    assert {path: hash_file(path) for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_the_checkout_s_parents_holds_no_colon(monkeypatch):
+    monkeypatch.setattr("gma_lib.cli.reproduce.PROJECT", PROJECT / "a:b")
+    assert "colon" in gma("reproduce", "--profile", "tiny", exit_code=2)
