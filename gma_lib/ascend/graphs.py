@@ -1,17 +1,18 @@
 """Walking through ONNX graphs and the bodies of If, Loop and Scan within them."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, defs
 
 NARROW: dict[int, int] = {
     TensorProto.INT64: TensorProto.INT32,
     TensorProto.DOUBLE: TensorProto.FLOAT,
 }
+UNKNOWN = TensorProto.UNDEFINED
+OTHER = -1  # sequences, optionals, maps and sparse tensors
 NAMES: dict[int, str] = {
+    UNKNOWN: "an unknown type",
     TensorProto.INT64: "int64",
     TensorProto.INT32: "int32",
     TensorProto.DOUBLE: "float64",
@@ -37,7 +38,7 @@ class Slot:
     is_input, index
         Where it is.
     value
-        Name of the value there; empty where an optional one is left out.
+        Name of the value there.
     variable
         Type variable of the operator's schema; None where the type is fixed or no schema is known.
     allowed
@@ -52,17 +53,22 @@ class Slot:
 
 
 def list_slots(node: NodeProto, opsets: dict[str, int]) -> list[Slot]:
-    """List every input and output of a node; no variables for operators without a schema."""
+    """List the inputs and outputs of a node that are there; no variables for operators without a
+    schema.
+    """
     places = [
-        *((True, index, value) for index, value in enumerate(node.input)),
-        *((False, index, value) for index, value in enumerate(node.output)),
+        (is_input, index, value)
+        for is_input, values in ((True, node.input), (False, node.output))
+        for index, value in enumerate(values)
+        if value
     ]
+    plain = [Slot(*place) for place in places]
     try:
         schema = defs.get_schema(
             node.op_type, max_inclusive_version=opsets[node.domain], domain=node.domain
         )
     except (defs.SchemaError, KeyError):
-        return [Slot(*place) for place in places]
+        return plain
     constraints = {
         constraint.type_param_str: frozenset(constraint.allowed_type_strs)
         for constraint in schema.type_constraints
@@ -78,9 +84,7 @@ def list_slots(node: NodeProto, opsets: dict[str, int]) -> list[Slot]:
     decided_elsewhere = any(
         not slot.is_input and slot.variable not in read and wide & slot.allowed for slot in slots
     )
-    if decided_elsewhere and node.op_type not in TYPE_ATTRIBUTE:
-        return [Slot(*place) for place in places]
-    return slots
+    return plain if decided_elsewhere and node.op_type not in TYPE_ATTRIBUTE else slots
 
 
 def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -102,13 +106,17 @@ def list_bodies(node: NodeProto) -> list[GraphProto]:
 
 def find_captured(node: NodeProto) -> set[str]:
     """Find the names that the bodies of a node may read from outside."""
-    read: set[str] = set()
-    for body in list_bodies(node):
-        for graph in walk_graphs(body):
-            read |= {name for inner in graph.node for name in inner.input if name} | {
-                value.name for value in graph.output
-            }
-    return read
+    return {
+        name
+        for body in list_bodies(node)
+        for graph in walk_graphs(body)
+        for name in [*list_read(graph), *(value.name for value in graph.output)]
+    }
+
+
+def list_read(graph: GraphProto) -> list[str]:
+    """List what the nodes of a graph read, once for each time."""
+    return [name for node in graph.node for name in node.input if name]
 
 
 def collect_names(graph: GraphProto) -> set[str]:
@@ -122,63 +130,31 @@ def collect_names(graph: GraphProto) -> set[str]:
 
 def count_nodes(graph: GraphProto) -> int:
     """Count the nodes of a graph and its bodies, constants left out."""
-    return sum(1 for part in walk_graphs(graph) for node in part.node if node.op_type != "Constant")
+    return sum(node.op_type != "Constant" for part in walk_graphs(graph) for node in part.node)
 
 
 def read_value_types(graph: GraphProto) -> dict[str, int]:
-    """Map each value with a known type to it."""
+    """Map each value that is declared to the type of its elements, or to OTHER."""
     types = {
         value.name: value.type.tensor_type.elem_type
-        for value in itertools.chain(graph.input, graph.value_info, graph.output)
         if value.type.HasField("tensor_type")
+        else OTHER
+        for value in [*graph.input, *graph.value_info, *graph.output]
+        if value.type.WhichOneof("value")
     }
-    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return (
+        types
+        | {tensor.name: tensor.data_type for tensor in graph.initializer}
+        | {tensor.values.name: OTHER for tensor in graph.sparse_initializer}
+    )
 
 
 def find_wide_values(graph: GraphProto) -> dict[str, int]:
-    """Map each 64-bit value, computed or constant, to its type."""
-    wide = {
-        name: kind
-        for part in walk_graphs(graph)
-        for name, kind in read_value_types(part).items()
-        if kind in NARROW
-    }
-    used = {
-        name
-        for part in walk_graphs(graph)
-        for node in part.node
-        for name in [*node.input, *node.output]
-    }
-    return {name: kind for name, kind in wide.items() if name in used}
-
-
-def turn_constants_into_initializers(graph: GraphProto) -> None:
-    """Put what Constant nodes hold among the initializers, where constants are looked for."""
-    kept = []
-    for node in graph.node:
-        tensor = _read_constant(node)
-        if tensor is None or node.output[0] in {value.name for value in graph.output}:
-            kept.append(node)
-        else:
-            graph.initializer.append(numpy_helper.from_array(tensor, node.output[0]))
-    del graph.node[:]
-    graph.node.extend(kept)
-
-
-def _read_constant(node: NodeProto) -> np.ndarray | None:
-    if node.op_type != "Constant" or node.domain or len(node.attribute) != 1:
-        return None
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        return numpy_helper.to_array(attribute.t)
-    numbers = {
-        "value_int": np.int64,
-        "value_ints": np.int64,
-        "value_float": np.float32,
-        "value_floats": np.float32,
-    }
-    return (
-        np.array(helper.get_attribute_value(attribute), numbers[attribute.name])
-        if attribute.name in numbers
-        else None
-    )
+    """Map each value of 64 bits, computed or constant, to its type; an unknown type counts."""
+    types: dict[str, int] = {}
+    used: set[str] = set()
+    for part in walk_graphs(graph):
+        types |= read_value_types(part)
+        used |= {name for node in part.node for name in [*node.input, *node.output] if name}
+    kinds = {name: types.get(name, UNKNOWN) for name in used}
+    return {name: kind for name, kind in kinds.items() if kind in NARROW or kind == UNKNOWN}

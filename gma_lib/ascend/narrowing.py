@@ -1,18 +1,23 @@
-"""How 64-bit values of a graph become 32-bit ones."""
+"""How 64-bit values of a graph become 32-bit ones.
 
-import itertools
+Four steps: what is constant becomes a constant; what each value can be is derived (``facts``);
+nodes that can compute in 32 bits do so where that leaves fewer values of 64 bits; the graph is
+written anew, with Casts where both meet.
+"""
+
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from gma_lib.ascend.facts import Facts
 from gma_lib.ascend.graphs import (
     NAMES,
     NARROW,
     SCHEMA_NAMES,
-    TYPE_ATTRIBUTE,
+    UNKNOWN,
     Slot,
     collect_names,
     count_nodes,
@@ -20,87 +25,53 @@ from gma_lib.ascend.graphs import (
     find_wide_values,
     list_bodies,
     list_slots,
-    read_value_types,
-    turn_constants_into_initializers,
     walk_graphs,
 )
-from gma_lib.ascend.verify import RewriteError, get_first_line
+from gma_lib.ascend.ranges import INT32_ENDS, UNDERSTOOD, Range, list_needs
+from gma_lib.ascend.verify import RewriteError, in_a_sentence
+from gma_lib.ascend.writing import Group, RewriteReport, Writing, find_kept
 
 # "To the end" is written as the largest or smallest int64; any bound beyond the axis means the
-# same.
+# same, and no axis has 2^31 entries.
 SLICE_BOUNDS = (1, 2)
-
-
-@dataclass
-class RewriteReport:
-    """What a rewrite changed.
-
-    Attributes
-    ----------
-    nodes_before, nodes_after
-        Number of nodes, bodies of If, Loop and Scan included.
-    casts_added, casts_removed
-        Cast nodes put in at borders, and those that had nothing left to convert.
-    initializers
-        Constants that got a 32-bit copy.
-    wide_before, wide_after
-        Values of 64-bit type, constants included.
-    left
-        Each 64-bit value that remains -> why.
-    refused
-        Node -> why it was left as it is although its operator would allow 32 bits.
-    """
-
-    nodes_before: int = 0
-    nodes_after: int = 0
-    casts_added: int = 0
-    casts_removed: int = 0
-    initializers: int = 0
-    wide_before: int = 0
-    wide_after: int = 0
-    left: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> bool:
-        return bool(
-            self.casts_added
-            or self.casts_removed
-            or self.initializers
-            or self.wide_before != self.wide_after
-        )
-
-    def to_sentence(self) -> str:
-        if not self.wide_before:
-            return "no rewrite needed: the graph holds no int64 and no float64 value."
-        text = (
-            f"int64 -> int32, float64 -> float32: {self.wide_before} values of 64 bits before, "
-            f"{self.wide_after} after; {self.casts_added} casts added, {self.casts_removed} "
-            f"removed, {self.initializers} constants converted."
-        )
-        left = "; ".join(f"{n} x {reason}" for reason, n in Counter(self.left.values()).items())
-        return f"{text} What is left: {left}." if left else text
 
 
 def narrow_model(
     model: ModelProto, *, leave: frozenset[str] = frozenset()
 ) -> tuple[ModelProto, RewriteReport]:
-    """Return the same computation in 32 bits where the schemas allow it, and what was changed.
+    """Return the same computation in 32 bits where the values are proven to fit, and what was
+    changed.
 
-    ``model`` stays as it is.
+    ``model`` stays as it is. Operators named in ``leave`` do, too.
+
+    Raises
+    ------
+    RewriteError
+        When the graph is not valid, or of an opset that this onnx does not know.
     """
-    try:
-        result = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise RewriteError(
-            f"the graph is not valid to begin with: {get_first_line(error)}"
-        ) from error
+    source = _normalise(model)
     report = RewriteReport(
-        nodes_before=count_nodes(result.graph), wide_before=len(find_wide_values(result.graph))
+        nodes_before=count_nodes(source.graph), wide_before=len(find_wide_values(source.graph))
     )
+    result = _fold(source)
     opsets = {entry.domain: entry.version for entry in result.opset_import}
+    facts = Facts(result, result.graph, {})
+    limited = {} if "Cast" in leave or opsets.get("", 1) < 11 else _find_limits(facts)
+    while True:
+        facts = Facts(result, result.graph, limited)
+        graphs = [(known, _decide(known, opsets, leave)) for known in _walk(facts)]
+        narrow = {
+            group.slots[0].value
+            for _, groups in graphs
+            for group in groups
+            if group.narrow and not group.slots[0].is_input
+        }
+        if limited.keys() <= narrow:
+            break
+        limited = {name: limits for name, limits in limited.items() if name in narrow}
     names = collect_names(result.graph)
-    _Narrowing(result.graph, opsets, {}, names, leave, report).run()
+    for known, groups in reversed(graphs):  # bodies before the nodes that hold them are copied
+        Writing(known, groups, names, report).run()
     result = onnx.shape_inference.infer_shapes(result, strict_mode=False)
     wide = find_wide_values(result.graph)
     for kept, declared in (
@@ -110,216 +81,190 @@ def narrow_model(
         del kept[:]  # inference fills in shapes that were left open
         kept.extend(declared)
     report.nodes_after, report.wide_after = count_nodes(result.graph), len(wide)
-    report.left = {
-        name: report.left.get(name, reason)
-        for name, reason in _explain_wide_values(result.graph, opsets, wide).items()
-    }
+    report.left = _explain_wide_values(result.graph, opsets, wide)
     return result, report
 
 
-class _Narrowing:
-    """Narrows one graph: decides slot by slot, then writes the nodes anew.
+# --- what is constant -----------------------------------------------------------------------------
 
-    Bodies of control flow are narrowed first, each by itself.
+
+def _normalise(model: ModelProto) -> ModelProto:
+    """A copy with inferred types, in which ONNX's own domain has one name."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for entry in result.opset_import:
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+        known = onnx.defs.onnx_opset_version()
+        if not entry.domain and entry.version > known:
+            raise RewriteError(f"opset {entry.version} is newer than this onnx knows ({known})")
+    for node in (node for graph in walk_graphs(result.graph) for node in graph.node):
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
+    with in_a_sentence("the graph is not valid to begin with"):
+        return onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True)
+
+
+def _walk(facts: Facts) -> Iterator[Facts]:
+    yield facts
+    for body in facts.bodies:
+        yield from _walk(body)
+
+
+def _fold(model: ModelProto) -> ModelProto:
+    """Make initializers of all values that are constant; shapes that follow can make more."""
+    while True:
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        graphs = list(_walk(Facts(model, model.graph, {})))
+        if not sum(_fold_graph(known) for known in reversed(graphs)):
+            return model
+
+
+def _fold_graph(known: Facts) -> int:
+    graph, constants = known.graph, known.constants.maps[0]
+    outputs = {value.name for value in graph.output}
+    kept: list[NodeProto] = []
+    folded: list[NodeProto] = []
+    for node in graph.node:
+        made = {*node.output} - {""}
+        constant = made and made <= constants.keys() and not made & outputs
+        (folded if constant else kept).append(node)
+    if folded:
+        used = outputs.union(*(find_captured(node) for node in kept))
+        living = []
+        for node in reversed(kept):
+            if used & {*node.output}:
+                used |= {*node.input}
+                living.append(node)
+        new = {name for node in folded for name in node.output} & used - {""}
+        tensors = [numpy_helper.from_array(constants[name], name) for name in sorted(new)]
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(living)]
+        del graph.node[:]
+        graph.node.extend(copies)
+        graph.initializer.extend(tensors)
+    return len(folded)
+
+
+# --- what may change, and what should -------------------------------------------------------------
+
+
+def _find_limits(facts: Facts) -> dict[str, Range]:
+    """Casts from float32 to int64 that every path leaves through a clamp: first output -> how far
+    the Cast's result matters, rounded outward to what float32 can say.
     """
+    graphs = list(_walk(facts))
+    made = Counter(name for known in graphs for node in known.graph.node for name in node.output)
+    limits = {}
+    for known in graphs:
+        needs = list_needs(known.graph, known)
+        for node in known.graph.node:
+            name = node.output[0] if node.output else ""
+            cast = node.op_type == "Cast" and known.is_own(node) and made[name] == 1
+            low, high = needs.get(name, (-np.inf, np.inf))
+            types = cast and (known.types.get(node.input[0]), known.types.get(name))
+            if types == (TensorProto.FLOAT, TensorProto.INT64) and np.isfinite([low, high]).all():
+                found = Range.between(*(int(end) for end in _round_outward(low, high)))
+                if found.is_within(INT32_ENDS):
+                    limits[name] = found
+    return limits
 
-    def __init__(
-        self,
-        graph: GraphProto,
-        opsets: dict[str, int],
-        outer_types: dict[str, int],
-        names: set[str],
-        leave: frozenset[str],
-        report: RewriteReport,
-    ):
-        self.graph, self.opsets, self.names = graph, opsets, names
-        self.leave, self.report = leave, report
-        turn_constants_into_initializers(graph)
-        self.types = outer_types | read_value_types(graph)
-        self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.inputs = {value.name for value in graph.input}
-        self.kept = {value.name for value in graph.output} | set().union(
-            *(find_captured(node) for node in graph.node)
-        )
-        self.wants: dict[tuple[int, int], bool] = {}  # (node, input) -> reads 32 bits
-        self.gives: dict[str, bool] = {}  # value -> its node computes 32 bits
 
-    def run(self) -> None:
-        for node in self.graph.node:
-            for body in list_bodies(node):
-                _Narrowing(body, self.opsets, self.types, self.names, self.leave, self.report).run()
-        for number, node in enumerate(self.graph.node):
-            self._decide(number, node)
-        self._decide_casts()
-        self._write()
+def _round_outward(low: float, high: float) -> tuple[np.float32, np.float32]:
+    ends = np.float32(low), np.float32(high)
+    return (
+        ends[0] if ends[0] <= low else np.nextafter(ends[0], np.float32(-np.inf)),
+        ends[1] if ends[1] >= high else np.nextafter(ends[1], np.float32(np.inf)),
+    )
 
-    def _decide(self, number: int, node: NodeProto) -> None:
-        """All slots of one type variable change together, or none does."""
-        slots = [slot for slot in list_slots(node, self.opsets) if slot.value]
-        flexible: dict[str | None, bool] = {}
-        for variable, allowed in {slot.variable: slot.allowed for slot in slots}.items():
-            mine = [slot for slot in slots if slot.variable == variable]
-            wide = {kind for slot in mine if (kind := self.types.get(slot.value)) in NARROW}
-            # a variadic input that may mix types, as of Loop, has more than one type here
-            flexible[variable] = (
-                len(wide) == 1
-                and SCHEMA_NAMES[NARROW[wide.pop()]] in allowed
-                and self._allows(node, mine)
-            )
-        for slot in slots:
-            if self.types.get(slot.value) not in NARROW:
-                continue
-            if slot.is_input:
-                self.wants[number, slot.index] = flexible[slot.variable]
-            else:
-                self.gives[slot.value] = flexible[slot.variable]
 
-    def _allows(self, node: NodeProto, slots: list[Slot]) -> bool:
-        """Whether nothing but the schema decides; notes the reason where there is one."""
-        label = node.name or f"{node.op_type} -> {node.output[0]}"
-        if node.op_type in self.leave:
-            self.report.refused[label] = f"{node.op_type} was to be left as it is"
-            return False
-        if list_bodies(node):
-            self.report.refused[label] = f"what {node.op_type} shares with its body keeps its type"
-            return False
-        for slot in slots:
-            clipped = node.op_type == "Slice" and slot.index in SLICE_BOUNDS
-            if slot.is_input and slot.value in self.constants and not clipped:
-                why = _explain_overflow(numpy_helper.to_array(self.constants[slot.value]))
-                if why:
-                    self.report.refused[label] = f"constant {slot.value} {why}"
-                    return False
-        return True
-
-    def _decide_casts(self) -> None:
-        """A Cast reads whatever is there, and computes 32 bits where somebody wants them."""
-        readers: dict[str, list[tuple[NodeProto, tuple[int, int]]]] = {}
-        for number, node in enumerate(self.graph.node):
-            for index, name in enumerate(node.input):
-                readers.setdefault(name, []).append((node, (number, index)))
-        for number, node in enumerate(self.graph.node):
-            if node.op_type != "Cast" or node.domain or "Cast" in self.leave:
-                continue
-            source, result = node.input[0], node.output[0]
-            if (number, 0) in self.wants:
-                self.wants[number, 0] = self.gives.get(
-                    source, source in self.constants and source not in self.inputs
-                )
-            if self.gives.get(result):
-                self.gives[result] = any(
-                    reader.op_type != "Cast" and self.wants.get(slot)
-                    for reader, slot in readers.get(result, [])
-                )
-
-    def _write(self) -> None:
-        old = list(self.graph.node)
-        self.nodes: list[NodeProto] = []
-        self.made: dict[tuple[str, bool], str] = {}  # (value, 32 bits?) -> the name it has
-        self.same: dict[str, str] = {}  # output of a Cast that is gone -> what it would have copied
-        for name in self.types:
-            self.made[name, self.gives.get(name, False) and name not in self.kept] = name
-        for number, node in enumerate(old):
-            new = NodeProto()
-            new.CopyFrom(node)
-            for index, name in enumerate(node.input):
-                if (number, index) in self.wants:
-                    clip = node.op_type == "Slice" and index in SLICE_BOUNDS
-                    new.input[index] = self._name(name, self.wants[number, index], clip=clip)
-                new.input[index] = self.same.get(new.input[index], new.input[index])
-            self._outputs(node, new, reads_narrow=self.wants.get((number, 0), False))
-        used = {
-            name for node in self.nodes for name in [*node.input, *find_captured(node)]
-        } | self.kept
-        constants = [
-            tensor
-            for tensor in self.graph.initializer
-            if tensor.name in used or tensor.name in self.inputs
+def _decide(known: Facts, opsets: dict[str, int], leave: frozenset[str]) -> list[Group]:
+    """Group the 64-bit slots of a graph, and choose those that become narrow."""
+    groups = []
+    for number, node in enumerate(known.graph.node):
+        mine: dict[object, list[Slot]] = {}
+        for slot in list_slots(node, opsets):
+            if known.types.get(slot.value, UNKNOWN) in (*NARROW, UNKNOWN):
+                mine.setdefault(slot.variable or slot, []).append(slot)
+        groups += [
+            Group(number, node, slots, _refuse(node, slots, known, leave))
+            for slots in mine.values()
         ]
-        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.initializer.extend(constants)
+    _choose(groups, known)
+    return groups
 
-    def _outputs(self, node: NodeProto, new: NodeProto, *, reads_narrow: bool) -> None:
-        restored = []
-        for index, name in enumerate(node.output):
-            if name and self.gives.get(name):
-                narrow = NARROW[self.types[name]]
-                self._set_type_attribute(new, narrow)
-                if name in self.kept:
-                    new.output[index] = self.made[name, True] = self._fresh(
-                        f"{name}_{NAMES[narrow]}"
-                    )
-                    restored.append(name)
-        is_cast = node.op_type == "Cast" and not node.domain and new.output[0] not in self.kept
-        read = self.types.get(node.input[0]) if node.input else None
-        if is_cast and [one.i for one in new.attribute if one.name == "to"] == [
-            NARROW[read] if read and reads_narrow else read
-        ]:
-            self.same[new.output[0]] = new.input[0]
-            self.report.casts_removed += 1
-        else:
-            self.nodes.append(new)
-        for name in restored:
-            self._cast(self.made[name, True], name, self.types[name])
 
-    def _set_type_attribute(self, node: NodeProto, narrow: int) -> None:
-        wanted = TYPE_ATTRIBUTE.get(node.op_type)
-        for attribute in node.attribute if wanted and not node.domain else ():
-            if attribute.name == "to" == wanted:
-                attribute.i = narrow
-            elif attribute.name == "value" == wanted:
-                value = numpy_helper.to_array(attribute.t).astype(
-                    helper.tensor_dtype_to_np_dtype(narrow)
-                )
-                attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))
-
-    def _name(self, name: str, narrow: bool, *, clip: bool) -> str:
-        """What the value is called in this type; made where it does not exist yet."""
-        if (name, narrow) not in self.made:
-            wide = self.types[name]
-            target = NARROW[wide] if narrow else wide
-            fresh = self.made[name, narrow] = self._fresh(f"{name}_{NAMES[target]}")
-            if narrow and name in self.constants and name not in self.inputs:
-                array = numpy_helper.to_array(self.constants[name])
-                if clip:
-                    limits = np.iinfo(np.int32)
-                    array = np.clip(array, limits.min, limits.max)
-                self.graph.initializer.append(
-                    numpy_helper.from_array(
-                        array.astype(helper.tensor_dtype_to_np_dtype(target)), fresh
-                    )
-                )
-                self.report.initializers += 1
-            else:
-                self._cast(self.made[name, not narrow], fresh, target)
-        return self.made[name, narrow]
-
-    def _cast(self, source: str, target: str, to: int) -> None:
-        source = self.same.get(source, source)
-        self.nodes.append(
-            helper.make_node("Cast", [source], [target], name=self._fresh(f"{target}_cast"), to=to)
+def _refuse(node: NodeProto, slots: list[Slot], known: Facts, leave: frozenset[str]) -> str | None:
+    """Why a node cannot compute in 32 bits here, if so."""
+    op = node.op_type
+    kinds = {known.types.get(slot.value, UNKNOWN) for slot in slots}
+    kind = kinds.pop()
+    if kinds or kind not in NARROW or SCHEMA_NAMES[NARROW[kind]] not in slots[0].allowed:
+        return ""
+    reasons = (
+        (op in leave, f"{op} was to be left as it is"),
+        (list_bodies(node), f"what {op} shares with its body keeps its type"),
+        (
+            op not in UNDERSTOOD or not known.is_own(node),
+            f"what {op} makes of 32 bits is not known",
+        ),
+    )
+    sizes = (
+        _explain_size(slot.value, known)
+        for slot in slots
+        if not known.fits(slot.value)
+        and not (
+            # the end of a Slice that means all that follow
+            op == "Slice"
+            and slot.is_input
+            and slot.index in SLICE_BOUNDS
+            and slot.value in known.constants
         )
-        self.report.casts_added += 1
-
-    def _fresh(self, wanted: str) -> str:
-        name = next(
-            name
-            for name in itertools.chain([wanted], (f"{wanted}_{n}" for n in itertools.count(2)))
-            if name not in self.names
-        )
-        self.names.add(name)
-        return name
+    )
+    return next((reason for holds, reason in reasons if holds), None) or next(sizes, None)
 
 
-def _explain_overflow(array: np.ndarray) -> str | None:
-    """Why 32 bits cannot hold a constant."""
-    if array.dtype.kind in "iu":
-        limits = np.iinfo(np.int32)
-        outside = array[(array < limits.min) | (array > limits.max)]
-        return f"holds {outside.flat[0]}, which int32 cannot" if outside.size else None
-    outside = array[np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)]
-    return f"holds {outside.flat[0]}, which float32 cannot" if outside.size else None
+def _explain_size(name: str, known: Facts) -> str:
+    narrow = NAMES[NARROW[known.types[name]]]
+    if name not in known.constants:
+        return f"{name} is not known to fit in {narrow}"
+    array = known.constants[name]
+    with np.errstate(over="ignore"):
+        same = array.astype(narrow) == array
+    return f"constant {name} holds {array[~same].flat[0]}, which {narrow} cannot"
+
+
+def _choose(groups: list[Group], known: Facts) -> None:
+    """Keep 64 bits wherever 32 would not make values of 64 bits fewer, or the Casts."""
+    kept = find_kept(known.graph)
+    touching: dict[str, list[Group]] = {}
+    for group in groups:
+        for slot in group.slots:
+            touching.setdefault(slot.value, []).append(group)
+    makers = {slot.value: group for group in groups for slot in group.slots if not slot.is_input}
+
+    def cost(name: str) -> tuple[int, int]:
+        maker = makers.get(name)
+        reads = {group.narrow for group in touching[name] if group is not maker}
+        wide_read = name in kept or False in reads
+        if name in known.constants:
+            return int(wide_read), 0
+        narrow = maker is not None and maker.narrow
+        return int(not narrow or wide_read), int(wide_read if narrow else True in reads)
+
+    def total(group: Group) -> tuple[int, ...]:
+        costs = [cost(name) for name in {slot.value for slot in group.slots}]
+        return tuple(map(sum, zip(*costs, strict=True)))
+
+    changed = True
+    while changed:
+        changed = False
+        for group in groups:
+            if group.narrow:
+                before = total(group)
+                group.narrow = False
+                group.narrow = total(group) >= before
+                changed |= not group.narrow
+
+
+# --- what is left ---------------------------------------------------------------------------------
 
 
 def _explain_wide_values(
@@ -333,14 +278,13 @@ def _explain_wide_values(
     }
     for part in walk_graphs(graph):
         for node in part.node:
-            shared = {*node.input, *node.output} | {
-                value.name for body in list_bodies(node) for value in [*body.input, *body.output]
-            }
-            for name in shared & set(wide) if list_bodies(node) else ():
+            bodies = list_bodies(node)
+            shared = [value.name for body in bodies for value in [*body.input, *body.output]]
+            for name in [*node.input, *node.output, *shared] if bodies else ():
                 reasons.setdefault(name, f"what {node.op_type} shares with its body keeps its type")
             for slot in list_slots(node, opsets) if node.op_type != "Cast" else ():
-                kind = wide.get(slot.value)
-                if kind and SCHEMA_NAMES[NARROW[kind]] not in slot.allowed:
+                kind = wide.get(slot.value, UNKNOWN)
+                if kind in NARROW and SCHEMA_NAMES[NARROW[kind]] not in slot.allowed:
                     verb = "reads" if slot.is_input else "gives"
                     version = opsets.get(node.domain)
                     reasons.setdefault(

@@ -1,24 +1,31 @@
-"""ONNX to ONNX: 64-bit numbers become 32-bit ones, wherever the operators allow it.
+"""ONNX to ONNX: 64-bit numbers become 32-bit ones, wherever they are proven to fit.
 
-Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them.
+Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them. A
+value is narrowed only where its range is known: constants, known dimensions, what derives from
+them, and a float that every path clamps after its Cast. float64 is narrowed where no bit is lost.
 What an operator allows is read from its schema at the model's own opset. Inputs and outputs of the
-graph keep their types, a Cast is added only at a border and shared, and a constant that 32 bits
-cannot hold is never clipped: what uses it stays as it is, with a reason.
+graph keep their types; everything else stays as it is, with a reason.
 """
 
+import hashlib
 import logging
+import math
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
+from onnx import ModelProto, TensorProto, external_data_helper
 
-from gma_lib.ascend.graphs import find_wide_values, walk_graphs
-from gma_lib.ascend.narrowing import RewriteReport, narrow_model
-from gma_lib.ascend.verify import RewriteError, verify
+from gma_lib.ascend.graphs import NARROW, find_wide_values, walk_graphs
+from gma_lib.ascend.narrowing import narrow_model
+from gma_lib.ascend.ranges import FEW
+from gma_lib.ascend.verify import Feeds, RewriteError, in_a_sentence, verify
+from gma_lib.ascend.writing import RewriteReport
 from gma_lib.runs.files import write_atomically
 from gma_lib.runs.processes import tie_child
 from gma_lib.runs.progress import show_messages
@@ -30,7 +37,8 @@ def rewrite_file(
     source: Path,
     target: Path,
     *,
-    feeds: dict[str, np.ndarray] | None = None,
+    feeds: Feeds | Sequence[Feeds] | None = None,
+    sizes: dict[str, int] | None = None,
     leave: frozenset[str] = frozenset(),
     largest_batch: int | None = None,
 ) -> RewriteReport:
@@ -38,8 +46,8 @@ def rewrite_file(
 
     Parameters
     ----------
-    feeds
-        Inputs to compare both graphs with; random ones when None, which needs fixed input shapes.
+    feeds, sizes
+        Inputs to compare both graphs with, or what open axes of inputs made here become.
     leave
         Operators to leave as they are, for runtimes that lack a kernel that the schema promises.
     largest_batch
@@ -50,16 +58,58 @@ def rewrite_file(
     Raises
     ------
     RewriteError
-        When the result is invalid, does not load, or computes something else. ``target`` is then
-        not written.
+        When the source is no valid graph, or the result is invalid, does not load, or computes
+        something else. ``target`` is then not written.
     """
-    before = onnx.load(source)
-    after, report = narrow_model(before, leave=leave)
-    if report.changed:
-        verify(before, after, feeds=feeds, largest_batch=largest_batch)
-    with write_atomically(target) as partial:
-        onnx.save(after, partial)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".rewrite-") as name:
+        folder = Path(name)
+        before = _read_model(source, target.name, folder)
+        with in_a_sentence(f"{source} cannot be rewritten"):
+            after, report = narrow_model(before, leave=leave)
+        if report.changed:
+            report.not_compared = verify(
+                before, after, feeds=feeds, sizes=sizes, largest_batch=largest_batch, folder=folder
+            )
+        for data in folder.iterdir():
+            data.replace(target.parent / data.name)
+        with write_atomically(target) as partial:
+            onnx.save(after if report.changed else before, partial)
     return report
+
+
+def _read_model(source: Path, name: str, folder: Path) -> ModelProto:
+    """Read a graph, check it, and copy its external data, renamed after the target, to a folder.
+
+    Of external data, only numbers of 64 bits and small tensors are loaded: 2 GB of weights stay in
+    their file.
+    """
+    with in_a_sentence(f"{source} cannot be read as a valid ONNX graph"):
+        model = onnx.load(source, load_external_data=False)
+        graphs = list(walk_graphs(model.graph))
+        for tensor in (tensor for graph in graphs for tensor in graph.initializer):
+            if tensor.data_location != TensorProto.EXTERNAL:
+                continue
+            if tensor.data_type in NARROW or math.prod(tensor.dims) <= FEW:
+                external_data_helper.load_external_data_for_tensor(tensor, str(source.parent))
+                tensor.data_location = TensorProto.DEFAULT
+                del tensor.external_data[:]
+                continue
+            place = next(entry for entry in tensor.external_data if entry.key == "location")
+            digest = hashlib.sha256(place.value.encode()).hexdigest()[:8]
+            renamed = folder / f"{name}.{digest}.data"
+            if not renamed.exists():
+                shutil.copyfile(source.parent / place.value, renamed)
+            place.value = renamed.name
+        inferred = onnx.shape_inference.infer_shapes(model).graph.output
+        for value, known in zip(model.graph.output, inferred, strict=True):
+            if not value.type.tensor_type.HasField("shape"):  # ONNX Runtime does without
+                value.CopyFrom(known)
+        checked = folder / "checked.onnx"
+        onnx.save(model, checked)
+        onnx.checker.check_model(str(checked), full_check=True)
+        checked.unlink()
+    return model
 
 
 def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
@@ -78,7 +128,7 @@ def rewrite_with_vendor_tool(
     target: Path,
     *,
     python: str = "python3",
-    feeds: dict[str, np.ndarray] | None = None,
+    feeds: Feeds | Sequence[Feeds] | None = None,
     timeout_s: float = 3600,
 ) -> None:
     """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe
@@ -133,7 +183,9 @@ def computes_wide(path: Path) -> bool:
     """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to
     rewrite.
     """
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    with in_a_sentence(f"{path} cannot be read as an ONNX graph"):
+        model = onnx.load(path, load_external_data=False)
+        graph = onnx.shape_inference.infer_shapes(model).graph
     computed = {name for part in walk_graphs(graph) for node in part.node for name in node.output}
     return bool(computed & set(find_wide_values(graph)))
 
@@ -143,25 +195,49 @@ def computes_wide(path: Path) -> bool:
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--leave", multiple=True, help="An operator to leave as it is.")
 @click.option(
+    "--size",
+    "sizes",
+    type=(str, click.IntRange(min=0)),
+    multiple=True,
+    help="What an open axis becomes for the comparison: its name and a size.",
+)
+@click.option(
+    "--feeds",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Inputs to compare both graphs with, by name, as .npz; once for each set.",
+)
+@click.option(
     "--vendor-python",
     help="Ask auto_optimizer instead, which this interpreter has; its result is verified.",
 )
-def main(source: Path, target: Path, leave: tuple[str, ...], vendor_python: str | None) -> None:
+def main(
+    source: Path,
+    target: Path,
+    leave: tuple[str, ...],
+    sizes: tuple[tuple[str, int], ...],
+    feeds: tuple[Path, ...],
+    vendor_python: str | None,
+) -> None:
     """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
     show_messages()
     try:
+        with in_a_sentence("the feeds cannot be read"):
+            given = [dict(np.load(path, allow_pickle=False)) for path in feeds] or None
         if vendor_python:
-            rewrite_with_vendor_tool(source, target, python=vendor_python)
+            rewrite_with_vendor_tool(source, target, python=vendor_python, feeds=given)
             left = len(find_wide_values(onnx.shape_inference.infer_shapes(onnx.load(target)).graph))
             log.info(
                 f"auto_optimizer's result computes the same; it leaves {left} values of 64 bits."
             )
         else:
-            report = rewrite_file(source, target, leave=frozenset(leave))
+            report = rewrite_file(
+                source, target, leave=frozenset(leave), feeds=given, sizes=dict(sizes)
+            )
             log.info(report.to_sentence())
             for node, reason in report.refused.items():
                 log.info(f"left as it is: {node}: {reason}")
-    except (RewriteError, ValueError) as error:
+    except (RewriteError, OSError) as error:
         raise SystemExit(f"rewrite: {error}") from error
 
 

@@ -3,6 +3,7 @@ reason.
 """
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import DOUBLE, FLOAT, INT32, INT64, make
@@ -11,41 +12,136 @@ from gma_lib.ascend.narrowing import narrow_model
 from gma_lib.ascend.verify import RewriteError, verify
 
 
+def run_all(model, feed):
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, feed)
+
+
+def run(model, feed):
+    return run_all(model, feed)[0]
+
+
 def operators(model):
     return [node.op_type for node in model.graph.node]
 
 
-def test_index_arithmetic_becomes_int32():
-    """float -> int64 -> + 1 -> Gather: the Cast changes its target, the constant is copied, no Cast
-    is added.
-    """
-    model = make(
+def gather_clamped(*clamps, opset=13):
+    """float -> int64 -> + 1 -> clamps -> Gather."""
+    return make(
         [
             helper.make_node("Cast", ["x"], ["i"], to=INT64),
             helper.make_node("Add", ["i", "one"], ["j"]),
-            helper.make_node("Gather", ["table", "j"], ["y"]),
+            *clamps,
+            helper.make_node("Gather", ["table", "k"], ["y"]),
         ],
-        [("x", FLOAT, [3])],
-        [("y", FLOAT, [3])],
-        [("one", np.array([1])), ("table", np.arange(300, dtype=np.float32))],
+        [("x", FLOAT, [6])],
+        [("y", FLOAT, [6])],
+        [
+            ("one", np.array(1)),
+            ("low", np.array(0)),
+            ("high", np.array(21)),
+            ("table", np.arange(300, dtype=np.float32)),
+        ],
+        opset=opset,
+    )
+
+
+WAYS = {
+    "Clip": [helper.make_node("Clip", ["j", "low", "high"], ["k"])],
+    "Max and Min": [
+        helper.make_node("Min", ["high", "j"], ["c"]),
+        helper.make_node("Max", ["c", "low"], ["k"]),
+    ],
+    "Where, as the guide's graph has it": [
+        helper.make_node("Less", ["j", "low"], ["below"]),
+        helper.make_node("Where", ["below", "low", "j"], ["c"]),
+        helper.make_node("Greater", ["c", "high"], ["above"]),
+        helper.make_node("Where", ["above", "high", "c"], ["k"]),
+    ],
+    "Where, turned round": [
+        helper.make_node("LessOrEqual", ["low", "j"], ["enough"]),
+        helper.make_node("Where", ["enough", "j", "low"], ["c"]),
+        helper.make_node("LessOrEqual", ["c", "high"], ["fine"]),
+        helper.make_node("Not", ["fine"], ["above"]),
+        helper.make_node("Where", ["above", "high", "c"], ["k"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_clamp_behind_a_cast_moves_in_front(way):
+    """The same index for what int32 cannot hold, for infinity and for what is no number."""
+    model = gather_clamped(*WAYS[way])
+    after, report = narrow_model(model)
+    assert operators(after)[:4] == ["Less", "Clip", "Where", "Cast"]
+    assert (report.clamps_moved, report.wide_after, report.casts_added) == (1, 0, 0)
+    numbers = [
+        np.nan,
+        np.inf,
+        -np.inf,
+        3e9,
+        -3e9,
+        1e18,
+        -1e30,
+        2.0**31,
+        0,
+        -1,
+        -1.5,
+        20.9,
+        21,
+        22.5,
+    ]
+    for x in np.array([*numbers, 0, 0, 0, 0], np.float32).reshape(-1, 6):
+        np.testing.assert_array_equal(run(model, {"x": x}), run(after, {"x": x}))
+
+
+@pytest.mark.parametrize(
+    "bounds", [("", "high"), ("low", ""), ("low", "open")], ids=["above", "below", "not constant"]
+)
+def test_a_cast_that_nothing_bounds_is_left(bounds):
+    model = gather_clamped(helper.make_node("Clip", ["j", *bounds], ["k"]))
+    model.graph.input.append(helper.make_tensor_value_info("open", INT64, []))
+    after, report = narrow_model(model)
+    assert (report.clamps_moved, report.casts_added) == (0, 0)
+    assert "Gather -> y" in report.refused
+    assert operators(after) == operators(model)
+
+
+def test_one_path_without_a_clamp_is_enough_to_leave_a_cast():
+    model = gather_clamped(*WAYS["Clip"])
+    model.graph.node.append(helper.make_node("Cast", ["j"], ["z"], to=FLOAT))
+    model.graph.output.append(helper.make_tensor_value_info("z", FLOAT, [6]))
+    after, report = narrow_model(model)
+    assert report.clamps_moved == 0
+    x = np.array([3e9, -3e9, 0, 1, 2, 3e18], np.float32)
+    for one, other in zip(run_all(model, {"x": x}), run_all(after, {"x": x}), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_known_dimensions_are_constants_and_open_ones_stay():
+    """x.shape[1] of (n, 3): the 3 is folded; n may be anything."""
+    model = make(
+        [
+            helper.make_node("Shape", ["x"], ["s"]),
+            helper.make_node("Gather", ["s", "one"], ["three"]),
+            helper.make_node("Range", ["zero", "three", "one_"], ["r"]),
+            helper.make_node("Cast", ["r"], ["y"], to=FLOAT),
+            helper.make_node("Gather", ["s", "zero"], ["n"]),
+            helper.make_node("Range", ["zero", "n", "one_"], ["q"]),
+            helper.make_node("Cast", ["q"], ["z"], to=FLOAT),
+        ],
+        [("x", FLOAT, ["n", 3])],
+        [("y", FLOAT, [3]), ("z", FLOAT, ["m"])],
+        [("one", np.array(1)), ("zero", np.array(0)), ("one_", np.array(1))],
     )
     after, report = narrow_model(model)
     verify(model, after)
-    assert operators(after) == ["Cast", "Add", "Gather"]
-    assert after.graph.node[0].attribute[0].i == INT32
-    assert (report.wide_before, report.wide_after, report.casts_added, report.initializers) == (
-        3,
-        0,
-        0,
-        1,
-    )
-    assert model.graph.node[0].attribute[0].i == INT64  # the original is as it was
+    assert operators(after).count("Range") == 1
+    assert "Range -> q" in report.refused
 
 
 def test_what_onnx_demands_stays_with_its_reason():
-    """Shape gives int64 and Reshape reads it: the arithmetic between is int32, one Cast at each
-    border.
-    """
     model = make(
         [
             helper.make_node("Shape", ["x"], ["s"]),
@@ -58,58 +154,56 @@ def test_what_onnx_demands_stays_with_its_reason():
     )
     after, report = narrow_model(model)
     verify(model, after)
-    assert operators(after) == ["Shape", "Cast", "Gather", "Cast", "Reshape"]
-    assert set(report.left.values()) == {
-        "Shape gives int64 at opset 13",
-        "Reshape reads int64 at opset 13",
-    }
+    assert operators(after) == ["Reshape"]
+    assert report.left == {"t": "Reshape reads int64 at opset 13"}
     assert report.refused == {}
 
 
 @pytest.mark.parametrize("opset", [8, 11, 13])
 def test_the_model_s_own_opset_decides(opset):
-    """Max takes int32 from opset 12 on; with the newest schema in hand, one would break older
+    """Less compares int32 from opset 9 on; with the newest schema in hand, one would break older
     models.
     """
     model = make(
-        [helper.make_node("Max", ["x", "x"], ["y"])],
-        [("x", DOUBLE, [2])],
-        [("y", DOUBLE, [2])],
-        opset=opset,
-    )
-    after, report = narrow_model(model)
-    verify(model, after)
-    whole = make(
         [
-            helper.make_node("Cast", ["x"], ["i"], to=INT64),
-            helper.make_node("Max", ["i", "i"], ["m"]),
+            helper.make_node("Cast", ["x"], ["d"], to=DOUBLE),
+            helper.make_node("Max", ["d", "d"], ["m"]),
             helper.make_node("Cast", ["m"], ["y"], to=FLOAT),
         ],
         [("x", FLOAT, [2])],
         [("y", FLOAT, [2])],
-        opset=13,
-    )
-    assert narrow_model(whole)[1].wide_after == 0
-    assert report.wide_after == 2  # the graph's own input and output
-
-
-def test_one_cast_serves_all_readers():
-    model = make(
-        [
-            helper.make_node("Add", ["x", "x"], ["a"]),
-            helper.make_node("Mul", ["x", "a"], ["b"]),
-            helper.make_node("Sub", ["b", "x"], ["y"]),
-        ],
-        [("x", INT64, [4])],
-        [("y", INT64, [4])],
+        opset=opset,
     )
     after, report = narrow_model(model)
     verify(model, after)
-    assert operators(after) == ["Cast", "Add", "Mul", "Sub", "Cast"]
-    assert [
-        value.type.tensor_type.elem_type for value in (after.graph.input[0], after.graph.output[0])
-    ] == [INT64, INT64]
+    assert report.wide_after == 0
+    assert operators(after)[0] == "Max"
+
+
+def test_one_cast_serves_all_readers():
+    """An input may hold anything; behind a clamp it cannot."""
+    model = make(
+        [
+            helper.make_node("Clip", ["x", "low", "high"], ["c"]),
+            helper.make_node("Add", ["c", "c"], ["a"]),
+            helper.make_node("Mul", ["c", "a"], ["b"]),
+            helper.make_node("Sub", ["b", "c"], ["y"]),
+        ],
+        [("x", INT64, [4])],
+        [("y", INT64, [4])],
+        [("low", np.array(0)), ("high", np.array(1000))],
+    )
+    after, report = narrow_model(model)
+    verify(model, after)
+    assert operators(after) == ["Clip", "Cast", "Add", "Mul", "Sub", "Cast"]
     assert report.casts_added == 2
+    too_large = make(
+        [*model.graph.node],
+        [("x", INT64, [4])],
+        [("y", INT64, [4])],
+        [("low", np.array(0)), ("high", np.array(2**16))],
+    )
+    assert "Mul -> b" in narrow_model(too_large)[1].refused
 
 
 def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
@@ -118,15 +212,14 @@ def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
         [
             helper.make_node("Cast", ["x"], ["i"], to=INT64),
             helper.make_node("Add", ["i", "big"], ["j"], name="sum"),
-            helper.make_node("Slice", ["j", "start", "end"], ["k"]),
-            helper.make_node("Cast", ["k"], ["y"], to=FLOAT),
+            helper.make_node("Cast", ["j"], ["y"], to=FLOAT),
         ],
-        [("x", FLOAT, [4])],
-        [("y", FLOAT, [3])],
-        [("big", np.array([2**40])), ("start", np.array([1])), ("end", np.array([biggest]))],
+        [("x", INT32, [4])],
+        [("y", FLOAT, [4])],
+        [("big", np.array([2**40]))],
     )
     after, report = narrow_model(model)
-    assert report.refused == {"sum": f"constant big holds {2**40}, which int32 cannot"}
+    assert report.refused["sum"] == f"constant big holds {2**40}, which int32 cannot"
     sliced = make(
         [helper.make_node("Slice", ["x", "start", "end"], ["y"])],
         [("x", FLOAT, [4])],
@@ -142,29 +235,25 @@ def test_a_constant_is_never_clipped_but_a_slice_s_end_is():
     assert report.refused == {}
 
 
-def test_constant_of_shape_keeps_type_and_payload_together():
+@pytest.mark.parametrize(("number", "narrow"), [(7, True), (2**31 - 1, True), (2**31, False)])
+def test_constant_of_shape_keeps_type_and_payload_together(number, narrow):
     """The vendor's tool changes the type and leaves eight bytes behind, which no checker sees."""
-    value = numpy_helper.from_array(np.array([7]), "value")
+    value = numpy_helper.from_array(np.array([number]), "value")
     model = make(
         [
+            helper.make_node("Shape", ["x"], ["shape"]),
             helper.make_node("ConstantOfShape", ["shape"], ["c"], value=value),
-            helper.make_node("Cast", ["c"], ["f"], to=FLOAT),
-            helper.make_node("Add", ["f", "x"], ["g"]),
-            helper.make_node("Gather", ["x", "c"], ["h"]),
-            helper.make_node("Add", ["g", "h"], ["y"]),
+            helper.make_node("Cast", ["c"], ["y"], to=FLOAT),
         ],
-        [("x", FLOAT, [9])],
-        [("y", FLOAT, [9])],
-        [("shape", np.array([9]))],
+        [("x", FLOAT, ["n"])],
+        [("y", FLOAT, ["n"])],
     )
     after, report = narrow_model(model)
     verify(model, after)
-    constant = (
-        next(node for node in after.graph.node if node.op_type == "ConstantOfShape").attribute[0].t
-    )
-    assert numpy_helper.to_array(constant).tolist() == [7]
-    assert constant.data_type == INT32
-    assert list(report.left.values()) == ["ConstantOfShape reads int64 at opset 13"]
+    constant = after.graph.node[1].attribute[0].t
+    assert numpy_helper.to_array(constant).tolist() == [number]
+    assert constant.data_type == (INT32 if narrow else INT64)
+    assert report.casts_added == 0
 
 
 def test_a_constant_read_both_ways_exists_twice():
@@ -189,56 +278,73 @@ def test_a_cast_with_nothing_left_to_do_goes():
     model = make(
         [
             helper.make_node("Cast", ["x"], ["i"], to=INT64),
-            helper.make_node("Add", ["i", "i"], ["j"]),
+            helper.make_node("Max", ["i", "i"], ["j"]),
             helper.make_node("Cast", ["j"], ["k"], to=INT32),
             helper.make_node("Neg", ["k"], ["y"]),
         ],
-        [("x", FLOAT, [2])],
+        [("x", INT32, [2])],
         [("y", INT32, [2])],
     )
     after, report = narrow_model(model)
     verify(model, after)
-    assert operators(after) == ["Cast", "Add", "Neg"]
-    assert report.casts_removed == 1
+    assert operators(after) == ["Max", "Neg"]
+    assert report.casts_removed == 2
 
 
-def test_double_and_other_people_s_operators():
-    """float64 arithmetic, TopK, Where and an If whose bodies read from outside."""
+def test_an_if_whose_bodies_read_from_outside():
+    """What the bodies share keeps its type; within them, what is proven does not."""
     branch = [
         helper.make_graph(
-            [helper.make_node(op, ["d", "d"], ["o"])],
+            [
+                helper.make_node("Add", ["i", "one"], ["j"]),
+                helper.make_node(op, ["j", "j"], ["k"]),
+                helper.make_node("Cast", ["k"], ["o"], to=FLOAT),
+            ],
             op,
             [],
-            [helper.make_tensor_value_info("o", DOUBLE, [4])],
+            [helper.make_tensor_value_info("o", FLOAT, [4])],
         )
-        for op in ("Add", "Mul")
+        for op in ("Max", "Min")
     ]
     model = make(
         [
-            helper.make_node("Cast", ["x"], ["c"], to=DOUBLE),
-            helper.make_node("Mul", ["c", "half"], ["d"]),
-            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
-            helper.make_node("Greater", ["sum", "zero"], ["yes"]),
-            helper.make_node("If", ["yes"], ["e"], then_branch=branch[0], else_branch=branch[1]),
-            helper.make_node("Cast", ["e"], ["f"], to=FLOAT),
-            helper.make_node("TopK", ["f", "two"], ["v", "i"]),
-            helper.make_node("Less", ["i", "two"], ["mask"]),
-            helper.make_node("Where", ["mask", "i", "two"], ["w"]),
-            helper.make_node("Cast", ["w"], ["y"], to=FLOAT),
+            helper.make_node("Clip", ["x", "one", "nine"], ["i"]),
+            helper.make_node("If", ["yes"], ["y"], then_branch=branch[0], else_branch=branch[1]),
         ],
-        [("x", FLOAT, [4])],
-        [("y", FLOAT, [2])],
-        [
-            ("half", np.array(0.5)),
-            ("axes", np.array([0])),
-            ("zero", np.array(0, np.float32)),
-            ("two", np.array([2])),
-        ],
+        [("x", INT64, [4]), ("yes", TensorProto.BOOL, [])],
+        [("y", FLOAT, [4])],
+        [("one", np.array(1)), ("nine", np.array(9))],
     )
     after, report = narrow_model(model)
-    verify(model, after)
-    assert any("TopK gives int64" in reason for reason in report.left.values())
-    assert not {"half"} & set(report.left)
+    assert verify(model, after) == []
+    bodies = [attribute.g for attribute in after.graph.node[1].attribute]
+    assert sorted([node.op_type for node in body.node] for body in bodies) == [
+        ["Cast", "Add", "Max", "Cast"],
+        ["Cast", "Add", "Min", "Cast"],
+    ]
+    assert report.casts_added == 2
+
+
+def test_float64_becomes_float32_only_where_no_bit_is_lost():
+    """A clamp of what was float32 is exact; a sum is not, even of small numbers."""
+
+    def model(op, number):
+        return make(
+            [
+                helper.make_node("Cast", ["x"], ["d"], to=DOUBLE),
+                helper.make_node(op, ["d", "number"], ["e"]),
+                helper.make_node("Cast", ["e"], ["y"], to=FLOAT),
+            ],
+            [("x", FLOAT, [4])],
+            [("y", FLOAT, [4])],
+            [("number", np.array(number))],
+        )
+
+    assert narrow_model(model("Max", 0.5))[1].wide_after == 0
+    for op, number in (("Max", 0.1), ("Add", 0.5), ("Max", 1e300)):
+        after, report = narrow_model(model(op, number))
+        assert report.wide_after == 3
+        assert operators(after) == ["Cast", op, "Cast"]
 
 
 def test_unknown_operators_are_left_alone_and_keep_their_domain():
@@ -416,24 +522,31 @@ def _other_graphs():
 
 
 @pytest.mark.parametrize(
-    ("name", "left", "casts"),
+    ("name", "left"),
     [
-        ("position code: Range, CumSum, Mod", set(), 0),
+        ("position code: Range, CumSum, Mod", set()),
         (
             "detection head: NonMaxSuppression",
-            {"Reshape reads", "NonMaxSuppression reads", "NonMaxSuppression gives"},
-            1,
+            {
+                "Reshape reads",
+                "NonMaxSuppression reads",
+                "NonMaxSuppression gives",
+                "refused, see there",
+            },
         ),
-        ("classifier: ArgMax and OneHot", {"ArgMax gives", "refused, see there"}, 0),
-        ("mask: NonZero, Transpose, GatherND", {"NonZero gives", "GatherND reads"}, 2),
-        ("resize with an empty input between", {"Resize reads"}, 0),
-        ("scatter, tile and expand", {"ScatterND reads", "Tile reads", "Expand reads"}, 0),
-        ("a loop that counts", {"what Loop shares with its body keeps its type"}, 5),
-        ("double arithmetic: Einsum, ReduceMean, Sqrt", set(), 0),
+        ("classifier: ArgMax and OneHot", {"ArgMax gives", "refused, see there"}),
+        ("mask: NonZero, Transpose, GatherND", {"NonZero gives", "GatherND reads"}),
+        ("resize with an empty input between", {"Resize reads"}),
+        ("scatter, tile and expand", {"ScatterND reads", "Tile reads", "Expand reads"}),
+        (
+            "a loop that counts",
+            {"what Loop shares with its body keeps its type", "refused, see there"},
+        ),
+        ("double arithmetic: Einsum, ReduceMean, Sqrt", {"refused, see there"}),
     ],
 )
-def test_other_people_s_graphs(name, left, casts):
-    """Whatever stays has the operator that demands it as its reason, Casts stand beside those only,
+def test_other_people_s_graphs(name, left):
+    """Whatever stays has the operator that demands it as its reason, no Cast is added for nothing,
     and the numbers are the same.
     """
     model = _other_graphs()[name]
@@ -442,14 +555,9 @@ def test_other_people_s_graphs(name, left, casts):
     )  # ONNX Runtime has none for int32, although the schema allows it
     after, report = narrow_model(model, leave=leave)
     verify(model, after)
-    said = {reason.split(" int64")[0] for reason in report.left.values()}
-    assert said == left
-    assert report.casts_added == casts
+    assert {reason.split(" int64")[0] for reason in report.left.values()} == left
+    assert report.casts_added == 0
     assert (report.wide_after == 0) == (not left)
-    assert any("refused" in reason for reason in report.left.values()) == bool(leave)
-    assert {reason for reason in report.refused.values() if "body" not in reason} == (
-        {"OneHot was to be left as it is"} if leave else set()
-    )
 
 
 def test_two_graphs_with_the_same_names_do_not_disturb_each_other():
@@ -458,7 +566,7 @@ def test_two_graphs_with_the_same_names_do_not_disturb_each_other():
         model = _other_graphs()["detection head: NonMaxSuppression"]
         after, report = narrow_model(model)
         verify(model, after)
-        assert report.casts_added == 1
+        assert report.casts_added == 0
 
 
 def test_a_constant_with_one_reader_that_demands_it_and_two_that_do_not():

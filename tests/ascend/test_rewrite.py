@@ -18,18 +18,18 @@ from gma_lib.ascend.verify import RewriteError
 
 
 def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
-    """The schema allows Unique of int32; should ONNX Runtime not have it, the user can leave it
+    """The schema allows OneHot of int32; should ONNX Runtime not have it, the user can leave it
     out.
     """
     model = make(
         [
-            helper.make_node("Cast", ["x"], ["i"], to=INT64),
-            helper.make_node("Unique", ["i"], ["u"], sorted=1),
-            helper.make_node("ReduceSum", ["u"], ["s"], keepdims=1),
-            helper.make_node("Cast", ["s"], ["y"], to=FLOAT),
+            helper.make_node("ArgMax", ["x"], ["a"], axis=0),
+            helper.make_node("OneHot", ["a", "depth", "off_on"], ["i"]),
+            helper.make_node("Cast", ["i"], ["y"], to=FLOAT),
         ],
         [("x", FLOAT, [4])],
-        [("y", FLOAT, [1])],
+        [("y", FLOAT, [1, 4])],
+        [("depth", np.array(4)), ("off_on", np.array([0, 1]))],
     )
     onnx.save(model, tmp_path / "in.onnx")
     with pytest.raises(
@@ -37,7 +37,7 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
     ):
         rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
-    report = rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx", leave=frozenset({"Unique"}))
+    report = rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx", leave=frozenset({"OneHot"}))
     assert any("was to be left" in reason for reason in report.refused.values())
 
 
@@ -89,7 +89,7 @@ def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
     ONNX Runtime refuses.
     """
     seen = []
-    monkeypatch.setattr(verification, "make_random_feeds", _noting(seen))
+    monkeypatch.setattr(verification, "make_feeds", _noting(seen))
 
     def graph(reshaped):
         return make(
@@ -116,11 +116,11 @@ def test_a_large_batch_is_compared_in_a_small_one(tmp_path, monkeypatch):
 
 
 def _noting(seen):
-    original = verification.make_random_feeds
+    original = verification.make_feeds
 
-    def noting(model):
+    def noting(model, sizes):
         seen.append(model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
-        return original(model)
+        return original(model, sizes)
 
     return noting
 
@@ -216,3 +216,90 @@ def test_what_computes_nothing_wide_is_copied(gather, tmp_path):
     assert "64 bits before" in rewrite.rewrite_where_needed(
         tmp_path / "wide.onnx", tmp_path / "out.onnx"
     )
+
+
+def _damage(path, how):
+    model = onnx.load(path)
+    node = model.graph.node[0]
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-7])
+        return
+    if how == "no graph":
+        path.write_bytes(b"not a graph")
+        return
+    if how == "future opset":
+        model.opset_import[0].version = 99
+    elif how == "cycle":
+        model.graph.node.append(helper.make_node("Neg", ["b"], ["a"]))
+        model.graph.node.append(helper.make_node("Neg", ["a"], ["b"]))
+    elif how == "name used twice":
+        model.graph.node.append(node)
+    elif how == "output of unknown type":
+        node.domain = "people"
+        model.graph.output[0].ClearField("type")
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["truncated", "no graph", "future opset", "cycle", "name used twice", "output of unknown type"],
+)
+def test_what_is_no_valid_graph_is_refused_in_one_line(gather, tmp_path, how):
+    _damage(gather, how)
+    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx")])
+    assert done.exit_code == 1
+    assert done.output.startswith("rewrite: ")
+    assert done.output.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
+
+
+def test_open_axes_and_feeds_on_the_command_line(tmp_path):
+    """The second axis must be four: a size for it, or feeds, and the comparison runs."""
+    model = make(
+        [
+            helper.make_node("Gather", ["x", "n"], ["g"]),
+            helper.make_node("Add", ["g", "four"], ["y"]),
+        ],
+        [("x", FLOAT, ["k", "wide"])],
+        [("y", FLOAT, [1, "out"])],
+        [("n", np.array([0])), ("four", np.ones([4], np.float32))],
+    )
+    files = [str(tmp_path / name) for name in ("in.onnx", "out.onnx")]
+    onnx.save(model, files[0])
+    np.savez(tmp_path / "feed.npz", x=np.ones([3, 4], np.float32))
+    np.savez(tmp_path / "wrong.npz", x=np.ones([3, 5], np.float32))
+    results = [
+        CliRunner().invoke(rewrite.main, [*files, *map(str, options)]).exit_code
+        for options in (
+            ["--size", "wide", 4],
+            ["--feeds", tmp_path / "feed.npz"],
+            ["--feeds", tmp_path / "wrong.npz"],
+        )
+    ]
+    assert results == [0, 0, 1]
+
+
+def test_weights_in_a_file_of_their_own_stay_there(tmp_path):
+    """As of a graph above 2 GB: numbers of 64 bits are read, weights copied beside the target."""
+    weights = np.arange(4000, dtype=np.float32).reshape(1000, 4)
+    model = make(
+        [
+            helper.make_node("Gather", ["weights", "n"], ["g"]),
+            helper.make_node("Add", ["g", "x"], ["y"]),
+        ],
+        [("x", FLOAT, [4])],
+        [("y", FLOAT, [3, 4])],
+        [("weights", weights), ("n", np.array([999, 0, 5]))],
+    )
+    (tmp_path / "from").mkdir()
+    source = tmp_path / "from" / "in.onnx"
+    onnx.save(model, source, save_as_external_data=True, location="data.bin", size_threshold=0)
+    report = rewrite_file(source, tmp_path / "to" / "out.onnx")
+    assert report.wide_after == 0
+    model_file, data = sorted((tmp_path / "to").iterdir())
+    assert data.stat().st_size >= weights.nbytes > model_file.stat().st_size
+    tensors = {tensor.name: tensor for tensor in onnx.load(model_file).graph.initializer}
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensors["weights"]), weights)
+    (tmp_path / "from" / "data.bin").write_bytes(b"cut short")
+    with pytest.raises(RewriteError):
+        rewrite_file(source, tmp_path / "to" / "other.onnx")
