@@ -169,9 +169,9 @@ def _find_limits(facts: Facts) -> dict[str, Range]:
 
 def _round_outward(low: float, high: float) -> tuple[np.float32, np.float32]:
     ends = np.float32(low), np.float32(high)
-    return (
-        ends[0] if ends[0] <= low else np.nextafter(ends[0], np.float32(-np.inf)),
-        ends[1] if ends[1] >= high else np.nextafter(ends[1], np.float32(np.inf)),
+    return (  # as Python numbers, because numpy would round the other side as well
+        ends[0] if float(ends[0]) <= low else np.nextafter(ends[0], np.float32(-np.inf)),
+        ends[1] if float(ends[1]) >= high else np.nextafter(ends[1], np.float32(np.inf)),
     )
 
 

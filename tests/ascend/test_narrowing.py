@@ -96,6 +96,27 @@ def test_a_clamp_behind_a_cast_moves_in_front(way):
         np.testing.assert_array_equal(run(model, {"x": x}), run(after, {"x": x}))
 
 
+def test_a_bound_that_float32_cannot_say_moves_outward():
+    """2^24 + 1 would be rounded down, and everything above it with it."""
+    model = make(
+        [
+            helper.make_node("Cast", ["x"], ["i"], to=INT64),
+            helper.make_node("Clip", ["i", "low", "high"], ["c"]),
+            helper.make_node("Sub", ["c", "high"], ["d"]),
+            helper.make_node("Cast", ["d"], ["y"], to=FLOAT),
+        ],
+        [("x", FLOAT, [2])],
+        [("y", FLOAT, [2])],
+        [("low", np.array(-(2**24) - 1)), ("high", np.array(2**24 + 1))],
+    )
+    after, report = narrow_model(model)
+    assert report.clamps_moved == 1
+    for number in (3e9, 0.0):
+        x = np.array([number, -number], np.float32)
+        np.testing.assert_array_equal(run(model, {"x": x}), run(after, {"x": x}))
+    assert run(after, {"x": np.full(2, 3e9, np.float32)}).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     "bounds", [("", "high"), ("low", ""), ("low", "open")], ids=["above", "below", "not constant"]
 )
