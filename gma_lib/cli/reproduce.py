@@ -68,7 +68,7 @@ def main(
     outputs = locate_path(runs[0]["outputs"])
     require_writable(outputs)
     ended = run_stages(runs, until=until, write_page=notebook_to_html, force=force)
-    if until is None:
+    if until is None and "interrupted" not in ended:
         page = outputs / profile / "index.html"
         if ended.count("up to date") < len(ended) or not _is_current(page):
             report.write_index(outputs, profile)

@@ -197,6 +197,9 @@ def find_pairs(
         raise ValueError(
             f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}"
         )
+    for scene in wanted:
+        if "\n" in scene:
+            raise ValueError(f"{frames_folder}: scene {scene!r} holds a newline: rename the folder")
     return [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]

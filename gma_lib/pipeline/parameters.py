@@ -169,26 +169,21 @@ def choose_lookup(backend: str, lookup: str | None) -> str:
 
 
 def read_parameters(stage: str) -> dict[str, object]:
-    """Read the names and defaults of a notebook's parameters from its tagged cell: lines ``name =
-    literal  # type: int|None - what it is``.
+    """Read the names and defaults of a notebook's parameters from its tagged cell.
 
     papermill reads the same lines (``papermill --help-notebook``), and gives the same; importing it
     takes 2.4 s, which a run that is up to date would pay.
     """
-    tagged = [
-        cell for cell in read_cells(stage) if "parameters" in cell["metadata"].get("tags", [])
-    ]
-    if len(tagged) != 1:
-        raise ValueError(
-            f"notebooks/{stage}.ipynb has {len(tagged)} cells tagged 'parameters'; it needs one"
-        )
-    parameters = {}
-    for line in "".join(tagged[0]["source"]).splitlines():
-        match = re.fullmatch(r"(\w+) = (.+?)  # type: \S+( - .*)?", line)
-        if match is None:
-            raise ValueError(f"notebooks/{stage}.ipynb: not 'name = value  # type: ...': {line}")
-        parameters[match[1]] = ast.literal_eval(match[2])
-    return parameters
+    source = next(
+        "".join(cell["source"])
+        for cell in read_cells(stage)
+        if "parameters" in cell["metadata"].get("tags", [])
+    )
+    return {
+        ast.unparse(line.targets[0]): ast.literal_eval(line.value)
+        for line in ast.parse(source).body
+        if isinstance(line, ast.Assign)
+    }
 
 
 def resolve_parameters(profile: str, overrides: Mapping[str, object]) -> Record:

@@ -234,6 +234,8 @@ def _execute_cells(job: Job, running: Path) -> None:
     import papermill
     from jupyter_client.manager import AsyncKernelManager
 
+    notebook = NOTEBOOKS / f"{job.stage}.ipynb"
+
     class TiedKernel(AsyncKernelManager):
         start_kernel = partialmethod(AsyncKernelManager.start_kernel, **tie_child())
 
@@ -247,9 +249,10 @@ def _execute_cells(job: Job, running: Path) -> None:
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         logging.getLogger("papermill").setLevel(logging.ERROR)
+        # papermill fills in what stands in braces in a path
+        paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, running)]
         papermill.execute_notebook(
-            str(NOTEBOOKS / f"{job.stage}.ipynb"),
-            str(running),
+            *paths,
             parameters=job.parameters,
             kernel_name="python3",
             kernel_manager_class=TiedKernel,

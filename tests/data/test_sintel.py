@@ -99,6 +99,19 @@ def test_wrong_roots_say_which_was_meant(tiny_sintel, tmp_path):
         sintel.find_pairs(tiny_sintel / "training")
 
 
+@pytest.mark.parametrize("name", ["a $1 'q' \"d\" <b> 😀 {y} [z]", "l" * 200])
+def test_a_scene_may_have_any_name_but_with_a_newline(tiny_sintel, name):
+    for place in (tiny_sintel / "training").iterdir():
+        (place / "alley").rename(place / name)
+    pairs = sintel.find_pairs(tiny_sintel, scenes=[name])
+    assert [pair.scene for pair in pairs] == [name] * 2
+    assert pairs[0].load().flow.shape == (2, 128, 160)
+    (tiny_sintel / "training/clean" / name).rename(tiny_sintel / "training/clean/a\nb")
+    with pytest.raises(ValueError, match="newline") as refused:
+        sintel.find_pairs(tiny_sintel)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_unknown_names_list_the_known(tiny_sintel):
     with pytest.raises(ValueError, match="clean, final"):
         sintel.find_pairs(tiny_sintel, pass_name="albedo")

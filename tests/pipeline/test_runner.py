@@ -168,11 +168,15 @@ def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
 
 
 def test_frames_on_disk(tiny_sintel, tmp_path):
-    """A data set in Sintel's layout, with the guide's tensors beside the index."""
-    done = run_stage("01_data", tmp_path / "outputs", f"sintel_root={tiny_sintel}", "tensors=true")
+    """A data set in Sintel's layout, with the guide's tensors beside the index, in folders whose
+    names mean something to shells, YAML, HTML and papermill.
+    """
+    outputs, root = tmp_path / "out $HOME {x} 'q' 😀", tmp_path / 'null "#" <b>'
+    tiny_sintel.rename(root)
+    done = run_stage("01_data", outputs, f"sintel_root={root}", "tensors=true")
     assert done.returncode == 0, done.stdout
     assert "8 pairs, 6 with ground truth" in done.stdout
-    folder = tmp_path / "outputs/tiny/data"
+    folder = outputs / "tiny/data"
     assert (
         content(folder / "index.json")["description"]
         == "MPI-Sintel, training split, as found on disk"
