@@ -190,9 +190,7 @@ def names_in(tree: ast.AST) -> Counter[str]:
 def library_classes() -> dict[str, list[str]]:
     """Class -> the names of its bases."""
     classes = [node for path in LIBRARY for node in parse(path).body if is_class(node)]
-    return {
-        node.name: [ast.unparse(base).split(".")[-1] for base in node.bases] for node in classes
-    }
+    return {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
 
 
 def is_own(name: str) -> bool:
