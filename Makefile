@@ -13,8 +13,9 @@ PRECISION := $(if $(filter ascend,$(BACKEND)),float16,float32)
 endif
 PYTHON    ?= .venv/bin/python
 BASE_PYTHON ?= python3
-# For the smaller CPU build of PyTorch where the plain wheel brings CUDA: TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
+# Where PyTorch comes from. Without an NVIDIA GPU its CPU wheels are tried first: the plain ones bring several GB of CUDA on Linux.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # For BACKEND=ascend: the chip where none can be asked (SOC=310P3), what stays float32 (KEEP=coordinates), the card's logic ID (DEVICE),
 # the interpreter that has ais_bench (AIS_PYTHON).
 
@@ -101,18 +102,22 @@ doctor: $(ENV) ## check this machine
 
 lock: ## write requirements.lock anew from pyproject.toml (with the oldest Python 3.11 at hand: BASE_PYTHON=)
 	rm -rf .lock-venv && $(BASE_PYTHON) -m venv .lock-venv
-	.lock-venv/bin/python -m pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	.lock-venv/bin/python -m pip install --quiet torch==2.13.0
 	.lock-venv/bin/python -m pip install --quiet --editable .[dev]
 	.lock-venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v -i -E '^(nvidia|cuda|triton)' > requirements.lock
 	rm -rf .lock-venv
 
 .venv/.ready: requirements.lock pyproject.toml
-	@echo "Building .venv (once, about two minutes and 3 GB)"
-	$(BASE_PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make BASE_PYTHON=python3.11 ...")'
-	$(BASE_PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make BASE_PYTHON=python3.11 ...")'
+	@echo "Building .venv, once: about two minutes and 3 GB on the disk"
+	@$(BASE_PYTHON) -m venv .venv
+	@echo "1 of 3: PyTorch $(if $(TORCH_INDEX),from $(TORCH_INDEX) (CPU build: 200 MB),with CUDA (on Linux: 3 GB))"
+	@$(if $(TORCH_INDEX),$(PIP) --timeout 10 --retries 0 torch==2.13.0 --index-url $(TORCH_INDEX) 2>/dev/null || \
+	  { echo "        not reachable; the plain wheels from the default index instead (on Linux with CUDA: 3 GB)"; $(PIP) torch==2.13.0; },$(PIP) torch==2.13.0)
+	@echo "2 of 3: the $(words $(shell cut -d= -f1 requirements.lock)) packages of requirements.lock (400 MB)"
+	@$(PIP) --requirement requirements.lock
+	@echo "3 of 3: this package"
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
 clean: ## delete what runs wrote for this profile
