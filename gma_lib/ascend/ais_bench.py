@@ -21,9 +21,7 @@ import numpy as np
 from gma_lib.ascend.errors import AIS_CODE, OUT_OF_MEMORY, explain_ais_error, find_line
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
-from gma_lib.runs.files import reading
-from gma_lib.runs.progress import Track
-from gma_lib.runs.run import DoesNotFit
+from gma_lib.runs import DoesNotFit, Track, reading
 
 
 class AisBenchError(RuntimeError):

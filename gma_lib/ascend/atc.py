@@ -14,9 +14,7 @@ import onnx
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.errors import explain_atc_error
 from gma_lib.ascend.tool import Watch, run_tool
-from gma_lib.runs.files import BadFile, hash_file, write_atomically
-from gma_lib.runs.records import Record, load_record
-from gma_lib.runs.run import DoesNotFit
+from gma_lib.runs import BadFile, DoesNotFit, Record, hash_file, load_record, write_atomically
 
 SUCCESS = "ATC run success"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg

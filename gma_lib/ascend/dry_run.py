@@ -13,9 +13,7 @@ from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.keep import read_keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.runs.files import PROJECT, shorten_path, write_atomically
-from gma_lib.runs.precisions import PRECISION_NAMES
-from gma_lib.runs.progress import show_messages
+from gma_lib.runs import PRECISION_NAMES, PROJECT, shorten_path, show_messages, write_atomically
 
 log = logging.getLogger(__name__)
 PASSES = ("clean", "final")

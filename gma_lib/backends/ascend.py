@@ -9,16 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.ascend import ais_bench, atc
-from gma_lib.ascend.ais_bench import AisBench
-from gma_lib.ascend.chip import Card, NoChipFound, find_chips
-from gma_lib.ascend.toolkit import find_ais_python, find_toolkit, load_tool_environment
+from gma_lib.ascend import (
+    AisBench,
+    Card,
+    NoChipFound,
+    ais_bench,
+    atc,
+    find_ais_python,
+    find_chips,
+    find_toolkit,
+    load_tool_environment,
+)
 from gma_lib.backends.base import FolderBackend, check_frames
 from gma_lib.data.guide_tensors import read_tensor, write_tensor
-from gma_lib.runs.files import hash_file, require_free_space
-from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
-from gma_lib.runs.progress import Track
-from gma_lib.runs.records import Record
+from gma_lib.runs import (
+    PRECISION_NAMES,
+    Record,
+    Track,
+    hash_file,
+    refuse_precision,
+    require_free_space,
+)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,14 @@ import click
 import numpy as np
 
 from gma_lib.cli.options import PATH, FiniteRange, refuse_existing, remark
-from gma_lib.flow.colours import PALETTES, choose_radius, flow_to_rgb
-from gma_lib.flow.files import read_flow_file
-from gma_lib.flow.images import read_photo, write_frame
+from gma_lib.flow import (
+    PALETTES,
+    choose_radius,
+    flow_to_rgb,
+    read_flow_file,
+    read_photo,
+    write_frame,
+)
 
 
 @click.command("show", epilog="Example: gma show flow.flo -o flow.png --over frame.jpg")

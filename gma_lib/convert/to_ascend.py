@@ -3,16 +3,20 @@
 from functools import partial
 from pathlib import Path
 
-from gma_lib.ascend import atc
-from gma_lib.ascend.chip import Card, find_chips
-from gma_lib.ascend.keep import describe_kept, read_keep_lines
-from gma_lib.ascend.operators import check_operators, refuse_impossible
-from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.ascend.toolkit import find_toolkit, load_tool_environment
+from gma_lib.ascend import (
+    Card,
+    atc,
+    check_operators,
+    describe_kept,
+    find_chips,
+    find_toolkit,
+    load_tool_environment,
+    read_keep_lines,
+    refuse_impossible,
+    rewrite_where_needed,
+)
 from gma_lib.convert.conversion import Conversion
-from gma_lib.runs.precisions import PRECISION_NAMES, refuse_precision
-from gma_lib.runs.progress import log_elapsed
-from gma_lib.runs.records import Record
+from gma_lib.runs import PRECISION_NAMES, Record, log_elapsed, refuse_precision
 
 
 def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.flow.files import FLOW_SUFFIXES, read_flow_file
-from gma_lib.flow.images import read_mask
-from gma_lib.flow.metrics import ErrorSums, endpoint_error, group_pixels, pool_scores
+from gma_lib.flow import (
+    FLOW_SUFFIXES,
+    ErrorSums,
+    endpoint_error,
+    group_pixels,
+    pool_scores,
+    read_flow_file,
+    read_mask,
+)
 from gma_lib.runs.files import MissingFile
 
 FORMS = f"a flow file ({', '.join(FLOW_SUFFIXES)}) or a folder of them"

@@ -1,5 +1,6 @@
 from .classical import CLASSICAL as CLASSICAL
 from .classical import dis as dis
+from .colours import PALETTES as PALETTES
 from .colours import choose_radius as choose_radius
 from .colours import flow_to_rgb as flow_to_rgb
 from .files import FLOW_SUFFIXES as FLOW_SUFFIXES

@@ -16,8 +16,7 @@ import numpy as np
 
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, load_backend
 from gma_lib.perf.timing import measure_peak_rss
-from gma_lib.runs.processes import end_with_parent, tie_child
-from gma_lib.runs.records import Record
+from gma_lib.runs import Record, end_with_parent, tie_child
 
 
 @dataclass(frozen=True)

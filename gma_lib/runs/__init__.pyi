@@ -2,6 +2,7 @@ from .code import list_loaded_modules as list_loaded_modules
 from .digests import hash_files as hash_files
 from .files import PROJECT as PROJECT
 from .files import RESOURCES as RESOURCES
+from .files import BadFile as BadFile
 from .files import hash_file as hash_file
 from .files import hash_value as hash_value
 from .files import reading as reading
@@ -16,6 +17,8 @@ from .machine import find_processor as find_processor
 from .machine import find_versions as find_versions
 from .precisions import PRECISION_NAMES as PRECISION_NAMES
 from .precisions import refuse_precision as refuse_precision
+from .processes import end_with_parent as end_with_parent
+from .processes import tie_child as tie_child
 from .progress import Track as Track
 from .progress import log_elapsed as log_elapsed
 from .progress import pass_silently as pass_silently
@@ -23,6 +26,7 @@ from .progress import show_messages as show_messages
 from .progress import track as track
 from .records import Record as Record
 from .records import describe_provenance as describe_provenance
+from .records import load_record as load_record
 from .records import parse_yaml as parse_yaml
 from .records import read_json as read_json
 from .records import write_json as write_json
