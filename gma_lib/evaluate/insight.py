@@ -227,8 +227,9 @@ def examine(
     pair: FramePair, checkpoint: str | Path, *, num_updates: int, attention: str = "content"
 ) -> Examined:
     """Load the weights into PyTorch and look inside for one pair."""
-    config = network.GMAConfig(num_updates=num_updates, attention=attention)
-    model, _ = network.load_model(checkpoint, config)
+    model, _ = network.load_model(
+        checkpoint, network.GMAConfig(num_updates=num_updates, attention=attention)
+    )
     loaded, truth = pair.load(), pair.load_flow()
     inside = look_inside(model, loaded.frame1, loaded.frame2)
     return Examined(pair, loaded.frame1, truth, loaded.occluded, inside)
