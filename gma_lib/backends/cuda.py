@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gma_lib.backends.base import Encoded, SplitBackend, check_frames, make_starting_flow
+from gma_lib.backends.base import Encoded, SplitBackend, check_frames
 from gma_lib.backends.torch import load_network
 from gma_lib.network import GMA, Attention, Encoder, ResidualBlock, to_deploy_form
 from gma_lib.runs import DoesNotFit, refuse_precision
@@ -236,18 +236,11 @@ class CudaBackend(SplitBackend):
     def context(self, image: np.ndarray) -> Tensor:
         return self._replay(self._context, self._upload(image))[0].clone()
 
-    def refine(
-        self,
-        features1: Encoded,
-        features2: Encoded,
-        context: Encoded,
-        flow_init: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        start = make_starting_flow(features1, flow_init)
-        given = [self._upload(part) for part in (features1, features2, context, start)]
-        leaving = [self._start_download(one) for one in self._replay(self._refine, *given)]
-        flow, coarse = (_finish_download(*one) for one in leaving)
-        return flow, coarse
+    def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
+        # only for ``refine``: the results of the other parts stay on the device
+        results = self._replay(getattr(self, f"_{part}"), *map(self._upload, given))
+        leaving = [self._start_download(result) for result in results]
+        return tuple(_finish_download(*one) for one in leaving)
 
     # Recorded: tensors on the device in and out.
 
