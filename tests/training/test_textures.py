@@ -19,5 +19,5 @@ def test_photographs_are_cut_from_pictures_that_come_with_scikit_image():
 
 def test_photographs_without_scikit_image_are_refused_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ValueError, match="pip install scikit-image, or set it to 0"):
+    with pytest.raises(ValueError, match=r"pip install 'gma-lib\[training\]', or set it to 0"):
         cut_photograph(np.random.default_rng(0))
