@@ -238,7 +238,7 @@ class CudaBackend(SplitBackend):
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         # only for ``refine``: the results of the other parts stay on the device
-        results = self._replay(getattr(self, f"_{part}"), *map(self._upload, given))
+        results = self._replay(self._refine, *map(self._upload, given))
         leaving = [self._start_download(result) for result in results]
         return tuple(_finish_download(*one) for one in leaving)
 
