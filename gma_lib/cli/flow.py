@@ -7,7 +7,15 @@ import click
 import numpy as np
 
 from gma_lib import report
-from gma_lib.cli.options import NOISE, PATH, Network, network_options, refuse_existing, remark
+from gma_lib.cli.options import (
+    NOISE,
+    PATH,
+    Network,
+    describe_refinement,
+    network_options,
+    refuse_existing,
+    remark,
+)
 from gma_lib.flow.files import check_flow_suffix, write_flow_file
 from gma_lib.flow.images import read_photo
 from gma_lib.infer.estimator import load
@@ -46,16 +54,16 @@ def main(
         raise ValueError(f"{figure}: the flow and its figure need two names")
     for path in filter(None, (output, figure)):
         refuse_existing(path, overwrite)
+    estimator = load(say=remark, **network)
     (image1, remarks1), (image2, remarks2) = read_photo(frame1), read_photo(frame2)
     for sentence in remarks1 + remarks2:
         remark(sentence)
-    estimator = load(say=remark, **network)
     flow, noise = estimator(image1, image2), "" if estimator.trained else NOISE
     write_flow_file(output, flow)
     speed = np.hypot(*flow)
     click.echo(
         f"{output}: {flow.shape[2]}x{flow.shape[1]} px, mean speed {speed.mean():.2f} px, "
-        f"fastest {speed.max():.2f} px{noise}"
+        f"fastest {speed.max():.2f} px{noise}{describe_refinement(network)}"
     )
     if figure is not None:
         drawn = report.draw_flow(image1, flow, title=f"{frame1.name} to {frame2.name}{noise}")

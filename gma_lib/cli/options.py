@@ -8,6 +8,9 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
+from gma_lib.runs.files import RESOURCES
+from gma_lib.runs.records import load_record
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 NOISE = " (seeded weights: this flow is noise)"
 PATH = click.Path(path_type=Path)
@@ -39,6 +42,7 @@ class Network(TypedDict):
     backend: str
     precision: str
     max_pixels: int | None
+    refine: str | None
 
 
 def network_options(updates: int) -> Callable[[Command], Command]:
@@ -76,8 +80,18 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             type=click.IntRange(128 * 128),
             help="Larger frames are computed smaller.  [default: what needs 4 GB, 1280x720]",
         ),
+        click.option("--refine", help="variational: refine the flow below a pixel (0.1 to 0.3 s)."),
     )
     return decorate
+
+
+def describe_refinement(network: Network) -> str:
+    """End a result line: refined how, or that it would pay by the card of bundled weights."""
+    if network["refine"]:
+        return f"; refined ({network['refine']})"
+    card = RESOURCES / "weights" / f"{network['checkpoint']}.json"
+    pays = card.is_file() and load_record(card, "a card of weights").get("refinement_pays")
+    return "; --refine variational makes it more precise" if pays else ""
 
 
 def remark(sentence: str) -> None:

@@ -15,6 +15,7 @@ from gma_lib.cli.options import (
     NOISE,
     PATH,
     Network,
+    describe_refinement,
     network_options,
     refuse_used_folder,
     remark,
@@ -131,8 +132,8 @@ def main(
     write_json(partial / "flow.json", made_from | shown)
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
-    noise = "" if estimator.trained else NOISE
-    click.echo(f"{output}: flow of {len(files)} pairs{', flow.mp4' if movie else ''}{noise}")
+    extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
+    click.echo(f"{output}: flow of {len(files)} pairs{extra}{describe_refinement(network)}")
 
 
 def _open_partial(partial: Path, made_from: Record) -> None:

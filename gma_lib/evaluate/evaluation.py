@@ -3,12 +3,15 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
+from gma_lib.flow.refine import refine_flow
 from gma_lib.infer.inference import flow_path
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
 
@@ -144,28 +147,33 @@ def compare_batch_sizes(
 
 def score_classical(
     pairs: list[FramePair], folder: Path, *, most: int = 100, track: Track = pass_silently
-) -> tuple[dict[str, dict[str, ErrorSums]], int]:
-    """Score the network and OpenCV's classical methods on the same pairs with ground truth, at most
-    ``most``, evenly chosen.
+) -> tuple[dict[str, dict[str, ErrorSums]], int, dict[str, float]]:
+    """Score the network, its flow after variational refinement, and OpenCV's classical methods on
+    the same pairs with ground truth, at most ``most``, evenly chosen.
 
     Returns
     -------
-    scores, pairs
-        Method -> group of pixels -> sums, and how many pairs were compared.
+    scores, pairs, seconds
+        Method -> group of pixels -> sums; how many pairs were compared; method -> seconds per pair,
+        for the refinement without the network's own.
     """
     scored = [pair for pair in pairs if pair.flow is not None]
     places = np.linspace(0, len(scored) - 1, min(most, len(scored)))
     chosen = [scored[place] for place in sorted({round(place) for place in places})]
     scores: dict[str, list[dict[str, ErrorSums]]] = defaultdict(list)
+    seconds: dict[str, float] = defaultdict(float)
     for pair in track(chosen, label="classical methods", unit="pair"):
         frame1, frame2 = pair.load_frames()
         truth, occluded = pair.load_flow(), pair.load_occluded()
-        flows = {"network": read_flow(flow_path(folder, pair))} | {
-            name: method(frame1, frame2) for name, method in CLASSICAL.items()
-        }
-        for name, flow in flows.items():
+        network = read_flow(flow_path(folder, pair))
+        scores["network"].append(sum_errors(network, truth, occluded=occluded))
+        methods = {"network + variational refinement": partial(refine_flow, flow=network)}
+        for name, method in (methods | CLASSICAL).items():
+            started = perf_counter()
+            flow = method(frame1, frame2)
+            seconds[name] += (perf_counter() - started) / len(chosen)
             scores[name].append(sum_errors(flow, truth, occluded=occluded))
-    return {name: pool_scores(each) for name, each in scores.items()}, len(chosen)
+    return {name: pool_scores(each) for name, each in scores.items()}, len(chosen), seconds
 
 
 def count_with_truth(pairs: Iterable[FramePair], pass_name: str) -> int:

@@ -136,13 +136,15 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
             for name, groups in scores.items()
             if group in groups and groups[group].pixels
         }
-        rivals = {name: epe[name] for name in epe if name not in ("network", "no motion")}
-        if "network" not in epe or not rivals:
+        ours = [name for name in epe if name.startswith("network")]  # alone, and refined
+        if not (rivals := {name: epe[name] for name in epe if name not in (*ours, "no motion")}):
             continue
         best = min(rivals, key=rivals.__getitem__)
-        ours, theirs = epe["network"], rivals[best]
-        word = "ahead of" if ours < theirs else "behind"
-        sentences.append(f"{label} the network ({ours:.2f} px) is {word} {best} ({theirs:.2f} px).")
+        for name in ours:
+            word = "ahead of" if epe[name] < rivals[best] else "behind"
+            sentences.append(
+                f"{label} the {name} ({epe[name]:.2f} px) is {word} {best} ({rivals[best]:.2f} px)."
+            )
     return " ".join(sentences) or "No pair has ground truth."
 
 
@@ -166,9 +168,11 @@ def summarise_scores(classical: Record) -> str:
     )
 
 
-def tabulate_classical(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
-    """Return a row per method: EPE in pixels over all, occluded and not occluded pixels, and the
-    share below 1 px in percent.
+def tabulate_classical(
+    scores: dict[str, dict[str, ErrorSums]], seconds: dict[str, float]
+) -> pd.DataFrame:
+    """Return a row per method: EPE in pixels over all, occluded and not occluded pixels, the
+    share below 1 px in percent, and the seconds per pair that it adds to the network's.
     """
     rows = {}
     for name, groups in scores.items():
@@ -177,7 +181,7 @@ def tabulate_classical(scores: dict[str, dict[str, ErrorSums]]) -> pd.DataFrame:
             f"EPE {GROUP_LABELS[group]}": metrics[group]["epe"]
             for group in ("all", "occluded", "non_occluded")
             if group in metrics
-        } | {"1px all pixels, %": 100 * metrics["all"]["px1"]}
+        } | {"1px all pixels, %": 100 * metrics["all"]["px1"], "s per pair": seconds.get(name)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

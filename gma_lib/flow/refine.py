@@ -10,7 +10,7 @@ _ALPHA, _GAMMA, _DELTA, _EPSILON = 50.0, 20.0, 0.5, 0.03
 _WARPS, _FIXED_POINT_ITERATIONS = 3, 5
 _SIGMA = 0.8  # px; 8-bit steps and noise would pass for gradients
 _LARGEST_CHANGE = 3.0  # px
-_LARGEST_RESIDUAL = 10.0  # grey levels, on average over 5x5 px
+_LARGEST_RESIDUAL = 5.0  # grey levels, on average over 5x5 px, beyond what half a pixel explains
 _OTHER_MOTION = 2.0  # px
 
 
@@ -82,9 +82,9 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
 def find_unmatched(grey1: np.ndarray, grey2: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Pixels (H, W) that the second frame does not show, as far as the flow itself can tell.
 
-    Those that leave the frame; those that look different where they arrive (10 grey levels, beside
-    the mean difference of their surroundings); and of pixels that arrive at one place with motions
-    that differ by more than 2 px, all but the best matched.
+    Those that leave the frame; those that look different where they arrive, by more than 5 grey
+    levels and what half a pixel explains, brightness around them apart; and of pixels that arrive
+    at one place with motions that differ by more than 2 px, all but the best matched.
 
     Parameters
     ----------
@@ -100,6 +100,7 @@ def find_unmatched(grey1: np.ndarray, grey2: np.ndarray, flow: np.ndarray) -> np
         grey2, x_to, y_to, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     residual = cv2.blur(np.abs(difference - cv2.blur(difference, (15, 15))), (5, 5))
+    slope = cv2.blur(np.hypot(*np.gradient(grey1)), (5, 5))
     column, row = np.rint(x_to).astype(np.int64), np.rint(y_to).astype(np.int64)
     outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
     cell = np.where(outside, height * width, row * width + column).ravel()
@@ -110,7 +111,7 @@ def find_unmatched(grey1: np.ndarray, grey2: np.ndarray, flow: np.ndarray) -> np
     winner = best[cell]
     vectors = flow.reshape(2, -1)
     covered = np.hypot(*(vectors - vectors[:, winner])) > _OTHER_MOTION
-    return outside | covered.reshape(height, width) | (residual > _LARGEST_RESIDUAL)
+    return outside | covered.reshape(height, width) | (residual > _LARGEST_RESIDUAL + slope / 2)
 
 
 def _smooth_grey(frame: np.ndarray) -> np.ndarray:

@@ -60,6 +60,23 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_computing(
     )
 
 
+def test_refined_flow_says_so_and_what_cannot_be_refined_is_refused(photos, tmp_path):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    refine = ["--refine", "variational", *FAST]
+    assert "; refined (variational)" in gma("flow", *frames, "-o", tmp_path / "a.flo", *refine)
+    assert "; refined" not in gma("flow", *frames, "-o", tmp_path / "b.flo", *FAST)
+    assert not np.array_equal(read_flow(tmp_path / "a.flo"), read_flow(tmp_path / "b.flo"))
+    images = write_unusual(tmp_path / "images")
+    deep = images["deep"], images["deep"], "-o", tmp_path / "c.flo"
+    unknown = gma("flow", *frames, "-o", tmp_path / "c.flo", "--refine", "magic", exit_code=1)
+    for answer, complaint in (
+        (gma("flow", *deep, *refine, exit_code=1), "16 bits"),
+        (unknown, "'magic' is unknown"),
+    ):
+        assert complaint in answer.splitlines()[-1]
+    assert not (tmp_path / "c.flo").exists()
+
+
 def write_unusual(folder: Path) -> dict[str, Path]:
     """Images that are not plain 8-bit colour, 160x128."""
     rng = np.random.default_rng(0)

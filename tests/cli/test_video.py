@@ -159,3 +159,10 @@ def test_clips_that_are_none(photos, tmp_path):
     }.items():
         assert found in gma("video", clip, "-o", tmp_path / "a", *FAST, exit_code=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_refined_clip_says_so_in_its_record(photos, tmp_path):
+    answer = gma("video", photos, "-o", tmp_path / "a", "--refine", "variational", *FAST)
+    assert "flow of 3 pairs" in answer
+    assert "; refined (variational)" in answer
+    assert json.loads((tmp_path / "a" / "flow.json").read_text())["refine"] == "variational"

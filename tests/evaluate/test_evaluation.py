@@ -6,9 +6,12 @@ import pytest
 from gma_lib.backends import FakeBackend
 from gma_lib.data import sintel
 from gma_lib.evaluate import evaluation, tables
-from gma_lib.flow.files import write_flow
+from gma_lib.flow.classical import CLASSICAL
+from gma_lib.flow.files import read_flow, write_flow
+from gma_lib.flow.metrics import endpoint_error
+from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import inference
-from gma_lib.infer.inference import read_hashes
+from gma_lib.infer.inference import flow_path, read_hashes
 from gma_lib.runs.run import open_run
 
 
@@ -143,13 +146,21 @@ def test_the_guides_numbers(sintel_sample, golden, tmp_path):
 
 
 def test_classical_methods_are_scored_on_the_same_pixels(pairs, flow_folder):
-    scores, compared = evaluation.score_classical(pairs, flow_folder)
+    scores, compared, seconds = evaluation.score_classical(pairs, flow_folder)
     assert compared == 6  # those with ground truth
+    refined = 0.0
+    for pair in pairs:
+        if pair.flow is not None:
+            flow = refine_flow(*pair.load_frames(), read_flow(flow_path(flow_folder, pair)))
+            refined += endpoint_error(flow, pair.load_flow()).sum()
     assert {groups["all"].pixels for groups in scores.values()} == {6 * 128 * 160}
     assert (
         scores["network"]["all"].error == scores["no motion"]["all"].error == 5 * 6 * 128 * 160
     )  # it answers zero
-    table = tables.tabulate_classical(scores)
+    table = tables.tabulate_classical(scores, seconds)
     assert table.loc["network", "EPE all pixels"] == 5
+    assert list(table.index[:3]) == ["network", "network + variational refinement", *CLASSICAL][:3]
+    assert list(table.index[table["s per pair"].isna()]) == ["network"]  # its time is 06's affair
+    assert scores["network + variational refinement"]["all"].error == pytest.approx(refined)
     assert "no motion" not in tables.collect_classical_curves(scores)
     assert evaluation.score_classical(pairs, flow_folder, most=2)[1] == 2

@@ -52,6 +52,9 @@ def test_the_sentence_says_who_is_ahead():
     assert "is behind DIS (2.00 px)" in tables.describe_classical(
         {"network": sums(2.5), "DIS": sums(2)}
     )
+    both = {"network": sums(2.5), "network + variational refinement": sums(1), "DIS": sums(2)}
+    assert "the network (2.50 px) is behind DIS" in tables.describe_classical(both)
+    assert "refinement (1.00 px) is ahead of DIS (2.00 px)" in tables.describe_classical(both)
     assert tables.describe_classical({}) == "No pair has ground truth."
 
 

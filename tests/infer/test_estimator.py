@@ -14,6 +14,7 @@ from PIL import Image
 import gma_lib
 from gma_lib.backends import FakeBackend
 from gma_lib.data.padding import Padding
+from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
 from gma_lib.network.memory import predict_memory
@@ -110,6 +111,41 @@ def test_a_warm_start_changes_every_pair_but_the_first(seeded_estimator, images)
     )
     np.testing.assert_array_equal(cold[0], warm[0])
     assert np.abs(cold[1] - warm[1]).max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def refining_estimator(cache):
+    return gma_lib.load("seeded", num_updates=1, refine="variational")
+
+
+def test_refined_flow_is_the_networks_refined_on_the_frames(
+    seeded_estimator, refining_estimator, images
+):
+    frames = [image.transpose(2, 0, 1).astype(np.float32) for image in images]
+    expected = refine_flow(*frames, seeded_estimator(*images))
+    assert np.abs(expected - seeded_estimator(*images)).max() > 0.1
+    np.testing.assert_array_equal(refining_estimator(*images), expected)
+    along = list(refining_estimator.along([*images, images[0]]))
+    np.testing.assert_allclose(along[0], expected, atol=5e-2)  # rounding in another order, refined
+    back = refining_estimator(images[1], images[0])
+    np.testing.assert_allclose(along[1], back, atol=5e-2)
+    records = seeded_estimator.to_record(), refining_estimator.to_record()
+    assert [record["refine"] for record in records] == [None, "variational"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "complaint"),
+    [((12, 40, 3), 7, "frame1 has 40x12 px"), ((40, 40, 3), 7.5, "frame1 .* 16 bits")],
+)
+def test_what_cannot_be_refined_is_refused_before_a_model_is_made(
+    shape, value, complaint, refining_estimator, monkeypatch
+):
+    monkeypatch.setattr(refining_estimator, "_load", lambda *args, **kwargs: pytest.fail("loaded"))
+    frame = np.full(shape, value)
+    with pytest.raises(ValueError, match=complaint):
+        refining_estimator(frame, frame)
+    with pytest.raises(ValueError, match=complaint.replace("frame1", "frame 1")):
+        next(refining_estimator.along([frame, frame]))
 
 
 def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(
