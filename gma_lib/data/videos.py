@@ -84,7 +84,13 @@ def read_video(
             if frame.pts is not None and frame.time_base and container.format.name != "avi":
                 stored = frame.pts * frame.time_base
                 time = stored if stored > time - step else time
-            yield time, np.ascontiguousarray(frame.to_ndarray().transpose(2, 0, 1))
+            plane = frame.planes[0]
+            shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
+            stored_pixels = np.ndarray(shape, np.uint8, cast(bytes, plane), strides=strides)
+            pixels = np.ascontiguousarray(stored_pixels.transpose(2, 0, 1))
+            del frame, plane, stored_pixels  # large frames, of which few should be there at once
+            yield time, pixels
+            del pixels
 
 
 def choose_encoder(height: int, width: int) -> Encoder:
@@ -252,6 +258,7 @@ def _convert(
 ) -> Iterator[VideoFrame]:
     """Deinterlace, turn upright and convert to RGB, with the filters of the ffmpeg command."""
     graph, wanted, size, interlaced = Graph(), None, None, False
+    turn: list[str] = []
     for number, frame in enumerate(frames, start=1):
         size = size or (frame.width, frame.height)
         if (frame.width, frame.height) != size:
@@ -262,15 +269,19 @@ def _convert(
             interlaced = True
             say(f"{path}: interlaced; frames are deinterlaced (bwdif)")
         filters = ["bwdif=mode=send_frame:deint=interlaced"] * interlaced
-        filters += [*_find_turn(frame, path), "format=rgb24", "buffersink"]
+        # of the first frame only: what was asked for its side data stays in memory for long
+        turn = _find_turn(frame, path) if number == 1 else turn
+        filters += [*turn, "format=rgb24", "buffersink"]
         settings = filters, frame.format.name, frame.colorspace, frame.color_range
         if settings != wanted:
-            if wanted:
-                yield from _filter(graph, None)
+            graph.vpush(None)
+            yield from _pull(graph)
             graph, wanted = _build_graph(frame, filters), settings
-        yield from _filter(graph, frame)
-    if wanted:
-        yield from _filter(graph, None)
+        graph.vpush(frame)
+        del frame
+        yield from _pull(graph)
+    graph.vpush(None)
+    yield from _pull(graph)
 
 
 def _find_turn(frame: VideoFrame, path: Path) -> list[str]:
@@ -302,9 +313,8 @@ def _build_graph(frame: VideoFrame, filters: list[str]) -> Graph:
     return graph
 
 
-def _filter(graph: Graph, frame: VideoFrame | None) -> Iterator[VideoFrame]:
-    """Push a frame, or None at the end, and yield what comes out."""
-    graph.vpush(frame)
-    with suppress(BlockingIOError, EOFError):  # no more for now, or at all
-        while True:
+def _pull(graph: Graph) -> Iterator[VideoFrame]:
+    """Yield what comes out of the filters now; after None was pushed, also what they held back."""
+    with suppress(BlockingIOError, EOFError):
+        while graph.configured:
             yield graph.vpull()

@@ -6,6 +6,7 @@ import queue
 import shutil
 import signal
 import subprocess
+import sys
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -330,3 +331,45 @@ def test_a_browser_plays_the_movie(tmp_path):
             server.shutdown()
             server.server_close()
     assert told == "/played-0.3-64-true"
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from gma_lib.data import videos
+read = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = read()
+count = sum(1 for _ in videos.read_video(Path(sys.argv[1])))
+print(count, (read() - before) / (1200 * 1200 * 3))
+"""
+
+
+def test_memory_holds_a_few_frames_of_an_animation(tmp_path):
+    black = np.zeros((1200, 1200, 3), np.uint8)
+    path = write(tmp_path / "a.png", [black] * 20, "apng")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True
+    )
+    count, frames = done.stdout.split()
+    assert int(count) == 20
+    assert float(frames) < 6
+
+
+@pytest.mark.parametrize("kind", ["turned", "10 bits", "variable rate", "4:2:0"])
+def test_frames_are_those_of_the_ffmpeg_command(kind, tmp_path):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs ffmpeg")
+    settings = {
+        "turned": {"prepare": lambda stream: stream.set_display_rotation(90)},
+        "10 bits": {"codec": "libx264", "pix_fmt": "yuv420p10le"},
+        "variable rate": {"ticks": [0, 40, 140, 150], "prepare": set_milliseconds},
+        "4:2:0": {"codec": "libx264", "pix_fmt": "yuv420p"},
+    }[kind]
+    path = write(tmp_path / "a.mp4", make_frames(4), **settings)
+    output = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", path, *output], capture_output=True, check=True
+    )
+    frames, _ = read(path)
+    assert len(frames) == 4
+    assert done.stdout == b"".join(frame.tobytes() for frame in frames)
