@@ -429,8 +429,11 @@ def _resize(arrays: np.ndarray, height: int, width: int, method: int) -> np.ndar
 
 def _hash_weights(checkpoint: str) -> str:
     """Hash of the weights, without reading them into PyTorch where a file holds them."""
-    bundled = RESOURCES / "weights" / f"{checkpoint}.safetensors"
+    bundled = network.WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     for path in (bundled, PROJECT / Path(checkpoint).expanduser()):
         if path.is_file():
-            return hash_file(path)
+            digest = hash_file(path)
+            if path == bundled:
+                network.require_bundled(path, digest)
+            return digest
     return network.load_checkpoint(checkpoint).sha256

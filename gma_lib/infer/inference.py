@@ -17,6 +17,7 @@ from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
 from gma_lib.runs import Record, Track, hash_file, hash_value, pass_silently, require_free_space
 
 LEDGER = "ledger.jsonl"
+ENTRY = ("pair", "key", "sha256")  # of the ledger: strings
 
 
 @dataclass(frozen=True)
@@ -199,9 +200,9 @@ def _read_ledger(folder: Path) -> Iterator[Record]:
     for line in ledger.read_bytes().split(b"\n"):
         try:
             entry = json.loads(line)
-        except ValueError:  # cut short, or not even UTF-8
+        except (ValueError, RecursionError):  # cut short, or not even UTF-8
             continue
-        if isinstance(entry, dict) and {"pair", "key", "sha256"} <= set(entry):
+        if isinstance(entry, dict) and {*map(type, map(entry.get, ENTRY))} == {str}:
             yield entry
 
 

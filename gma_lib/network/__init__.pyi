@@ -1,4 +1,5 @@
-from .checkpoints import WEIGHTS_FOLDER as WEIGHTS_FOLDER
+from .bundled import WEIGHTS_FOLDER as WEIGHTS_FOLDER
+from .bundled import require_bundled as require_bundled
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import load_model as load_model

@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gma_lib.network.bundled import WEIGHTS_FOLDER, read_card, require_bundled
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.network.sizes import SEEDED
-from gma_lib.runs.files import RESOURCES, hash_value, locate_path, reading, write_atomically
-from gma_lib.runs.records import Record, load_record
+from gma_lib.runs.files import hash_value, locate_path, reading, write_atomically
+from gma_lib.runs.records import Record
 
-WEIGHTS_FOLDER = RESOURCES / "weights"
 SEED = 20210402
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
@@ -94,7 +94,8 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         Neither a bundled name nor a file.
     BadFile
         Unreadable, not exactly this network's entries (names the first missing and unexpected
-        ones), not real and finite, or two names of one tensor that contradict each other.
+        ones), not real and finite, two names of one tensor that contradict each other, or bundled
+        weights whose SHA-256 is not that of their card.
     """
     if str(checkpoint) == SEEDED:
         return Checkpoint(
@@ -110,16 +111,16 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
         content = path.read_bytes()
         state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
-    card = path.with_suffix(".json")
+    digest = hashlib.sha256(content).hexdigest()
+    if path == named:
+        require_bundled(path, digest)
     return Checkpoint(
         name=path.stem,
         source=str(checkpoint),
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=digest,
         trained=True,
         state=state,
-        card=load_record(card, "the card of the weights", "Fix or delete the file")
-        if card.is_file()
-        else {},
+        card=read_card(path),
     )
 
 

@@ -5,6 +5,7 @@ records and stamps to match.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from gma_lib.pipeline.stages import STAGES, locate_record
@@ -92,8 +93,9 @@ def write_record(run: Run, stage: str, content: Record, made_from: Mapping[str, 
     path = locate_record(stage, run)
     sources = {name: digest_record(record) for name, record in made_from.items()}
     content = {"made_from": sources, **content}
-    if path.is_file() and content.get("summary", {}).get("computed") == 0:
-        earlier = read_json(path, made_by=stage)
-        if digest_record(earlier) == digest_record({"schema": SCHEMA} | content):
-            content["summary"] = earlier["summary"]
+    if content.get("summary", {}).get("computed") == 0:
+        with suppress(OSError, ValueError):  # missing, or damaged, which counts as missing
+            earlier = read_json(path, made_by=stage)
+            if digest_record(earlier) == digest_record({"schema": SCHEMA} | content):
+                content["summary"] = earlier["summary"]
     write_json(path, content)

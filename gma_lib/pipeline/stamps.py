@@ -6,7 +6,7 @@ from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from gma_lib.pipeline.chain import digest_record
@@ -59,10 +59,10 @@ def read_stamp(stage: str, run: Run) -> Stamp | None:
     """
     path = locate_stamp(stage, run)
     try:
-        return TypeAdapter(Stamp).validate_json(path.read_bytes())
+        return Stamp(**read_json(path, made_by=stage))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError):
+    except ValueError:
         _warn_once(
             f"{shorten_path(path)} is damaged or of another version: {stage} counts as not run"
         )

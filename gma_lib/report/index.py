@@ -2,7 +2,6 @@
 wrote.
 """
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, table_to_html
 from gma_lib.runs.files import locate_path, shorten_path, write_atomically
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import Record, describe_provenance
+from gma_lib.runs.records import Record, describe_provenance, read_json
 from gma_lib.runs.run import Run, check_folder_name
 
 SENT = (".html", ".ipynb", ".json", ".jpg")
@@ -153,10 +152,9 @@ def _result(run: Run, stage: str, statuses: Statuses) -> Record:
 
 def _read(path: Path) -> Record:
     try:
-        content: Record = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, made_by="its notebook")
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _passes(metrics: Record) -> dict[str, Record]:

@@ -73,7 +73,7 @@ def _read_memory(path: Path) -> dict[str, list[int | str]]:
             for name, entry in content.items()
             if len(entry) == 5 and isinstance(entry[-1], str)
         }
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
         return {}
 
 

@@ -10,24 +10,34 @@ import yaml
 
 import gma_lib
 from gma_lib.runs.code import list_loaded_modules
-from gma_lib.runs.files import REMEDY, make_plain, reading, shorten_path, write_text
+from gma_lib.runs.files import REMEDY, hash_value, make_plain, reading, shorten_path, write_text
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
-SCHEMA = 2
+SCHEMA = 3
+SEAL = "record_sha256"
 Record = dict[str, Any]  # a JSON object
 
 
 def write_json(path: Path, content: Record) -> None:
-    """Write ``content`` with its schema and provenance, whole or not at all.
+    """Write ``content`` with its schema, its provenance and its own digest, whole or not at all.
 
     NaN and infinity become null.
     """
     whole = {"schema": SCHEMA, "provenance": trace_provenance()} | content
-    write_text(path, json.dumps(make_plain(whole), indent=1, allow_nan=False) + "\n")
+    sealed = whole | {SEAL: hash_value(whole)}
+    write_text(path, json.dumps(make_plain(sealed), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *, made_by: str) -> Record:
-    """Read a JSON file of this package; the error for a missing one names the notebook to run."""
+    """Read a record that ``write_json`` wrote, exactly as it was written.
+
+    Its digest covers every name, type and value, so no model of each record has to repeat them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        It is missing, damaged, changed or of another version; the message names the notebook.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"{shorten_path(path)} is missing: run {made_by} first, with the same parameters"
@@ -38,6 +48,8 @@ def read_json(path: Path, *, made_by: str) -> Record:
             f"{shorten_path(path)} has schema {content.get('schema')}, not {SCHEMA}: "
             f"run {made_by} again"
         )
+    if content.pop(SEAL, None) != hash_value(content):
+        raise ValueError(f"{shorten_path(path)} was changed since: run {made_by} again")
     return content
 
 

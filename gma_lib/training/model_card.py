@@ -119,13 +119,14 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
     """Measure the card's weights again; without ``sintel``, scores of real frames are kept if the
     weights are unchanged and left out otherwise.
     """
-    weights = network.load_checkpoint(NAME)
-    families = score_held_out(load_config(runs.RESOURCES / "params" / "train.yaml"), NAME)
+    file = network.WEIGHTS_FOLDER / f"{NAME}.safetensors"  # by name, it would have to fit its card
+    weights = network.load_checkpoint(file)
+    families = score_held_out(load_config(runs.RESOURCES / "params" / "train.yaml"), str(file))
     known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
-    excerpt = score_sintel(NAME, sintel) if sintel else known
+    excerpt = score_sintel(str(file), sintel) if sintel else known
     return card | {
         "sha256": weights.sha256,
-        "bytes": (network.WEIGHTS_FOLDER / f"{NAME}.safetensors").stat().st_size,
+        "bytes": file.stat().st_size,
         "scores": card["scores"]
         | {
             "held_out_pairs_each": TEST_PAIRS,

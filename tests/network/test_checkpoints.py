@@ -1,11 +1,14 @@
 """Weights are loaded strictly, from every form in which they are published."""
 
+import shutil
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from gma_lib import network
+from gma_lib.infer import estimator
 from gma_lib.network import checkpoints
 from gma_lib.runs.files import BadFile
 
@@ -216,3 +219,21 @@ def test_names_that_are_no_text(tmp_path, state):
     torch.save(dict(enumerate(state.values())), tmp_path / "a.pth")
     with pytest.raises(BadFile, match="not tensors by their names"):
         checkpoints.load_checkpoint(tmp_path / "a.pth")
+
+
+def test_bundled_weights_that_changed_are_refused(tmp_path, monkeypatch):
+    """One byte of one weight; as a file of the user, by its path, they may be what they are."""
+    name = "gma-procedural"
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(checkpoints.WEIGHTS_FOLDER / f"{name}{suffix}", tmp_path)
+    for module in (checkpoints, network):
+        monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
+    assert checkpoints.load_checkpoint(name).sha256 == estimator._hash_weights(name)
+    file = tmp_path / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for load in (checkpoints.load_checkpoint, estimator._hash_weights):
+        with pytest.raises(BadFile, match=r"gma-procedural\.safetensors.* Reinstall"):
+            load(name)
+    assert checkpoints.load_checkpoint(file).trained

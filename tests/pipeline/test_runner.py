@@ -58,7 +58,7 @@ def test_pages_need_no_network_and_describe_their_pictures(finished):
 
 def test_metrics_hold_what_was_scored(finished):
     metrics = content(finished / "tiny/test/bs3/metrics.json")
-    assert metrics["schema"] == 2
+    assert metrics["schema"] == 3
     for pass_name in ("clean", "final"):
         scores = metrics[pass_name]
         assert (scores["pairs_inferred"], scores["pairs_scored"], scores["pixels"]) == (

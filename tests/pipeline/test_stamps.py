@@ -20,6 +20,7 @@ from gma_lib.runs import run as runs
 from gma_lib.runs.code import hash_code
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.records import read_json, write_json
 
 
 def open_tiny(outputs, name="test", batch_size=2):
@@ -239,7 +240,7 @@ def test_a_record_of_another_model_is_refused(outputs):
     run = open_tiny(outputs)
     assert set(read_records(run, "05_evaluate")) == set(STAGES["05_evaluate"].reads)
     path = locate_record("02_export", run)
-    path.write_text(json.dumps(content(path) | {"num_updates": 3}))
+    write_json(path, read_json(path, made_by="02_export") | {"num_updates": 3})
     with pytest.raises(ValueError, match="run 03_convert again"):
         read_records(run, "05_evaluate")
     path.write_text("[]")
@@ -252,13 +253,13 @@ def test_only_runs_of_the_same_flow_are_compared(outputs):
     assert find_comparable(run) == [other]
     for name in ("02_export", "03_convert", "04_infer"):
         path = locate_record(name, other)
-        record = content(path)
+        record = read_json(path, made_by=name)
         if name == "02_export":
             record["num_updates"] += 1
         else:
             records = read_records(other, name)
             record["made_from"] = {name: digest_record(made) for name, made in records.items()}
-        path.write_text(json.dumps(record))
+        write_json(path, record)
     assert read_records(other, "05_evaluate")  # whole in itself, and of another flow
     assert find_comparable(run) == []
 
@@ -280,10 +281,10 @@ def test_another_version_s_stamp_counts_as_absent(empty_run):
     stamps.write_stamp(empty_run, Stamp("02_export", "ok", "", 1.0, {}, {}, {}))
     path = stamps.locate_stamp("02_export", empty_run)
     for change in ({"schema": 1}, {"unknown": 1}, {"seconds": "1"}):
-        whole = content(path)
-        path.write_text(json.dumps(whole | change))
+        whole = read_json(path, made_by="02_export")
+        write_json(path, whole | change)
         assert read_stamp("02_export", empty_run) is None
-        path.write_text(json.dumps(whole))
+        write_json(path, whole)
     assert read_stamp("02_export", empty_run) is not None
 
 

@@ -1,6 +1,7 @@
 """Records carry schema and provenance, and are read only where they are whole and current."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,34 @@ def test_a_damaged_or_older_record_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"a\.json.*04_infer"):
         records.read_json(tmp_path / "a.json", made_by="04_infer")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"height": "128"},
+        {"height": 129},
+        {"extra": 1},
+        {"size": None},
+        {"height": None},
+        {"provenance": {}},
+        {records.SEAL: None},
+    ],
+)
+def test_a_record_that_is_not_as_it_was_written_is_refused(tmp_path, change):
+    """A wrong type, another value, a name too many or too few, at any depth."""
+    path = tmp_path / "a.json"
+    records.write_json(path, {"height": 128, "size": {"width": 160}, "rate": 0.1, "none": math.nan})
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole, indent=3))  # its layout does not matter
+    assert records.read_json(path, made_by="01_data")["size"] == {"width": 160}
+    for changed in (
+        whole | change,
+        {name: value for name, value in whole.items() if name not in change} | {"b": 1},
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"a\.json was changed.* run 01_data again"):
+            records.read_json(path, made_by="01_data")
 
 
 def test_provenance_is_a_sentence():

@@ -1,0 +1,26 @@
+"""The weights that come with this package, and the cards that say what they are."""
+
+from pathlib import Path
+
+from gma_lib.runs.files import RESOURCES, BadFile
+from gma_lib.runs.records import Record, load_record
+
+WEIGHTS_FOLDER = RESOURCES / "weights"
+
+
+def read_card(weights: Path) -> Record:
+    """Return the content of the ``.json`` file next to weights; empty if there is none."""
+    card = weights.with_suffix(".json")
+    expected = "the card of the weights"
+    return load_record(card, expected, "Fix or delete the file") if card.is_file() else {}
+
+
+def require_bundled(weights: Path, sha256: str) -> None:
+    """Raise ``BadFile`` unless bundled weights have the SHA-256 that their card says."""
+    if read_card(weights).get("sha256") != sha256:
+        raise BadFile(
+            weights,
+            f"SHA-256 {sha256[:12]}..., which is not what its card says",
+            "the weights that came with this package",
+            "Reinstall the package, or check the file out again",
+        )
