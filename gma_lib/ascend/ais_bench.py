@@ -18,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.ascend.errors import AIS_CODE, OUT_OF_MEMORY, explain_ais_error, find_line
+from gma_lib.ascend.errors import (
+    AIS_CODE,
+    EXECUTION_FAILED,
+    OUT_OF_MEMORY,
+    explain_ais_error,
+    find_line,
+)
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
 from gma_lib.runs import DoesNotFit, Track, reading
@@ -272,10 +278,10 @@ def _run(
     told = text + _recent_log(
         tool.environment, since=started
     )  # every failure to load prints the same; the log has the cause
-    if OUT_OF_MEMORY.search(told):
-        raise DoesNotFit(
-            f"batch size {batch_size}: out of memory on the card ({find_line(told, OUT_OF_MEMORY)})"
-        )
+    unexplained = EXECUTION_FAILED.search(told) and not AIS_CODE.search(told)
+    line = find_line(told, EXECUTION_FAILED if unexplained else OUT_OF_MEMORY)
+    if line:
+        raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({line})")
     raise AisBenchError(
         f"ais_bench failed (exit code {code}): {explain_ais_error(told, last=_last_line(text))}"
     )

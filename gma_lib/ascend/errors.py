@@ -63,11 +63,15 @@ ATC_ERRORS = {
     "EE1001": ("the model was made for another chip", "convert it for this one: SOC="),
 }
 
+# CANN's own words, then those of the tool: when it allocates, and with its code for that
 OUT_OF_MEMORY = re.compile(
-    r"EL0004|out of memory|aclrtMalloc\b.{0,300}fail|APP_ERR_ACL_BAD_ALLOC|\b207001\b|"
-    r"ACL_ERROR_RT_MEMORY_ALLOCATION",
+    r"EL0004|out of memory|\b207001\b|ACL_ERROR_RT_MEMORY_ALLOCATION|"
+    r"MxbsMalloc failed|\[2\]\[ACL: memory allocation fail|can't malloc buffer",
     re.IGNORECASE,
 )
+# All that the tool says of an execution for which the card had no memory left; what failed for
+# another reason has that reason's code in the text or in CANN's log.
+EXECUTION_FAILED = re.compile(r"execute model failed, modelId is \d+")
 AIS_CODE = re.compile(r"\bE[A-Z]?\d{4,5}\b|\b[15]0\d{4}\b")
 AIS_CAUSES = (
     (
@@ -82,6 +86,15 @@ AIS_CAUSES = (
         re.compile(r"\b507011\b"),
         "the model failed while it ran (507011): look into ~/ascend/log/debug/plog",
     ),
+    (
+        re.compile(r"pkg_resources"),
+        "ais_bench needs pkg_resources, which setuptools has no more since 82: install "
+        "'setuptools<82' for the interpreter that has it",
+    ),
+    (
+        re.compile(r"No module named '?(?:ais_bench|aclruntime)\b"),
+        "install ais_bench and aclruntime for this interpreter (docs/ascend.md)",
+    ),
     (re.compile(r"not match"), "the files do not have the size that the model's input has"),
     (
         re.compile(r"load model from file failed"),
@@ -91,7 +104,8 @@ AIS_CAUSES = (
     # owner as a word, not as part of a path that is printed
     (
         re.compile(
-            r"permission should not|soft link|is link|Illegal path|invalid char|not permitted|"
+            r"permission should not|soft link|is link|is illegal|illegal char|not permitted|"
+            r"(?:path|file|dir)\b.* not exist|"
             r"(?<![\w/.-])owner(?![\w/-])",
             re.I,
         ),
@@ -132,8 +146,6 @@ def explain_ais_error(text: str, *, last: str) -> str:
     for pattern, meaning in AIS_CAUSES:
         if pattern.search(text):
             return f"{meaning} ({find_line(text, pattern)})"
-    if "No module named" in text:
-        return f"{last}: install ais_bench and aclruntime for this interpreter (docs/ascend.md)"
     return find_line(text, AIS_CODE) or last
 
 

@@ -100,19 +100,21 @@ def find_ais_python(named: str | None = None, environment: Mapping[str, str] | N
         When none has it, with where to get it.
     """
     for python in [named] if named else [sys.executable, "python3"]:
-        if _has_module(python, "ais_bench", environment):
+        if _has_modules(python, environment):
             return python
     tried = named or f"{sys.executable}, python3"
     raise FileNotFoundError(
-        f"no ais_bench in {tried}: install its aclruntime and ais_bench wheels (docs/ascend.md "
-        "says where from; there is none "
-        f"for a Python newer than 3.11) "
+        f"no ais_bench with aclruntime in {tried}: install both wheels (docs/ascend.md says where "
+        "from; there is none for a Python newer than 3.11) "
         "and name that interpreter with AIS_PYTHON=/path/to/python"
     )
 
 
-def _has_module(python: str, module: str, environment: Mapping[str, str] | None) -> bool:
-    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+def _has_modules(python: str, environment: Mapping[str, str] | None) -> bool:
+    """Whether an interpreter has the tool whole: others call themselves ais_bench, too."""
+    code = (
+        "from importlib.util import find_spec as f; f('ais_bench.infer').name, f('aclruntime').name"
+    )
     try:
         done = subprocess.run(
             [python, "-c", code], capture_output=True, env=environment, timeout=60

@@ -1,5 +1,6 @@
 """From ONNX to the ``.om`` of an Ascend card."""
 
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
         changes += f" Not known whether CANN {cann} has: {unknown}."
     if made["simulated"]:
         changes = f"SIMULATED: a stand-in for atc made this. {changes}"
-    return Conversion((folder / "gma.om",), " ".join(made["command"]), changes)
+    return Conversion((folder / "gma.om",), shlex.join(made["command"]), changes)
 
 
 def compile_for_card(folder: Path, precision: str, card: Card) -> Record:

@@ -197,6 +197,72 @@ def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_pat
     )
 
 
+def measured(om, output, *more):
+    command = [
+        sys.executable,
+        "-m",
+        "ais_bench",
+        "--model",
+        str(om),
+        "--output",
+        str(output.parent),
+    ]
+    return subprocess.run(
+        [*command, "--output_dirname", output.name, *more], capture_output=True, text=True
+    )
+
+
+def test_contract_of_the_newer_tool(om, folders, tmp_path, standins):
+    """Argparse refuses paths with exit code 2, times are numbers, modes are its own, a name that is
+    a path is a ValueError.
+    """
+    standins.setenv("STANDIN_GENERATION", "N")
+    for inputs, model in ((folders, om.with_name("gone.om")), ([folders[0], "/none"], om)):
+        done = raw(model, inputs, tmp_path / "out" / "bs2")
+        assert done.returncode == 2
+        assert "is illegal. Please check." in done.stderr
+    assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
+    content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
+    assert all(isinstance(item, float) for item in content["npu_compute_time_list"])
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "bs2").iterdir()]
+    assert set(modes) == {0o640}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    piped = ("--threads", "2", "--pipeline", "1")
+    assert raw(om, folders, tmp_path / "piped" / "bs2", *piped).returncode == 0
+    content = json.loads((tmp_path / "piped" / "bs2_summary.json").read_text())
+    assert all(isinstance(item, list) for item in content["npu_compute_time_list"])
+    done = measured(om, tmp_path / "x" / "y", "--output_dirname", str(tmp_path / "z"))
+    assert (done.returncode, "ValueError" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("generation", ["T", "N"])
+def test_contract_of_both_tools(om, folders, tmp_path, standins, generation):
+    """One entry for pure inference, lists of files, whole batches in a file; cut and missing files
+    end a run.
+    """
+    standins.setenv("STANDIN_GENERATION", generation)
+    assert measured(om, tmp_path / "pure" / "bs2", "--loop", "3").returncode == 0
+    summary = json.loads((tmp_path / "pure" / "bs2_summary.json").read_text())
+    assert len(summary["filesinfo"]) == 1
+    files = [folder / f"{number:06d}.bin" for folder in folders for number in (0, 1)]
+    assert raw(om, files, tmp_path / "list" / "bs2", "--run_mode", "array").returncode == 0
+    assert len(list((tmp_path / "list" / "bs2").iterdir())) == 2
+    for folder in folders:
+        whole = tmp_path / "whole" / folder.name
+        whole.mkdir(parents=True)
+        pair = [(folder / f"{number:06d}.bin").read_bytes() for number in (0, 1)]
+        (whole / "batch.bin").write_bytes(b"".join(pair))
+    inputs = [tmp_path / "whole" / folder.name for folder in folders]
+    assert raw(om, inputs, tmp_path / "batch" / "bs2").returncode == 0
+    assert (tmp_path / "batch" / "bs2" / "batch_0.bin").stat().st_size == 2 * 4 * 2 * 128 * 160
+    (folders[1] / "000003.bin").write_bytes(b"cut")
+    done = raw(om, folders, tmp_path / "cut" / "bs2")
+    assert (done.returncode, "[ERROR]" in done.stdout) == (1, False)
+    (folders[1] / "000004.bin").unlink()
+    done = raw(om, folders, tmp_path / "fewer" / "bs2")
+    assert (done.returncode, list((tmp_path / "fewer").rglob("*.bin"))) == (1, [])
+
+
 def test_stand_ins_import_nothing_of_the_library():
     for file in STANDINS.rglob("*"):
         if file.is_file() and file.suffix in ("", ".py"):

@@ -37,6 +37,20 @@ def test_ais_bench_lives_in_another_python(standins):
         toolkit.find_ais_python()
 
 
+def test_another_project_of_the_same_name_is_not_the_tool(standins, tmp_path):
+    """An evaluator of language models installs a package ais_bench; and one half alone is none."""
+    (tmp_path / "ais_bench").mkdir()
+    (tmp_path / "ais_bench" / "__init__.py").write_text("")
+    standins.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="aclruntime"):
+        toolkit.find_ais_python()
+    (tmp_path / "ais_bench" / "infer.py").write_text("")
+    with pytest.raises(FileNotFoundError, match="aclruntime"):
+        toolkit.find_ais_python()
+    (tmp_path / "aclruntime.py").write_text("")
+    assert toolkit.find_ais_python() == sys.executable
+
+
 def test_the_doctor_finds_them(standins, tmp_path):
     """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and
     memory.

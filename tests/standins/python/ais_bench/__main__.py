@@ -65,12 +65,18 @@ def get_args():
     parser.add_argument("--warmup_count", type=not_negative, default=1)
     parser.add_argument("--display_all_summary", default="0")
     parser.add_argument("--profiler", default="0")
+    parser.add_argument("--run_mode", default="array", choices=["array", "files", "tensor", "full"])
     if GENERATION == "N":
         parser.add_argument("--divide_input", default="0")
+        parser.add_argument("--threads", type=positive, default=1)
+        parser.add_argument("--pipeline", default="0")
     if FAULT == "ais-other-flags":
         parser = argparse.ArgumentParser(prog="ais_bench")
         parser.add_argument("--om-model", required=True)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if GENERATION == "N":
+        check_paths(parser, args)
+    return args
 
 
 def log(level, text):
@@ -183,25 +189,34 @@ def list_files(folder):
     return [os.path.join(folder, name) for name in names]
 
 
-def check_paths(args, files):
-    """The newer tool's rules: no links, rights, letters."""
-    for path in [args.model, *(args.input or "").split(","), args.output or "", *files]:
+def check_paths(parser, args):
+    """The newer tool's rules, checked by argparse: no links, rights, letters."""
+    inputs = [path for path in (args.input or "").split(",") if path]
+    inside = [
+        os.path.join(path, name)
+        for path in inputs
+        if os.path.isdir(path)
+        for name in os.listdir(path)
+    ]
+    for path in [args.model, *inputs, *inside, args.output or ""]:
         if not path:
             continue
+        why = ""
         if not re.fullmatch(r"[_A-Za-z0-9/.\-]+", path):
-            log("ERROR", f"Illegal path: {path} contains invalid char")
-            raise argparse.ArgumentTypeError(f"Illegal path: {path}")
-        if os.path.islink(path):
-            log("ERROR", f"path {path} is link, soft link is not supported")
-            raise argparse.ArgumentTypeError(path)
-        if os.path.exists(path) and os.stat(path).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            log("ERROR", f"{path}: permission should not be over 0o755")
-            raise argparse.ArgumentTypeError(path)
-        if os.path.exists(path) and os.stat(path).st_uid != os.getuid():
-            log("ERROR", f"{path}: current user is not the owner")
-            raise argparse.ArgumentTypeError(path)
+            why = f"{path} contains illegal char"
+        elif not os.path.exists(path) and path != args.output:
+            why = f"path {path} not exist"
+        elif os.path.islink(path):
+            why = f"path {path} is link, soft link is not supported"
+        elif os.path.exists(path) and os.stat(path).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            why = f"{path}: permission should not be over 0o755"
+        elif os.path.exists(path) and os.stat(path).st_uid != os.getuid():
+            why = f"{path}: current user is not the owner"
+        if why:
+            log("ERROR", why)
+            parser.error(f"argument: {path} is illegal. Please check.")
     if not args.model.endswith(".om"):
-        raise argparse.ArgumentTypeError("model must end with .om")
+        parser.error(f"argument --model: {args.model} is illegal. Please check.")
 
 
 def batches(files, session):
@@ -224,7 +239,6 @@ def batches(files, session):
         chunk = []
         for names in files:
             mine = names[number * per_batch : (number + 1) * per_batch]
-            mine[0]  # fewer files in a later folder: IndexError, as in the tool
             chunk.append(mine + [PADDING] * (per_batch - len(mine)))
         yield chunk
 
@@ -238,8 +252,7 @@ def read_batch(names, shape):
         log("ERROR", f"Check i:0 name:image in size:{len(data)} needsize:{wanted} not match")
         raise RuntimeError("[-1][ACL: general failure]")
     if len(data) != wanted:
-        log("ERROR", f"ndata size:{len(data)} not match {wanted}")
-        raise RuntimeError()
+        raise RuntimeError(f"ndata size:{len(data)} not match {wanted}")
     return np.frombuffer(data, np.float32).reshape(shape)
 
 
@@ -256,6 +269,8 @@ def save(folder, name, index, array, outfmt):
         np.save(path, array)
     else:
         np.savetxt(path, array.reshape(-1, array.shape[-1]), fmt="%f")
+    if GENERATION == "N":
+        os.chmod(path, 0o640)
     return path
 
 
@@ -272,6 +287,23 @@ def statistics(values):
         "percentile(99%)": float(np.percentile(values, 99)),
         "count": len(values),
     }
+
+
+def fail_later():
+    """What goes wrong after the first output."""
+    if FAULT == "ais-half":
+        print("EZ9999: Inner Error! aicore exception, error code is 507011")
+        log("ERROR", "execute model failed, modelId is 1")
+        raise RuntimeError("[-1][ACL: general failure]")
+    if FAULT == "ais-oom-malloc":
+        log("ERROR", "MemoryHelper::MxbsMalloc failed. size:4294967296 type:1 ret:2")
+        log("ERROR", "can't malloc buffer")
+        raise RuntimeError("[2][ACL: memory allocation fail]")
+    if FAULT == "ais-oom-run":
+        log("ERROR", "execute model failed, modelId is 1")
+        raise RuntimeError("[-1][ACL: general failure]")
+    if FAULT == "ais-killed":
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def infer(args, device, files, folder, summary_prefix):
@@ -292,13 +324,12 @@ def infer(args, device, files, folder, summary_prefix):
             for number in range(args.loop)
         ]
         if folder:
-            save(
-                folder,
-                "pure_infer_data",
-                0,
-                np.zeros([batch, 2, *session.inputs[0][2:]], np.float32),
-                args.outfmt,
-            )
+            zeros = np.zeros([batch, 2, *session.inputs[0][2:]], np.float32)
+            written = save(folder, "pure_infer_data", 0, zeros, args.outfmt)
+            info["0"] = {
+                "infiles": ["pure_infer_data"] * len(session.inputs),
+                "outfiles": [written],
+            }
     else:
         log("INFO", f"warm up {args.warmup_count} done")
         sample = 0
@@ -308,17 +339,13 @@ def infer(args, device, files, folder, summary_prefix):
                 read_batch(mine, shape) for mine, shape in zip(names, session.inputs, strict=True)
             ]
             real = [name for name in names[0] if name != PADDING]
-            for place, outputs in zip(
-                range(len(real)), session.run([array[: len(real)] for array in arrays]), strict=True
-            ):
-                if FAULT == "ais-half" and sample >= 1:
-                    log("ERROR", "aclmdlExecute failed, error 507011")
-                    raise RuntimeError("[507011][ACL: model execute failed]")
-                if FAULT == "ais-oom-run" and sample >= 1:
-                    log("ERROR", "aclrtMalloc failed, ret: 207001")
-                    raise RuntimeError("[-1][ACL: APP_ERR_ACL_BAD_ALLOC]")
-                if FAULT == "ais-killed" and sample >= 1:
-                    os.kill(os.getpid(), signal.SIGSEGV)
+            whole = len(names[0]) == 1 < batch  # a file that holds a whole batch
+            results = session.run([array[: batch if whole else len(real)] for array in arrays])
+            if whole:
+                results = [[np.concatenate(parts) for parts in zip(*results, strict=True)]]
+            for place, outputs in zip(range(len(real)), results, strict=True):
+                if sample >= 1:
+                    fail_later()
                 if FAULT == "ais-one-missing" and sample == 0:
                     sample += 1
                     continue
@@ -349,10 +376,11 @@ def infer(args, device, files, folder, summary_prefix):
     )
     log("INFO", "------------------------------------------------------")
     if folder and FAULT != "ais-no-summary":
+        pairs = GENERATION == "N" and args.threads > 1 and args.pipeline != "0"
         listed = (
-            times
-            if GENERATION == "T"
-            else [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
+            [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
+            if pairs
+            else times
         )
         content = {
             "filesinfo": info, "args": sys.argv, "NPU_compute_time": s,
@@ -379,16 +407,20 @@ def main():
     if args.input:
         folders = args.input.split(",")
         probe = Session(args.model, 0)
-        if len(folders) != len(probe.inputs):
+        inputs = len(probe.inputs)
+        if all(map(os.path.isfile, folders)) and len(folders) % inputs == 0:
+            each = len(folders) // inputs
+            files = [folders[number * each : (number + 1) * each] for number in range(inputs)]
+        elif len(folders) != inputs:
             log(
                 "ERROR",
                 f"Invalid args. args input dir num:{len(folders)} "
                 f"not equal to model inputs num:{len(probe.inputs)}",
             )
             raise RuntimeError()
-        files = [list_files(folder) for folder in folders]
-    if GENERATION == "N":
-        check_paths(args, [name for names in files or [] for name in names])
+        files = files or [list_files(folder) for folder in folders]
+        if any(len(names) < len(files[0]) for names in files):
+            raise RuntimeError("error input, the numbers of files differ")
     if FAULT == "ais-success-nothing":
         log("INFO", "throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(1.0): 1000.0")
         return
@@ -397,8 +429,13 @@ def main():
         if args.output
         else None
     )
+    if GENERATION == "N" and os.path.isabs(args.output_dirname or ""):
+        raise ValueError(f"{args.output_dirname} is no name of a folder")
     if base:
         os.makedirs(base, 0o755, exist_ok=True)
+        if GENERATION == "N":
+            os.chmod(args.output, 0o750)
+            os.chmod(base, 0o750)
     if not isinstance(args.device, list):
         infer(args, args.device, files, base, base)
         return

@@ -1,0 +1,1 @@
+"""The module that tells the tool from others of its name."""
