@@ -6,13 +6,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gma_lib.runs import describe_provenance, write_text
+from gma_lib.runs import Record, describe_provenance, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b(?:(?!<t(?:head|body)\b).)*?</\1>", re.DOTALL)
+_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$")
 _HEADER = re.compile(r"<th(?=[\s>])(?![^<>]*\bscope=)")
 
 
@@ -24,8 +25,11 @@ def notebook_to_html(
     Code is folded away, pictures have alternative texts, table headers a scope; links lead to the
     index and to the pages before and after, and the footer names what made the page.
     """
+    import nbformat
     from nbconvert import HTMLExporter
 
+    content = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]  # as nbconvert
+    formulas = _take_formulas(content.cells)
     exporter = HTMLExporter(  # type: ignore[no-untyped-call]  # nbconvert has no types
         template_name="gma",
         extra_template_basedirs=[str(TEMPLATES)],
@@ -37,18 +41,41 @@ def notebook_to_html(
         path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
         for path in neighbours
     ]
-    body, _ = exporter.from_filename(
-        str(notebook),
+    body, _ = exporter.from_notebook_node(
+        content,
         resources={
+            "metadata": {"name": notebook.stem},
             "index_href": os.path.relpath(index, notebook.parent),
             "previous": ways[0],
             "next": ways[1],
             "provenance": describe_provenance(),
         },
     )
+    for token, formula in formulas.items():
+        body = body.replace(token, formula)
     page = notebook.with_suffix(".html")
     write_text(page, add_header_scopes(body))
     return page
+
+
+def _take_formulas(cells: list[Record]) -> dict[str, str]:
+    """Replace the formulas of a notebook's prose by tokens, which Markdown leaves alone, and return
+    token -> MathML. MathJax would need a network.
+    """
+    from latex2mathml.converter import convert
+
+    formulas: dict[str, str] = {}
+
+    def take(found: re.Match[str]) -> str:
+        token = f"formula{len(formulas)}formula"
+        display = "block" if found[1] else "inline"
+        formulas[token] = convert((found[1] or found[2]).strip(), display=display)
+        return token
+
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _FORMULA.sub(take, cell["source"])
+    return formulas
 
 
 def table_to_html(

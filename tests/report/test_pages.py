@@ -39,6 +39,19 @@ def test_what_has_a_scope_or_is_no_header_stays_as_it_is():
     assert add_header_scopes(html) == html
 
 
+def test_formulas_need_no_script(tmp_path):
+    prose = "The error $e_{i}^*$, and\n\n$$e = \\sqrt{u^2} < 1.$$\n\nOne `$` and *two*."
+    cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell("a = '$x$'")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    page = notebook_to_html(tmp_path / "n.ipynb", index=tmp_path / "index.html").read_text()
+    assert page.count("<math") == page.count("</math>") == 2
+    assert page.count('display="block"') == 1
+    assert "<msqrt>" in page
+    assert "<em>two</em>" in page
+    assert "formula0" not in page
+    assert "$x$" in page  # code is not prose
+
+
 def test_a_notebook_becomes_a_page_with_its_ways(tmp_path):
     table = pd.DataFrame({"EPE": [1.0]}, index=["clean"]).to_html()
     picture = nbformat.v4.new_output(
