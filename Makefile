@@ -41,7 +41,7 @@ SIZES = $(foreach size,$(or $(value BS),none),--batch-size=$(call quote,$(size))
 GMA = $(PYTHON) -m gma_lib.cli reproduce $(call option,--profile=,PROFILE) $(SIZES) $(RUN_OPTIONS) $(if $(FORCE),--force)
 STAGES := 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce report share $(STAGES) train bench bench-gpu test ascend-dry-run lint docs lab doctor lock clean distclean
+.PHONY: help reproduce report share $(STAGES) train bench bench-gpu test ascend-dry-run torture lint docs lab doctor lock clean distclean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ test: $(ENV) ## run the tests
 ascend-dry-run: 02_export ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run $(call option,--profile=,PROFILE) --run=$(call quote,$(or $(value RUN),$(BACKEND)-$(PRECISION))) \
 	  --precision=$(call quote,$(PRECISION)) $(call option,--soc=,SOC) $(call option,--keep=,KEEP) $(SIZES)
+
+torture: $(ENV) ## try to break it: PART=readers reads a hundred thousand damaged files of each kind (hours); goes on where it stopped
+	$(PYTHON) tests/torture/$(PART).py
 
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check .

@@ -4,6 +4,7 @@ Every writer writes whole or not at all; every reader checks what it read and na
 error.
 """
 
+import io
 import warnings
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with reading(path, "a picture", "Save it again, as PNG") as path:
         if (found := path.stat().st_size) > (most := 2**25 + 16 * header.height * header.width):
             raise ValueError(f"{found:,} bytes, where a picture of its size has at most {most:,}")
-        image: np.ndarray | None = cv2.imdecode(np.fromfile(path, np.uint8), AS_STORED)
+        content = path.read_bytes()
+        if header.format == "PNG":  # OpenCV makes room for what a chunk says to hold, up to 4 GB
+            Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+        image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
         if image is None:
             raise ValueError("truncated or damaged")
         if image.shape[0] * image.shape[1] != header.height * header.width:

@@ -10,6 +10,7 @@ import io
 import pickle
 import zipfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +176,7 @@ def _complete_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     so may the counters of batches, which are for training alone.
     """
     twins = {name: twin for name in state if (twin := _find_twin(name))}
-    wanted = GMA().state_dict()
+    wanted = _find_entries()
     counters = {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
     state = counters | {twin: state[name] for name, twin in twins.items()} | state
     missing = [name for name in wanted if name not in state]
@@ -192,6 +193,12 @@ def _complete_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if not torch.equal(complete[name], complete[twin]):
             raise ValueError(f"{name} and {twin} are one tensor of the network, and differ")
     return complete
+
+
+@cache
+def _find_entries() -> dict[str, Tensor]:
+    """The network's own entries: names, shapes, and what is constant."""
+    return GMA().state_dict()
 
 
 def _check_entry(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:

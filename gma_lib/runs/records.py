@@ -15,6 +15,7 @@ from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 3
 SEAL = "record_sha256"
+DEEPEST = 20  # levels of a YAML file
 Record = dict[str, Any]  # a JSON object
 
 
@@ -65,11 +66,16 @@ def load_record(path: Path, expected: str, remedy: str = REMEDY) -> Record:
 def parse_yaml(text: str) -> object:
     """Return what YAML text says; ValueError for whatever is wrong with it.
 
-    Aliases are refused: with them, a few lines can describe more than a memory holds.
+    Aliases and deep nesting are refused: with them, a few lines can describe more than a memory
+    holds, or take minutes to read.
     """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("aliases (*name) are not supported")
+        depth = 0
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                raise ValueError(f"aliases (*name), or more than {DEEPEST} levels")
         return yaml.safe_load(text)
     except Exception as error:  # its constructors raise anything
         raise ValueError(f"not readable YAML: {' '.join(str(error).split())[:200]}") from error

@@ -120,7 +120,7 @@ def test_unusual_images_are_taken_and_it_is_said(tmp_path):
         ("narrow", "narrow", "1x128 px"),
         ("animated", "animated", "holds several images"),
         ("plain", "text", "not a readable image (12 bytes)"),
-        ("plain", "cut", "damaged"),
+        ("plain", "cut", "Truncated"),
         ("plain", "absent", "no such file"),
         ("plain", "folder", "a folder; expected a picture"),
     ],

@@ -33,7 +33,7 @@ def test_truncated_png_is_an_error(tmp_path):
         path, np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.float32)
     )
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ValueError, match=r"a\.png.*damaged"):
+    with pytest.raises(ValueError, match=r"a\.png.*Truncated"):
         images.read_frame(path)
 
 
@@ -172,6 +172,16 @@ def test_the_limit_is_of_the_header_and_can_be_set(tmp_path, picture):
     with pytest.raises(BadFile, match=r"40x24 px; at most 959 pixels"):
         images.read_photo(tmp_path / "a.png", max_pixels=959)
     assert images.read_photo(tmp_path / "a.png", max_pixels=960)[0].shape == (3, 24, 40)
+
+
+def test_room_is_made_for_what_is_there_not_for_what_is_said(tmp_path, picture):
+    """OpenCV would make room for a chunk of 4 GB, and take seconds."""
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.index(b"IDAT") - 4] = 0xFF
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(BadFile, match=r"a\.png.*Truncated"):
+        images.read_mask(tmp_path / "a.png")
 
 
 def test_bytes_after_the_end_of_a_picture_do_not_matter(tmp_path, picture):

@@ -86,4 +86,5 @@ def test_provenance_is_a_sentence():
 def test_yaml_that_cannot_be_read_is_a_value_error(text):
     with pytest.raises(ValueError, match="YAML"):
         records.parse_yaml(text)
+    assert records.parse_yaml("a: [[[1]]]") == {"a": [[[1]]]}
     assert records.parse_yaml("a: [1, 2.5, null]\nb: x") == {"a": [1, 2.5, None], "b": "x"}

@@ -1,0 +1,49 @@
+"""A short form of ``make torture PART=readers``: a few hundred mutated files for every reader."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torture import readers
+
+READERS = readers.make_readers(readers.PROJECT / "outputs")
+SLOW = {"safetensors": 20, "pth": 20, "training": 40, "yaml": 40}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Decoders write what they think of damaged files to the terminal."""
+    level = readers.cv2.utils.logging.getLogLevel()
+    readers.cv2.utils.logging.setLogLevel(0)
+    yield
+    readers.cv2.utils.logging.setLogLevel(level)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", READERS)
+def test_mutated_files_give_a_result_or_the_one_error(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = readers.read_many(name, 0, SLOW.get(name, 200))
+    assert known["past_header"] >= known["inputs"] * 0.4
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+    derandomize=True,
+)
+@given(content=st.binary(max_size=200), name=st.sampled_from(["flo", "npy", "png", "summary"]))
+def test_any_bytes_give_a_result_or_the_one_error(content, name, tmp_path):
+    reader = READERS[name]
+    readers.attempt(reader, tmp_path, reader.seeds[0][:12] + content)
+
+
+def test_a_reader_that_raises_something_else_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = readers.Reader([b"abc"], lambda path: {}[path.name], "a.txt")
+    monkeypatch.setattr(readers, "make_readers", lambda folder: {"wrong": wrong})
+    with pytest.raises(AssertionError, match="wrong 0: KeyError"):
+        readers.read_many("wrong", 0, 1)
+    assert next(tmp_path.iterdir()).name == "failed-wrong-0"
