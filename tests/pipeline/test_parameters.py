@@ -198,7 +198,7 @@ def test_make_hands_on_what_was_typed(tmp_path):
             ["make", target, f"PYTHON={shown}", *given], capture_output=True, text=True, cwd=PROJECT
         )
 
-    path = "/d/null x #y $HOME $(shell id) \"'`id` 😀 <b>"
+    path = "/d/null x, y)( #y $HOME $(shell id) \"'`id` 😀 <b>"
     done = make("reproduce", SINTEL=path, CHECKPOINT="~", PARAMS="a=$b c='d'", BS="2 3")
     assert done.returncode == 0, done.stderr
     handed = done.stdout.splitlines()
