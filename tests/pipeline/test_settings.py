@@ -65,7 +65,6 @@ def test_a_run_needs_a_name_or_a_backend(lab):
         {"backend": "tensorrt"},
         {"num_updates": "6"},
         {"save_work": 1},
-        {"profile": "tiny"},
     ],
 )
 def test_a_damaged_record_names_the_notebook_to_run(lab, change):
@@ -78,6 +77,9 @@ def test_a_damaged_record_names_the_notebook_to_run(lab, change):
         assert len(str(refused.value).splitlines()) == 1
     path.write_text(json.dumps(whole))
     assert open_recorded(lab)
+    write_json(path, {"backend": "torch"})  # whole, of a version that had other settings
+    with pytest.raises(ValueError, match="another version: run 02_export again"):
+        open_recorded(lab)
 
 
 def test_the_export_is_of_the_recorded_settings(lab):
