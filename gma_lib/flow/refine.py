@@ -111,8 +111,9 @@ def find_unmatched(grey1: np.ndarray, grey2: np.ndarray, flow: np.ndarray) -> np
     winner = best[cell]
     vectors = flow.reshape(2, -1)
     covered = np.hypot(*(vectors - vectors[:, winner])) > _OTHER_MOTION
-    unlike: np.ndarray = residual > _LARGEST_RESIDUAL + slope / 2
-    return unlike | outside | covered.reshape(height, width)
+    unlike = residual > _LARGEST_RESIDUAL + slope / 2
+    doubtful: np.ndarray = unlike | outside | covered.reshape(height, width)
+    return doubtful
 
 
 def _smooth_grey(frame: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latex2mathml.converter import convert as to_mathml
+
 from gma_lib.runs import Record, describe_provenance, write_text
 
 if TYPE_CHECKING:
@@ -62,14 +64,12 @@ def _take_formulas(cells: list[Record]) -> dict[str, str]:
     """Replace the formulas of a notebook's prose by tokens, which Markdown leaves alone, and return
     token -> MathML. MathJax would need a network.
     """
-    from latex2mathml.converter import convert
-
     formulas: dict[str, str] = {}
 
     def take(found: re.Match[str]) -> str:
         token = f"formula{len(formulas)}formula"
         display = "block" if found[1] else "inline"
-        formulas[token] = convert((found[1] or found[2]).strip(), display=display)
+        formulas[token] = to_mathml((found[1] or found[2]).strip(), display=display)
         return token
 
     for cell in cells:
