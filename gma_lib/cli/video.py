@@ -108,7 +108,7 @@ def main(
     partial = output.absolute().with_name(f"{output.absolute().name}.partial")
     estimator = load(say=remark, **network)
     made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
-    made_from |= {"frames": [select.start + 1, select.stop, select.step]}
+    made_from |= {"start": select.start + 1, "stride": select.step}
     made_from |= {"gma_lib": gma_lib.__version__} | estimator.to_record()
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
@@ -121,14 +121,17 @@ def main(
     def name(index: int) -> Path:
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
 
-    files = _compute(estimator, frames, name, warm, frames_there)
+    most = select.stop and max(0, len(range(select.stop)[select]) - 1)
+    files = _compute(estimator, frames, name, warm, frames_there, most)
+    for beyond in {*partial.glob(f"frame_*.{kind}")} - {*files}:  # of a run with a later end
+        beyond.unlink()
     if hash_clip(clip) != made_from["clip_sha256"]:
         raise ValueError(f"{clip} changed while it was read; delete {partial} and run this again")
     if movie:
         rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(10**4)
         even = [number / rate for number in range(len(files) + 1)]
         _write_flow_movie(partial / "flow.mp4", files, even if fps or not times else times)
-    shown = {"pairs": len(files), "times_s": [float(time) for time in times]}
+    shown = {"pairs": len(files), "end": select.stop, "times_s": [float(time) for time in times]}
     write_json(partial / "flow.json", made_from | shown)
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
@@ -160,9 +163,10 @@ def _compute(
     name: Callable[[int], Path],
     warm: bool,
     total: int | None,
+    most: int | None,
 ) -> list[Path]:
     """Compute the flow that is missing, and return all files."""
-    done = next(index for index in count() if not _is_whole(name(index)))
+    done = next((index for index in islice(count(), most) if not _is_whole(name(index))), most or 0)
     folder, flow_low = name(0).parent, None
     if warm and done:
         done, flow_low = _read_state(folder / "warm.npz", done)

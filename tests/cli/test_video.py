@@ -138,9 +138,21 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
     assert not (tmp_path / "out").exists()
     names = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
     assert names == ["flow.json", "frame_0001.flo"]
+    gma("video", photos, "-o", tmp_path / "out", "--end", 2, *FAST)  # the part before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    (tmp_path / "out").rename(tmp_path / "out.partial")
     shutil.copy(photos / "shot 2.png", photos / "shot 3.png")  # another clip now
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert "out.partial was begun with clip_sha256" in answer
+
+
+def test_flow_beyond_an_earlier_end_does_not_stay(photos, tmp_path):
+    gma("video", photos, "-o", tmp_path / "out", *FAST)
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    gma("video", photos, "-o", tmp_path / "out", "--end", 3, *FAST)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["flow.json", "frame_0001.flo", "frame_0002.flo"]
+    assert json.loads((tmp_path / "out" / "flow.json").read_text())["pairs"] == 2
 
 
 def test_clips_that_are_none(photos, tmp_path):
@@ -158,6 +170,10 @@ def test_clips_that_are_none(photos, tmp_path):
         Path("-"): "no such file",
     }.items():
         assert found in gma("video", clip, "-o", tmp_path / "a", *FAST, exit_code=1)
+    answer = gma(
+        "video", photos, "-o", tmp_path / "a", "--start", 3, "--end", 2, *FAST, exit_code=1
+    )
+    assert "no frames to read" in answer
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
