@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from gma_lib import network, runs
 from gma_lib.data import PASSES, LoadedPair, Padding, find_pairs
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
+from gma_lib.flow.metrics import ERROR_STEPS
+from gma_lib.flow.refine import refine_flow
 from gma_lib.training.config import TrainingConfig, load_config
 from gma_lib.training.pairs import PairSource, render_held_out
 
@@ -30,6 +32,8 @@ NAME = "gma-procedural"
 TEST_PAIRS = 32
 SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
 SINTEL_UPDATES = (6, 12)
+REFINED = "12"  # updates, before refinement
+FEWEST_PAIRS = 4  # for an interval
 SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
 
 Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
@@ -40,9 +44,8 @@ Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
 
 def score_pairs(
     predict: Callable[[np.ndarray, np.ndarray], Flows], pairs: Iterable[LoadedPair]
-) -> dict[str, dict[str, ErrorSums]]:
-    """Add up errors over all pixels of all pairs: for each method, for every group of
-    ``gma_lib.flow.metrics``.
+) -> dict[str, list[dict[str, ErrorSums]]]:
+    """Sum errors: for each method, pair by pair, for every group of ``gma_lib.flow.metrics``.
 
     Parameters
     ----------
@@ -55,7 +58,7 @@ def score_pairs(
             raise ValueError("a pair without ground truth has no score")
         for method, flow in predict(pair.frame1, pair.frame2).items():
             scores[method].append(sum_errors(flow, pair.flow, occluded=pair.occluded))
-    return {method: pool_scores(groups) for method, groups in scores.items()}
+    return scores
 
 
 def predict_updates(
@@ -75,14 +78,42 @@ def predict_updates(
 def _score_with_dis(
     model: network.GMA, updates: tuple[int, ...], pairs: Iterable[LoadedPair]
 ) -> dict[str, runs.Record]:
-    """Return metrics of the network after each number of updates and of DIS, by group of pixels."""
+    """Return metrics of the network after each number of updates, of ``REFINED`` updates after
+    refinement, and of DIS, by group of pixels; those over all pixels with their median and with
+    intervals.
+    """
 
     def predict(frame1: np.ndarray, frame2: np.ndarray) -> Flows:
-        return predict_updates(model, updates, frame1, frame2) | {"dis": dis(frame1, frame2)}
+        flows = predict_updates(model, updates, frame1, frame2)
+        if REFINED in flows:
+            flows[f"{REFINED} refined"] = refine_flow(frame1, frame2, flows[REFINED])
+        return flows | {"dis": dis(frame1, frame2)}
 
+    scores = {}
+    for method, each in score_pairs(predict, pairs).items():
+        sums = pool_scores(each)
+        scores[method] = {name: sums[name].to_metrics() for name in SCORED_GROUPS}
+        scores[method]["all"] |= estimate_intervals([groups["all"] for groups in each])
+    return scores
+
+
+def estimate_intervals(pairs: list[ErrorSums]) -> runs.Record:
+    """Return the median error in pixels (steps of 0.05 px, null above 5 px), and intervals of 95 %
+    for EPE and 1px, null for fewer than 4 pairs: 2,000 bootstrap samples over pairs, whose pixels
+    are not independent.
+    """
+    within = sum(pairs, ErrorSums()).shares_within()
+    steps = np.concatenate([[0], ERROR_STEPS])
+    median = np.interp(0.5, [0, *within], steps) if within[-1] >= 0.5 else None
+    table = np.array([(one.error, one.below[0], one.pixels) for one in pairs], dtype=float)
+    chosen = np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))
+    error, below, pixels = table[chosen].sum(axis=1).T
+    epe, px1 = np.percentile([error / pixels, below / pixels], [2.5, 97.5], axis=1).T.tolist()
+    enough = len(pairs) >= FEWEST_PAIRS
     return {
-        method: {name: sums[name].to_metrics() for name in SCORED_GROUPS}
-        for method, sums in score_pairs(predict, pairs).items()
+        "median": None if median is None else float(median),
+        "epe_interval": epe if enough else None,
+        "px1_interval": px1 if enough else None,
     }
 
 
@@ -134,6 +165,7 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
             "sintel_excerpt": excerpt,
         },
         "beats_dis_on_held_out": beats_dis(families),
+        "refinement_pays": refinement_pays(families),
         "note": compose_note(card["how"]["minutes"], excerpt),
     }
 
@@ -142,6 +174,18 @@ def beats_dis(families: runs.Record) -> bool:
     """Return whether 12 updates have a lower EPE and a higher 1px than DIS on every family."""
     pairs = [(one["12"]["all"], one["dis"]["all"]) for one in families.values()]
     return all(mine["epe"] < dis["epe"] and mine["px1"] > dis["px1"] for mine, dis in pairs)
+
+
+def refinement_pays(families: runs.Record) -> bool:
+    """Return whether refinement lowers the EPE, also in covered areas, and raises 1px on every
+    family.
+    """
+    pairs = [(one[f"{REFINED} refined"], one[REFINED]) for one in families.values()]
+    return all(
+        refined["all"]["px1"] > alone["all"]["px1"]
+        and all(refined[group]["epe"] <= alone[group]["epe"] for group in ("all", "occluded"))
+        for refined, alone in pairs
+    )
 
 
 def compose_note(minutes: float, excerpt: runs.Record) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gma_lib import network, runs
+from gma_lib.flow import pool_scores
 from gma_lib.training.config import Phase, TrainingConfig
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
@@ -324,7 +325,8 @@ def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> runs
     found, count = {}, VALIDATION.num_updates
     predict = partial(predict_updates, cast(network.GMA, trainer.averaged.module), (count,))
     for family, pairs in families.items():
-        groups = score_pairs(predict, (pair.to_arrays() for pair in pairs))[str(count)]
+        scores = score_pairs(predict, (pair.to_arrays() for pair in pairs))
+        groups = pool_scores(scores[str(count)])
         found[family] = {
             name: groups[name].to_metrics() for name in ("all", "occluded", "non_occluded")
         }

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from gma_lib.cli import main
 from gma_lib.data.sintel import LoadedPair, find_pairs
 from gma_lib.flow.classical import dis
+from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
 from gma_lib.training import model_card as card
@@ -105,10 +106,39 @@ def test_scores_are_of_the_scenes_after_those_of_validation(
     for family, pairs in test.items():
         assert set(found[family]) == {"1", "2", "dis"}
         sums = score_pairs(_predict_dis, (pair.to_arrays() for pair in pairs))
-        assert found[family]["dis"]["all"] == sums["dis"]["all"].to_metrics()
+        pooled = pool_scores(sums["dis"])["all"].to_metrics()
+        assert {name: found[family]["dis"]["all"][name] for name in pooled} == pooled
         assert not any(
             torch.equal(pair.image1, known.image1) for pair in pairs for known in validation[family]
         )
+
+
+def test_medians_and_intervals_over_pairs():
+    def pair(error, pixels=100):
+        return ErrorSums.of(np.full(pixels, error), np.zeros(pixels))
+
+    same = card.estimate_intervals([pair(0.5)] * 4)
+    assert same["epe_interval"] == pytest.approx([0.5, 0.5])
+    assert same["px1_interval"] == [1, 1]
+    assert same["median"] == pytest.approx(0.475)  # the middle of its step, 0.45 to 0.5
+    mixed = card.estimate_intervals([pair(0.5), pair(2.5)] * 8)
+    low, high = mixed["px1_interval"]
+    assert 0.2 < low < 0.4
+    assert 0.6 < high < 0.8  # 16 pairs, half of them: 0.5 +- 1.96 * 0.125
+    assert mixed["epe_interval"][0] < 1.5 < mixed["epe_interval"][1]
+    few = card.estimate_intervals([pair(9)] * 3)
+    assert set(few.values()) == {None}
+
+
+def test_refinement_pays_if_nothing_gets_worse():
+    def family(epe, px1, occluded):
+        alone = {"all": {"epe": 1.0, "px1": 0.8}, "occluded": {"epe": 5.0}}
+        refined = {"all": {"epe": epe, "px1": px1}, "occluded": {"epe": occluded}}
+        return {"12": alone, "12 refined": refined}
+
+    assert card.refinement_pays({"a": family(0.9, 0.9, 5.0), "b": family(1.0, 0.81, 4.0)})
+    for worse in (family(1.1, 0.9, 5.0), family(0.9, 0.8, 5.0), family(0.9, 0.9, 5.1)):
+        assert not card.refinement_pays({"a": family(0.9, 0.9, 5.0), "b": worse})
 
 
 def test_sintel_is_scored_pass_by_pass_over_all_pixels(tiny_sintel, monkeypatch):
