@@ -6,7 +6,9 @@ SHELL := /bin/bash
 # What to run. PYTHON=python uses an environment that is already there instead of building .venv.
 PROFILE   ?= demo
 BS        ?= 1 4
-BACKEND   ?= openvino
+ifndef BACKEND
+BACKEND := $(if $(filter ascend-dry-run,$(MAKECMDGOALS)),ascend,openvino)
+endif
 # An Ascend card computes in float16 unless told otherwise, as in the guide.
 ifndef PRECISION
 PRECISION := $(if $(filter ascend,$(BACKEND)),float16,float32)
@@ -80,7 +82,7 @@ bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by op
 test: $(ENV) ## run the tests
 	$(PYTHON) -m pytest
 
-ascend-dry-run: 02_export ## write the exact commands for a machine with CANN (SOC=310P3); nothing of it is needed here
+ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run $(call option,--profile=,PROFILE) --run=$(call quote,$(or $(value RUN),$(BACKEND)-$(PRECISION))) \
 	  --precision=$(call quote,$(PRECISION)) $(call option,--soc=,SOC) $(call option,--keep=,KEEP) $(SIZES)
 

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,21 @@ from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.keep import read_keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.runs import PRECISION_NAMES, PROJECT, shorten_path, show_messages, write_atomically
+from gma_lib.data import PASSES, load_pairs, write_guide_tensors
+from gma_lib.runs import PRECISION_NAMES, PROJECT, shorten_path, show_messages
+from gma_lib.runs.files import write_text
+from gma_lib.runs.records import read_json
 
 log = logging.getLogger(__name__)
-PASSES = ("clean", "final")
 
 
 def write_commands(
     model_folder: Path, target: Path, options: atc.AtcOptions, *, keep: str = "guide"
 ) -> list[list[str]]:
-    """Put the model, keep.cfg and ``commands.sh`` into ``target``; return the commands.
+    """Put the model, its keep.cfg and ``commands_bs<n>.sh`` into ``target``; return the commands.
+
+    Each batch size has files of its own. The script takes AIS_PYTHON and DEVICE from its
+    environment.
 
     Parameters
     ----------
@@ -44,37 +50,79 @@ def write_commands(
     if options.keep_dtype and keep != "guide":
         options = replace(options, keep_dtype=read_keep_lines(model, keep))
     atc.lint_keep(options.keep_dtype, model)
-    name = f"GMA_bs{batch_size}"
-    compile_command = atc.build_atc_command(model.name, name, shapes, options)
-    tool, om = AisBench(), Path(f"{name}.om")
+    name, kept = f"GMA_bs{batch_size}", f"keep_bs{batch_size}.cfg"
+    tool, om, about = AisBench(), Path(f"{name}.om"), {"output_dirname": f"bs{batch_size}"}
     infer = [
         build_ais_command(
             tool,
             om,
             input=f"tensors/{pass_name}/image1,tensors/{pass_name}/image2",
             output=f"output_{pass_name}",
-            output_dirname=f"bs{batch_size}",
             outfmt="BIN",
             batchsize=batch_size,
+            **about,
         )
         for pass_name in PASSES
     ]
-    measure = build_ais_command(tool, om, loop=100, warmup_count=5, batchsize=batch_size)
-    commands = [compile_command, ["atc", "--mode=6", f"--om={om}"], *infer, measure]
-    with write_atomically(target / "keep.cfg") as partial:
-        partial.write_text("".join(f"{line}\n" for line in options.keep_dtype))
+    loop = {"loop": 100, "warmup_count": 5, "batchsize": batch_size}
+    commands = [
+        atc.build_atc_command(model.name, name, shapes, options, kept),
+        ["atc", "--mode=6", f"--om={om}"],
+        *infer,
+        build_ais_command(tool, om, output="measured", **loop, **about),
+    ]
+    write_text(target / kept, "".join(f"{line}\n" for line in options.keep_dtype))
     notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
+    outputs = [*(f"output_{pass_name}" for pass_name in PASSES), "measured"]
     lines = [
         "#!/bin/bash",
-        "# Needs CANN's environment: source .../set_env.sh",
         *(f"# {note}" for note in notes),
-        "set -e",
+        "set -eu",
+        "umask 022",
+        'cd "$(dirname "$0")"',
+        f"mkdir -p {' '.join(outputs)}",
+        f"rm -rf {' '.join(f'{place}/bs{batch_size}' for place in outputs)}",
+        *(shlex.join(arguments) for arguments in commands),
     ]
-    with write_atomically(target / f"commands_bs{batch_size}.sh") as partial:
-        partial.write_text(
-            "\n".join(lines + [shlex.join(arguments) for arguments in commands]) + "\n"
-        )
+    script = "\n".join(lines) + "\n"
+    for fixed, named in (
+        ("python3 -m ais_bench", '"${AIS_PYTHON:-python3}" -m ais_bench'),
+        ("--device 0", '--device "${DEVICE:-0}"'),
+    ):
+        script = script.replace(fixed, named)
+    write_text(target / f"commands_bs{batch_size}.sh", script)
     return commands
+
+
+def write_run_script(target: Path, batch_sizes: Sequence[int]) -> None:
+    """Write ``run.sh``, which runs the commands of every batch size, and a README."""
+    sizes = " ".join(map(str, batch_sizes))
+    write_text(
+        target / "run.sh",
+        f"""#!/bin/bash
+# One batch size that fails, as 16 does on a card of 24 GB, does not stop the others.
+status=0
+cd "$(dirname "$0")" || exit 1
+chmod -R go-w .
+for size in {sizes}; do
+  bash "commands_bs$size.sh" || {{ echo "batch size $size failed" >&2; status=1; }}
+done
+exit "$status"
+""",
+    )
+    write_text(
+        target / "README.md",
+        f"""# GMA on an Ascend card
+
+Batch sizes {sizes}. Needed here: CANN, and a Python with ais_bench and aclruntime.
+
+    source /usr/local/Ascend/ascend-toolkit/set_env.sh
+    AIS_PYTHON=python3 DEVICE=0 bash run.sh
+
+The flow of every pair is then in output_clean/ and output_final/, the times in measured/.
+Each folder bs<n> has its bs<n>_summary.json beside it.
+""",
+    )
 
 
 def _verdicts(model: Path, cann: str) -> str:
@@ -120,15 +168,18 @@ def main(
         mode = modes[precision]
         kept = atc.AtcOptions.keep_dtype if mode is None else ()
         options = atc.AtcOptions(to_soc_version(soc), precision_mode=mode, keep_dtype=kept)
+        target = PROJECT / outputs / profile / run / "ascend"
         for batch_size in batch_sizes:
-            target = PROJECT / outputs / profile / run / "ascend"
             write_commands(
                 PROJECT / outputs / profile / run / f"bs{batch_size}" / "model",
                 target,
                 options,
                 keep=keep,
             )
-            log.info("%s/commands_bs%s.sh", shorten_path(target), batch_size)
+        write_run_script(target, batch_sizes)
+        index = read_json(PROJECT / outputs / profile / "data" / "index.json", made_by="01_data")
+        write_guide_tensors(load_pairs(index), target / "tensors", with_truth=False)
+        log.info("%s/run.sh", shorten_path(target))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"ascend-dry-run: {error}") from error
 
