@@ -67,6 +67,8 @@ def test_refined_flow_says_so_and_what_cannot_be_refined_is_refused(photos, tmp_
     assert "; refined" not in gma("flow", *frames, "-o", tmp_path / "b.flo", *FAST)
     assert not np.array_equal(read_flow(tmp_path / "a.flo"), read_flow(tmp_path / "b.flo"))
     images = write_unusual(tmp_path / "images")
+    fine = np.random.default_rng(0).integers(0, 2**16, (128, 160, 3), np.uint16)
+    cv2.imwrite(str(images["deep"]), fine)
     deep = images["deep"], images["deep"], "-o", tmp_path / "c.flo"
     unknown = gma("flow", *frames, "-o", tmp_path / "c.flo", "--refine", "magic", exit_code=1)
     for answer, complaint in (
