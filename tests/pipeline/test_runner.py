@@ -188,7 +188,7 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     ("stage", "settings", "message"),
     [
         ("01_data", ["sintel_root=notebooks"], "holds no 'training' folder"),
-        ("02_export", ["checkpoint=pyproject.toml"], "not a readable weights file"),
+        ("02_export", ["checkpoint=pyproject.toml"], "pyproject.toml"),
     ],
 )
 def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
