@@ -117,7 +117,7 @@ def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | Non
     sentence.
     """
     if computes_wide(source):
-        return rewrite_file(source, target, largest_batch=largest_batch).to_sentence()
+        return rewrite_file(source, target, largest_batch=largest_batch).sentence()
     with write_atomically(target) as partial:
         shutil.copyfile(source, partial)
     return "no rewrite needed: the graph computes no int64 and no float64 value."
@@ -234,7 +234,7 @@ def main(
             report = rewrite_file(
                 source, target, leave=frozenset(leave), feeds=given, sizes=dict(sizes)
             )
-            log.info(report.to_sentence())
+            log.info(report.sentence())
             for node, reason in report.refused.items():
                 log.info(f"left as it is: {node}: {reason}")
     except (RewriteError, OSError) as error:

@@ -59,7 +59,7 @@ class RewriteReport:
             or self.wide_before != self.wide_after
         )
 
-    def to_sentence(self) -> str:
+    def sentence(self) -> str:
         if not self.wide_before:
             return "no rewrite needed: the graph holds no int64 and no float64 value."
         text = (

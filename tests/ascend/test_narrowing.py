@@ -397,7 +397,7 @@ def test_twice_is_once():
     assert first.changed
     assert not second.changed
     assert (
-        second.to_sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
+        second.sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
     )
     assert twice.graph.node == once.graph.node
 
