@@ -73,6 +73,13 @@ def write_commands(
     ]
     write_text(target / kept, "".join(f"{line}\n" for line in options.keep_dtype))
     notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
+    script = _write_script(commands, notes, batch_size)
+    write_text(target / f"commands_bs{batch_size}.sh", script)
+    return commands
+
+
+def _write_script(commands: list[list[str]], notes: Sequence[str], batch_size: int) -> str:
+    """Return a shell script of the commands, which empties their output folders first."""
     outputs = [*(f"output_{pass_name}" for pass_name in PASSES), "measured"]
     lines = [
         "#!/bin/bash",
@@ -90,8 +97,7 @@ def write_commands(
         ("--device 0", '--device "${DEVICE:-0}"'),
     ):
         script = script.replace(fixed, named)
-    write_text(target / f"commands_bs{batch_size}.sh", script)
-    return commands
+    return script
 
 
 def write_run_script(target: Path, batch_sizes: Sequence[int]) -> None:
