@@ -86,7 +86,7 @@ ascend-dry-run: 02_export ## write a folder with all that a machine with CANN ne
 	@$(PYTHON) -m gma_lib.ascend.dry_run $(call option,--profile=,PROFILE) --run=$(call quote,$(or $(value RUN),$(BACKEND)-$(PRECISION))) \
 	  --precision=$(call quote,$(PRECISION)) $(call option,--soc=,SOC) $(call option,--keep=,KEEP) $(SIZES)
 
-torture: $(ENV) ## try to break it: PART=readers reads a hundred thousand damaged files of each kind (hours); goes on where it stopped
+torture: $(ENV) ## try to break it: PART=readers reads damaged files of each kind, PART=kills kills stages, PART=faults changes bytes between them (hours); goes on where it stopped
 	$(PYTHON) tests/torture/$(PART).py
 
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs

@@ -1,0 +1,317 @@
+"""Kill stages at every moment and change bytes in every kind of file: ``make torture PART=kills``
+or ``PART=faults``.
+
+Both call the stage graph directly, with the profile ``tiny`` and batch size 1, and compare what is
+there in the end with an undisturbed run. A case that is done is not done again, so that an
+interrupted call goes on; ``table`` writes what was tried, and with what result.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import psutil
+
+from gma_lib.infer.inference import LEDGER
+from gma_lib.pipeline.chain import digest_record
+from gma_lib.pipeline.parameters import resolve_parameters
+from gma_lib.pipeline.runner import EXIT, run_stage
+from gma_lib.pipeline.settings import make_run
+from gma_lib.pipeline.stages import STAGES, locate_stage
+from gma_lib.pipeline.stamps import read_statuses
+from gma_lib.report.pages import notebook_to_html
+from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.progress import show_messages
+from gma_lib.runs.records import read_json
+
+HOME = PROJECT / "outputs" / "torture"
+OUTPUTS = HOME / "now"  # every case at the same place: records hold paths
+KILLS, KILLS_WHILE_WRITING = 20, 5
+SECONDS_TO_END = 2.0
+OTHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Case = tuple[str, Callable[[], str]]  # its name, and what does it: "held", or what did not
+
+
+def set_up() -> tuple:
+    parameters = resolve_parameters("tiny", {"batch_size": 1, "outputs": str(OUTPUTS)})
+    return parameters, make_run(parameters)
+
+
+def start(*stages: str) -> subprocess.Popen:
+    """A process that runs stages, one after the other."""
+    command = [sys.executable, __file__, "run", *stages]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def list_leftovers() -> list[str]:
+    return [
+        str(path.relative_to(OUTPUTS))
+        for path in OUTPUTS.rglob("*")
+        if path.name.startswith(".gma-") or ".running." in path.name
+    ]
+
+
+def describe_result() -> dict[str, str]:
+    """Digests of all flow and records; times, load and counts of computed pairs do not count."""
+    run = set_up()[1]
+    found = {str(path.relative_to(OUTPUTS)): hash_file(path) for path in OUTPUTS.rglob("*.flo")}
+    for stage, graph in STAGES.items():
+        path = locate_stage(stage, run) / graph.products[0]
+        if path.is_file():
+            record = read_json(path, made_by=stage)
+            if graph.is_measurement:
+                record = {name: record[name] for name in ("status", "precision", "made_from")}
+            found[stage] = digest_record(record)
+    return found
+
+
+def restore(name: str) -> None:
+    """Put a stored state of the outputs at the place of the cases; times of files stay."""
+    shutil.rmtree(OUTPUTS, ignore_errors=True)
+    shutil.copytree(HOME / "states" / name, OUTPUTS)
+
+
+def prepare() -> dict[str, float]:
+    """Run all stages undisturbed, once; keep the state after each. Stage -> seconds."""
+    file = HOME / "undisturbed.json"
+    if not file.is_file():
+        shutil.rmtree(HOME / "states", ignore_errors=True)
+        shutil.rmtree(OUTPUTS, ignore_errors=True)
+        OUTPUTS.mkdir(parents=True)
+        shutil.copytree(OUTPUTS, HOME / "states" / "nothing")
+        seconds, results = {}, {}
+        for stage in STAGES:
+            before = time.monotonic()
+            process = start(stage)
+            out, _ = process.communicate()
+            if process.returncode:
+                raise RuntimeError(f"the undisturbed run of {stage} failed:\n{out}")
+            seconds[stage] = time.monotonic() - before
+            shutil.copytree(OUTPUTS, HOME / "states" / stage)
+            results[stage] = describe_result()
+        file.write_text(json.dumps({"seconds": seconds, "results": results}))
+    return json.loads(file.read_text())["seconds"]
+
+
+def compare(stage: str) -> str:
+    """``held``, or what differs from the undisturbed run up to this stage."""
+    wanted = json.loads((HOME / "undisturbed.json").read_text())["results"][stage]
+    found = describe_result()
+    wrong = [name for name in sorted(wanted | found) if found.get(name) != wanted.get(name)]
+    if wrong:
+        return f"another result: {', '.join(wrong[:3])}"
+    return f"left over: {left[0]}" if (left := list_leftovers()) else "held"
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+def count_stored() -> int:
+    """Pairs that the ledger of 04 names."""
+    ledgers = OUTPUTS.rglob(f"flow/{LEDGER}")
+    return sum(path.read_text(errors="replace").count('"sha256"') for path in ledgers)
+
+
+def kill(stage: str, number: int, moment: Callable[[subprocess.Popen], bool]) -> str:
+    """Send a signal at a moment, look after two seconds, resume, compare."""
+    names = list(STAGES)
+    place = names.index(stage)
+    restore(names[place - 1] if place else "nothing")
+    process = start(stage)
+    if not moment(process):
+        process.communicate()
+        return "ended before"
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    family = [psutil.Process(one.pid) for one in family]
+    process.send_signal(number)
+    alive = psutil.wait_procs([one for one in family if one.pid != process.pid], SECONDS_TO_END)[1]
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        alive.append(family[0])
+    for one in alive:
+        one.kill()
+    process.communicate()
+    if alive:
+        return f"still there after {SECONDS_TO_END:.0f} s: {len(alive)} processes"
+    stored = count_stored()
+    resumed = start(stage)
+    out, _ = resumed.communicate()
+    if resumed.returncode:
+        return f"not resumed: {out.strip().splitlines()[-1]}"
+    if stage == "04_infer":
+        run = set_up()[1]
+        summary = read_json(run.folder / "infer.json", made_by=stage)["summary"]
+        if summary["reused"] < min(stored, summary["pairs"]) and stored and summary["computed"]:
+            return f"{stored} pairs were stored and {summary['reused']} reused"
+    return compare(stage)
+
+
+def wait_for_time(seconds: float) -> Callable[[subprocess.Popen], bool]:
+    def wait(process: subprocess.Popen) -> bool:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    return wait
+
+
+def wait_for_file(skipped: int) -> Callable[[subprocess.Popen], bool]:
+    """Wait until a file is being written, after so many others."""
+
+    def wait(process: subprocess.Popen) -> bool:
+        seen: set[str] = set()
+        while process.poll() is None:
+            for folder, folders, files in os.walk(OUTPUTS):
+                new = [name for name in folders + files if name.startswith(".gma-")]
+                seen |= {f"{folder}/{name}" for name in new if not name.endswith(".kernel")}
+            if len(seen) > skipped:
+                return True
+        return False
+
+    return wait
+
+
+def list_kills() -> Iterator[Case]:
+    seconds = prepare()
+    for number in range(KILLS + KILLS_WHILE_WRITING):  # round by round, so that a part says much
+        for stage in STAGES:
+            if number < KILLS:
+                moment, what = wait_for_time(seconds[stage] * (number + 0.5) / KILLS), "moment"
+            else:
+                moment, what = wait_for_file(number - KILLS), "while writing"
+            name = f"{stage} SIGKILL {what} {number}"
+            yield name, lambda stage=stage, moment=moment: kill(stage, signal.SIGKILL, moment)
+    for one in OTHER_SIGNALS:
+        for stage in STAGES:
+            moment = wait_for_time(seconds[stage] / 2)
+            name = f"{stage} {one.name} moment 0"
+            yield name, lambda stage=stage, one=one, moment=moment: kill(stage, one, moment)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def list_kinds(after: str) -> dict[str, Path]:
+    """One file of each kind that is there after a stage: by folder and ending, or by name."""
+    root = HOME / "states" / after
+    kinds: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.stat().st_size and path.name not in (".lock", ".machine.lock"):
+            relative = path.relative_to(root)
+            parts = [part for part in relative.parts if part in ("frames", "flow", "compiled")]
+            many = path.suffix in (".png", ".flo", ".blob")
+            name = "/".join([*parts, f"*{path.suffix}" if many else path.name])
+            if "frames" in parts:
+                name = f"frames/{relative.parts[-3]}/*{path.suffix}"
+            kinds.setdefault(name, relative)
+    return kinds
+
+
+def change_byte(path: Path) -> None:
+    """Change a byte in the middle; size and modification time stay."""
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def damage(after: str, relative: Path) -> str:
+    """Change a byte between two stages, run all again, compare."""
+    restore(after)
+    change_byte(OUTPUTS / relative)
+    process = start(*STAGES)
+    out, _ = process.communicate()
+    if "Traceback (most recent call last)" in out:
+        return f"a traceback: {out.strip().splitlines()[-1]}"
+    if process.returncode:
+        return f"did not heal: {out.strip().splitlines()[-1]}"
+    statuses = read_statuses(set_up()[1])
+    if set(statuses.values()) != {"ok"}:
+        return f"ended as {statuses}"
+    return compare("06_perf")
+
+
+def list_faults() -> Iterator[Case]:
+    prepare()
+    for after in STAGES:
+        for kind, relative in list_kinds(after).items():
+            yield (
+                f"{after} {kind}",
+                lambda after=after, relative=relative: damage(after, relative),
+            )
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@click.group()
+def main() -> None:
+    """Try to break the pipeline."""
+
+
+@main.command("run")
+@click.argument("stages", nargs=-1)
+def run_stages_here(stages: tuple[str, ...]) -> None:
+    """Run stages, in order; used by the cases."""
+    show_messages()
+    parameters = set_up()[0]
+    for stage in stages:
+        status = run_stage(stage, parameters, write_page=notebook_to_html)
+        if EXIT[status]:
+            raise SystemExit(EXIT[status])
+
+
+@main.command("try")
+@click.argument("part", type=click.Choice(["kills", "faults"]))
+@click.option("--limit-s", default=7200.0, show_default=True, help="Start no case after it.")
+def try_part(part: str, limit_s: float) -> None:
+    """Do the cases of a part that are not done yet; exit code 1 if one does not hold."""
+    begun = time.monotonic()
+    HOME.mkdir(parents=True, exist_ok=True)
+    ledger = HOME / f"{part}.jsonl"
+    lines = ledger.read_text().splitlines() if ledger.is_file() else []
+    done = {one["case"]: one["result"] for one in map(json.loads, lines)}
+    for name, do in list_kills() if part == "kills" else list_faults():
+        if name not in done and time.monotonic() - begun < limit_s:
+            done[name] = do()
+            with open(ledger, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"case": name, "result": done[name]}) + "\n")
+            click.echo(f"{name}: {done[name]}")
+    bad = [name for name, result in done.items() if result not in ("held", "ended before")]
+    click.echo(f"{part}: {len(done)} cases done, {len(bad)} did not hold")
+    raise SystemExit(bool(bad))
+
+
+@main.command("table")
+def show_table() -> None:
+    """Print what was tried, how often, and with what result, as Markdown."""
+    click.echo("| part | stage | what | tried | held | otherwise |\n|---|---|---|---|---|---|")
+    for part in ("kills", "faults"):
+        ledger = HOME / f"{part}.jsonl"
+        counts: dict[tuple[str, str], Counter[str]] = {}
+        for line in ledger.read_text().splitlines() if ledger.is_file() else []:
+            one = json.loads(line)
+            stage, what = one["case"].split(" ", 1)
+            what = what.rsplit(" ", 1)[0] if part == "kills" else what
+            counts.setdefault((stage, what), Counter())[one["result"]] += 1
+        for (stage, what), results in counts.items():
+            held = results.pop("held", 0)
+            others = "; ".join(f"{count} {result}" for result, count in results.items())
+            tried = held + results.total()
+            click.echo(f"| {part} | {stage} | {what} | {tried} | {held} | {others} |")
+
+
+if __name__ == "__main__":
+    main()
