@@ -396,9 +396,7 @@ def test_twice_is_once():
     twice, second = narrow_model(once)
     assert first.changed
     assert not second.changed
-    assert (
-        second.sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
-    )
+    assert second.sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
     assert twice.graph.node == once.graph.node
 
 
