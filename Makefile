@@ -80,7 +80,7 @@ bench-gpu: $(ENV) ## the same for an NVIDIA GPU, against PyTorch operation by op
 	$(PYTHON) -m gma_lib.cli compare --config benchmarks/gpu.yaml --out benchmarks/results/gpu.json
 
 test: $(ENV) ## run the tests
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup
 
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); nothing of it is needed here
 	@$(PYTHON) -m gma_lib.ascend.dry_run $(call option,--profile=,PROFILE) --run=$(call quote,$(or $(value RUN),$(BACKEND)-$(PRECISION))) \

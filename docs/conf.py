@@ -88,6 +88,7 @@ def setup(app):
 
     def redirect(app, page, source):
         source[0] = source[0].replace("](../notebooks/", "](tutorials/")
+        source[0] = source[0].replace("](../weights/", "](weights/")
 
     def write_inline(translator, node):
         translator.body.append(latex2mathml.converter.convert(node.astext()))

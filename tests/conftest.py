@@ -5,6 +5,7 @@ weights.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs.files import PROJECT
+
+# A shell that starts the tests in the background ignores SIGINT, and so would every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HEIGHT, WIDTH = (
     128,
