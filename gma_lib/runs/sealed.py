@@ -83,7 +83,8 @@ def find_fault(folder: Path, made_from: Record) -> str | None:
         return "it was made from something else"
     changed = sorted(name for name in found | files if found.get(name) != files.get(name))
     changed += [name for name, digests in seal["code"].items() if not _is_same(name, *digests)]
-    return f"{', '.join(changed)} changed since" if changed else None
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"{', '.join(changed[:3])}{more} changed since" if changed else None
 
 
 @contextmanager
