@@ -111,19 +111,15 @@ def infer(om, folders, output, python=sys.executable, **more):
     )
 
 
+def list_ais_command(om, *arguments):
+    """The stand-in's command line for a model."""
+    return [sys.executable, "-m", "ais_bench", "--model", str(om), *arguments]
+
+
 def raw(om, folders, output, *more):
     """The stand-in without the wrapper: what the contract says of the tool itself."""
-    command = [
-        sys.executable,
-        "-m",
-        "ais_bench",
-        "--model",
-        str(om),
-        "--input",
-        ",".join(map(str, folders)),
-        "--output",
-        str(output.parent),
-    ]
+    command = list_ais_command(om, "--input", ",".join(map(str, folders)))
+    command += ["--output", str(output.parent)]
     return subprocess.run(
         [*command, "--output_dirname", output.name, *more], capture_output=True, text=True
     )

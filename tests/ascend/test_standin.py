@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ascend_tools import SHAPE, STANDINS, infer, raw
+from ascend_tools import SHAPE, STANDINS, infer, list_ais_command, raw
 
 from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBenchError
@@ -156,19 +155,15 @@ def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models,
 
 def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
     """ascend.md 1.2: pure_infer_data_0.bin."""
-    command = [
-        sys.executable,
-        "-m",
-        "ais_bench",
-        "--model",
-        str(om),
+    command = list_ais_command(
+        om,
         "--output",
         str(tmp_path),
         "--output_dirname",
         "pure",
         "--loop",
         "3",
-    ]
+    )
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert [path.name for path in (tmp_path / "pure").iterdir()] == ["pure_infer_data_0.bin"]
     assert (
@@ -178,15 +173,11 @@ def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
 
 def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_path):
     """ascend.md 1.1 --output, --output_dirname."""
-    command = [
-        sys.executable,
-        "-m",
-        "ais_bench",
-        "--model",
-        str(om),
+    command = list_ais_command(
+        om,
         "--input",
         ",".join(map(str, folders)),
-    ]
+    )
     assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
     assert {path.name for path in tmp_path.iterdir()} == {"model", "in"}
     assert (
@@ -198,15 +189,11 @@ def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_pat
 
 
 def measured(om, output, *more):
-    command = [
-        sys.executable,
-        "-m",
-        "ais_bench",
-        "--model",
-        str(om),
+    command = list_ais_command(
+        om,
         "--output",
         str(output.parent),
-    ]
+    )
     return subprocess.run(
         [*command, "--output_dirname", output.name, *more], capture_output=True, text=True
     )
