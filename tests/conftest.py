@@ -2,6 +2,7 @@
 weights.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -88,6 +89,28 @@ def write_tiny_sintel(root: Path) -> Path:
                 np.zeros_like(occluded),
             )
     return root
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[str]:
+    """What the library logs from INFO on. Unlike ``caplog`` it listens at the library's own logger,
+    so what other libraries did to the root logger does not matter.
+    """
+    library, handler = logging.getLogger("gma_lib"), _Messages()
+    monkeypatch.setattr(library, "handlers", [*library.handlers, handler])
+    level = library.level
+    library.setLevel(logging.INFO)
+    yield handler.lines
+    library.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_damaged_compiled_model_is_made_again_with_one_line(
-    name, tmp_path, seeded, small_frames, caplog
+    name, tmp_path, seeded, small_frames, messages
 ):
     folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
     pair = [frames[:1] for frames in small_frames]
@@ -184,9 +184,9 @@ def test_a_damaged_compiled_model_is_made_again_with_one_line(
     flipped = bytes(byte ^ 255 for byte in whole[middle : middle + 4096])
     for damaged in (whole[:middle] + flipped + whole[middle + 4096 :], whole[:middle]):
         compiled.write_bytes(damaged)
-        caplog.clear()
+        messages.clear()
         np.testing.assert_array_equal(compute(), flow)
-        assert [compiled.name in line for line in caplog.messages] == [True]
+        assert [compiled.name in line for line in messages] == [True]
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -265,16 +265,15 @@ def test_only_runs_of_the_same_flow_are_compared(outputs):
 
 
 @pytest.mark.parametrize("damage", [b"[]", b"{}", b"null", b"\xff\xfe", b'{"stage": "02_export"'])
-def test_a_damaged_stamp_counts_as_absent(empty_run, damage, caplog):
+def test_a_damaged_stamp_counts_as_absent(empty_run, damage, messages):
     stamp = Stamp("02_export", "ok", "", 1.0, {"a": 1}, {"x": "1"}, {"y": "2"})
     stamps.write_stamp(empty_run, stamp)
     assert read_stamp("02_export", empty_run).products == {"y": "2"}
     path = stamps.locate_stamp("02_export", empty_run)
     path.write_bytes(damage)
-    with caplog.at_level("WARNING"):
-        assert [read_stamp("02_export", empty_run) for _ in range(3)] == [None] * 3
-        assert read_statuses(empty_run)["02_export"] is None
-    assert len(caplog.records) == 1
+    assert [read_stamp("02_export", empty_run) for _ in range(3)] == [None] * 3
+    assert read_statuses(empty_run)["02_export"] is None
+    assert len(messages) == 1
 
 
 def test_another_version_s_stamp_counts_as_absent(empty_run):

@@ -77,13 +77,13 @@ def test_a_parent_that_has_ended_already_is_noticed(has_prctl):
     assert done.returncode == -signal.SIGKILL
 
 
-def test_whoever_waits_says_for_what_and_for_how_long(tmp_path, caplog, monkeypatch):
+def test_whoever_waits_says_for_what_and_for_how_long(tmp_path, messages, monkeypatch):
     monkeypatch.setattr(processes, "SECONDS_BETWEEN_LINES", 0.3)
     lock = tmp_path / "folder" / "lock"
     process, child = start_parent(lock, "import time; time.sleep(1)")
-    with process, caplog.at_level("INFO"), hold_lock(lock, "the other one"):
+    with process, hold_lock(lock, "the other one"):
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
-    first, *more = (record.message for record in caplog.records)
+    first, *more = messages
     assert first == "waiting for the other one"
     assert len(more) >= 2
 
