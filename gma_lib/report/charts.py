@@ -206,3 +206,41 @@ def plot_throughput(
     return figure, (
         f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {dict(guide)}."
     )
+
+
+def plot_deviations(ratios: Mapping[str, Sequence[float]]) -> Picture:
+    """Plot how far values are from expected ones, a row per kind of value.
+
+    Parameters
+    ----------
+    ratios
+        Kind -> difference over tolerance, per value; above 1 is a failure.
+    """
+    figure, axes = _make_chart(9, 1.2 + 0.42 * len(ratios))
+    jitter = np.random.default_rng(0)
+    smallest, largest = 1e-6, 1e3
+    for row, values in enumerate(ratios.values()):
+        shown = np.clip(np.asarray(values, float), smallest, largest)
+        axes.scatter(
+            shown,
+            row + jitter.uniform(-0.25, 0.25, len(shown)),
+            s=9,
+            alpha=0.6,
+            color=np.where(shown > 1, ORANGE, BLUE),
+        )
+    axes.axvline(1, color=ORANGE, linewidth=1)
+    axes.text(1, -0.72, " tolerance", color=ORANGE, va="bottom", fontsize=9)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(
+        xlim=(smallest / 2, largest * 2),
+        ylim=(len(ratios) - 0.4, -0.75),
+        xlabel="difference / tolerance (left edge: equal; right edge: a digest that differs)",
+    )
+    axes.set_yticks(
+        range(len(ratios)), [f"{kind} ({len(values)})" for kind, values in ratios.items()]
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    outside = sum(value > 1 for values in ratios.values() for value in values)
+    total = sum(map(len, ratios.values()))
+    return figure, f"Difference over tolerance of {total} values; {outside} are above 1."

@@ -1,0 +1,1 @@
+"""Check a run's numbers against expected ones, each with its tolerance."""

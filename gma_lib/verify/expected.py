@@ -1,0 +1,183 @@
+"""The file of expected values, and how a run's values compare with it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gma_lib.runs.files import RESOURCES, shorten_path
+from gma_lib.runs.machine import find_commit, find_processor, find_versions
+from gma_lib.runs.records import Record, read_json, write_json
+from gma_lib.verify.values import KINDS, Value
+
+EXPECTED = RESOURCES / "expected"
+FAILURES = ("outside", "missing", "unexpected")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one entry compares.
+
+    Attributes
+    ----------
+    status
+        ``equal``; ``within`` its tolerance; ``outside`` of it; ``reported``, where it differs and
+        depends on something that differs here; ``missing`` from the run; ``unexpected`` in it.
+    ratio
+        Difference over tolerance: at most 1 is within. Infinite for digests that differ.
+    because
+        What differs here, for ``reported``.
+    """
+
+    name: str
+    kind: str
+    expected: float | str | None
+    found: float | str | None
+    tolerance: float | None
+    ratio: float
+    status: str
+    because: str = ""
+
+
+def locate_expected(profile: str) -> Path:
+    """Return the file that holds a profile's expected values."""
+    return EXPECTED / f"{profile}.json"
+
+
+def describe_surroundings() -> dict[str, str]:
+    """What may decide digits besides the code: versions, processor, instruction sets, threads."""
+    import torch
+
+    numpy_uses = np._core._multiarray_umath.__cpu_features__
+    enabled = [name for name, is_used in numpy_uses.items() if is_used]
+    # PyTorch's CPU and CUDA builds compute alike on a CPU
+    versions = {name: version.split("+")[0] for name, version in find_versions().items()}
+    return versions | {
+        "processor": find_processor(),
+        "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
+        f"numpy {' '.join(enabled)}; opencv {cv2.getCPUFeaturesLine()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def write_expected(
+    path: Path, values: Mapping[str, Value], *, parameters: Record, reason: str
+) -> None:
+    """Record a run's values as what every later run has to give.
+
+    Parameters
+    ----------
+    parameters
+        What was computed: ``read_run_parameters``.
+    reason
+        Why the values changed, one sentence; earlier ones are kept.
+    """
+    history = read_json(path, made_by="gma record")["history"] if path.is_file() else []
+    now = datetime.now(UTC).date().isoformat()
+    history.append({"date": now, "commit": find_commit(), "reason": reason})
+    write_json(
+        path,
+        {
+            "parameters": parameters,
+            "history": history,
+            "surroundings": describe_surroundings(),
+            "kinds": {
+                name: {
+                    "unit": kind.unit,
+                    "reason": kind.reason,
+                    "depends_on": list(kind.depends_on),
+                }
+                for name, kind in KINDS.items()
+            },
+            "values": {name: [one.kind, one.value, one.tolerance] for name, one in values.items()},
+        },
+    )
+
+
+def read_expected(path: Path, *, parameters: Record) -> Record:
+    """Read expected values, which have to be of the same work as the run.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        There is no such file, it was changed, or it is of other parameters; the message names the
+        first that differs.
+    """
+    content = read_json(path, made_by="gma record")
+    recorded = content["parameters"]
+    for name in dict.fromkeys([*recorded, *parameters]):
+        if recorded.get(name) != parameters.get(name):
+            raise ValueError(
+                f"{shorten_path(path)} is of {name} = {recorded.get(name)}, and this run has "
+                f"{parameters.get(name)}: verify the profile that it was recorded for"
+            )
+    return content
+
+
+def compare(
+    values: Mapping[str, Value], expected: Record, *, digests: bool = True
+) -> list[Verdict]:
+    """Compare a run's values with expected ones, entry by entry.
+
+    Parameters
+    ----------
+    expected
+        What ``read_expected`` returns.
+    digests
+        Compare digests too; without them, numbers have to show what changed.
+
+    Returns
+    -------
+    list of Verdict
+        In the order of the stages.
+    """
+    here, there = describe_surroundings(), expected["surroundings"]
+    differs = {
+        name: f"{name} {there.get(name)} there, {here.get(name)} here"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    }
+    verdicts = []
+    for name in dict.fromkeys([*expected["values"], *values]):
+        recorded = Value(*expected["values"].get(name, (None, None, None)))
+        found = values.get(name, Value("", None))
+        kind = recorded.kind or found.kind
+        if recorded.kind and not digests and recorded.tolerance is None:
+            continue
+        ratio = _compare_one(recorded, found)
+        depends_on = expected["kinds"].get(kind, {}).get("depends_on", ())
+        because = "; ".join(differs[other] for other in depends_on if other in differs)
+        if name not in values or not recorded.kind:
+            status = "unexpected" if name in values else "missing"
+        elif ratio > 1:
+            status = "reported" if because else "outside"
+        else:
+            status = "within" if ratio else "equal"
+        verdicts.append(
+            Verdict(
+                name,
+                kind,
+                recorded.value,
+                found.value,
+                recorded.tolerance,
+                ratio,
+                status,
+                because if status == "reported" else "",
+            )
+        )
+    return verdicts
+
+
+def _compare_one(recorded: Value, found: Value) -> float:
+    if recorded.value == found.value:
+        return 0.0
+    if isinstance(recorded.value, str | None) or isinstance(found.value, str | None):
+        return math.inf
+    if recorded.kind == "distance":  # a size, of which less is as good
+        return max(found.value - recorded.value, 0.0) / (recorded.tolerance or math.inf)
+    difference = abs(recorded.value - found.value)
+    return difference / recorded.tolerance if recorded.tolerance else math.inf

@@ -1,0 +1,224 @@
+"""What a run computed, as named values: the entries that are compared."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gma_lib.data.sintel import load_pairs
+from gma_lib.pipeline.chain import read_records
+from gma_lib.pipeline.settings import read_settings
+from gma_lib.pipeline.stages import locate_record
+from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.run import Run
+
+LAST = "05_evaluate"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Values of one kind.
+
+    Attributes
+    ----------
+    unit
+        Of values and tolerances.
+    tolerance
+        Largest difference that another correct computation explains; None: equal or not.
+    per_pixel
+        For shares of pixels: so many pixels may change sides, however few there are.
+    reason
+        Why this tolerance.
+    depends_on
+        What else decides the value: with another of these, a difference is reported and does not
+        fail. Names of ``describe_surroundings``.
+    """
+
+    unit: str
+    tolerance: float | None
+    reason: str
+    depends_on: tuple[str, ...] = ()
+    per_pixel: float = 0.0
+
+
+# The flow of a pair differs by at most 1e-3 px between thread counts, instruction sets and runtimes
+# (docs/reproducibility.md); the tolerances follow from that.
+_SHARE = Kind(
+    "share of pixels",
+    5e-5,
+    "Errors within 1e-3 px of a threshold may change sides; two pixels always may.",
+    per_pixel=2.0,
+)
+KINDS = {
+    "pixels": Kind(
+        "digest",
+        None,
+        "Decoded frames and ground truth. NumPy and OpenCV draw them; another instruction set "
+        "rounds some pixels the other way.",
+        ("numpy", "opencv-python-headless", "instruction set"),
+    ),
+    "weights": Kind("digest", None, "They come with the package."),
+    "graph": Kind(
+        "digest",
+        None,
+        "The ONNX file, as PyTorch's exporter writes it.",
+        ("torch", "onnx", "numpy", "instruction set"),
+    ),
+    "flow": Kind(
+        "digest",
+        None,
+        "Flow is equal bit for bit only on the same processor, with the same libraries and number "
+        "of threads.",
+        (
+            "numpy",
+            "opencv-python-headless",
+            "torch",
+            "onnx",
+            "openvino",
+            "instruction set",
+            "processor",
+            "threads",
+        ),
+    ),
+    "count": Kind("pixels or pairs", 0.0, "Counts are exact."),
+    "distance": Kind(
+        "px",
+        1e-3,
+        "Distance of a runtime from PyTorch: rounding error, so its size matters, not its digits.",
+    ),
+    "epe": Kind("px", 2e-4, "A mean changes by no more than the flow, and mostly by far less."),
+    "share": _SHARE,
+    "wauc": Kind(
+        "percent",
+        0.02,
+        "A weighted mean of such shares, in percent; two pixels may always change sides.",
+        per_pixel=200.0,
+    ),
+}
+# DIS, Farneback and the refinement are OpenCV's.
+KINDS |= {
+    f"classical {name}": replace(
+        KINDS[name], depends_on=("opencv-python-headless", "instruction set")
+    )
+    for name in ("epe", "share", "wauc")
+}
+_LEAVES = {
+    "epe": "epe",
+    "px1": "share",
+    "px3": "share",
+    "px5": "share",
+    "fl": "share",
+    "share_within": "share",
+    "wauc": "wauc",
+    "pixels": "count",
+    "pairs": "count",
+    "pairs_inferred": "count",
+    "pairs_scored": "count",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One entry: its kind, a number or a digest, and its tolerance in the kind's unit (None: equal
+    or not).
+    """
+
+    kind: str
+    value: float | str | None
+    tolerance: float | None = None
+
+
+def collect_values(run: Run) -> dict[str, Value]:
+    """Read every number and digest of a finished run, each record checked against those before it.
+
+    Returns
+    -------
+    dict
+        ``05_evaluate/clean/scenes/drift/all/epe`` -> its value.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A record is missing or changed; the message names the notebook to run.
+    """
+    records = read_records(run, LAST)
+    index, exported = records["01_data"], records["02_export"]
+    found: dict[str, Value] = {}
+    for pair in load_pairs(index):
+        loaded = pair.load()
+        for name, array in vars(loaded).items():
+            if array is not None:
+                found[f"01_data/{pair.name}/{name}"] = Value("pixels", _hash_array(array))
+    found["02_export/weights"] = Value("weights", exported["checkpoint"]["sha256"])
+    found["02_export/gma.onnx"] = Value("graph", exported["onnx_sha256"])
+    for stage in ("02_export", "03_convert"):
+        for name, number in _walk(records[stage]["deviation"]):
+            found[f"{stage}/distance/{name}"] = Value(
+                "distance", number, KINDS["distance"].tolerance
+            )
+    for name, digest in records["04_infer"]["flow"].items():
+        found[f"04_infer/{name}"] = Value("flow", digest)
+    metrics = read_json(locate_record(LAST, run), made_by=LAST)
+    return found | {
+        f"{LAST}/{name}": value
+        for part in (*_list_passes(metrics), "classical")
+        for name, value in _collect_metrics(part, metrics[part])
+    }
+
+
+def _list_passes(metrics: Record) -> list[str]:
+    """List the passes that ``metrics.json`` holds."""
+    return [
+        name
+        for name, content in metrics.items()
+        if isinstance(content, dict) and "pairs_scored" in content
+    ]
+
+
+def read_run_parameters(run: Run) -> Record:
+    """What was computed, without where or on what: two runs of equal parameters have to agree."""
+    index = read_json(locate_record("01_data", run), made_by="01_data")
+    settings = read_settings(run)
+    names = ("batch_size", "num_updates", "attention", "checkpoint")
+    return {
+        **{name: settings[name] for name in names},
+        "height": index["height"],
+        "width": index["width"],
+        "pairs": [pair["name"] for pair in index["pairs"]],
+    }
+
+
+def _hash_array(array: np.ndarray) -> str:
+    described = f"{array.dtype.str} {array.shape} ".encode()
+    return hashlib.sha256(described + array.tobytes()).hexdigest()
+
+
+def _walk(content: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a nested record, each with its path; a list's items have their own name,
+    or their number.
+    """
+    if isinstance(content, dict):
+        for key, item in content.items():
+            yield from _walk(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(content, list):
+        for number, item in enumerate(content):
+            key = item["name"] if isinstance(item, dict) else number
+            yield from _walk(item, f"{name}/{key}")
+    elif isinstance(content, int | float):
+        yield name, content
+
+
+def _collect_metrics(part: str, content: Record) -> Iterator[tuple[str, Value]]:
+    numbers = dict(_walk(content, part))
+    for name, number in numbers.items():
+        group, _, leaf = name.rpartition("/")
+        if "/share_within/" in name:
+            group, leaf = part, "share_within"
+        if leaf not in _LEAVES:
+            continue
+        kind = KINDS[_LEAVES[leaf]]
+        pixels = numbers.get(f"{group}/pixels") or 1
+        tolerance = max(kind.tolerance or 0.0, kind.per_pixel / pixels)
+        prefix = "classical " if part == "classical" and kind.tolerance else ""
+        yield name, Value(prefix + _LEAVES[leaf], number, tolerance)
