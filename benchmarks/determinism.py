@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 SIZE = {"height": 224, "width": 512, "frames": 2}
-AVX512 = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
+AVX512 = "X86_V4 AVX512_ICL AVX512_SPR"
 SETTINGS = {
     "two threads": {},
     "two threads, again": {},
@@ -26,7 +26,8 @@ SETTINGS = {
     "ATEN_CPU_CAPABILITY=default": {"ATEN_CPU_CAPABILITY": "default"},
     "ONEDNN_MAX_CPU_ISA=AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "NPY_DISABLE_CPU_FEATURES=AVX512...": {"NPY_DISABLE_CPU_FEATURES": AVX512},
+    f"NPY_DISABLE_CPU_FEATURES={AVX512}": {"NPY_DISABLE_CPU_FEATURES": AVX512},
+    f"NPY_DISABLE_CPU_FEATURES=X86_V3 {AVX512}": {"NPY_DISABLE_CPU_FEATURES": f"X86_V3 {AVX512}"},
     "OPENCV_CPU_DISABLE=AVX2,AVX512_SKX": {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX512_SKX"},
 }
 VARIANTS = [
@@ -42,7 +43,8 @@ def compute(folder: Path) -> None:
     if os.environ.get("CORES"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from gma_lib import load
-    from gma_lib.data import find_pairs, render_demo
+    from gma_lib.data import find_pairs
+    from gma_lib.data.demo import render_demo
     from gma_lib.flow import CLASSICAL
     from gma_lib.flow.refine import refine_flow
 

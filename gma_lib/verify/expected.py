@@ -52,14 +52,13 @@ def describe_surroundings() -> dict[str, str]:
     """What may decide digits besides the code: versions, processor, instruction sets, threads."""
     import torch
 
-    numpy_uses = np._core._multiarray_umath.__cpu_features__
-    enabled = [name for name, is_used in numpy_uses.items() if is_used]
+    numpy_uses = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
     # PyTorch's CPU and CUDA builds compute alike on a CPU
     versions = {name: version.split("+")[0] for name, version in find_versions().items()}
     return versions | {
         "processor": find_processor(),
         "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
-        f"numpy {' '.join(enabled)}; opencv {cv2.getCPUFeaturesLine()}",
+        f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}",
         "threads": str(torch.get_num_threads()),
     }
 

@@ -179,7 +179,7 @@ def _list_passes(metrics: Record) -> list[str]:
 def read_run_parameters(run: Run) -> Record:
     """What was computed, without where or on what: two runs of equal parameters have to agree."""
     index = read_json(locate_record("01_data", run), made_by="01_data")
-    settings = read_settings(run)
+    settings: Record = {**read_settings(run)}
     names = ("batch_size", "num_updates", "attention", "checkpoint")
     return {
         **{name: settings[name] for name in names},
