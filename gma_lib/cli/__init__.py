@@ -26,6 +26,7 @@ COMMANDS = {
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
     "record": ("gma_lib.cli.verify:record", "Record the numbers that verify expects."),
+    "replay": ("gma_lib.cli.verify:replay", "Compute a shared report again and compare."),
     "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
     "show": ("gma_lib.cli.show:main", "A flow file as an image."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import click
 
@@ -12,19 +13,23 @@ from gma_lib.report.charts import plot_deviations
 from gma_lib.report.figures import save_figure
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import locate_path, require_writable, shorten_path
-from gma_lib.runs.records import write_json
+from gma_lib.runs.records import Record, write_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.expected import (
     FAILURES,
     Verdict,
     compare,
+    describe_values,
+    find_differences,
     locate_expected,
     read_expected,
     write_expected,
 )
-from gma_lib.verify.values import LAST, collect_values, read_run_parameters
+from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
+from gma_lib.verify.values import LAST, collect_recorded, collect_values, read_run_parameters
 
-OUTPUTS = "outputs/verify"
+VERIFIED, REPLAYED = "outputs/verify", "outputs/replay"
+VERDICTS = "verdicts.json"
 
 
 @click.command("verify", epilog="Example: gma verify --quick")
@@ -44,30 +49,39 @@ def main(quick: bool, profile: str, no_digests: bool) -> None:
     explains; 1 an entry is outside; 2 wrong parameters.
     """
     profile = "quick" if quick else profile
-    folder = locate_path(OUTPUTS) / profile
-    verdicts_file = folder / "verdicts.json"
     expected_file = locate_expected(profile)
     if not expected_file.is_file():
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
-    if verdicts_file.is_file():
-        shutil.rmtree(folder)
-    require_writable(folder)
-    run = _compute(profile)
+    folder = _start(VERIFIED, profile)
+    run = _compute(_resolve(profile, VERIFIED))
     expected = read_expected(expected_file, parameters=read_run_parameters(run))
-    verdicts = compare(collect_values(run), expected, digests=not no_digests)
-    write_json(verdicts_file, {"verdicts": [vars(verdict) for verdict in verdicts]})
-    picture = verdicts_file.with_suffix(".png")
-    ratios = {
-        kind: [verdict.ratio for verdict in verdicts if verdict.kind == kind]
-        for kind in dict.fromkeys(verdict.kind for verdict in verdicts)
-    }
-    save_figure(plot_deviations(ratios), picture)
-    click.echo(_summarise(verdicts))
-    click.echo(f"{shorten_path(verdicts_file)}, {picture.name}")
-    failed = [verdict for verdict in verdicts if verdict.status in FAILURES]
-    if failed:
-        raise click.ClickException(_describe_worst(failed))
+    _judge(compare(collect_values(run), expected, digests=not no_digests), folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}")
+
+
+@click.command("replay", epilog="Example: gma replay demo.zip")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--sintel", metavar="FOLDER", help="The frames, where the run's were not rendered.")
+@click.option("--checkpoint", metavar="FILE", help="The weights, where they are not bundled.")
+def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
+    """Compute the runs of a shared report again and compare every number with its.
+
+    Versions and hardware that differ are listed first. Verdicts and pictures lie in
+    outputs/replay/. Exit codes as of `gma verify`.
+    """
+    unpacked = locate_path(REPLAYED) / "archive"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    runs = unpack_records(archive, unpacked)
+    for run in runs:
+        overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
+        surroundings = read_surroundings(run)
+        for difference in find_differences(surroundings).values():
+            click.echo(difference)
+        expected = describe_values(collect_recorded(run), surroundings)
+        parameters = _resolve(run.profile, REPLAYED, overrides)
+        folder = _start(REPLAYED, run.profile, run.name, f"bs{run.batch_size}")
+        _judge(compare(collect_recorded(_compute(parameters)), expected), folder)
+        click.echo(f"{run.name}, batch size {run.batch_size}: the numbers are the archive's")
 
 
 @click.command("record", epilog='Example: gma record --profile demo --reason "new weights"')
@@ -78,7 +92,7 @@ def record(profile: str, reason: str) -> None:
 
     The differences from the earlier record are shown. Reasons are kept in the file.
     """
-    run, path = _compute(profile), locate_expected(profile)
+    run, path = _compute(_resolve(profile, VERIFIED)), locate_expected(profile)
     values, parameters = collect_values(run), read_run_parameters(run)
     if path.is_file():
         click.echo(_summarise(compare(values, read_expected(path, parameters=parameters))))
@@ -86,19 +100,44 @@ def record(profile: str, reason: str) -> None:
     click.echo(f"{shorten_path(path)}: {len(values)} values")
 
 
-def _resolve(profile: str) -> dict[str, object]:
+def _resolve(profile: str, outputs: str, overrides: Record | None = None) -> Record:
     try:
-        return resolve_parameters(profile, {"batch_size": 1, "outputs": OUTPUTS})
+        given = {"batch_size": 1} | (overrides or {}) | {"outputs": outputs}
+        return resolve_parameters(profile, given)
     except WrongParameters as error:
         raise click.UsageError(str(error)) from None
 
 
-def _compute(profile: str) -> Run:
-    parameters = _resolve(profile)
+def _start(*names: str) -> Path:
+    """Return the folder of a computation; what an earlier one left there goes if it was judged."""
+    folder = locate_path(Path(*names))
+    if (folder / VERDICTS).is_file():
+        shutil.rmtree(folder)
+    require_writable(folder)
+    return folder
+
+
+def _compute(parameters: Record) -> Run:
     ended = run_stages([parameters], until=LAST, write_page=notebook_to_html)
     if not set(ended) <= {"ok", "up to date"}:
         raise click.ClickException(f"a stage ended as {ended[-1]!r}: there is nothing to compare")
     return make_run(parameters)
+
+
+def _judge(verdicts: list[Verdict], folder: Path) -> None:
+    """Write and show the verdicts; raise where one fails."""
+    write_json(folder / VERDICTS, {"verdicts": [vars(verdict) for verdict in verdicts]})
+    ratios = {
+        kind: [verdict.ratio for verdict in verdicts if verdict.kind == kind]
+        for kind in dict.fromkeys(verdict.kind for verdict in verdicts)
+    }
+    picture = folder / "verdicts.png"
+    save_figure(plot_deviations(ratios), picture)
+    click.echo(_summarise(verdicts))
+    click.echo(f"{shorten_path(folder / VERDICTS)}, {picture.name}")
+    failed = [verdict for verdict in verdicts if verdict.status in FAILURES]
+    if failed:
+        raise click.ClickException(_describe_worst(failed))
 
 
 def _summarise(verdicts: list[Verdict]) -> str:

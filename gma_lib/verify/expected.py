@@ -78,23 +78,22 @@ def write_expected(
     history = read_json(path, made_by="gma record")["history"] if path.is_file() else []
     now = datetime.now(UTC).date().isoformat()
     history.append({"date": now, "commit": find_commit(), "reason": reason})
-    write_json(
-        path,
-        {
-            "parameters": parameters,
-            "history": history,
-            "surroundings": describe_surroundings(),
-            "kinds": {
-                name: {
-                    "unit": kind.unit,
-                    "reason": kind.reason,
-                    "depends_on": list(kind.depends_on),
-                }
-                for name, kind in KINDS.items()
-            },
-            "values": {name: [one.kind, one.value, one.tolerance] for name, one in values.items()},
+    content = describe_values(values, describe_surroundings())
+    write_json(path, {"parameters": parameters, "history": history} | content)
+
+
+def describe_values(values: Mapping[str, Value], surroundings: Mapping[str, str]) -> Record:
+    """Put values into a record that ``compare`` takes: with their kinds, and what may decide
+    digits, as ``describe_surroundings`` lists it.
+    """
+    return {
+        "surroundings": dict(surroundings),
+        "kinds": {
+            name: {"unit": kind.unit, "reason": kind.reason, "depends_on": list(kind.depends_on)}
+            for name, kind in KINDS.items()
         },
-    )
+        "values": {name: [one.kind, one.value, one.tolerance] for name, one in values.items()},
+    }
 
 
 def read_expected(path: Path, *, parameters: Record) -> Record:
@@ -117,6 +116,16 @@ def read_expected(path: Path, *, parameters: Record) -> Record:
     return content
 
 
+def find_differences(there: Mapping[str, str]) -> dict[str, str]:
+    """Say, by name, which versions and hardware differ here from those of another computation."""
+    here = describe_surroundings()
+    return {
+        name: f"{name}: {there.get(name, 'unknown')} there, {here.get(name, 'none')} here"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    }
+
+
 def compare(
     values: Mapping[str, Value], expected: Record, *, digests: bool = True
 ) -> list[Verdict]:
@@ -134,12 +143,7 @@ def compare(
     list of Verdict
         In the order of the stages.
     """
-    here, there = describe_surroundings(), expected["surroundings"]
-    differs = {
-        name: f"{name} {there.get(name)} there, {here.get(name)} here"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
-    }
+    differs = find_differences(expected["surroundings"])
     verdicts = []
     for name in dict.fromkeys([*expected["values"], *values]):
         recorded = Value(*expected["values"].get(name, (None, None, None)))

@@ -58,6 +58,12 @@ KINDS = {
         "rounds some pixels the other way.",
         ("numpy", "opencv-python-headless", "instruction set"),
     ),
+    "file": Kind(
+        "digest",
+        None,
+        "Files of frames and ground truth; OpenCV may compress the same pixels otherwise.",
+        ("numpy", "opencv-python-headless", "instruction set"),
+    ),
     "weights": Kind("digest", None, "They come with the package."),
     "graph": Kind(
         "digest",
@@ -140,18 +146,31 @@ def collect_values(run: Run) -> dict[str, Value]:
     Raises
     ------
     FileNotFoundError, ValueError
-        A record is missing or changed; the message names the notebook to run.
+        A record or a frame is missing or changed; the message names the notebook to run.
     """
+    index = read_json(locate_record("01_data", run), made_by="01_data")
+    pixels = {
+        f"01_data/{pair.name}/{name}": Value("pixels", _hash_array(array))
+        for pair in load_pairs(index)
+        for name, array in vars(pair.load()).items()
+        if array is not None
+    }
+    return pixels | collect_recorded(run)
+
+
+def collect_recorded(run: Run) -> dict[str, Value]:
+    """As ``collect_values``, from the records alone: frames need not be there."""
     records = read_records(run, LAST)
-    index, exported = records["01_data"], records["02_export"]
-    found: dict[str, Value] = {}
-    for pair in load_pairs(index):
-        loaded = pair.load()
-        for name, array in vars(loaded).items():
-            if array is not None:
-                found[f"01_data/{pair.name}/{name}"] = Value("pixels", _hash_array(array))
-    found["02_export/weights"] = Value("weights", exported["checkpoint"]["sha256"])
-    found["02_export/gma.onnx"] = Value("graph", exported["onnx_sha256"])
+    exported = records["02_export"]
+    found = {
+        f"01_data/{pair['name']}/{name} file": Value("file", digest)
+        for pair in records["01_data"]["pairs"]
+        for name, digest in pair["sha256"].items()
+    }
+    found |= {
+        "02_export/weights": Value("weights", exported["checkpoint"]["sha256"]),
+        "02_export/gma.onnx": Value("graph", exported["onnx_sha256"]),
+    }
     for stage in ("02_export", "03_convert"):
         for name, number in _walk(records[stage]["deviation"]):
             found[f"{stage}/distance/{name}"] = Value(

@@ -1,0 +1,119 @@
+"""Compute an archived run again, from what its records say."""
+
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gma_lib.network import SEEDED
+from gma_lib.pipeline.settings import read_settings
+from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.runs.files import (
+    RESOURCES,
+    BadFile,
+    hash_file,
+    locate_path,
+    reading,
+    write_atomically,
+)
+from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.run import Run
+
+ARCHIVE = "a report that `gma share` wrote"
+RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
+MEMBER = re.compile(r"[\w.-]{1,100}/(data|[\w.-]{1,100}/bs[0-9]{1,4})/[a-z]{1,20}\.json", re.ASCII)
+MOST_BYTES = 2**28  # of one record; full Sintel's metrics have 2**24
+
+
+def unpack_records(archive: Path, folder: Path) -> list[Run]:
+    """Write the records of an archive's runs into a folder, as a run would have left them.
+
+    Nothing else of the archive is unpacked.
+
+    Returns
+    -------
+    list of Run
+        Every run whose flow was scored, sorted by name and batch size.
+
+    Raises
+    ------
+    BadFile
+        It is no such archive, or holds no scored run.
+    """
+    with reading(archive, ARCHIVE, "Ask for it again") as archive, zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            name = Path(member.filename)
+            if not MEMBER.fullmatch(member.filename) or name.name not in RECORDS:
+                continue
+            if ".." in name.parts or member.file_size > MOST_BYTES:
+                raise ValueError(f"{member.filename} is no record")
+            with write_atomically(folder / name) as partial, file.open(member) as content:
+                partial.write_bytes(content.read(MOST_BYTES))
+    runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
+    if not runs:
+        raise BadFile(archive, "no run that was scored", ARCHIVE, "Share a run after 05_evaluate")
+    return runs
+
+
+def _find_runs(folder: Path) -> Iterator[Run]:
+    for metrics in folder.glob("*/*/bs*/metrics.json"):
+        profile, name, size = metrics.parent.relative_to(folder).parts
+        run = Run(folder, profile, "", "", int(size[2:]), name)
+        settings = read_settings(run)
+        yield replace(run, backend=settings["backend"], precision=str(settings["precision"]))
+
+
+def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> Record:
+    """List the parameters with which an archived run is computed again.
+
+    Parameters
+    ----------
+    sintel
+        Folder of the frames, for a run on frames that this package does not render.
+    checkpoint
+        File of the weights, for a run with other than bundled ones.
+
+    Raises
+    ------
+    ValueError
+        Frames or weights are needed, with their digest, or the file given has another one.
+    """
+    index = read_json(locate_record("01_data", run), made_by="01_data")
+    exported = read_json(locate_record("02_export", run), made_by="02_export")
+    settings: Record = {**read_settings(run)}
+    overrides = {name: value for name, value in settings.items() if value is not None}
+    overrides |= {"run": run.name, "split": index["split"]}
+    overrides["passes"] = list(dict.fromkeys(pair["pass_name"] for pair in index["pairs"]))
+    scenes = list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
+    if index["description"].startswith("Demo set"):
+        last = max(pair["number"] for pair in index["pairs"])
+        size = {"demo_height": index["height"], "demo_width": index["width"]}
+        overrides |= size | {"demo_frames": last + 1}
+    elif sintel is None:
+        raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
+    else:
+        overrides |= {"sintel_root": sintel, "scenes": scenes}
+    weights = exported["checkpoint"]
+    if checkpoint is not None:
+        overrides["checkpoint"] = checkpoint
+        if hash_file(locate_path(checkpoint)) != weights["sha256"]:
+            raise ValueError(
+                f"{checkpoint} has another SHA-256 than the run's weights, {weights['sha256']}"
+            )
+    elif settings["checkpoint"] != SEEDED:
+        bundled = RESOURCES / "weights" / f"{settings['checkpoint']}.safetensors"
+        if not bundled.is_file() or hash_file(bundled) != weights["sha256"]:
+            raise ValueError(
+                f"the weights of SHA-256 {weights['sha256']} do not come with this version: give "
+                "their file with --checkpoint"
+            )
+    return overrides
+
+
+def read_surroundings(run: Run) -> dict[str, str]:
+    """What may have decided the digits of an archived run, as far as its records say."""
+    made = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")["provenance"]
+    versions = {name: version.split("+")[0] for name, version in made["versions"].items()}
+    versions.pop("python")
+    return versions | {"processor": made["machine"]["processor"]}
