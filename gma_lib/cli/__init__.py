@@ -25,13 +25,16 @@ COMMANDS = {
     "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
-    "record": ("gma_lib.cli.verify:record", "Record the numbers that verify expects."),
-    "replay": ("gma_lib.cli.verify:replay", "Compute a shared report again and compare."),
+    "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),
+    "replay": ("gma_lib.cli.verification:replay", "Compute a shared report again and compare."),
     "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
     "show": ("gma_lib.cli.show:main", "A flow file as an image."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
     "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
-    "verify": ("gma_lib.cli.verify:main", "Compare this machine's numbers with expected ones."),
+    "verify": (
+        "gma_lib.cli.verification:main",
+        "Compare this machine's numbers with the expected.",
+    ),
     "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
 }
 

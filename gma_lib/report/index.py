@@ -17,6 +17,7 @@ from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
+from gma_lib.report.crate import METADATA, describe_files
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import TEMPLATES, table_to_html
 from gma_lib.runs.files import locate_path, shorten_path, write_atomically
@@ -92,7 +93,8 @@ def write_index(outputs: Path, profile: str) -> Path:
 
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
-    notebooks and numbers; no models, no flow, and nothing of a stage that is altered or stale.
+    notebooks and numbers; no models, no flow, and nothing of a stage that is altered or stale. It
+    is an RO-Crate, and ``gma replay`` computes it again.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.
@@ -103,8 +105,10 @@ def write_archive(outputs: Path, profile: str) -> Path:
         write_atomically(archive) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content,
     ):
-        for path in sorted({write_index(outputs, profile), *_list_vouched(folder)}):
+        files = sorted({write_index(outputs, profile), *_list_vouched(folder)})
+        for path in files:
             content.write(path, path.relative_to(folder.parent))
+        content.writestr(METADATA, describe_files(folder.parent, files, profile))
     return archive
 
 

@@ -83,7 +83,7 @@ def write_expected(
 
 
 def describe_values(values: Mapping[str, Value], surroundings: Mapping[str, str]) -> Record:
-    """Put values into a record that ``compare`` takes: with their kinds, and what may decide
+    """Put values into a record that ``judge_values`` takes: with their kinds, and what may decide
     digits, as ``describe_surroundings`` lists it.
     """
     return {
@@ -126,7 +126,7 @@ def find_differences(there: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def compare(
+def judge_values(
     values: Mapping[str, Value], expected: Record, *, digests: bool = True
 ) -> list[Verdict]:
     """Compare a run's values with expected ones, entry by entry.
@@ -156,7 +156,7 @@ def compare(
         because = "; ".join(differs[other] for other in depends_on if other in differs)
         if name not in values or not recorded.kind:
             status = "unexpected" if name in values else "missing"
-        elif ratio > 1:
+        elif not ratio <= 1:  # NaN too
             status = "reported" if because else "outside"
         else:
             status = "within" if ratio else "equal"

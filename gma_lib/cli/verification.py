@@ -18,9 +18,9 @@ from gma_lib.runs.run import Run
 from gma_lib.verify.expected import (
     FAILURES,
     Verdict,
-    compare,
     describe_values,
     find_differences,
+    judge_values,
     locate_expected,
     read_expected,
     write_expected,
@@ -55,7 +55,7 @@ def main(quick: bool, profile: str, no_digests: bool) -> None:
     folder = _start(VERIFIED, profile)
     run = _compute(_resolve(profile, VERIFIED))
     expected = read_expected(expected_file, parameters=read_run_parameters(run))
-    _judge(compare(collect_values(run), expected, digests=not no_digests), folder)
+    _judge(judge_values(collect_values(run), expected, digests=not no_digests), folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}")
 
 
@@ -80,7 +80,7 @@ def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
         expected = describe_values(collect_recorded(run), surroundings)
         parameters = _resolve(run.profile, REPLAYED, overrides)
         folder = _start(REPLAYED, run.profile, run.name, f"bs{run.batch_size}")
-        _judge(compare(collect_recorded(_compute(parameters)), expected), folder)
+        _judge(judge_values(collect_recorded(_compute(parameters)), expected), folder)
         click.echo(f"{run.name}, batch size {run.batch_size}: the numbers are the archive's")
 
 
@@ -95,7 +95,7 @@ def record(profile: str, reason: str) -> None:
     run, path = _compute(_resolve(profile, VERIFIED)), locate_expected(profile)
     values, parameters = collect_values(run), read_run_parameters(run)
     if path.is_file():
-        click.echo(_summarise(compare(values, read_expected(path, parameters=parameters))))
+        click.echo(_summarise(judge_values(values, read_expected(path, parameters=parameters))))
     write_expected(path, values, parameters=parameters, reason=reason)
     click.echo(f"{shorten_path(path)}: {len(values)} values")
 

@@ -1,0 +1,124 @@
+"""Values of a run against expected ones: what passes, what is reported, what fails."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from command_line import gma
+
+from gma_lib.runs.run import open_run
+from gma_lib.verify import expected as expectations
+from gma_lib.verify.values import KINDS, Value, collect_values, read_run_parameters
+
+
+@pytest.fixture(scope="module")
+def values():
+    numbers = {"epe": 0.5, "share": 0.25, "wauc": 80.0, "distance": 1e-5, "count": 100}
+    found = {name: Value(name, number, 1e-3) for name, number in numbers.items()}
+    found["count"] = Value("count", 100, 0.0)
+    return found | {name: Value(name, "a" * 64) for name in ("pixels", "weights", "flow")}
+
+
+def judge(values, changed, *, there=(), digests=True):
+    """Status of the one entry that is not equal."""
+    surroundings = expectations.describe_surroundings() | dict(there)
+    recorded = expectations.describe_values(values, surroundings)
+    verdicts = expectations.judge_values(values | changed, recorded, digests=digests)
+    other = [verdict for verdict in verdicts if verdict.status != "equal"]
+    assert len(other) <= 1
+    return other[0].status if other else "equal"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("epe", 0.5, "equal"),
+        ("epe", 0.5009, "within"),
+        ("epe", 0.4991, "within"),
+        ("epe", 0.5011, "outside"),
+        ("epe", math.nan, "outside"),
+        ("epe", None, "outside"),
+        ("distance", 0.0, "equal"),
+        ("distance", 1e-3, "within"),
+        ("distance", 1.1e-3, "outside"),
+        ("count", 101, "outside"),
+        ("weights", "b" * 64, "outside"),
+        ("pixels", "b" * 64, "outside"),
+        ("flow", "b" * 64, "outside"),
+    ],
+)
+def test_an_entry_is_judged_by_its_tolerance(values, name, value, status):
+    assert judge(values, {name: replace(values[name], value=value)}) == status
+
+
+def test_what_another_version_explains_is_reported(values):
+    digest = Value("pixels", "b" * 64)
+    assert judge(values, {"pixels": digest}, there={"numpy": "1.0"}) == "reported"
+    assert judge(values, {"pixels": digest}, there={"openvino": "1.0"}) == "outside"
+    assert judge(values, {"weights": Value("weights", "b")}, there={"numpy": "1"}) == "outside"
+    assert judge(values, {"epe": Value("epe", 1.0, 1e-3)}, there={"numpy": "1"}) == "outside"
+
+
+def test_an_entry_more_or_less_fails(values):
+    assert judge(values, {"new": Value("epe", 1.0, 1e-3)}) == "unexpected"
+    recorded = expectations.describe_values(values, expectations.describe_surroundings())
+    values = {name: value for name, value in values.items() if name != "epe"}
+    assert {v.name: v.status for v in expectations.judge_values(values, recorded)}[
+        "epe"
+    ] == "missing"
+
+
+def test_without_digests_numbers_alone_count(values):
+    assert judge(values, {"weights": Value("weights", "b" * 64)}, digests=False) == "equal"
+    assert judge(values, {"count": Value("count", 99, 0.0)}, digests=False) == "outside"
+
+
+def open_finished(finished):
+    return open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(finished),
+    )
+
+
+def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
+    run = open_finished(finished)
+    found = collect_values(run)
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    epe = found["05_evaluate/clean/all/epe"]
+    assert epe.value == metrics["clean"]["all"]["epe"]
+    assert {value.kind for value in found.values()} == set(KINDS)
+    # two pixels may change sides in any group, however small
+    share, pixels = (found[f"05_evaluate/clean/all/{name}"] for name in ("px1", "pixels"))
+    assert share.tolerance == max(5e-5, 2 / pixels.value)
+
+    path, parameters = tmp_path / "expected" / "tiny.json", read_run_parameters(run)
+    expectations.write_expected(path, found, parameters=parameters, reason="first")
+    expectations.write_expected(path, found, parameters=parameters, reason="second")
+    recorded = expectations.read_expected(path, parameters=parameters)
+    assert [one["reason"] for one in recorded["history"]] == ["first", "second"]
+    assert {verdict.status for verdict in expectations.judge_values(found, recorded)} == {"equal"}
+    with pytest.raises(ValueError, match="num_updates"):
+        expectations.read_expected(path, parameters=parameters | {"num_updates": 7})
+    path.write_text(path.read_text().replace('"second"', '"2nd"'))
+    with pytest.raises(ValueError, match=r"tiny\.json"):
+        expectations.read_expected(path, parameters=parameters)
+
+
+def test_pooling_per_pair_is_noticed(finished):
+    """A mean of the pairs' means differs from the mean over pixels where pairs differ in size."""
+    run = open_finished(finished)
+    found = collect_values(run)
+    pairs = json.loads((run.folder / "metrics.json").read_text())["clean"]["pairs"]
+    name, group = "05_evaluate/clean/occluded/epe", "occluded"
+    mean = sum(pair[group]["epe"] for pair in pairs) / len(pairs)
+    assert judge(found, {name: replace(found[name], value=mean)}) == "outside"
+
+
+def test_a_profile_without_expected_values_is_refused_before_work():
+    gma("verify", "--profile", "tiny", exit_code=2)
+    gma("verify", "--profile", "nothing", exit_code=2)
