@@ -43,7 +43,7 @@ SIZES = $(foreach size,$(or $(value BS),none),--batch-size=$(call quote,$(size))
 GMA = $(PYTHON) -m gma_lib.cli reproduce $(call option,--profile=,PROFILE) $(SIZES) $(RUN_OPTIONS) $(if $(FORCE),--force)
 STAGES := 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf
 
-.PHONY: help reproduce report share $(STAGES) train bench bench-gpu test ascend-dry-run torture lint docs lab doctor lock clean distclean
+.PHONY: help reproduce report share $(STAGES) verify train bench bench-gpu test ascend-dry-run torture lint docs lab doctor lock clean distclean
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_%-]+:.*## /{printf "  make %-12s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ share: $(ENV) ## write the report as one zip file to send
 06_perf: ## time and memory
 $(STAGES): $(ENV)
 	@$(GMA) --until $@
+
+verify: $(ENV) ## compute the demo anew and compare every number with the expected ones (docs/reproducibility.md)
+	$(PYTHON) -m gma_lib.cli verify
 
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
 	$(PYTHON) -m gma_lib.cli train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)

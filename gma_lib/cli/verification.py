@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
+from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.walk import run_stages
 from gma_lib.report.charts import plot_deviations
@@ -46,7 +47,7 @@ def main(quick: bool, profile: str, no_digests: bool) -> None:
     picture beside it.
 
     Exit codes: 0 every entry is within its tolerance, or differs as another version or processor
-    explains; 1 an entry is outside; 2 wrong parameters.
+    explains; 1 an entry is outside; 2 wrong parameters; otherwise as `gma reproduce`.
     """
     profile = "quick" if quick else profile
     expected_file = locate_expected(profile)
@@ -119,8 +120,10 @@ def _start(*names: str) -> Path:
 
 def _compute(parameters: Record) -> Run:
     ended = run_stages([parameters], until=LAST, write_page=notebook_to_html)
-    if not set(ended) <= {"ok", "up to date"}:
-        raise click.ClickException(f"a stage ended as {ended[-1]!r}: there is nothing to compare")
+    wrong = next((status for status in ended if EXIT[status]), None)
+    if wrong or "out_of_memory" in ended:
+        click.echo("not all stages ended well: there is nothing to compare", err=True)
+        raise click.exceptions.Exit(EXIT[wrong] if wrong else 1)
     return make_run(parameters)
 
 
