@@ -41,6 +41,7 @@ def write_guide_tensors(
     folder: Path,
     *,
     with_truth: bool = True,
+    plain_names: bool = False,
     track: Track = pass_silently,
 ) -> dict[str, str]:
     """Write padded frames and ground truth for tools that read files; return each pair's number.
@@ -53,13 +54,15 @@ def write_guide_tensors(
     ----------
     pairs
         Pairs of frames of one size.
+    plain_names
+        Write numbers without leading zeros, as the guide's scripts write and expect them.
     """
     folder = Path(folder)
     height, width = read_frame(pairs[0].image1).shape[1:]
     padding = Padding.for_size(height, width)
     rows, columns = padding.padded_size(height, width)
     require_free_space(folder, len(pairs) * 4 * (2 * 3 * rows * columns + 2 * height * width))
-    numbers = number_pairs(pairs)
+    numbers = number_pairs(pairs, plain=plain_names)
     for pair in track(pairs, label="tensors", unit="pair"):
         place, file = folder / pair.pass_name, f"{numbers[pair.name]}.bin"
         for kind, frame in zip(("image1", "image2"), pair.load_frames(), strict=True):
@@ -70,14 +73,15 @@ def write_guide_tensors(
     return numbers
 
 
-def number_pairs(pairs: list[FramePair]) -> dict[str, str]:
-    """Map each pair's name to its number within its pass, with as many digits for all.
+def number_pairs(pairs: list[FramePair], *, plain: bool = False) -> dict[str, str]:
+    """Map each pair's name to its number within its pass, with as many digits for all unless
+    ``plain``.
 
     Sorting by number and sorting by text then give the same order.
     """
     numbers: dict[str, str] = {}
     for pass_name in dict.fromkeys(pair.pass_name for pair in pairs):
         names = [pair.name for pair in pairs if pair.pass_name == pass_name]
-        digits = len(str(len(names) - 1))
+        digits = 1 if plain else len(str(len(names) - 1))
         numbers |= {name: str(index).zfill(digits) for index, name in enumerate(names)}
     return numbers

@@ -110,6 +110,7 @@ class Parameters(Settings, total=False):
     demo_width: _Side
     demo_frames: Annotated[int, Field(ge=2, le=9999)]
     tensors: bool
+    plain_names: bool
     palette: Literal["middlebury", "twilight"]
     full_batch_size: _Count | None
     subset_pairs_per_scene: Annotated[int, Field(ge=0)]

@@ -27,7 +27,7 @@ def pairs(tiny_sintel):
 
 def test_the_guides_tensors(pairs, tmp_path):
     folder = tmp_path / "tensors"
-    numbers = write_guide_tensors(pairs, folder)
+    numbers = write_guide_tensors(pairs, folder, plain_names=True)
     assert numbers == json.loads((folder / "pairs.json").read_text())
     assert numbers["final/alley/frame_0001"] == "0"
     found = read_tensor(folder / "final/image1/0.bin", (1, 3, 128, 160))[0]
@@ -42,6 +42,8 @@ def test_many_pairs_get_stems_of_one_length(pairs):
     stems = list(number_pairs(many).values())
     assert (stems[0], stems[-1]) == ("0000", "1040")
     assert stems == sorted(stems)
+    plain = list(number_pairs(many, plain=True).values())
+    assert (plain[0], plain[-1]) == ("0", "1040")
 
 
 def test_the_guides_tensors_byte_for_byte(sintel_sample, tmp_path):
