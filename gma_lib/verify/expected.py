@@ -149,7 +149,7 @@ def judge_values(
         recorded = Value(*expected["values"].get(name, (None, None, None)))
         found = values.get(name, Value("", None))
         kind = recorded.kind or found.kind
-        if recorded.kind and not digests and recorded.tolerance is None:
+        if not digests and (recorded if recorded.kind else found).tolerance is None:
             continue
         ratio = _compare_one(recorded, found)
         depends_on = expected["kinds"].get(kind, {}).get("depends_on", ())
