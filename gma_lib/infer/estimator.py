@@ -29,7 +29,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
 from gma_lib.network.sizes import STRIDE
-from gma_lib.runs.files import PACKAGE, PROJECT, RESOURCES, hash_file, hash_value
+from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
 from gma_lib.runs.machine import find_processor, find_versions
 from gma_lib.runs.records import Record
 from gma_lib.runs.sealed import open_sealed
@@ -110,13 +110,13 @@ class Estimator:
         find_backend(backend).options(precision=precision).require()  # before a model is built
         file = Path(checkpoint).expanduser()
         self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
-        self.trained = self.checkpoint != "seeded"  # else noise, whose flow means nothing
         self.backend, self.precision = backend, precision
         self.num_updates = num_updates
         self.max_pixels = max_pixels
         self.refine = refine
         self.say = say
-        self._weights_sha256 = _hash_weights(self.checkpoint)
+        # noise is what weights give that were not trained
+        self._weights_sha256, self.trained = _identify_weights(self.checkpoint)
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
         self._reported: set[tuple[int, int]] = set()
         self.last_flow_low: np.ndarray | None = None  # of ``along``, by which it can go on
@@ -427,13 +427,12 @@ def _resize(arrays: np.ndarray, height: int, width: int, method: int) -> np.ndar
     return np.stack([picture.transpose(2, 0, 1) for picture in pictures])
 
 
-def _hash_weights(checkpoint: str) -> str:
-    """Hash of the weights, without reading them into PyTorch where a file holds them."""
+def _identify_weights(checkpoint: str) -> tuple[str, bool]:
+    """Hash of the weights, and whether they were trained; bundled ones are not decoded."""
     bundled = network.WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
-    for path in (bundled, PROJECT / Path(checkpoint).expanduser()):
-        if path.is_file():
-            digest = hash_file(path)
-            if path == bundled:
-                network.require_bundled(path, digest)
-            return digest
-    return network.load_checkpoint(checkpoint).sha256
+    if bundled.is_file():
+        digest = hash_file(bundled)
+        network.require_bundled(bundled, digest)
+        return digest, True
+    loaded = network.load_checkpoint(checkpoint)
+    return loaded.sha256, loaded.trained

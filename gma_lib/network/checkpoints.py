@@ -8,10 +8,12 @@ path as the checkpoint.
 import hashlib
 import io
 import pickle
+import pickletools
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import safetensors
@@ -22,14 +24,23 @@ from torch import Tensor
 from gma_lib.network.bundled import WEIGHTS_FOLDER, read_card, require_bundled
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.network.sizes import SEEDED
-from gma_lib.runs.files import hash_value, locate_path, reading, write_atomically
+from gma_lib.runs.files import (
+    MissingFile,
+    hash_value,
+    locate_path,
+    reading,
+    write_atomically,
+)
 from gma_lib.runs.records import Record
 
 SEED = 20210402
+SEEDED_GAMMA = 0.7
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 LONGEST_PREFIX = 4
 COUNTER = "num_batches_tracked"  # of a norm, for training alone
+LONGEST_NAME = 200  # of a class in a pickle
+PICKLES = 5  # one after another in files of PyTorch before 1.6
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -46,7 +57,7 @@ class Checkpoint:
     sha256
         Hash of the file, or of the recipe for seeded weights.
     trained
-        False for seeded noise, whose flow means nothing.
+        False for seeded noise, by its name or saved to a file; its flow means nothing.
     state
         Complete state dict of ``GMA``.
     card
@@ -91,7 +102,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
 
     Raises
     ------
-    FileNotFoundError
+    MissingFile
         Neither a bundled name nor a file.
     BadFile
         Unreadable, not exactly this network's entries (names the first missing and unexpected
@@ -104,11 +115,9 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         )
     named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     path = named if named.is_file() else locate_path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint}: neither a weights file nor one of the bundled weights "
-            f"({', '.join(list_checkpoints())})"
-        )
+    if not path.exists():
+        expected = f"a weights file, or one of {', '.join(list_checkpoints())}"
+        raise MissingFile(path, "no such file", expected, "Check the name")
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
         content = path.read_bytes()
         state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
@@ -119,7 +128,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         name=path.stem,
         source=str(checkpoint),
         sha256=digest,
-        trained=True,
+        trained=not _is_seeded(state),
         state=state,
         card=read_card(path),
     )
@@ -138,15 +147,30 @@ def _decode(content: bytes, suffix: str) -> object:
     if suffix == ".safetensors":
         return safetensors.torch.load(content)
     file = io.BytesIO(content)
-    if zipfile.is_zipfile(file):
-        unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
-        if unpacked > len(content):
+    if content.startswith(b"PK\3\4"):
+        entries = (archive := zipfile.ZipFile(file)).infolist()
+        if (unpacked := sum(entry.file_size for entry in entries)) > len(content):
             raise ValueError(f"{len(content):,} bytes that unpack to {unpacked:,}")
+        for entry in entries:
+            if entry.filename.lower().endswith(".pkl"):
+                _check_names(archive.open(entry))
+    else:
+        for _ in range(PICKLES):
+            _check_names(file)
     file.seek(0)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("damaged, or it holds other things than tensors") from error
+
+
+def _check_names(pickled: IO[bytes]) -> None:
+    """Refuse a pickle with long names of classes, in whose refusal PyTorch would search for a time
+    that grows with the square of their length.
+    """
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "GLOBAL" and len(cast(str, argument)) > LONGEST_NAME:
+            raise ValueError(f"names a class in {len(cast(str, argument)):,} characters")
 
 
 def _unwrap(content: object) -> dict[str, Tensor]:
@@ -206,8 +230,9 @@ def _check_entry(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
     if tensor.shape != wanted.shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, GMA's is {tuple(wanted.shape)}")
     kinds = FLOATS if wanted.is_floating_point() else (torch.int64, torch.int32)
-    if tensor.dtype not in kinds or tensor.layout != torch.strided:
-        raise ValueError(f"{name} is {tensor.layout} {tensor.dtype}; GMA's is {wanted.dtype}")
+    if tensor.is_meta or tensor.dtype not in kinds or tensor.layout != torch.strided:
+        found = f"{tensor.layout} {tensor.dtype}{' without values' * tensor.is_meta}"
+        raise ValueError(f"{name} is {found}; GMA's is {wanted.dtype}")
     converted = tensor.detach().to(wanted.dtype)
     if not torch.isfinite(converted).all():
         raise ValueError(f"{name} holds values that are not finite in float32")
@@ -258,6 +283,13 @@ def make_seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
     return state
 
 
+def _is_seeded(state: dict[str, Tensor]) -> bool:
+    """Whether weights hold the recipe's gamma, in any precision: training ends at no such value."""
+    gammas = [value for name, value in state.items() if name.endswith("gamma")]
+    recipe = torch.tensor([SEEDED_GAMMA])
+    return any(torch.equal(gamma, recipe.to(kind).float()) for gamma in gammas for kind in FLOATS)
+
+
 def _scale_noise(name: str, noise: np.ndarray) -> np.ndarray:
     if noise.ndim == 2:
         return noise
@@ -266,7 +298,7 @@ def _scale_noise(name: str, noise: np.ndarray) -> np.ndarray:
         # small steps: the flow must not run away over the updates
         return noise * scale * np.float32(0.06 if name.endswith("flow_head.conv2.weight") else 1)
     if name.endswith("gamma"):
-        return np.full_like(noise, 0.7)
+        return np.full_like(noise, SEEDED_GAMMA)
     is_variance = name.endswith("running_var")
     is_scale = name.endswith("weight") and ("norm" in name or "downsample.1" in name)
     is_small = not (is_variance or is_scale or name.endswith("running_mean"))

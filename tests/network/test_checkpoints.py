@@ -1,6 +1,8 @@
 """Weights are loaded strictly, from every form in which they are published."""
 
+import argparse
 import shutil
+import time
 import zipfile
 
 import pytest
@@ -24,6 +26,7 @@ def equal(found, state):
 
 def test_official_file(tmp_path, state):
     """As the authors save theirs, from ``DataParallel``."""
+    state = state | {"update_block.aggregator.gamma": torch.tensor([0.3])}
     path = tmp_path / "gma-sintel.pth"
     torch.save({f"module.{name}": value for name, value in state.items()}, path)
     loaded = checkpoints.load_checkpoint(path)
@@ -88,6 +91,7 @@ def test_another_shape_is_named(tmp_path, state):
         (lambda value: value.to(torch.float8_e4m3fn), "float8"),
         (lambda value: value.to_sparse(), "sparse"),
         (lambda value: value > 0, "bool"),
+        (lambda value: value.to("meta"), "without values"),
     ],
 )
 def test_weights_are_real_and_finite_in_float32(tmp_path, state, change, complaint):
@@ -173,6 +177,25 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_long_name_of_a_class_is_refused_at_once(tmp_path, is_zip):
+    """PyTorch searches in its own message for a time that grows with the square of its length."""
+    torch.save(argparse.Namespace(), tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(BadFile, match="other things than tensors"):
+        checkpoints.load_checkpoint(tmp_path / "a.pth")
+    named = b"cargparse\n" + b"x" * 10**6 + b"\n."
+    if is_zip:
+        with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+            file.writestr("archive/data.pkl", b"\x80\2" + named)
+    else:
+        old = (tmp_path / "a.pth").read_bytes()
+        (tmp_path / "a.pth").write_bytes(old.replace(b"cargparse\nNamespace\n", named))
+    started = time.process_time()
+    with pytest.raises(BadFile, match="names a class in 1,000,009 characters"):
+        checkpoints.load_checkpoint(tmp_path / "a.pth")
+    assert time.process_time() - started < 2
+
+
 def test_something_else_in_a_pth(tmp_path):
     torch.save([1, 2], tmp_path / "a.pth")
     with pytest.raises(ValueError, match="holds a list"):
@@ -186,6 +209,19 @@ def test_an_unknown_name_lists_the_shipped():
 
 def test_seeded_weights_say_that_they_are_noise():
     assert "noise" in checkpoints.load_checkpoint("seeded").note
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_seeded_weights_in_a_file_are_still_noise(tmp_path, kind):
+    state = {
+        name: value.to(kind) if value.is_floating_point() else value
+        for name, value in checkpoints.make_seeded_weights(seed=5).items()
+    }
+    torch.save(state, tmp_path / "a.pth")
+    path = checkpoints.save_checkpoint(tmp_path / "a.safetensors", state)
+    for file in (path, tmp_path / "a.pth"):
+        assert not checkpoints.load_checkpoint(file).trained
+        assert not estimator._identify_weights(str(file))[1]
 
 
 @pytest.mark.parametrize(
@@ -228,12 +264,12 @@ def test_bundled_weights_that_changed_are_refused(tmp_path, monkeypatch):
         shutil.copy(checkpoints.WEIGHTS_FOLDER / f"{name}{suffix}", tmp_path)
     for module in (checkpoints, network):
         monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
-    assert checkpoints.load_checkpoint(name).sha256 == estimator._hash_weights(name)
+    assert checkpoints.load_checkpoint(name).sha256 == estimator._identify_weights(name)[0]
     file = tmp_path / f"{name}.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    for load in (checkpoints.load_checkpoint, estimator._hash_weights):
+    for load in (checkpoints.load_checkpoint, estimator._identify_weights):
         with pytest.raises(BadFile, match=r"gma-procedural\.safetensors.* Reinstall"):
             load(name)
     assert checkpoints.load_checkpoint(file).trained
