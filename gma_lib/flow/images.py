@@ -5,6 +5,7 @@ error.
 """
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B")
+# of a JPEG: the end, or the begin of a segment, whose length follows
+JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+MOST_SCANS = 100  # of a JPEG; encoders write about ten
 AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # without alpha, upright
 
 
@@ -64,12 +68,23 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         content = path.read_bytes()
         if header.format == "PNG":  # OpenCV makes room for what a chunk says to hold, up to 4 GB
             Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+        elif header.format in ("JPEG", "MPO") and (scans := _count_scans(content)) > MOST_SCANS:
+            raise ValueError(f"{scans} scans; at most {MOST_SCANS} are read")
         image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
         if image is None:
             raise ValueError("truncated or damaged")
         if image.shape[0] * image.shape[1] != header.height * header.width:
             raise ValueError("it changed while it was read")
     return image
+
+
+def _count_scans(content: bytes) -> int:
+    """Count the scans of a JPEG, for each of which its decoder goes over all pixels."""
+    scans, at = 0, 2
+    while (found := JPEG_MARKER.search(content, at)) and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        at = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
+    return scans
 
 
 def encode_image(path: Path, image: np.ndarray) -> None:
@@ -136,12 +151,14 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     frame = np.empty((3, *stored.shape[:2]), np.float32)
     # What is stored moves to the end of the frame's own memory, which it leaves channel by channel.
     planes = frame.reshape(-1).view(stored.dtype)[-stored.size :].reshape(-1, *stored.shape[:2])
-    planes[:] = np.moveaxis(np.atleast_3d(stored), 2, 0)[::-1]
+    for number, plane in enumerate(planes[::-1]):
+        cv2.extractChannel(stored, number, plane)
     del stored
     for channel, plane in zip(frame, np.broadcast_to(planes, frame.shape), strict=True):
-        np.divide(plane, np.float32(largest / 255), out=channel, dtype=np.float32)
+        channel[:] = plane
+        channel /= np.float32(largest / 255)
     if frame.max() <= 1:  # almost black: as whole numbers, nobody takes it for 0..1
-        frame = np.rint(frame).astype(np.uint8)
+        frame = np.rint(frame, out=frame).astype(np.uint8)
     return frame, remarks
 
 

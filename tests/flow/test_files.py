@@ -1,5 +1,7 @@
 """Flow files: what is written is what is read, and what is damaged is named."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -151,3 +153,20 @@ def test_other_files_are_no_flow(tmp_path):
             files.read_flow_file(tmp_path / name)
         assert name in str(error.value)
     assert files.read_flow_file(tmp_path / "good.npy")[0].shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("suffix", [".flo", ".npy"])
+@pytest.mark.parametrize("moment", ["check_pixels", "fromfile"])
+def test_flow_that_changes_while_it_is_read(tmp_path, suffix, moment, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    files.write_flow_file(path, np.ones((2, 40, 50), np.float32))
+    owner = files if moment == "check_pixels" else np
+    step = getattr(owner, moment)
+
+    def cut_and_go_on(*arguments, **options):
+        os.truncate(path, path.stat().st_size // 2)
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(owner, moment, cut_and_go_on)
+    with pytest.raises(BadFile):
+        files.read_flow_file(path)

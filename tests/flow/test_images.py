@@ -1,5 +1,7 @@
 """Frames, photographs and masks: what is written is what is read, damage is named."""
 
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -190,3 +192,54 @@ def test_bytes_after_the_end_of_a_picture_do_not_matter(tmp_path, picture):
     with open(tmp_path / "a.png", "ab") as file:
         file.write(b"as some cameras add")
     np.testing.assert_array_equal(images.read_frame(tmp_path / "a.png"), wanted)
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path, picture):
+    """Its decoder goes over all pixels for each: minutes, for a file of a few kilobytes."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture).save(path, progressive=True)
+    content = path.read_bytes()
+    images.read_photo(path)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + 100 * scan + content[-2:])
+    with pytest.raises(BadFile, match=r"a\.jpg: 1[0-9]+ scans; at most 100"):
+        images.read_photo(path)
+    path.write_bytes(content + 100 * scan)  # what other programs add after the end
+    images.read_photo(path)
+
+
+def test_a_picture_that_changes_while_it_is_read(tmp_path, picture, monkeypatch):
+    path, read_header = tmp_path / "a.png", images.read_header
+    Image.fromarray(picture).save(path)
+
+    def read_and_change(path, **options):
+        header = read_header(path, **options)
+        Image.fromarray(picture[1:]).save(path)
+        return header
+
+    monkeypatch.setattr(images, "read_header", read_and_change)
+    with pytest.raises(BadFile, match="changed while it was read"):
+        images.read_mask(path)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from gma_lib.flow.images import read_photo
+read = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+read_photo(Path(sys.argv[2]))
+before = read()
+read_photo(Path(sys.argv[1]))
+print((read() - before) / (2400 * 2400 * 3))
+"""
+
+
+@pytest.mark.parametrize("brightest", [1, 2**16 - 1])
+def test_memory_of_16_bits(tmp_path, picture, brightest):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((2400, 2400, 3), brightest, np.uint16))
+    Image.fromarray(picture).save(tmp_path / "small.png")
+    files = [tmp_path / "a.png", tmp_path / "small.png"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) < 6
