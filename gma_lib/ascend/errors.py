@@ -105,7 +105,7 @@ AIS_CAUSES = (
     (
         re.compile(
             r"permission should not|soft link|is link|is illegal|illegal char|not permitted|"
-            r"(?:path|file|dir)\b.* not exist|"
+            r"(?:path|file|dir)\b.{0,300} not exist|"
             r"(?<![\w/.-])owner(?![\w/-])",
             re.I,
         ),

@@ -16,6 +16,7 @@ from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 SCHEMA = 3
 SEAL = "record_sha256"
 DEEPEST = 20  # levels of a YAML file
+LONGEST_YAML = 50_000  # characters, which take about a second
 Record = dict[str, Any]  # a JSON object
 
 
@@ -70,6 +71,8 @@ def parse_yaml(text: str) -> object:
     holds, or take minutes to read.
     """
     try:
+        if len(text) > LONGEST_YAML:
+            raise ValueError(f"{len(text):,} characters; at most {LONGEST_YAML:,} are read")
         depth = 0
         for event in yaml.parse(text):
             depth += isinstance(event, yaml.CollectionStartEvent)

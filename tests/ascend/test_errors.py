@@ -1,5 +1,7 @@
 """Every code that atc prints has a meaning."""
 
+import time
+
 import pytest
 
 from gma_lib.ascend import errors
@@ -57,3 +59,11 @@ def test_a_code_without_a_meaning_is_quoted(code):
     assert f"({code}: Value is wrong)" in errors.explain_atc_error(
         f"ATC run failed\n{code}: Value is wrong\n  TraceBack: x.cc"
     )
+
+
+@pytest.mark.parametrize("word", ["path ", "file not", "dir/", "E1", "EA12345 "])
+def test_a_long_line_is_searched_in_linear_time(word):
+    started = time.process_time()
+    errors.explain_ais_error(word * (10**6 // len(word)), last="")
+    errors.explain_atc_error(word * (10**6 // len(word)))
+    assert time.process_time() - started < 2

@@ -81,7 +81,16 @@ def test_provenance_is_a_sentence():
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "a: \0", "a: 2020-13-45", "a: &b [1]\nc: *b", "[" * 5000, "a: !!python/none x"]
+    "text",
+    [
+        "a: [",
+        "a: \0",
+        "a: 2020-13-45",
+        "a: &b [1]\nc: *b",
+        "[" * 5000,
+        "a: !!python/none x",
+        "a" * 60_000,
+    ],
 )
 def test_yaml_that_cannot_be_read_is_a_value_error(text):
     with pytest.raises(ValueError, match="YAML"):
