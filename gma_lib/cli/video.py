@@ -1,6 +1,7 @@
 """``gma video``: a clip to a folder of flow files, and a movie of them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import wraps
 from itertools import chain, count, islice
@@ -33,6 +34,7 @@ from gma_lib.infer.estimator import Estimator, load
 from gma_lib.runs import Record, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
 from gma_lib.runs.leftovers import remove, remove_leftovers
+from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import load_record
 
 FRAMES_PER_SECOND = 25.0
@@ -116,7 +118,7 @@ def main(
         first = next(frames)
         choose_encoder(*first.shape[1:])
         frames = chain([first], frames)
-    _open_partial(partial, made_from)
+    click.get_current_context().with_resource(_open_partial(partial, made_from))
 
     def name(index: int) -> Path:
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
@@ -139,8 +141,16 @@ def main(
     click.echo(f"{output}: flow of {len(files)} pairs{extra}{describe_refinement(network)}")
 
 
-def _open_partial(partial: Path, made_from: Record) -> None:
-    """Begin a folder, or go on with one that was begun in the same way."""
+@contextmanager
+def _open_partial(partial: Path, made_from: Record) -> Iterator[None]:
+    """Hold a folder alone: begin it, or go on with one that was begun in the same way."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path(partial.with_name(f".{partial.name}.lock"), wait=False):
+        _begin(partial, made_from)
+        yield
+
+
+def _begin(partial: Path, made_from: Record) -> None:
     record = partial / "flow.json"
     if not record.is_file():
         partial.mkdir(parents=True, exist_ok=True)

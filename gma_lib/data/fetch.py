@@ -41,7 +41,7 @@ def download(folder: Path, *, url: str = DOWNLOAD_URL, size: int = DOWNLOAD_BYTE
             pooch.retrieve(url, known_hash=None, path=folder, fname=archive.name, progressbar=True)
             _unpack(archive, root, max_bytes=2 * size)
         except (BadFile, OSError) as error:
-            if archive.is_file():
+            if archive.is_file() and not root.is_dir():  # by another download, meanwhile
                 archive.replace(root.with_suffix(".damaged.zip"))
             if is_last:
                 raise

@@ -1,11 +1,12 @@
 """Video files, decoded and encoded by FFmpeg's libraries, through PyAV."""
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -85,12 +86,11 @@ def read_video(
                 stored = frame.pts * frame.time_base
                 time = stored if stored > time - step else time
             plane = frame.planes[0]
-            shape, strides = (frame.height, frame.width, 3), (plane.line_size, 3, 1)
-            stored_pixels = np.ndarray(shape, np.uint8, cast(bytes, plane), strides=strides)
-            pixels = np.ascontiguousarray(stored_pixels.transpose(2, 0, 1))
-            del frame, plane, stored_pixels  # large frames, of which few should be there at once
-            yield time, pixels
-            del pixels
+            shape, strides = (3, frame.height, frame.width), (1, plane.line_size, 3)
+            del frame  # large frames, of which few should be there at once
+            # FFmpeg's own memory, which the array keeps
+            yield time, np.ndarray(shape, np.uint8, cast(bytes, plane), strides=strides)
+            del plane
 
 
 def choose_encoder(height: int, width: int) -> Encoder:
@@ -208,7 +208,7 @@ def _decode(
         except ValueError as error:
             raise ValueError(f"damaged after frame {decoded} ({error})") from error
         decoded += len(frames)
-        yield from frames
+        yield from map(frames.pop, [0] * len(frames))  # large frames, kept no longer than needed
     if _ends_early(container, stream, path, stored, end):
         raise ValueError(f"truncated after frame {decoded}")
     if decoded < stored - hidden and stream.codec_context.name in ONE_FRAME_A_PACKET:
@@ -238,17 +238,22 @@ def _ends_early(
     """Whether a file was cut between two frames, by its header or by what should be its end."""
     kind = container.format.name
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 2**16))
+        file.seek(max(0, path.stat().st_size - 2**17))
         tail = file.read()
     declared = Fraction(container.duration or 0, 10**6)
+    too_short = end + 2 / Fraction(stream.guessed_rate or 25) < declared
+    page = tail[max(0, tail.rfind(b"OggS")) :]  # the last one: a table of lengths, then the packets
+    page_bytes = 27 + sum(page[26:27]) + sum(page[27 : 27 + sum(page[26:27])])
     signs = {
         "gif": not tail.rstrip(b"\0").endswith(b";"),
         "apng": not tail.endswith(b"IEND\xaeB`\x82"),
-        "ogg": not tail[tail.rfind(b"OggS") :][5:6] >= b"\4",  # the last page says that it is
+        "ogg": page[5:6] < b"\4" or len(page) < page_bytes,  # it says that it is the last
         "mpegts": all(path.stat().st_size % size for size in (188, 192, 204)),
         "mov,mp4,m4a,3gp,3g2,mj2": stored < len(stream.index_entries),
         "avi": (stream.duration or 0) < stream.frames,
-        "matroska,webm": end + 2 / Fraction(stream.guessed_rate or 25) < declared,
+        "ivf": stored < stream.frames,
+        "flv": too_short,
+        "matroska,webm": too_short,
     }
     return signs.get(kind, False)
 
@@ -259,7 +264,9 @@ def _convert(
     """Deinterlace, turn upright and convert to RGB, with the filters of the ffmpeg command."""
     graph, wanted, size, interlaced = Graph(), None, None, False
     turn: list[str] = []
-    for number, frame in enumerate(frames, start=1):
+    numbers = count(1)
+    for frame in frames:  # enumerate() would keep it while the next is decoded
+        number = next(numbers)
         size = size or (frame.width, frame.height)
         if (frame.width, frame.height) != size:
             found = f"frame {number} has {frame.width}x{frame.height} px"
@@ -269,7 +276,6 @@ def _convert(
             interlaced = True
             say(f"{path}: interlaced; frames are deinterlaced (bwdif)")
         filters = ["bwdif=mode=send_frame:deint=interlaced"] * interlaced
-        # of the first frame only: what was asked for its side data stays in memory for long
         turn = _find_turn(frame, path) if number == 1 else turn
         filters += [*turn, "format=rgb24", "buffersink"]
         settings = filters, frame.format.name, frame.colorspace, frame.color_range
@@ -279,6 +285,8 @@ def _convert(
             graph, wanted = _build_graph(frame, filters), settings
         graph.vpush(frame)
         del frame
+        if number == 1:  # a frame and its side data refer to each other
+            gc.collect(1)
         yield from _pull(graph)
     graph.vpush(None)
     yield from _pull(graph)

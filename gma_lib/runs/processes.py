@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, TypedDict
@@ -83,6 +83,32 @@ def hold_lock(
             yield
         finally:
             _held.remove(file.fileno())
+
+
+@contextmanager
+def lock_path(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file that only one process can hold; removed before it is let go.
+
+    Raises
+    ------
+    ValueError
+        Another process holds it, and this one was not to ``wait``.
+    """
+    kind = LockFlags.EXCLUSIVE if wait else LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
+    while True:
+        with open(path, "a") as file:
+            try:
+                portalocker.lock(file, kind)
+            except portalocker.AlreadyLocked as error:
+                raise ValueError(f"another process holds {path}: wait until it ends") from error
+            # whoever waited for a file that was removed holds nothing that others would see
+            if os.fstat(file.fileno()).st_nlink:
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # Windows removes no open file
+                        path.unlink()
+                return
 
 
 def _until_locked(file: IO[str], kind: LockFlags) -> Iterator[float]:

@@ -8,15 +8,13 @@ not protect from somebody who changes the seal too.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-
-import portalocker
 
 from gma_lib.runs.code import digest_module, list_loaded_modules, locate_module
 from gma_lib.runs.files import hash_file, hash_value, make_plain, write_atomically
 from gma_lib.runs.leftovers import remove, remove_leftovers
+from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import Record
 
 SEAL = "seal.json"
@@ -57,7 +55,7 @@ def open_sealed(
     remove_leftovers(folder.parent)
     if find_fault(folder, made_from) is None:
         return folder
-    with _lock(folder.with_name(f".{folder.name}.lock")):
+    with lock_path(folder.with_name(f".{folder.name}.lock")):
         if (fault := find_fault(folder, made_from)) is None:
             return folder  # another process was faster
         if message := f"{folder}: {fault}; building it again" if os.path.lexists(folder) else first:
@@ -85,21 +83,6 @@ def find_fault(folder: Path, made_from: Record) -> str | None:
     changed += [name for name, digests in seal["code"].items() if not _is_same(name, *digests)]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return f"{', '.join(changed[:3])}{more} changed since" if changed else None
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a file that only one process can hold; removed before it is let go."""
-    while True:
-        with portalocker.Lock(path, flags=portalocker.LockFlags.EXCLUSIVE) as file:
-            # whoever waited for a file that was removed holds nothing that others would see
-            if os.fstat(file.fileno()).st_nlink:
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):  # Windows removes no open file
-                        path.unlink()
-                return
 
 
 def _write_seal(folder: Path, made_from: Record, modules: list[str]) -> None:

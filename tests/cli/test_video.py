@@ -19,6 +19,7 @@ from gma_lib.data import videos
 from gma_lib.flow.files import read_flow, read_flow_file
 from gma_lib.flow.images import write_frame
 from gma_lib.runs.files import hash_file
+from gma_lib.runs.processes import lock_path
 
 TIMES = [Fraction(tick, 100) for tick in (0, 4, 30, 31, 50)]
 
@@ -128,6 +129,15 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("years")
     assert "not an empty folder" in gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_two_runs_at_once_do_not_write_into_one_folder(photos, tmp_path):
+    with lock_path(tmp_path / ".out.partial.lock"):
+        answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
+    assert "another process holds" in answer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+    gma("video", photos, "-o", tmp_path / "out", "--end", 2, *FAST)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
 def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tmp_path):
