@@ -1,11 +1,12 @@
 """A short form of ``make torture PART=readers``: a few hundred mutated files for every reader."""
 
 import pytest
+import readers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torture import readers
 
 READERS = readers.make_readers(readers.PROJECT / "outputs")
+WITH_FOLDER = ("stamp",)
 SLOW = {"safetensors": 20, "pth": 20, "training": 40, "yaml": 40}
 
 
@@ -38,6 +39,14 @@ def test_mutated_files_give_a_result_or_the_one_error(name, tmp_path, monkeypatc
 def test_any_bytes_give_a_result_or_the_one_error(content, name, tmp_path):
     reader = READERS[name]
     readers.attempt(reader, tmp_path, reader.seeds[0][:12] + content)
+
+
+@pytest.mark.parametrize("place", readers.damage.PLACES)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_is_refused(name, place, tmp_path):
+    reader = READERS[name] if name not in WITH_FOLDER else readers.make_readers(tmp_path)[name]
+    (tmp_path / reader.name).parent.mkdir(parents=True, exist_ok=True)
+    assert readers.attempt(reader, tmp_path, place)[0] != "result" or place == "empty"
 
 
 def test_a_reader_that_raises_something_else_is_found(tmp_path, monkeypatch):

@@ -10,27 +10,26 @@ failure is made again with ``--one READER NUMBER``, which leaves the file in the
 """
 
 import argparse
+import ast
 import dataclasses
 import json
 import logging
 import random
 import re
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import damage
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 
 from gma_lib.ascend.ais_bench import read_summary
 from gma_lib.ascend.chip import parse_mapping, parse_table
@@ -38,23 +37,21 @@ from gma_lib.data.guide_tensors import read_tensor, write_tensor
 from gma_lib.flow.files import read_flow, read_flow_file, write_flow_file
 from gma_lib.flow.images import read_header, read_mask, read_photo
 from gma_lib.infer.inference import LEDGER, read_hashes
-from gma_lib.network.checkpoints import load_checkpoint
+from gma_lib.network import checkpoints
 from gma_lib.pipeline.stamps import locate_stamp, read_stamp
-from gma_lib.runs.files import PROJECT, BadFile
-from gma_lib.runs.records import load_record, parse_yaml, write_json
+from gma_lib.runs.files import PROJECT, BadFile, reading
+from gma_lib.runs.records import load_record, parse_yaml, read_json, write_json
 from gma_lib.runs.run import open_run
 from gma_lib.training.config import load_config
 
 SLOWEST_S = 2.0
 SLACK_BYTES = 64 * 2**20  # what decoders allocate for the smallest picture
-MOST_BYTES = 18 * 2**26 + SLACK_BYTES
-TENFOLD = ("flo", "kitti", "npy", "png", "bin", "safetensors")  # the inputs of others, times ten
+GROUP = 100  # inputs between two looks at the memory
+PLACED = 500  # one input in so many is no file: a folder, a pipe, nothing
+SHARES = dict.fromkeys(("flo", "kitti", "npy", "png", "bin", "safetensors"), 10)
+SHARES["training"] = 0.1  # the inputs of others, times this
 STATE = PROJECT / "outputs" / "torture" / "readers.json"
-TOKENS = [
-    *(b"null", b"[]", b"{}", b"NaN", b"-1", b"1e999", b'"x"', b"\xff\xfe", b"\xc2\xb2", b"\0"),
-    *(b"[" * 3000, b"&a [*a]", b"!!binary x", b"9" * 5000, b" " * 20000, b"\n", b"|", b"1 / 2"),
-]
-NUMBERS = [0, 1, 2, 7, 127, 255, 2**15, 2**16 - 1, 2**26, 2**31 - 1, 2**31, 2**32 - 1]
+EXPECTED = "a valid one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +63,13 @@ class Reader:
     seeds
         Valid files.
     read
-        Takes the path of a mutated one.
+        Takes the path of a damaged one.
     name
         The file's name, whose suffix some readers look at.
     header
         Regular expression of the refusals that end in the header.
+    rewrite
+        Changes what a file says, and keeps its form; None: only bytes are changed.
     is_text
         Whether tokens are inserted too.
     """
@@ -79,203 +78,223 @@ class Reader:
     read: Callable[[Path], object]
     name: str
     header: str = "$^"
+    rewrite: damage.Rewrite | None = None
     is_text: bool = False
 
 
-def saved(save: Callable[[Path], object], name: str) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder) / name)
-        return (Path(folder) / name).read_bytes()
+def refuse_empty(found: object, path: Path) -> object:
+    """For readers that take what is whole and leave the rest: nothing at all is a refusal."""
+    if not found:
+        raise BadFile(path, "nothing in it is whole", EXPECTED)
+    return found
 
 
-def pickled(content: object) -> bytes:
-    return saved(lambda path: torch.save(content, path), "a")
+def read_chips(path: Path) -> object:
+    with reading(path, EXPECTED):
+        text = path.read_text(errors="replace")
+        return refuse_empty(parse_mapping(text) + parse_table(text), path)
+
+
+def parse(path: Path) -> object:
+    with reading(path, EXPECTED):
+        return parse_yaml(path.read_text(errors="replace"))
 
 
 def make_readers(folder: Path) -> dict[str, Reader]:
     """All readers with valid files of each."""
-    rng = np.random.default_rng(0)
-    flow = rng.normal(0, 20, (2, 12, 10)).astype(np.float32)
-    colours = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (20, 16))
-    picture = Image.fromarray(colours)
-    deep = colours.astype(np.uint16) * 257
+    flow = np.random.default_rng(0).normal(0, 20, (2, 8, 8)).astype(np.float32)
 
     def flows(name: str) -> bytes:
-        return saved(lambda path: write_flow_file(path, flow), name)
+        return damage.save_bytes(lambda path: write_flow_file(path, flow), name)
 
     def array(values: np.ndarray) -> bytes:
-        return saved(lambda path: np.save(path, values), "a.npy")
+        return damage.save_bytes(lambda path: np.save(path, values), "a.npy")
 
-    def image(name: str, mode: str = "RGB", **options: object) -> bytes:
-        return saved(lambda path: picture.convert(mode).save(path, **options), name)
+    def text(seeds: list[bytes], read: Callable, name: str, header: str, rewrite) -> Reader:
+        return Reader(seeds, read, name, header, rewrite, is_text=True)
 
-    def opencv(name: str, values: np.ndarray) -> bytes:
-        return saved(lambda path: cv2.imwrite(str(path), values), name)
-
-    several = {"save_all": True, "append_images": [picture.rotate(180)]}
-    weights = {"module.att.gamma": torch.ones(1), "module.fnet.conv1.weight": torch.ones(2, 3)}
-    wrapped = {"state_dict": weights, "epoch": 3}
     run = open_run(
         profile="tiny", backend="torch", precision="float32", batch_size=1, run="t", outputs=folder
     )
     stamp = {"stage": "01_data", "status": "ok", "reason": "", "seconds": 1.5, "parameters": {}}
-    stamp |= {"consumed": {"a": "b"}, "products": {"c": "d"}, "schema": 3, "provenance": None}
+    stamp |= {"consumed": {"a": "b"}, "products": {"c": "d"}, "provenance": {"a": "b"}}
     summary = {"npu_compute_time_list": [1.0, [1.0, 2.5]], "throughput": 100.0}
     summary |= {"H2D_latency": {"mean": 5.0, "count": 2}, "D2H_latency": {"mean": 3.0, "count": 1}}
     mapping = b"NPU ID Chip ID Chip Logic ID Chip Name\n 0 0 0 Ascend 310P3\n 0 1 - Mcu\n"
     table = b"| 0  310P3 | OK | 10.2 40 |\n| 0  0 | 0000:01 | 0  1236 / 21534 |\nProcess id\n"
     ledger = b'\n{"pair": "clean/a/frame_0001", "key": "k", "sha256": "00"}' * 3
-    not_picture = "not a readable|px; at most|at most .* pixels are read"
+    record = damage.save_bytes(lambda path: write_json(path, {"a": [1, {"b": None}]}), "a.json")
+    no_json = "JSONDecodeError|UnicodeDecodeError|RecursionError|nothing in it"
+    training = (PROJECT / "params" / "train.yaml").read_bytes()
 
     def read_stamp_at(path: Path) -> object:
-        place = locate_stamp("01_data", run)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(place)
-        return read_stamp("01_data", run)
-
-    def read_ledger_at(path: Path) -> object:
-        path.replace(path.with_name(LEDGER))
-        return read_hashes(path.parent)
-
-    def read_chips(path: Path) -> object:
-        text = path.read_text(errors="replace")
-        return parse_mapping(text), parse_table(text)
-
-    def parse(path: Path) -> object:
+        if stamp := read_stamp("01_data", run):
+            return stamp
         try:
-            return parse_yaml(path.read_text(errors="replace"))
+            found = f"{type(read_json(path, made_by='01_data')).__name__} is no stamp"
+        except FileNotFoundError as error:
+            raise BadFile(path, str(error), EXPECTED) from None
         except ValueError as error:
-            raise BadFile(path, str(error), "YAML") from error
+            found = error.args[1] if isinstance(error, BadFile) else str(error).split(" ", 1)[1]
+        raise BadFile(path, found, EXPECTED)
 
-    pictures = {
-        "png": [image("a.png"), image("a.png", "LA"), image("a.png", "P"), opencv("a.png", deep)],
-        "png animated": [image("a.png", **several)],
-        "jpg": [image("a.jpg"), image("a.jpg", progressive=True), image("a.jpg", "CMYK")],
-        "gif": [image("a.gif", "P"), image("a.gif", **several)],
-        "tif": [image("a.tif"), image("a.tif", compression="tiff_lzw"), opencv("a.tif", deep)],
-        "ppm": [image("a.ppm"), b"P5 4 3 4095\n" + bytes(24), b"P3 2 1 9\n1 2 3 4 5 6\n"],
-        "webp": [image("a.webp"), image("a.webp", lossless=True), image("a.webp", **several)],
-        "bmp": [image("a.bmp"), image("a.bmp", "P")],
-    }
+    # the network's entries are too many to be read a million times
+    checkpoints._find_entries = lambda: damage.SMALL_NETWORK
+    weights = {name: value for name, value in damage.SMALL_NETWORK.items() if "norm3" not in name}
+    wrapped = {"state_dict": {f"module.{name}": value for name, value in weights.items()}}
+    pickles = [
+        damage.save_bytes(lambda path, held=held: torch.save(held, path), "a")
+        for held in (weights, wrapped)
+    ]
     npy = [array(flow), array(np.asfortranarray(flow.astype(float))), array(flow.astype("f2"))]
+    tensor = damage.save_bytes(lambda path: write_tensor(path, flow), "a.bin")
+    not_picture = "not a readable|px; at most|at most .* pixels are read"
+    pictures = damage.make_pictures()
+    place = str(locate_stamp("01_data", run).relative_to(folder))
+    is_zip = "BadZipFile|not a ZIP|PytorchStreamReader|zip archive|RuntimeError"
     readers = {
-        "flo": Reader([flows("a.flo")], read_flow, "a.flo", "too few|its tag|at most"),
-        "npy": Reader(npy, read_flow_file, "a.npy", "magic|at most|version|of shape|Error"),
-        "kitti": Reader([flows("a.png")], read_flow_file, "a.png", not_picture),
-        "mask": Reader(
-            [opencv("a.png", deep[..., 0]), image("a.png", "1")], read_mask, "a.png", not_picture
+        "flo": Reader(
+            [flows("a.flo")], read_flow, "a.flo", "too few|its tag|at most", damage.rewrite_flo
         ),
-        "bin": Reader(
-            [saved(lambda path: write_tensor(path, flow), "a.bin")],
-            lambda path: read_tensor(path, flow.shape),
-            "a.bin",
+        "npy": Reader(
+            npy,
+            read_flow_file,
+            "a.npy",
+            "magic|at most|version|of shape|Error",
+            damage.rewrite_npy,
         ),
-        "safetensors": Reader([safetensors.torch.save(weights)], load_checkpoint, "a.safetensors"),
-        "pth": Reader(
-            [pickled(weights), pickled(wrapped)],
-            load_checkpoint,
-            "a.pth",
+        "kitti": Reader(
+            [flows("a.png"), pictures["mask"][0]],
+            read_flow_file,
+            "a.png",
+            not_picture,
+            damage.rewrite_png,
         ),
-        "stamp": Reader([json.dumps(stamp).encode()], read_stamp_at, "a.json", is_text=True),
-        "ledger": Reader([ledger], read_ledger_at, "a.jsonl", is_text=True),
-        "record": Reader(
-            [saved(lambda path: write_json(path, {"a": [1, {"b": None}]}), "a.json")],
+        "mask": Reader(pictures.pop("mask"), read_mask, "a.png", not_picture, damage.rewrite_png),
+        "bin": Reader([tensor], lambda path: read_tensor(path, flow.shape), "a.bin"),
+        "safetensors": Reader(
+            [safetensors.torch.save(weights)],
+            checkpoints.load_checkpoint,
+            "a.safetensors",
+            "SafetensorError",
+            damage.rewrite_safetensors,
+        ),
+        "pth": Reader(pickles, checkpoints.load_checkpoint, "a.pth", is_zip, damage.rewrite_pth),
+        "stamp": text(
+            [damage.save_bytes(lambda path: write_json(path, stamp), "a")],
+            read_stamp_at,
+            place,
+            no_json,
+            damage.rewrite_json,
+        ),
+        "ledger": text(
+            [ledger],
+            lambda path: refuse_empty(read_hashes(path.parent), path),
+            LEDGER,
+            no_json,
+            damage.rewrite_lines,
+        ),
+        "record": text(
+            [record],
             lambda path: load_record(path, "a record"),
             "a.json",
-            is_text=True,
+            no_json,
+            damage.rewrite_json,
         ),
-        "yaml": Reader(
+        "yaml": text(
             [(PROJECT / "params" / name).read_bytes() for name in ("common.yaml", "tiny.yaml")],
             parse,
             "a.yaml",
-            is_text=True,
+            "not readable YAML",
+            damage.rewrite_yaml,
         ),
-        "training": Reader(
-            [(PROJECT / "params" / "train.yaml").read_bytes()], load_config, "a.yaml", is_text=True
+        "training": text(
+            [re.sub(rb" +#.*", b"", training)],
+            load_config,
+            "a.yaml",
+            "not readable YAML|Unicode",
+            damage.rewrite_yaml,
         ),
-        "summary": Reader([json.dumps(summary).encode()], read_summary, "a.json", is_text=True),
-        "npu-smi": Reader([mapping, table], read_chips, "a.txt", is_text=True),
+        "summary": text(
+            [json.dumps(summary).encode()], read_summary, "a.json", no_json, damage.rewrite_json
+        ),
+        "npu-smi": text(
+            [mapping, table], read_chips, "a.txt", "nothing in it", damage.rewrite_numbers
+        ),
     }
     return readers | {
-        name: Reader(seeds, read_photo, f"a.{name.split()[0]}", not_picture)
+        name: Reader(
+            seeds,
+            read_photo,
+            f"a.{name.split()[0]}",
+            not_picture,
+            damage.rewrite_png if "png" in name else None,
+        )
         for name, seeds in pictures.items()
     }
-
-
-# --- mutations ------------------------------------------------------------------------------------
-
-
-def mutate(content: bytes, rng: random.Random, is_text: bool) -> bytes:
-    """One to six changes; two in three spare the first bytes, which name the format."""
-    data = bytearray(content)
-    spared = min(len(data), 16) if rng.random() < 0.67 else 0
-    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        if len(data) <= spared:
-            break
-        at = rng.randrange(spared, len(data))
-        rng.choice(MUTATIONS + [insert_token] * 6 * is_text)(data, at, rng)
-    return repair_png(bytes(data)) if rng.random() < 0.8 else bytes(data)
-
-
-def flip(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at] ^= 1 << rng.randrange(8)
-
-
-def replace(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at] = rng.randrange(256)
-
-
-def write_number(data: bytearray, at: int, rng: random.Random) -> None:
-    form = rng.choice(("<I", ">I", "<H", ">H"))
-    data[at : at + struct.calcsize(form)] = struct.pack(form, rng.choice(NUMBERS) & 0xFFFF)
-
-
-def write_long(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at : at + 4] = struct.pack(rng.choice(("<I", ">I")), rng.choice(NUMBERS))
-
-
-def cut(data: bytearray, at: int, rng: random.Random) -> None:
-    del data[at:]
-
-
-def remove(data: bytearray, at: int, rng: random.Random) -> None:
-    del data[at : at + rng.randrange(1, 40)]
-
-
-def double(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at:at] = data[at : at + rng.randrange(1, 80)]
-
-
-def insert(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at:at] = rng.randbytes(rng.randrange(1, 20))
-
-
-def insert_token(data: bytearray, at: int, rng: random.Random) -> None:
-    data[at : at + rng.randrange(8)] = rng.choice(TOKENS)
-
-
-MUTATIONS = [flip, flip, replace, replace, write_number, write_long, cut, remove, double, insert]
-
-
-def repair_png(data: bytes) -> bytes:
-    """The checksums of a PNG, or every mutation would end there."""
-    if data[:4] != b"\x89PNG":
-        return data
-    parts, at = [data[:8]], 8
-    while at + 12 <= len(data):
-        size = int.from_bytes(data[at : at + 4])
-        chunk = data[at + 4 : at + 8 + size]
-        parts += [data[at : at + 4], chunk, zlib.crc32(chunk).to_bytes(4)]
-        at += 12 + size
-    return b"".join(parts) + data[at:]
 
 
 # --- one input ------------------------------------------------------------------------------------
 
 
-def peak_bytes() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+def make_input(reader: Reader, name: str, number: int) -> bytes | str:
+    """The damaged file of a number, or the name of what lies there instead of a file."""
+    rng = random.Random(f"{name} {number}")
+    if rng.randrange(PLACED) == 0:
+        return rng.choice(list(damage.PLACES))
+    seed = rng.choice(reader.seeds)
+    if reader.rewrite and rng.random() < 0.6:
+        return reader.rewrite(seed, rng)
+    return damage.mutate(seed, rng, reader.is_text)
+
+
+def put(path: Path, content: bytes | str) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.unlink(missing_ok=True)
+        damage.PLACES[content](path)
+
+
+def attempt(
+    reader: Reader, folder: Path, content: bytes | str, again: int = 3
+) -> tuple[str, float]:
+    """Read one input: (what came, seconds); AssertionError for what must not come.
+
+    A slow one is read ``again``: the machine may have been busy.
+    """
+    path = folder / reader.name
+    put(path, content)
+    message, started = "", time.perf_counter()
+    try:
+        reader.read(path)
+        outcome = "result"
+    except BadFile as error:
+        outcome = re.sub(r"[0-9][0-9,.]*", "N", str(error.args[1]))[:60]
+        message = str(error)
+    seconds = time.perf_counter() - started
+    if isinstance(content, str):
+        path.rmdir() if content == "folder" else path.unlink(missing_ok=True)
+    assert len(message.splitlines()) <= 1, repr(message)
+    if seconds >= SLOWEST_S and again:
+        return attempt(reader, folder, content, again - 1)
+    assert seconds < SLOWEST_S, f"{seconds:.1f} s: {outcome}"
+    return outcome, seconds
+
+
+class Memory:
+    """The most memory since ``reset``."""
+
+    def reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._read()
+
+    def count_more(self) -> int:
+        return self._read() - self.before
+
+    def _read(self) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024
 
 
 def allowed_bytes(path: Path) -> int:
@@ -287,51 +306,57 @@ def allowed_bytes(path: Path) -> int:
     return 18 * header.height * header.width + SLACK_BYTES
 
 
-def attempt(reader: Reader, folder: Path, content: bytes) -> tuple[str, float, int]:
-    """Read one input: (what came, seconds, bytes); AssertionError for what must not come."""
-    path = folder / reader.name
-    path.write_bytes(content)
-    Path("/proc/self/clear_refs").write_text("5")
-    message, before, started = "", peak_bytes(), time.perf_counter()
-    try:
-        reader.read(path)
-        outcome = "result"
-    except BadFile as error:
-        outcome = re.sub(r"[0-9][0-9,.]*", "N", str(error.args[1]))[:60]
-        message = str(error)
-    seconds, used = time.perf_counter() - started, peak_bytes() - before
-    assert len(message.splitlines()) <= 1, repr(message)
-    assert seconds < SLOWEST_S, f"{seconds:.1f} s: {outcome}"
-    if used > SLACK_BYTES:
-        path.write_bytes(content)
-        assert used < allowed_bytes(path), f"{used / 1e6:.0f} MB: {outcome}"
-    return outcome, seconds, used
-
-
-def make_input(reader: Reader, name: str, number: int) -> bytes:
-    rng = random.Random(f"{name} {number}")
-    return mutate(rng.choice(reader.seeds), rng, reader.is_text)
-
-
-def read_many(name: str, start: int, count: int, state: dict | None = None) -> dict:
-    """Read inputs ``start`` to ``start + count`` and add them to what is known of a reader."""
+def read_many(
+    name: str, start: int, count: int, state: dict | None = None, most_s: float = 1e9
+) -> dict:
+    """Read inputs ``start`` to ``start + count``, or as many as there is time for, and add them to
+    what is known of a reader.
+    """
     state = state or {"inputs": 0, "outcomes": {}, "past_header": 0, "slowest_s": 0, "most_mb": 0}
-    outcomes = Counter(state["outcomes"])
+    outcomes, memory, end = Counter(state["outcomes"]), Memory(), time.monotonic() + most_s
     with tempfile.TemporaryDirectory() as place:
-        reader = make_readers(Path(place) / "outputs")[name]
-        for number in range(start, start + count):
-            content = make_input(reader, name, number)
-            try:
-                outcome, seconds, used = attempt(reader, Path(place), content)
-            except Exception as error:
-                (Path.cwd() / f"failed-{name}-{number}").write_bytes(content)
-                raise AssertionError(f"{name} {number}: {type(error).__name__}: {error}") from error
-            outcomes[outcome] += 1
-            state["inputs"] += 1
-            state["past_header"] += not re.search(reader.header, outcome)
-            state["slowest_s"] = max(state["slowest_s"], round(seconds, 3))
-            state["most_mb"] = max(state["most_mb"], round(used / 1e6, 1))
-    return state | {"outcomes": dict(outcomes.most_common(60))}
+        folder = Path(place)
+        reader = make_readers(folder)[name]
+        (folder / reader.name).parent.mkdir(parents=True, exist_ok=True)
+        for first in range(start, start + count, GROUP):
+            if time.monotonic() > end:
+                break
+            group = range(first, min(first + GROUP, start + count))
+            memory.reset()
+            for number in group:
+                outcome, seconds = read_number(reader, folder, name, number)
+                outcomes[outcome] += 1
+                state["inputs"] += 1
+                state["past_header"] += not re.search(reader.header, outcome)
+                state["slowest_s"] = max(state["slowest_s"], round(seconds, 3))
+            if memory.count_more() > SLACK_BYTES:
+                find_large(reader, folder, name, group)
+            state["most_mb"] = max(state["most_mb"], round(memory.count_more() / 1e6, 1))
+    return state | {"outcomes": dict(outcomes.most_common(100))}
+
+
+def read_number(reader: Reader, folder: Path, name: str, number: int) -> tuple[str, float]:
+    content = make_input(reader, name, number)
+    try:
+        return attempt(reader, folder, content)
+    except Exception as error:
+        if isinstance(content, bytes):
+            (Path.cwd() / f"failed-{name}-{number}").write_bytes(content)
+        kind = f" ({content})" if isinstance(content, str) else ""
+        found = f"{type(error).__name__}: {error}"
+        raise AssertionError(f"{name} {number}{kind}: {found}") from error
+
+
+def find_large(reader: Reader, folder: Path, name: str, numbers: range) -> None:
+    """Read inputs again, one by one; AssertionError for one that takes too much memory."""
+    memory = Memory()
+    for number in numbers:
+        memory.reset()
+        outcome, _ = read_number(reader, folder, name, number)
+        if (used := memory.count_more()) > SLACK_BYTES:
+            put(folder / reader.name, make_input(reader, name, number))
+            most = allowed_bytes(folder / reader.name)
+            assert used < most, f"{name} {number}: {used / 1e6:.0f} MB: {outcome}"
 
 
 # --- many -----------------------------------------------------------------------------------------
@@ -344,16 +369,19 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def torture(names: list[str], inputs: int, part: int = 2000) -> None:
-    """Read ``part`` inputs per reader in turn, each in a process, until each has its number."""
+def torture(names: list[str], inputs: int, part: int = 200_000) -> None:
+    """Read ``part`` inputs per reader in turn, or for 200 s, each in a process, until each has
+    its number.
+    """
     STATE.parent.mkdir(parents=True, exist_ok=True)
     state = json.loads(STATE.read_text()) if STATE.is_file() else {}
-    wanted = {name: inputs * (10 if name in TENFOLD else 1) for name in names}
+    wanted = {name: int(inputs * SHARES.get(name, 1)) for name in names}
     while todo := [name for name in names if state.get(name, {}).get("inputs", 0) < wanted[name]]:
         for name in todo:
             known = state.get(name)
             start = known["inputs"] if known else 0
-            command = [sys.executable, __file__, "--part", name, str(start), str(part)]
+            count = min(part, wanted[name] - start)
+            command = [sys.executable, __file__, "--part", name, str(start), str(count)]
             done = subprocess.run(
                 command, capture_output=True, text=True, input=json.dumps(known), cwd=STATE.parent
             )
@@ -377,18 +405,50 @@ def show(name: str, known: dict) -> None:
     )
 
 
+# the functions that read what others made
+READING = {
+    "flow/files": "check_flow_suffix read_flow_file read_flow read_kitti_flow _read_npy",
+    "flow/images": "check_pixels read_header decode_image read_photo read_mask",
+    "data/guide_tensors": "read_tensor",
+    "network/checkpoints": "load_checkpoint _decode _unwrap _complete_state _check_entry",
+    "runs/files": "reading",
+    "runs/records": "read_json load_record parse_yaml",
+    "infer/inference": "_read_ledger read_hashes",
+    "pipeline/stamps": "read_stamp",
+    "training/config": "load_config check_entries _check",
+    "ascend/ais_bench": "read_summary",
+    "ascend/chip": "parse_mapping parse_table",
+}
+
+
 def cover(names: list[str], inputs: int) -> None:
-    """Print the lines of the readers that no input reached."""
+    """Print how much of each reader was reached, and every refusal that was not."""
     import coverage
 
-    modules = ["flow/files", "flow/images", "network/checkpoints", "data/guide_tensors"]
-    modules += ["ascend/chip", "runs/records"]
-    measured = coverage.Coverage(include=[f"*/gma_lib/{module}.py" for module in modules])
+    files = {module: str(PROJECT / "gma_lib" / f"{module}.py") for module in READING}
+    measured = coverage.Coverage(include=list(files.values()), data_file=None)
     measured.start()
     for name in names:
-        show(name, read_many(name, 0, inputs))
+        show(name, read_many(name, 0, int(inputs * min(1, SHARES.get(name, 1)))))
     measured.stop()
-    measured.report(show_missing=True)
+    for module, functions in READING.items():
+        reached = set(measured.get_data().lines(files[module]) or ())
+        for function in ast.walk(ast.parse(Path(files[module]).read_text())):
+            if not isinstance(function, ast.FunctionDef) or function.name not in functions.split():
+                continue
+            statements = [
+                node
+                for node in ast.walk(function)
+                if isinstance(node, ast.stmt) and node not in (function, function.body[0])
+            ] or function.body
+            refusals = [node for node in statements if isinstance(node, ast.Raise | ast.Continue)]
+            missed = [node for node in statements if node.lineno not in reached]
+            left = [str(node.lineno) for node in missed if node in refusals]
+            print(
+                f"{module}.{function.name}: {len(statements) - len(missed)} of {len(statements)} "
+                f"statements, {len(refusals) - len(left)} of {len(refusals)} refusals"
+                f"{', not ' * bool(missed)}{', '.join(str(node.lineno) for node in missed)}"
+            )
 
 
 def guide(name: str, seconds: int) -> None:
@@ -399,12 +459,14 @@ def guide(name: str, seconds: int) -> None:
     corpus = STATE.parent / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
-        reader = make_readers(Path(place) / "outputs")[name]
+        folder = Path(place)
+        reader = make_readers(folder)[name]
+        (folder / reader.name).parent.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(reader.seeds):
             (corpus / f"seed{number}").write_bytes(seed)
         options = [f"-max_total_time={seconds}", "-max_len=20000", "-timeout=10", str(corpus)]
-        atheris.Setup([name, *options], lambda data: attempt(reader, Path(place), data) and None)
-        atheris.Fuzz()
+        atheris.Setup([name, *options], lambda data: attempt(reader, folder, data) and None)
+        atheris.Fuzz()  # ends the process
 
 
 def main() -> None:
@@ -413,7 +475,7 @@ def main() -> None:
         "--inputs",
         type=int,
         default=100_000,
-        help="for each reader; ten times as many for simple ones",
+        help="for each reader; ten times as many for quick ones",
     )
     parser.add_argument("--only", nargs="*", help="readers")
     parser.add_argument("--coverage", action="store_true")
@@ -427,17 +489,24 @@ def main() -> None:
     names = options.only or list(readers)
     if options.part:
         name, start, count = options.part
-        print(json.dumps(read_many(name, int(start), int(count), json.load(sys.stdin))))
+        print(json.dumps(read_many(name, int(start), int(count), json.load(sys.stdin), 200)))
     elif options.one:
         name, number = options.one
         content = make_input(readers[name], name, int(number))
         Path(f"{name}-{number}-{readers[name].name}").write_bytes(content)
         print(read_many(name, int(number), 1)["outcomes"])
+    elif options.atheris and len(names) == 1:
+        guide(names[0], options.atheris)
     elif options.atheris:
         for name in names:
-            guide(name, options.atheris)
+            command = [sys.executable, __file__, "--atheris", str(options.atheris), "--only", name]
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            runs = re.search(r"stat::number_of_executed_units: *(\d+)|Done (\d+) runs", done.stderr)
+            if done.returncode or not runs:
+                sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-1500:]}")
+            print(f"{name}: {int(runs[1] or runs[2]):,} inputs", flush=True)
     elif options.coverage:
-        cover(names, min(options.inputs, 2000))
+        cover(names, min(options.inputs, 20_000))
     else:
         torture(names, options.inputs)
 
