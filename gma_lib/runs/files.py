@@ -31,7 +31,8 @@ class BadFile(ValueError):
 
     def __str__(self) -> str:
         path, found, expected, remedy = self.args
-        return f"{path}: {found}; expected {expected}. {remedy}."
+        name = str(path) if str(path).isprintable() else repr(str(path))  # always one line
+        return f"{name}: {found}; expected {expected}. {remedy}."
 
 
 class MissingFile(BadFile, FileNotFoundError):

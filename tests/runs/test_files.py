@@ -57,6 +57,15 @@ def test_whatever_a_decoder_raises_is_a_bad_file(tmp_path):
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("name", ["a\nb.png", "a\x1b[2Jb.png", "a\udcffb.png"])
+def test_a_name_that_cannot_be_printed_is_quoted(name):
+    assert (
+        str(files.BadFile(files.Path(name), "x", "y"))
+        == f"{name!r}: x; expected y. Replace the file."
+    )
+    assert str(files.BadFile(files.Path("\u00e9 b"), "x", "y")).startswith("\u00e9 b: x")
+
+
 def test_what_is_no_file_is_not_opened(tmp_path):
     """Opening a pipe would wait for ever."""
     os.mkfifo(tmp_path / "pipe")
