@@ -26,6 +26,11 @@ def copy_pages() -> None:
         places = [EXECUTED.parent / "data", EXECUTED / "bs1"]
         found = [place / notebook.name for place in places if (place / notebook.name).is_file()]
         shutil.copy(found[0] if found else notebook, TUTORIALS / notebook.name)
+    shutil.rmtree(HERE / "viewers", ignore_errors=True)
+    (HERE / "viewers" / "tutorials").mkdir(parents=True)
+    for page in (EXECUTED / "bs1").glob("viewer*"):  # shown within the notebooks' pages
+        copy = shutil.copytree if page.is_dir() else shutil.copy
+        copy(page, HERE / "viewers" / "tutorials" / page.name)
     card = shutil.ignore_patterns("*.safetensors", "*.json")
     shutil.copytree(HERE.parent / "weights", HERE / "weights", ignore=card, dirs_exist_ok=True)
 
@@ -65,7 +70,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_click",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+html_extra_path = ["viewers"]
+exclude_patterns = ["_build", "viewers", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = project

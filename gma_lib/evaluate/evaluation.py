@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer.inference import flow_path
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
+
+Item = TypeVar("Item")
 
 
 def score_folder(
@@ -157,9 +160,7 @@ def score_classical(
         Method -> group of pixels -> sums; how many pairs were compared; method -> seconds per pair,
         for the refinement without the network's own.
     """
-    scored = [pair for pair in pairs if pair.flow is not None]
-    places = np.linspace(0, len(scored) - 1, min(most, len(scored)))
-    chosen = [scored[place] for place in sorted({round(place) for place in places})]
+    chosen = choose_evenly([pair for pair in pairs if pair.flow is not None], most)
     scores: dict[str, list[dict[str, ErrorSums]]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
     for pair in track(chosen, label="classical methods", unit="pair"):
@@ -174,6 +175,12 @@ def score_classical(
             seconds[name] += (perf_counter() - started) / len(chosen)
             scores[name].append(sum_errors(flow, truth, occluded=occluded))
     return {name: pool_scores(each) for name, each in scores.items()}, len(chosen), seconds
+
+
+def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most ``most`` items in their order, the first, the last and evenly between."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items)))
+    return [items[place] for place in sorted({round(place) for place in places})]
 
 
 def count_with_truth(pairs: Iterable[FramePair], pass_name: str) -> int:

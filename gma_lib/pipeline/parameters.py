@@ -117,6 +117,7 @@ class Parameters(Settings, total=False):
     weights_and_data_are_published: bool
     look_at: str | None
     classical_pairs: Annotated[int, Field(ge=0)]
+    viewer_pairs: Annotated[int, Field(ge=0)]
     budget_s: _Seconds
 
 

@@ -83,7 +83,7 @@ STAGES = {
     "05_evaluate": Stage(
         ("01_data", "02_export", "03_convert", "04_infer"),
         ("metrics.json",),
-        extras=("overview.jpg",),
+        extras=("overview.jpg", "viewer.html", "viewer/*.js"),
     ),
     "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),
 }

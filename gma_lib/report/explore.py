@@ -3,14 +3,13 @@ shown.
 """
 
 import base64
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.insight import Examined, find_hidden_point
 from gma_lib.report.figures import Picture, draw_update, encode_figure
-from gma_lib.report.notebook import display, draw_attention_from, say, show
+from gma_lib.report.notebook import display, draw_attention_from, is_live, say, show
 
 
 def explore(
@@ -27,22 +26,13 @@ def explore(
     first
         The pair to start with.
     """
-    if is_live():
+    if is_live() and find_spec("ipywidgets") is not None:
         display(build_panel(pairs, examine, first))
         return
     show(_draw_update(first, 1), photo=True)
     say(
         "A picture of the first update: "
         "in JupyterLab (make lab) this cell has sliders for the pair, the update and the point."
-    )
-
-
-def is_live() -> bool:
-    """Tell whether a Jupyter server's front end may answer, and the widgets are installed."""
-    return (
-        "JPY_SESSION_NAME" in os.environ
-        and not os.environ.get("GMA_HEADLESS")
-        and find_spec("ipywidgets") is not None
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import jinja2
 
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
@@ -19,13 +18,13 @@ from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
 from gma_lib.report.crate import METADATA, describe_files
 from gma_lib.report.figures import encode_figure
-from gma_lib.report.pages import TEMPLATES, table_to_html
-from gma_lib.runs.files import locate_path, shorten_path, write_atomically
+from gma_lib.report.pages import fill_template, table_to_html
+from gma_lib.runs.files import locate_path, shorten_path, write_atomically, write_text
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record, describe_provenance, read_json
 from gma_lib.runs.run import Run, check_folder_name
 
-SENT = (".html", ".ipynb", ".json", ".jpg")
+SENT = (".html", ".ipynb", ".json", ".jpg", ".js")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
 WORDS = {
     "ok": ("✓ done", "ok"),
@@ -56,10 +55,8 @@ def write_index(outputs: Path, profile: str) -> Path:
     passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
     passes = passes or ["clean", "final"]
     provenance = describe_provenance()
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = pages.get_template("index.html.j2").render(
+    page = fill_template(
+        "index.html.j2",
         profile=profile,
         data_line=_describe_data(index),
         lead=_find_lead(folder, found),
@@ -86,8 +83,7 @@ def write_index(outputs: Path, profile: str) -> Path:
         tables=[table for group in runs.values() for table in _score_tables(group)],
         footer=f"{provenance} Every JSON file next to the notebooks carries versions and hashes.",
     )
-    with write_atomically(folder / "index.html") as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(folder / "index.html", page)
     return folder / "index.html"
 
 
@@ -188,12 +184,17 @@ def _find_lead(folder: Path, found: list[StageRecords]) -> Record | None:
     for records in found:
         if sentence := summarise_scores(records.metrics.get("classical", {})):
             run = records.run
-            picture = run.folder / "overview.jpg"
+
+            def link(name: str, where: Path = run.folder) -> str | None:
+                path = where / name
+                return path.relative_to(folder).as_posix() if path.is_file() else None
+
             return {
                 "sentence": sentence,
                 "batch_size": run.batch_size,
                 "run": records.label,
-                "picture": picture.relative_to(folder).as_posix() if picture.is_file() else None,
+                "picture": link("overview.jpg"),
+                "viewer": link("viewer.html"),
             }
     return None
 

@@ -1,5 +1,6 @@
 """What a notebook shows: sentences as prose, and figures of pairs and of the network's inside."""
 
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -20,7 +21,6 @@ from gma_lib.report.figures import (
     Picture,
     draw_aggregation,
     draw_attention,
-    draw_errors,
     draw_flow,
     draw_overview,
     draw_pair,
@@ -89,25 +89,27 @@ def show_flows(
         show(draw_flow(frame, flow, title=pair.name, palette=palette), photo=True)
 
 
-def show_errors(
-    roles: Mapping[str, FramePair], folder: Path, *, palette: str = "middlebury"
-) -> None:
-    """Show the errors of pairs with a role each (best, median, worst)."""
-    for role, pair in roles.items():
-        loaded = pair.load()
-        show(
-            draw_errors(
-                loaded.frame1,
-                loaded.frame2,
-                read_flow(flow_path(folder, pair)),
-                pair.load_flow(),
-                occluded=loaded.occluded,
-                invalid=loaded.invalid,
-                title=f"{role}: {pair.name}",
-                palette=palette,
-            ),
-            photo=True,
-        )
+def show_page(page: Path, text: str) -> None:
+    """Show a page within the notebook's: from its file next to the executed notebook; in
+    JupyterLab, which has no such file at hand, with its content.
+
+    Parameters
+    ----------
+    text
+        What it is, for screen readers and where frames are not shown.
+    """
+    source = f'srcdoc="{escape(page.read_text("utf-8"))}"' if is_live() else f'src="{page.name}"'
+    html = (
+        f'<iframe {source} title="{escape(text)}" loading="lazy" '
+        'style="width: 100%; height: 54rem; border: 1px solid #8a8f98"></iframe>'
+        f'<p><a href="{page.name}">{escape(text)}, as a page</a></p>'
+    )
+    display({"text/html": html, "text/plain": text}, raw=True)
+
+
+def is_live() -> bool:
+    """Tell whether a Jupyter server's front end may answer."""
+    return "JPY_SESSION_NAME" in os.environ and not os.environ.get("GMA_HEADLESS")
 
 
 def show_overview(

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jinja2
 from latex2mathml.converter import convert as to_mathml
 
 from gma_lib.runs import Record, describe_provenance, write_text
@@ -76,6 +77,14 @@ def _take_formulas(cells: list[Record]) -> dict[str, str]:
         if cell["cell_type"] == "markdown":
             cell["source"] = _FORMULA.sub(take, cell["source"])
     return formulas
+
+
+def fill_template(name: str, **values: object) -> str:
+    """Fill a template of this package; values are text, never markup, unless it says otherwise."""
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return pages.get_template(name).render(values)
 
 
 def table_to_html(

@@ -7,10 +7,17 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+
+from gma_lib.data.sintel import find_pairs
+from gma_lib.flow.files import write_flow
+from gma_lib.infer.inference import flow_path
+from gma_lib.report.viewer import write_viewer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEAD_PROXY = (
@@ -114,6 +121,49 @@ def test_links_lead_somewhere(visit, reported):
             assert target.is_file(), f"{page.name} links to {link}"
             if anchor and not path:
                 assert f'id="{unquote(anchor)}"' in document, f"{page.name} links to {link}"
+
+
+HOVER = """<script>
+const put = (text) => document.body.setAttribute("data-read", text), read = [];
+const wait = setInterval(() => {
+  if (document.getElementById("viewer").hidden) return;
+  clearInterval(wait);
+  const view = document.getElementById("view"), box = view.getBoundingClientRect();
+  for (const [x, y] of PIXELS) {
+    const clientX = box.left + (x + 0.5) * box.width / 160;
+    const clientY = box.top + (y + 0.5) * box.height / 128;
+    view.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+    const told = (id) => document.getElementById(id).textContent;
+    read.push(["pixel", "truth", "flow", "error"].map(told));
+  }
+  put(JSON.stringify(read));
+}, 20);
+</script>"""
+
+
+def test_hovering_over_a_pixel_reads_its_flow_and_error(visit, tiny_sintel, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "out of a zip"
+    pairs = find_pairs(tiny_sintel)[:2]
+    flow = rng.normal(0, 20, (2, 128, 160)).astype(np.float32)
+    for pair in pairs:
+        write_flow(flow_path(folder, pair), flow)
+    page = folder / "viewer.html"
+    write_viewer(page, {"best": pairs[0]}, pairs, folder, num_updates=6)
+    pixels = [[0, 0], [159, 127], [3, 90], [100, 5], [80, 64]]
+    page.write_text(page.read_text().replace("</body>", HOVER.replace("PIXELS", str(pixels))))
+    found = visit(page)
+    assert found.requests == set()
+    assert found.console == []
+    read = re.search(r'data-read="([^"]*)"', found.document)
+    assert read, "the viewer did not open"
+    told = json.loads(unescape(read[1]))
+    for (x, y), (pixel, truth, computed, error) in zip(pixels, told, strict=True):
+        assert pixel == f"{x}, {y}" + " (occluded)" * (x < 16)
+        assert truth == "3.00, 4.00"
+        u, v = map(float, computed.split(", "))
+        assert (u, v) == pytest.approx(tuple(flow[:, y, x]), abs=0.0101)
+        exact = np.hypot(*(flow[:, y, x] - (3, 4)))
+        assert float(error.removesuffix(" px")) == pytest.approx(exact, abs=0.0151)
 
 
 def pages(outputs: Path) -> list[Path]:

@@ -36,19 +36,29 @@ def test_one_pair_of_every_scene_with_truth_if_there_is_any(pairs):
     assert notebook.choose_from_scenes([without]) == [without]
 
 
-def test_data_flows_and_errors_are_shown(pairs, shown, tmp_path):
+def test_data_and_flows_are_shown(pairs, shown, tmp_path):
     for pair in pairs:
         write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
     notebook.show_data(pairs)
     notebook.show_flows(pairs, tmp_path, most=1)
-    notebook.show_errors({"worst": pairs[0]}, tmp_path)
     assert [text.split(":")[0] for text in shown] == [
         "clean/alley/frame_0001",
         "clean/cave/frame_0001",
         "clean/alley/frame_0001",
-        "worst",
     ]
-    assert "EPE 5.00 px" in shown[-1]
+
+
+def test_a_page_is_shown_by_its_name_and_in_jupyterlab_by_its_content(monkeypatch, tmp_path):
+    displayed = []
+    monkeypatch.setattr(notebook, "display", lambda data, **options: displayed.append(data))
+    (tmp_path / "a.html").write_text('<p title="1">')
+    monkeypatch.setenv("GMA_HEADLESS", "1")
+    notebook.show_page(tmp_path / "a.html", "A page")
+    monkeypatch.setenv("JPY_SESSION_NAME", "any")
+    monkeypatch.delenv("GMA_HEADLESS")
+    notebook.show_page(tmp_path / "a.html", "A page")
+    assert 'src="a.html" title="A page"' in displayed[0]["text/html"]
+    assert 'srcdoc="&lt;p title=&quot;1&quot;&gt;"' in displayed[1]["text/html"]
 
 
 def test_the_inside_is_shown_with_its_sentences(pairs, shown):

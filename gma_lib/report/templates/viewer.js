@@ -1,0 +1,365 @@
+// The pair viewer: layers of one pair under one zoom, with the values of the pixel that is pointed at.
+"use strict";
+(() => {
+  const head = JSON.parse(document.getElementById("pairs").textContent);
+  const $ = (id) => document.getElementById(id);
+  const view = $("view");
+  const UNKNOWN = -32768; // in packed flow
+  const state = { left: "computed flow", before: "true flow", right: "", split: 0.5, update: 0, zoom: 1, x: 0.5, y: 0.5 };
+  const held = new Map(); // fingers and buttons: id -> last place
+  let pair = null, point = null, movesDivider = false;
+
+  // --- unpacking ---
+
+  async function inflate(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  // u and v as whole multiples of packed.step, stored as what left, upper and upper left neighbours do not predict
+  async function readFlow(packed, width, height) {
+    const bytes = await inflate(packed.data), count = width * height;
+    return [0, 1].map((component) => {
+      const high = bytes.subarray(2 * component * count), low = high.subarray(count), values = new Int16Array(count);
+      for (let y = 0, i = 0; y < height; y++) {
+        for (let x = 0; x < width; x++, i++) {
+          const folded = (high[i] << 8) | low[i];
+          values[i] = ((folded >>> 1) ^ -(folded & 1)) + (x ? values[i - 1] : 0)
+            + (y ? values[i - width] - (x ? values[i - width - 1] : 0) : 0);
+        }
+      }
+      return values;
+    });
+  }
+
+  async function readImage(data) {
+    const image = new Image();
+    image.src = data;
+    await image.decode();
+    return image;
+  }
+
+  function loadBeside(file) {
+    return new Promise((done, failed) => {
+      const script = document.createElement("script");
+      window.gmaPair = done;
+      script.src = file;
+      script.onerror = () => failed(new Error(`${file} is not beside this page: unpack the whole archive, or open the page where it was written.`));
+      document.head.append(script);
+    });
+  }
+
+  async function unpack(entry) {
+    const stored = entry.file ? await loadBeside(entry.file) : entry;
+    const { width, height } = stored;
+    const flows = [...stored.updates, { ...stored.flow, number: stored.num_updates }];
+    const [frame1, frame2] = await Promise.all([readImage(stored.frame1), readImage(stored.frame2)]);
+    const fields = await Promise.all(flows.map(async (one) => ({ ...one, uv: await readFlow(one, width, height) })));
+    const truth = stored.truth && { ...stored.truth, uv: await readFlow(stored.truth, width, height) };
+    const bits = stored.occluded && await inflate(stored.occluded);
+    return { ...stored, frame1, frame2, fields, truth, bits, drawn: new Map() };
+  }
+
+  // --- values ---
+
+  const valueAt = (field, i) => field.uv[0][i] === UNKNOWN ? null : field.uv.map((values) => values[i] * field.step);
+  const isOccluded = (i) => Boolean(pair.bits && (pair.bits[i >> 3] >> (7 - (i & 7))) & 1);
+
+  function errorAt(field, i) {
+    const there = pair.truth && valueAt(pair.truth, i), found = valueAt(field, i);
+    return there && found ? Math.hypot(found[0] - there[0], found[1] - there[1]) : null;
+  }
+
+  function meanError(field) {
+    if (field.epe === undefined) {
+      let sum = 0, count = 0;
+      for (let i = 0; i < pair.width * pair.height; i++) {
+        const error = errorAt(field, i);
+        if (error !== null) { sum += error; count++; }
+      }
+      field.epe = count ? sum / count : null;
+    }
+    return field.epe;
+  }
+
+  // --- layers ---
+
+  function flowColour(value) {
+    if (!value) return [0, 0, 0];
+    const speed = Math.min(1, Math.hypot(...value) / pair.radius);
+    const turn = Math.atan2(value[1], value[0]) / (2 * Math.PI);
+    const rim = head.rim[Math.floor((turn + 1) * head.rim.length) % head.rim.length];
+    return head.centre.map((grey, channel) => grey + speed * (rim[channel] - grey));
+  }
+
+  function errorColour(error) {
+    return error === null ? [0, 0, 0] : head.errors[Math.round(Math.min(1, error / head.error_range) * 255)];
+  }
+
+  function paint(colourAt) {
+    const canvas = document.createElement("canvas");
+    canvas.width = pair.width;
+    canvas.height = pair.height;
+    const context = canvas.getContext("2d"), image = context.createImageData(pair.width, pair.height);
+    for (let i = 0; i < pair.width * pair.height; i++) {
+      const [red, green, blue, alpha = 255] = colourAt(i);
+      image.data.set([red, green, blue, alpha], 4 * i);
+    }
+    context.putImageData(image, 0, 0);
+    return canvas;
+  }
+
+  function paintOccluded() {
+    const canvas = paint((i) => (isOccluded(i) ? [230, 120, 0] : [0, 0, 0, 0])), context = canvas.getContext("2d");
+    context.globalCompositeOperation = "destination-over";
+    context.globalAlpha = 0.7;
+    context.filter = "grayscale(1)";
+    context.drawImage(pair.frame1, 0, 0);
+    return canvas;
+  }
+
+  const LAYERS = {
+    "frame 1": () => pair.frame1,
+    "frame 2": () => pair.frame2,
+    "true flow": () => pair.truth && paint((i) => flowColour(valueAt(pair.truth, i))),
+    "computed flow": (field) => paint((i) => flowColour(valueAt(field, i))),
+    error: (field) => pair.truth && paint((i) => errorColour(errorAt(field, i))),
+    occlusion: () => pair.bits && paintOccluded(),
+  };
+
+  function layer(name) {
+    const key = name + (name === "error" || name === "computed flow" ? state.update : "");
+    if (!pair.drawn.has(key)) pair.drawn.set(key, LAYERS[name](pair.fields[state.update]));
+    return pair.drawn.get(key);
+  }
+
+  // --- drawing ---
+
+  function place() { // where the frame lies in the canvas, in CSS pixels
+    const box = view.getBoundingClientRect();
+    const scale = Math.min(box.width / pair.width, box.height / pair.height) * state.zoom;
+    return { box, scale, left: box.width / 2 - state.x * pair.width * scale, top: box.height / 2 - state.y * pair.height * scale };
+  }
+
+  function draw() {
+    const { box, scale, left, top } = place(), ratio = window.devicePixelRatio || 1;
+    view.width = Math.round(box.width * ratio);
+    view.height = Math.round(box.height * ratio);
+    const context = view.getContext("2d"), edge = state.right ? state.split * box.width : box.width;
+    const show = (name, from, to, align) => {
+      context.save();
+      context.beginPath();
+      context.rect(from, 0, to - from, box.height);
+      context.clip();
+      context.imageSmoothingEnabled = scale * ratio < 2;
+      context.drawImage(layer(name), left, top, pair.width * scale, pair.height * scale);
+      context.font = "600 13px system-ui, sans-serif";
+      const wide = context.measureText(name).width + 12, x = align === "left" ? from + 6 : to - wide - 6;
+      context.fillStyle = "rgba(0, 0, 0, .65)";
+      context.fillRect(x, 6, wide, 22);
+      context.fillStyle = "#fff";
+      context.fillText(name, x + 6, 21);
+      context.restore();
+    };
+    context.scale(ratio, ratio);
+    show(state.left, 0, edge, "left");
+    if (state.right) {
+      show(state.right, edge, box.width, "right");
+      context.fillStyle = "#fff";
+      context.fillRect(edge - 1.5, 0, 3, box.height);
+    }
+    if (point) {
+      const x = left + (point[0] + 0.5) * scale, y = top + (point[1] + 0.5) * scale;
+      for (const [colour, line] of [["#000", 3], ["#fff", 1]]) {
+        context.strokeStyle = colour;
+        context.lineWidth = line;
+        context.strokeRect(x - Math.max(4, scale / 2), y - Math.max(4, scale / 2), Math.max(8, scale), Math.max(8, scale));
+      }
+    }
+  }
+
+  function tell() {
+    const field = pair.fields[state.update], i = point && point[1] * pair.width + point[0];
+    const digits = (step) => (step > 0.02 ? 1 : 2);
+    const uv = (one) => {
+      const value = one && point && valueAt(one, i);
+      return value ? value.map((part) => part.toFixed(digits(one.step))).join(", ") : "–";
+    };
+    const error = point && errorAt(field, i), epe = meanError(field);
+    $("pixel").textContent = point ? `${point.join(", ")}${isOccluded(i) ? " (occluded)" : ""}` : "point at the picture";
+    $("truth").textContent = uv(pair.truth);
+    $("flow").textContent = uv(field);
+    $("error").textContent = error === null ? "–" : `${error.toFixed(digits(field.step))} px`;
+    $("epe").textContent = epe === null ? "–" : `${epe.toFixed(2)} px`;
+    $("update-told").textContent = `after update ${field.number} of ${pair.num_updates}`;
+  }
+
+  function refresh() {
+    for (const button of document.querySelectorAll("#layers button")) {
+      button.disabled = !layer(button.value);
+      button.setAttribute("aria-pressed", button.value === state.left);
+    }
+    for (const option of $("right").options) option.disabled = Boolean(option.value) && !layer(option.value);
+    $("right").value = state.right;
+    $("split").disabled = !state.right;
+    $("split").value = 100 * state.split;
+    $("updates").hidden = pair.fields.length === 1;
+    $("update").max = pair.fields.length - 1;
+    $("update").value = state.update;
+    view.style.touchAction = state.zoom > 1 ? "none" : "pan-y";
+    tell();
+    draw();
+  }
+
+  // --- moves ---
+
+  function zoomBy(factor, x, y) { // about a place of the canvas, in CSS pixels; its middle unless given
+    const { box, scale, left, top } = place();
+    const [atX, atY] = [x ?? box.width / 2, y ?? box.height / 2];
+    const [u, v] = [(atX - left) / scale / pair.width, (atY - top) / scale / pair.height];
+    const zoom = Math.min(64, Math.max(1, state.zoom * factor)), change = state.zoom / zoom;
+    moveTo(u + (state.x - u) * change, v + (state.y - v) * change, zoom);
+  }
+
+  function moveTo(x, y, zoom = state.zoom) { // the middle of what is seen, as shares of the frame
+    const within = (share) => (zoom === 1 ? 0.5 : Math.min(1, Math.max(0, share)));
+    Object.assign(state, { zoom, x: within(x), y: within(y) });
+    refresh();
+  }
+
+  function pointAt(x, y) { // a pixel of the frame, or nothing outside
+    point = x >= 0 && y >= 0 && x < pair.width && y < pair.height ? [x, y] : null;
+    tell();
+    draw();
+  }
+
+  function select(name) {
+    if (!layer(name)) return;
+    if (name !== state.left) [state.before, state.left] = [state.left, name];
+    refresh();
+  }
+
+  function flicker() {
+    if (!state.right) return select(state.before);
+    [state.left, state.right] = [state.right, state.left];
+    refresh();
+  }
+
+  function step(control, by) {
+    control.selectedIndex === undefined ? control.value = Number(control.value) + by
+      : control.selectedIndex = Math.min(control.length - 1, Math.max(0, control.selectedIndex + by));
+    control.dispatchEvent(new Event(control.selectedIndex === undefined ? "input" : "change"));
+  }
+
+  const KEYS = {
+    " ": flicker,
+    "+": () => zoomBy(1.5),
+    "=": () => zoomBy(1.5),
+    "-": () => zoomBy(1 / 1.5),
+    0: () => moveTo(0.5, 0.5, 1),
+    "[": () => step($("update"), -1),
+    "]": () => step($("update"), 1),
+    ",": () => step($("pair"), -1),
+    ".": () => step($("pair"), 1),
+  };
+  Object.keys(LAYERS).forEach((name, i) => { KEYS[i + 1] = () => select(name); });
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+  function movePoint([right, down], by) {
+    const [x, y] = point || [Math.floor(state.x * pair.width), Math.floor(state.y * pair.height)];
+    const within = (place, side) => Math.min(side - 1, Math.max(0, place));
+    const [newX, newY] = [within(x + by * right, pair.width), within(y + by * down, pair.height)];
+    if (state.zoom > 1) moveTo(newX / pair.width, newY / pair.height);
+    pointAt(newX, newY);
+  }
+
+  $("viewer").addEventListener("keydown", (event) => {
+    const typed = event.target.matches("select, input");
+    if (typed || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === " " && event.target.matches("button")) return;
+    const move = ARROWS[event.key], act = move ? () => movePoint(move, event.shiftKey ? 10 : 1) : KEYS[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
+
+  view.addEventListener("pointerdown", (event) => {
+    const { box } = place();
+    view.setPointerCapture(event.pointerId);
+    held.set(event.pointerId, [event.clientX, event.clientY]);
+    movesDivider = Boolean(state.right) && Math.abs(event.clientX - box.left - state.split * box.width) < 24;
+  });
+  for (const kind of ["pointerup", "pointercancel"]) view.addEventListener(kind, (event) => held.delete(event.pointerId));
+  view.addEventListener("pointermove", (event) => {
+    const { box, scale, left, top } = place(), last = held.get(event.pointerId);
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    if (last && held.size === 2) {
+      const other = [...held].find(([id]) => id !== event.pointerId)[1];
+      const apart = (here) => Math.hypot(here[0] - other[0], here[1] - other[1]);
+      zoomBy(apart([event.clientX, event.clientY]) / Math.max(1, apart(last)), x, y);
+    } else if (last && movesDivider) {
+      state.split = Math.min(1, Math.max(0, x / box.width));
+      refresh();
+    } else if (last) {
+      moveTo(state.x - (event.clientX - last[0]) / scale / pair.width, state.y - (event.clientY - last[1]) / scale / pair.height);
+    }
+    if (last) held.set(event.pointerId, [event.clientX, event.clientY]);
+    pointAt(Math.floor((x - left) / scale), Math.floor((y - top) / scale));
+  });
+  view.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && document.activeElement !== view) return; // the page scrolls
+    event.preventDefault();
+    const { box } = place();
+    zoomBy(Math.exp(-event.deltaY / 400), event.clientX - box.left, event.clientY - box.top);
+  }, { passive: false });
+  window.addEventListener("resize", () => pair && draw());
+
+  // --- controls ---
+
+  async function open(entry) {
+    try {
+      $("told").textContent = "Opening …";
+      const next = await unpack(entry);
+      [pair, point] = [next, null];
+      state.update = pair.fields.length - 1;
+      if (!pair.truth) Object.assign(state, { left: "computed flow", before: "frame 1", right: "" });
+      view.style.aspectRatio = `${pair.width} / ${pair.height}`;
+      view.style.maxWidth = `${Math.max(20, 70 * pair.width / pair.height)}vh`;
+      $("radius").textContent = `${pair.radius.toFixed(0)} px and more`;
+      $("told").textContent = "";
+      $("viewer").hidden = false;
+      document.body.classList.add("live");
+      moveTo(0.5, 0.5, 1);
+    } catch (problem) {
+      $("told").textContent = problem.message;
+    }
+  }
+
+  Object.keys(LAYERS).forEach((name, i) => {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", value: name, textContent: name, title: `key ${i + 1}` });
+    button.addEventListener("click", () => select(name));
+    $("layers").append(button);
+    $("right").append(new Option(name, name));
+  });
+  head.pairs.forEach((entry, i) => $("pair").append(new Option(entry.title, i)));
+  $("pair").addEventListener("change", () => open(head.pairs[$("pair").value]));
+  $("right").addEventListener("change", () => { state.right = $("right").value; refresh(); });
+  $("split").addEventListener("input", () => { state.split = $("split").value / 100; refresh(); });
+  $("update").addEventListener("input", () => { state.update = Number($("update").value); refresh(); });
+  $("in").addEventListener("click", () => zoomBy(1.5));
+  $("out").addEventListener("click", () => zoomBy(1 / 1.5));
+  $("all").addEventListener("click", () => moveTo(0.5, 0.5, 1));
+  $("flicker").addEventListener("click", flicker);
+  const wheel = $("wheel").getContext("2d"), circle = wheel.createImageData(64, 64);
+  pair = { radius: 1 };
+  for (let i = 0; i < 64 * 64; i++) {
+    const u = ((i % 64) - 31.5) / 31.5, v = (Math.floor(i / 64) - 31.5) / 31.5;
+    circle.data.set([...flowColour([u, v]), Math.hypot(u, v) <= 1 ? 255 : 0], 4 * i);
+  }
+  wheel.putImageData(circle, 0, 0);
+  pair = null;
+  $("bar").style.background = `linear-gradient(to right, ${[0, 64, 128, 191, 255].map((i) => `rgb(${head.errors[i].join()})`).join()})`;
+  open(head.pairs[0]);
+})();

@@ -1,0 +1,180 @@
+"""The pair viewer: a page that shows frames, flow and errors of pairs under one zoom, with the
+values of every pixel. It needs no network and no server.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gma_lib.data.sintel import FramePair
+from gma_lib.evaluate.evaluation import choose_evenly
+from gma_lib.evaluate.insight import Examined
+from gma_lib.flow import choose_radius, flow_to_rgb, read_flow
+from gma_lib.flow.files import find_known
+from gma_lib.infer.inference import flow_path
+from gma_lib.report.figures import (
+    ERROR_RANGE,
+    Picture,
+    draw_errors,
+    draw_flow,
+    draw_update,
+    encode_figure,
+)
+from gma_lib.report.pages import fill_template
+from gma_lib.runs import Record, describe_provenance, write_text
+
+STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
+MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
+_LARGEST, _UNKNOWN = 32767, -32768  # of 16 bits; viewer.js knows the second
+
+
+def write_viewer(
+    page: Path,
+    roles: Mapping[str, FramePair],
+    others: Sequence[FramePair],
+    folder: Path,
+    *,
+    num_updates: int,
+    palette: str = "middlebury",
+) -> None:
+    """Write the viewer of a run's pairs.
+
+    Parameters
+    ----------
+    page
+        The HTML file. Files of the other pairs go to a folder of the same name next to it.
+    roles
+        Role (best, median, worst) -> pair, embedded in the page.
+    others
+        Pairs that the page loads when they are chosen, 1 MB each at Sintel's size.
+    folder
+        The run's flow folder.
+    """
+    for old in page.with_suffix("").glob("*.js"):
+        old.unlink()
+    embedded, pictures = [], []
+    for role, pair in roles.items():
+        title, flow = f"{role}: {pair.name}", read_flow(flow_path(folder, pair))
+        embedded.append(_pack_pair(title, pair, flow, num_updates))
+        pictures.append(_draw_sheet(title, pair, flow, palette))
+    beside = [pair for pair in others if pair not in roles.values()]
+    for number, pair in enumerate(beside, start=1):
+        flow, file = read_flow(flow_path(folder, pair)), f"{page.stem}/{number}.js"
+        packed = _to_json(_pack_pair(pair.name, pair, flow, num_updates))
+        write_text(page.parent / file, f"gmaPair({packed});\n")
+        embedded.append({"title": pair.name, "file": file})
+    _write_page(page, embedded, pictures, palette)
+
+
+def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middlebury") -> None:
+    """Write the viewer of one pair, with the flow after each update (of at most 12, evenly
+    chosen).
+    """
+    pair, flows = examined.pair, examined.inside.flows
+    chosen = choose_evenly(range(1, len(flows)), MOST_UPDATES)
+    packed = _pack_pair(pair.name, pair, flows[-1], len(flows))
+    packed["updates"] = [
+        {"number": number} | pack_flow(flows[number - 1], COARSE_STEP) for number in chosen
+    ]
+    sheet = draw_update(flows, examined.truth, len(flows), title=pair.name, palette=palette)
+    _write_page(page, [packed], [sheet], palette)
+
+
+def pack_flow(flow: np.ndarray, step: float = STEP) -> Record:
+    """Pack flow (2, H, W) as base64 for the page: 16-bit multiples of ``step`` px, or of a larger
+    one where the flow reaches beyond 327 px, as differences from what three neighbours predict.
+
+    Unknown flow is the smallest number.
+    """
+    known = find_known(flow)
+    flow = np.where(known, flow, 0)
+    step = max(step, float(np.abs(flow).max()) / _LARGEST)
+    values = np.where(known, np.rint(flow / step), _UNKNOWN).astype(np.int16)
+    with np.errstate(over="ignore"):  # wraps around, and back when it is unpacked
+        values[:, :, 1:] -= values[:, :, :-1].copy()
+        values[:, 1:] -= values[:, :-1].copy()
+    folded = (values << 1 ^ values >> 15).view(np.uint16)  # small numbers of both signs are small
+    planes = np.stack([folded >> 8, folded & 255], axis=1).astype(np.uint8)
+    return {"step": step, "data": _to_base64(zlib.compress(planes.tobytes()))}
+
+
+def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) -> Record:
+    loaded = pair.load()
+    mask = loaded.occluded
+    return {
+        "title": title,
+        "width": flow.shape[2],
+        "height": flow.shape[1],
+        "radius": choose_radius(flow if loaded.flow is None else loaded.flow),
+        "num_updates": num_updates,
+        "frame1": _to_jpeg(loaded.frame1),
+        "frame2": _to_jpeg(loaded.frame2),
+        "flow": pack_flow(flow),
+        "truth": None if loaded.flow is None else pack_flow(loaded.flow),
+        "occluded": None if mask is None else _to_base64(zlib.compress(np.packbits(mask))),
+        "updates": [],
+    }
+
+
+def _draw_sheet(title: str, pair: FramePair, flow: np.ndarray, palette: str) -> Picture:
+    """What the page shows without JavaScript, and on paper."""
+    loaded = pair.load()
+    if loaded.flow is None:
+        return draw_flow(loaded.frame1, flow, title=title, palette=palette)
+    return draw_errors(
+        loaded.frame1,
+        loaded.frame2,
+        flow,
+        loaded.flow,
+        occluded=loaded.occluded,
+        invalid=loaded.invalid,
+        title=title,
+        palette=palette,
+    )
+
+
+def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], palette: str) -> None:
+    import matplotlib
+
+    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+    rim = flow_to_rgb(np.stack([np.cos(angles), np.sin(angles)])[:, None], 1.0, palette)[0]
+    colours = {
+        "rim": rim.tolist(),
+        "centre": flow_to_rgb(np.zeros((2, 1, 1)), 1.0, palette)[0, 0].tolist(),
+        "errors": matplotlib.colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
+        "error_range": ERROR_RANGE,
+    }
+    encoded = [encode_figure(figure, photo=True) for figure, _ in pictures]
+    text = fill_template(
+        "viewer.html.j2",
+        title="Pair viewer",
+        provenance=describe_provenance(),
+        error_range=f"{ERROR_RANGE:.0f}",
+        pictures=[
+            {"type": media_type, "data": data, "alt": alt}
+            for (media_type, data), (_, alt) in zip(encoded, pictures, strict=True)
+        ],
+        data=_to_json({"pairs": pairs, **colours}),
+    )
+    write_text(page, text)
+
+
+def _to_json(value: Record) -> str:
+    """JSON that may stand in a script: names of scenes cannot end it."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _to_jpeg(frame: np.ndarray) -> str:
+    """A frame (3, H, W) as a data URL."""
+    picture = np.clip(frame, 0, 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return f"data:image/jpeg;base64,{_to_base64(data)}"
+
+
+def _to_base64(data: "bytes | np.ndarray") -> str:
+    return base64.b64encode(data).decode()

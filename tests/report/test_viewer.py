@@ -1,0 +1,86 @@
+"""What the pair viewer packs; tests/report/test_browser.py looks at it in a browser."""
+
+import base64
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+
+from gma_lib.data import sintel
+from gma_lib.data.padding import Padding
+from gma_lib.evaluate.insight import Examined, Inside
+from gma_lib.flow.files import write_flow
+from gma_lib.infer.inference import flow_path
+from gma_lib.report import viewer
+
+
+def unpack(packed, height, width):
+    """As viewer.js does: each value from what its three neighbours predict."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8)
+    planes = planes.reshape(2, 2, height, width).astype(np.int64)
+    folded = planes[:, 0] << 8 | planes[:, 1]
+    values = ((folded >> 1) ^ -(folded & 1)).cumsum(axis=1).cumsum(axis=2).astype(np.int16)
+    return np.where(values == -32768, np.nan, values * packed["step"])
+
+
+@pytest.mark.parametrize(("largest", "within"), [(300, 0.005), (3000, 0.05)])
+def test_flow_is_packed_to_a_hundredth_of_a_pixel(largest, within):
+    flow = np.random.default_rng(0).uniform(-largest, largest, (2, 40, 50)).astype(np.float32)
+    np.testing.assert_allclose(unpack(viewer.pack_flow(flow), 40, 50), flow, atol=within + 1e-4)
+
+
+def test_unknown_flow_stays_unknown():
+    flow = np.ones((2, 3, 4), np.float32)
+    flow[:, 1, 2], flow[0, 0, 0] = 1e10, np.nan
+    found = unpack(viewer.pack_flow(flow), 3, 4)
+    assert np.isnan(found).any(axis=0).sum() == 2
+    assert np.nanmin(found) == np.nanmax(found) == pytest.approx(1)
+
+
+@pytest.fixture
+def pairs(tiny_sintel):
+    return sintel.find_pairs(tiny_sintel, pass_name="clean")
+
+
+def read_pairs(page):
+    found = re.search(r'id="pairs">(.*?)</script>', page.read_text())
+    return json.loads(found[1])["pairs"]
+
+
+def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, tmp_path):
+    for pair in pairs:
+        write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
+    page = tmp_path / "viewer.html"
+    write = {"folder": tmp_path, "num_updates": 6}
+    viewer.write_viewer(page, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+    first, second, beside, _ = read_pairs(page)
+    assert first["title"] == "best: clean/alley/frame_0001"
+    assert second["title"] == "<worst>: clean/cave/frame_0001"
+    assert beside == {"title": "clean/alley/frame_0002", "file": "viewer/1.js"}
+    assert (tmp_path / "viewer/1.js").read_text().startswith("gmaPair({")
+    assert page.read_text().count("EPE 5.00 px") == 2  # pictures for those without JavaScript
+    assert "best: <" not in page.read_text()
+    viewer.write_viewer(page, {"best": pairs[0]}, [], **write)
+    assert not (tmp_path / "viewer/1.js").exists()
+
+
+def test_a_pair_without_truth_is_shown(tiny_sintel, tmp_path):
+    pair = sintel.find_pairs(tiny_sintel, pass_name="clean")[3]
+    write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
+    viewer.write_viewer(tmp_path / "v.html", {"first": pair}, [], tmp_path, num_updates=6)
+    (found,) = read_pairs(tmp_path / "v.html")
+    assert found["truth"] is found["occluded"] is None
+
+
+def test_updates_are_packed_at_most_twelve_before_the_last(pairs, tmp_path):
+    pair = pairs[0].load()
+    flows = [pair.flow + number for number in range(20, 0, -1)]
+    inside = Inside(flows, flows, np.zeros((320, 320), np.float32), 0.3, Padding(0, 0, 0, 0))
+    examined = Examined(pairs[0], pair.frame1, pair.flow, pair.occluded, inside)
+    viewer.write_update_viewer(tmp_path / "v.html", examined)
+    (found,) = read_pairs(tmp_path / "v.html")
+    numbers = [update["number"] for update in found["updates"]]
+    assert (len(numbers), numbers[0], numbers[-1], found["num_updates"]) == (12, 1, 19, 20)
+    np.testing.assert_allclose(unpack(found["updates"][0], 128, 160), flows[0], atol=0.03)
