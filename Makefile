@@ -41,7 +41,7 @@ RUN_OPTIONS = $(call option,--backend=,BACKEND) $(call option,--precision=,PRECI
               $(call option,--set=ais_python=,AIS_PYTHON) $(foreach setting,$(value PARAMS),--set=$(call quote,$(setting)))
 SIZES = $(foreach size,$(or $(value BS),none),--batch-size=$(call quote,$(size)))
 GMA = $(PYTHON) -m gma_lib.cli reproduce $(call option,--profile=,PROFILE) $(SIZES) $(RUN_OPTIONS) $(if $(FORCE),--force)
-STAGES := 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf
+STAGES := 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside
 
 .PHONY: help reproduce report share $(STAGES) verify train bench bench-gpu test ascend-dry-run torture lint docs lab doctor lock clean distclean
 
@@ -64,6 +64,7 @@ share: $(ENV) ## write the report as one zip file to send
 04_infer: ## flow of every pair
 05_evaluate: ## accuracy
 06_perf: ## time and memory
+07_inside: ## attention, updates and aggregation of one pair
 $(STAGES): $(ENV)
 	@$(GMA) --until $@
 

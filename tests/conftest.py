@@ -155,7 +155,7 @@ def copy_until(finished, outputs, stage):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """All six notebooks at two batch sizes, at a small size: outputs folder."""
+    """All seven notebooks at two batch sizes, at a small size: outputs folder."""
     outputs = tmp_path_factory.mktemp("outputs")
     command = list_command(outputs, batch_sizes=(2, 3))
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)

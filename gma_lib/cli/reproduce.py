@@ -41,7 +41,7 @@ def main(
     force: bool,
     **options: str | None,
 ) -> None:
-    """Run the notebooks 01_data to 06_perf for every batch size and write the index page.
+    """Run the notebooks 01_data to 07_inside for every batch size and write the index page.
 
     What is up to date is not run again. With --until, only that stage (01_data, ...) and those
     that it reads are run. The executed notebooks lie in outputs/.

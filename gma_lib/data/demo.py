@@ -102,6 +102,13 @@ class DemoScene:
 DEMO_SCENES = (DemoScene("drift", 10, 8.0), DemoScene("rush", 34, 60.0))
 
 
+def render_pair(*, height: int = 436, width: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """Render the first two frames of the demo set's fast scene, float32 (3, H, W), RGB, 0..255."""
+    scene = DEMO_SCENES[-1]
+    renderer = Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
+    return renderer.render(0).clean, renderer.render(1).clean
+
+
 def estimate_bytes(*, scenes: int, frames: int, height: int, width: int) -> int:
     """Return an upper bound for the files of a rendered set, as if frames did not compress."""
     images = 2 * 3 * height * width + 2 * height * width // 8  # two passes, two masks

@@ -183,9 +183,12 @@ def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
     return [items[place] for place in sorted({round(place) for place in places})]
 
 
-def count_with_truth(pairs: Iterable[FramePair], pass_name: str) -> int:
-    """Count the pairs of a pass that have ground truth."""
-    return sum(pair.pass_name == pass_name and pair.flow is not None for pair in pairs)
+def summarise_classical(scores: Mapping[str, Mapping[str, ErrorSums]], pairs: int) -> Record:
+    """Scores of ``score_classical`` as a record: method -> group of pixels -> metrics."""
+    return {"pairs": pairs} | {
+        name: {group: sums.to_metrics() for group, sums in groups.items()}
+        for name, groups in scores.items()
+    }
 
 
 def choose_examples(metrics: dict[str, Record]) -> dict[str, str]:

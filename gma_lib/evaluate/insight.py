@@ -18,6 +18,7 @@ from gma_lib import network
 from gma_lib.data import FramePair, Padding
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 from gma_lib.network.sizes import STRIDE
+from gma_lib.runs import Record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,6 +234,27 @@ def examine(
     loaded, truth = pair.load(), pair.load_flow()
     inside = look_inside(model, loaded.frame1, loaded.frame2)
     return Examined(pair, loaded.frame1, truth, loaded.occluded, inside)
+
+
+def summarise_inside(examined: Examined | None, reason: str) -> Record:
+    """What was found inside as a record; where nothing was, the reason.
+
+    EPE in pixels after each update, with and, for the last, without the aggregation; shares of
+    attention from 0 to 1.
+    """
+    if examined is None:
+        return {"pair": None, "reason": reason}
+    point = find_hidden_point(examined.truth, examined.occluded)
+    looks = measure_attention(examined.inside, examined.truth, examined.occluded, point)
+    without = endpoint_error(examined.inside.flows_without[-1], examined.truth)
+    return {
+        "pair": examined.pair.name,
+        "epe_after_updates": examined.measure_curves(),
+        "epe_without_aggregation": float(without.mean()),
+        "gamma": examined.inside.gamma,
+        "point": point,
+        "attention": [look and look._asdict() for look in looks],
+    }
 
 
 def describe_attention(examined: Examined, point: tuple[int, int]) -> str:

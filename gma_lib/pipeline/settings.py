@@ -1,4 +1,4 @@
-"""run.json: settings that decide a result, which 02_export records and 03 to 06 follow."""
+"""run.json: settings that decide a result, which 02_export records and the later stages follow."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -86,6 +86,11 @@ STAGES = {
         extras=("overview.jpg", "viewer.html", "viewer/*.js"),
     ),
     "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),
+    "07_inside": Stage(
+        ("01_data", "02_export", "03_convert", "04_infer"),
+        ("inside.json",),
+        extras=("updates.html",),
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
@@ -67,10 +68,13 @@ def add_flow(axes: Axes, flow: np.ndarray, radius: float, title: str, palette: s
     add_image(axes, flow_to_rgb(flow, radius, palette), title)
 
 
-def add_scale(axes: Axes, shown: AxesImage, extend: Literal["neither", "both"] = "neither") -> None:
-    """Add a colour bar to the right of a panel."""
+def add_scale(
+    axes: Axes, shown: AxesImage, extend: Literal["neither", "both"] = "neither"
+) -> Colorbar:
+    """Add a colour bar to the right of a panel, and return it."""
     bar = axes.figure.colorbar(shown, ax=axes, fraction=0.021, pad=0.01, extend=extend)
     bar.ax.tick_params(labelsize=8)
+    return bar
 
 
 def add_wheel(axes: Axes, radius: float, palette: str) -> None:
@@ -245,7 +249,7 @@ def draw_attention(
     Parameters
     ----------
     weights
-        Attention (H, W); the picture shows it as multiples of ``even``.
+        Attention (H, W); the picture shows it as multiples of ``even``, diverging from 1.
     even
         The weight of a cell if attention were spread evenly.
     title
@@ -258,13 +262,17 @@ def draw_attention(
     add_image(
         axes[0, 0], tint(frame, occluded), "frame t, occluded in orange; the point is the star"
     )
-    add_image(axes[0, 1], tint(frame, None), "attention, times what an even spread would give")
-    add_scale(
-        axes[0, 1],
-        axes[0, 1].imshow(
-            weights / even, cmap="cividis", vmin=0, alpha=0.75, interpolation="antialiased"
-        ),
+    add_image(axes[0, 1], tint(frame, None), "attention, times an even spread (red: more)")
+    shown = axes[0, 1].imshow(
+        np.log2(np.maximum(weights / even, 1e-3)),
+        cmap="RdBu_r",
+        vmin=-2,
+        vmax=2,
+        alpha=0.75,
+        interpolation="antialiased",
     )
+    ticks = {-2: "1/4", -1: "1/2", 0: "1", 1: "2", 2: "4"}
+    add_scale(axes[0, 1], shown, extend="both").set_ticks([*ticks], labels=[*ticks.values()])
     for panel in axes[0]:
         panel.plot(*point, "*", color="#D55E00", markeredgecolor="white", markersize=16)
         panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

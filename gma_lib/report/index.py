@@ -315,6 +315,7 @@ def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Recor
         return os.path.relpath(place / name, folder) if shown else None
 
     return {
+        "label": f"{stage}, batch size {run.batch_size}",
         "word": word,
         "kind": kind,
         "reason": stamp.reason if stamp and kind != "ok" else "",

@@ -143,29 +143,10 @@ def choose_from_scenes(pairs: Sequence[FramePair]) -> list[FramePair]:
     return list(chosen.values())
 
 
-def show_inside(examined: Examined, *, palette: str = "middlebury") -> None:
-    """Show where the deepest hidden point looks, the flow update by update, and what the
-    aggregation adds, each with its numbers.
-    """
-    name, truth, occluded = examined.pair.name, examined.truth, examined.occluded
-    point = find_hidden_point(truth, occluded)
-    show(draw_attention_from(examined, point), photo=True)
-    say(describe_attention(examined, point))
-    flows, without = examined.inside.flows, examined.inside.flows_without
-    curves = examined.measure_curves()
-    show(draw_updates(flows, truth, curves, title=name, palette=palette), photo=True)
-    say(describe_updates(curves))
-    figure, text = draw_aggregation(
-        flows[-1], without[-1], truth, occluded, title=name, palette=palette
-    )
-    sentence = describe_aggregation(examined)
-    show((figure, f"{text} {sentence}"), photo=True)
-    say(sentence)
-
-
-def draw_attention_from(examined: Examined, point: tuple[int, int]) -> Picture:
-    """Draw where a pixel (x, y) of an examined pair looks."""
-    return draw_attention(
+def show_attention(examined: Examined) -> None:
+    """Show where the deepest hidden point looks, in a picture and in numbers."""
+    point = find_hidden_point(examined.truth, examined.occluded)
+    picture = draw_attention(
         examined.frame1,
         examined.occluded,
         examined.inside.attention_from(point),
@@ -173,3 +154,28 @@ def draw_attention_from(examined: Examined, point: tuple[int, int]) -> Picture:
         even=1 / examined.inside.attention.shape[1],
         title=examined.pair.name,
     )
+    show(picture, photo=True)
+    say(describe_attention(examined, point))
+
+
+def show_updates(examined: Examined, *, palette: str = "middlebury") -> None:
+    """Show the flow update by update, in pictures and in numbers."""
+    curves, title = examined.measure_curves(), examined.pair.name
+    flows = examined.inside.flows
+    show(draw_updates(flows, examined.truth, curves, title=title, palette=palette), photo=True)
+    say(describe_updates(curves))
+
+
+def show_aggregation(examined: Examined, *, palette: str = "middlebury") -> None:
+    """Show what the aggregation adds to the last update, in a picture and in numbers."""
+    figure, text = draw_aggregation(
+        examined.inside.flows[-1],
+        examined.inside.flows_without[-1],
+        examined.truth,
+        examined.occluded,
+        title=examined.pair.name,
+        palette=palette,
+    )
+    sentence = describe_aggregation(examined)
+    show((figure, f"{text} {sentence}"), photo=True)
+    say(sentence)

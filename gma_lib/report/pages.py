@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b(?:(?!<t(?:head|body)\b).)*?</\1>", re.DOTALL)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$")
+_EMPTY = re.compile(r"<th[^>]*></th>")  # a corner, which heads nothing
 _HEADER = re.compile(r"<th(?=[\s>])(?![^<>]*\bscope=)")
 
 
@@ -132,4 +133,4 @@ def add_header_scopes(html: str) -> str:
 
 def _add_scope(part: re.Match[str]) -> str:
     scope = "col" if part[1] == "thead" else "row"
-    return _HEADER.sub(f'<th scope="{scope}"', part[0])
+    return _HEADER.sub(f'<th scope="{scope}"', _EMPTY.sub("<td></td>", part[0]))

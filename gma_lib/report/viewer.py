@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import choose_evenly
-from gma_lib.evaluate.insight import Examined
+from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
 from gma_lib.flow import choose_radius, flow_to_rgb, read_flow
 from gma_lib.flow.files import find_known
 from gma_lib.infer.inference import flow_path
+from gma_lib.network.sizes import STRIDE
 from gma_lib.report.figures import (
     ERROR_RANGE,
     Picture,
@@ -30,6 +32,7 @@ from gma_lib.runs import Record, describe_provenance, write_text
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
 MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
+MOST_WEIGHTS = 4e6  # of attention in a page, a byte each before compression
 _LARGEST, _UNKNOWN = 32767, -32768  # of 16 bits; viewer.js knows the second
 
 
@@ -72,8 +75,8 @@ def write_viewer(
 
 
 def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middlebury") -> None:
-    """Write the viewer of one pair, with the flow after each update (of at most 12, evenly
-    chosen).
+    """Write the viewer of one pair, with the flow after each update (of at most 12, evenly chosen)
+    and where every point looks.
     """
     pair, flows = examined.pair, examined.inside.flows
     chosen = choose_evenly(range(1, len(flows)), MOST_UPDATES)
@@ -81,6 +84,8 @@ def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middl
     packed["updates"] = [
         {"number": number} | pack_flow(flows[number - 1], COARSE_STEP) for number in chosen
     ]
+    point = find_hidden_point(examined.truth, examined.occluded)
+    packed["attention"] = {"point": point} | _pack_attention(examined.inside)
     sheet = draw_update(flows, examined.truth, len(flows), title=pair.name, palette=palette)
     _write_page(page, [packed], [sheet], palette)
 
@@ -103,6 +108,30 @@ def pack_flow(flow: np.ndarray, step: float = STEP) -> Record:
     return {"step": step, "data": _to_base64(zlib.compress(planes.tobytes()))}
 
 
+def _pack_attention(inside: Inside) -> Record:
+    """Attention between blocks of cells, as few as fit in a page: a byte for each two, on a scale
+    of 32 steps per doubling, of which 128 is an even spread.
+    """
+    rows, columns = inside.grid
+    factor, blocks = 1, inside.attention.reshape(rows, columns, rows, columns)
+    while blocks.size / factor**4 > MOST_WEIGHTS:
+        factor += 1
+    for axis, side in enumerate(blocks.shape):
+        starts = np.arange(0, side, factor)
+        counts = np.diff(starts, append=side).reshape([-1 if n == axis else 1 for n in range(4)])
+        blocks = np.add.reduceat(blocks, starts, axis=axis) / counts
+    ratios = np.log2(np.maximum(blocks * (rows * columns), 2**-4))
+    steps = np.clip(np.rint(32 * ratios + 128), 0, 255).astype(np.uint8)
+    return {
+        "rows": blocks.shape[0],
+        "columns": blocks.shape[1],
+        "side": STRIDE * factor,
+        "left": inside.padding.left,
+        "top": inside.padding.top,
+        "data": _to_base64(zlib.compress(steps.tobytes())),
+    }
+
+
 def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) -> Record:
     loaded = pair.load()
     mask = loaded.occluded
@@ -118,6 +147,7 @@ def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) 
         "truth": None if loaded.flow is None else pack_flow(loaded.flow),
         "occluded": None if mask is None else _to_base64(zlib.compress(np.packbits(mask))),
         "updates": [],
+        "attention": None,
     }
 
 
@@ -139,8 +169,6 @@ def _draw_sheet(title: str, pair: FramePair, flow: np.ndarray, palette: str) -> 
 
 
 def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], palette: str) -> None:
-    import matplotlib
-
     angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     rim = flow_to_rgb(np.stack([np.cos(angles), np.sin(angles)])[:, None], 1.0, palette)[0]
     colours = {
@@ -148,6 +176,9 @@ def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], pa
         "centre": flow_to_rgb(np.zeros((2, 1, 1)), 1.0, palette)[0, 0].tolist(),
         "errors": matplotlib.colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "error_range": ERROR_RANGE,
+        "ratios": matplotlib.colormaps["RdBu_r"](np.linspace(-0.5, 1.5, 256), bytes=True)[
+            :, :3
+        ].tolist(),
     }
     encoded = [encode_figure(figure, photo=True) for figure, _ in pictures]
     text = fill_template(

@@ -120,6 +120,7 @@ def test_memory_exhausted_is_a_row(finished):
         "04_infer": "skipped",
         "05_evaluate": "skipped",
         "06_perf": "ok",
+        "07_inside": "skipped",
     }
     perf = content(finished, "perf.json", 16)
     assert perf["status"] == "out_of_memory"

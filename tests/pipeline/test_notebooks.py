@@ -1,8 +1,12 @@
-"""The notebooks as files: prose and short calls, nothing stored, nothing hidden."""
+"""The notebooks as files: prose and short calls, nothing stored, nothing hidden; 00 runs. The
+others run in the tests of the pipeline.
+"""
 
 import ast
+import json
 import re
 
+import papermill
 import pytest
 import yaml
 
@@ -16,9 +20,14 @@ from gma_lib.pipeline.parameters import (
 from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, read_cells
 
 
-@pytest.fixture(params=STAGES)
-def cells(request):
-    return read_cells(request.param)
+@pytest.fixture(params=["00_quickstart", *STAGES])
+def notebook(request):
+    return request.param
+
+
+@pytest.fixture
+def cells(notebook):
+    return read_cells(notebook)
 
 
 def code(cells):
@@ -32,11 +41,8 @@ def test_no_outputs_are_stored(cells):
             assert cell["execution_count"] is None
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_kernel_is_the_one_everybody_has(stage):
-    import json
-
-    metadata = json.loads((NOTEBOOKS / f"{stage}.ipynb").read_text())["metadata"]
+def test_the_kernel_is_the_one_everybody_has(notebook):
+    metadata = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text())["metadata"]
     assert metadata["kernelspec"]["name"] == "python3"
     assert "widgets" not in metadata
     assert "papermill" not in metadata
@@ -58,15 +64,27 @@ def test_cells_only_call(cells):
         assert not re.search(r"^\s*[!%]", source, re.M), source
 
 
+@pytest.mark.parametrize("name", ["00_quickstart", "05_evaluate", "07_inside"])
+def test_cells_are_short_and_expressions_are_calls(name):
+    for source in code(read_cells(name)):
+        assert len(source.splitlines()) <= 12 or "# type: " in source, source
+        for node in ast.parse(source).body:
+            assert not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call), source
+
+
 def test_tables_are_shown_by_the_one_function_that_escapes_them(cells):
     for source in code(cells):
         assert not re.search(r"\.style\b|to_html|HTML\(|display", source), source
 
 
-def test_prose_comes_first_and_the_last_code_cell_asserts(cells):
+def test_prose_comes_first_and_last(cells):
     assert cells[0]["cell_type"] == "markdown"
     assert cells[-1]["cell_type"] == "markdown"
-    last = code(cells)[-1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_last_code_cell_asserts_and_writes_the_record(stage):
+    last = code(read_cells(stage))[-1]
     assert last.startswith("assert")
     assert "write_json" in last or "write_record" in last
 
@@ -130,3 +148,20 @@ def test_exploring_never_touches_a_reproduced_run():
         defaults = read_parameters(stage)
         assert defaults["outputs"] == "outputs/lab" != common["outputs"]
         assert stage == "01_data" or defaults["run"] == "interactive"
+
+
+def test_the_quickstart_runs_and_shows_one_picture(tmp_path, monkeypatch):
+    """Two images, three lines, one picture; small, so that its model is soon made."""
+    monkeypatch.setenv("GMA_CACHE", str(tmp_path / "cache"))
+    done = papermill.execute_notebook(
+        NOTEBOOKS / "00_quickstart.ipynb",
+        None,
+        parameters={"width": 160, "height": 128, "num_updates": 1},
+        progress_bar=False,
+        cwd=tmp_path,
+    )
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    assert "(2, 128, 160): fastest pixel" in "".join(one.get("text", "") for one in outputs)
+    pictures = [one for one in outputs if "image/jpeg" in one.get("data", {})]
+    assert len(pictures) == 1
+    assert "mean speed" in pictures[0].metadata["image/jpeg"]["alt"]

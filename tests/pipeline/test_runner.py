@@ -358,6 +358,7 @@ def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
         "04_infer": "skipped",
         "05_evaluate": "skipped",
         "06_perf": "ok",
+        "07_inside": "skipped",
     }
     assert content(outputs / "tiny/test/bs2/perf.json")["status"] == "out_of_memory"
     page = report.write_index(outputs, "tiny").read_text()

@@ -67,7 +67,8 @@ def test_the_inside_is_shown_with_its_sentences(pairs, shown):
     flows = [pair.flow + 2, pair.flow + 1]
     inside = Inside(flows, flows, attention, 0.3, Padding(0, 0, 0, 0))
     examined = Examined(pairs[0], pair.frame1, pair.flow, pair.occluded, inside)
-    notebook.show_inside(examined)
+    for show in (notebook.show_attention, notebook.show_updates, notebook.show_aggregation):
+        show(examined)
     assert len(shown) == 6
     assert shown[4].endswith(shown[5])
     assert "next to no difference" in shown[5]

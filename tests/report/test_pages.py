@@ -26,7 +26,8 @@ def test_headers_of_a_table_get_their_scope():
     table = pd.DataFrame({"EPE": [1.0, 2.0]}, index=["clean", "final"])
     for html in (table.to_html(), table.to_html(border=0, index_names=False)):
         heads = add_header_scopes(html)
-        assert heads.count('scope="col"') == 2  # the corner and EPE
+        assert heads.count('scope="col"') == 1  # EPE; the corner heads nothing
+        assert '<thead>\n    <tr style="text-align: right;">\n      <td></td>' in heads
         assert heads.count('scope="row"') == 2
         assert heads.count("<thead>") == html.count("<thead>") == 1
 

@@ -84,3 +84,22 @@ def test_updates_are_packed_at_most_twelve_before_the_last(pairs, tmp_path):
     numbers = [update["number"] for update in found["updates"]]
     assert (len(numbers), numbers[0], numbers[-1], found["num_updates"]) == (12, 1, 19, 20)
     np.testing.assert_allclose(unpack(found["updates"][0], 128, 160), flows[0], atol=0.03)
+
+
+def test_attention_is_packed_in_blocks_on_a_logarithmic_scale(pairs, tmp_path, monkeypatch):
+    """Every cell looks twice as much as evenly at the left half of the frame, and not elsewhere."""
+    weights = np.zeros((16, 20), np.float32)
+    weights[:, :10] = 2 / 320
+    attention = np.repeat(weights.reshape(1, 320), 320, axis=0)
+    flow = np.zeros((2, 126, 160), np.float32)
+    inside = Inside([flow], [flow], attention, 0.3, Padding(top=1, bottom=1, left=0, right=0))
+    for most, factor in ((320**2, 1), (320**2 / 16, 2), (320**2 / 17, 3)):
+        monkeypatch.setattr(viewer, "MOST_WEIGHTS", most)
+        packed = viewer._pack_attention(inside)
+        rows, columns = -(-16 // factor), -(-20 // factor)
+        assert (packed["rows"], packed["columns"], packed["side"]) == (rows, columns, 8 * factor)
+        assert (packed["left"], packed["top"]) == (0, 1)
+        steps = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), np.uint8)
+        steps = steps.reshape(rows * columns, rows, columns)
+        assert (steps[:, :, : 10 // factor] == 128 + 32).all()
+        assert (steps[:, :, columns - 10 // factor + 1 :] == 0).all()

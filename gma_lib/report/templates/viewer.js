@@ -7,7 +7,7 @@
   const UNKNOWN = -32768; // in packed flow
   const state = { left: "computed flow", before: "true flow", right: "", split: 0.5, update: 0, zoom: 1, x: 0.5, y: 0.5 };
   const held = new Map(); // fingers and buttons: id -> last place
-  let pair = null, point = null, movesDivider = false;
+  let pair = null, point = null, movesDivider = false, dragged = false;
 
   // --- unpacking ---
 
@@ -58,13 +58,21 @@
     const fields = await Promise.all(flows.map(async (one) => ({ ...one, uv: await readFlow(one, width, height) })));
     const truth = stored.truth && { ...stored.truth, uv: await readFlow(stored.truth, width, height) };
     const bits = stored.occluded && await inflate(stored.occluded);
-    return { ...stored, frame1, frame2, fields, truth, bits, drawn: new Map() };
+    const attention = stored.attention && { ...stored.attention, values: await inflate(stored.attention.data) };
+    return { ...stored, frame1, frame2, fields, truth, bits, attention, source: stored.attention?.point, drawn: new Map() };
   }
 
   // --- values ---
 
   const valueAt = (field, i) => field.uv[0][i] === UNKNOWN ? null : field.uv.map((values) => values[i] * field.step);
   const isOccluded = (i) => Boolean(pair.bits && (pair.bits[i >> 3] >> (7 - (i & 7))) & 1);
+
+  // how much the chosen point's block of cells looks at a pixel's: times an even spread, on a scale of 256 logarithmic steps
+  function attentionAt(i) {
+    const { rows, columns, side, left, top, values } = pair.attention;
+    const block = (x, y) => Math.min(rows - 1, Math.floor((y + top) / side)) * columns + Math.min(columns - 1, Math.floor((x + left) / side));
+    return values[block(...pair.source) * rows * columns + block(i % pair.width, Math.floor(i / pair.width))];
+  }
 
   function errorAt(field, i) {
     const there = pair.truth && valueAt(pair.truth, i), found = valueAt(field, i);
@@ -110,11 +118,10 @@
     return canvas;
   }
 
-  function paintOccluded() {
-    const canvas = paint((i) => (isOccluded(i) ? [230, 120, 0] : [0, 0, 0, 0])), context = canvas.getContext("2d");
+  function paintOver(colourAt) { // colours over the grey first frame
+    const canvas = paint(colourAt), context = canvas.getContext("2d");
     context.globalCompositeOperation = "destination-over";
-    context.globalAlpha = 0.7;
-    context.filter = "grayscale(1)";
+    context.filter = "grayscale(1) brightness(1.2)";
     context.drawImage(pair.frame1, 0, 0);
     return canvas;
   }
@@ -125,11 +132,13 @@
     "true flow": () => pair.truth && paint((i) => flowColour(valueAt(pair.truth, i))),
     "computed flow": (field) => paint((i) => flowColour(valueAt(field, i))),
     error: (field) => pair.truth && paint((i) => errorColour(errorAt(field, i))),
-    occlusion: () => pair.bits && paintOccluded(),
+    occlusion: () => pair.bits && paintOver((i) => (isOccluded(i) ? [230, 120, 0] : [0, 0, 0, 0])),
+    attention: () => pair.attention && paintOver((i) => [...head.ratios[attentionAt(i)], 190]),
   };
 
   function layer(name) {
-    const key = name + (name === "error" || name === "computed flow" ? state.update : "");
+    const changes = { error: state.update, "computed flow": state.update, attention: pair.source };
+    const key = `${name} ${changes[name]}`;
     if (!pair.drawn.has(key)) pair.drawn.set(key, LAYERS[name](pair.fields[state.update]));
     return pair.drawn.get(key);
   }
@@ -169,12 +178,14 @@
       context.fillStyle = "#fff";
       context.fillRect(edge - 1.5, 0, 3, box.height);
     }
-    if (point) {
-      const x = left + (point[0] + 0.5) * scale, y = top + (point[1] + 0.5) * scale;
-      for (const [colour, line] of [["#000", 3], ["#fff", 1]]) {
-        context.strokeStyle = colour;
-        context.lineWidth = line;
-        context.strokeRect(x - Math.max(4, scale / 2), y - Math.max(4, scale / 2), Math.max(8, scale), Math.max(8, scale));
+    if (point) mark(context, point, Math.max(4, scale / 2), "#fff");
+    if ([state.left, state.right].includes("attention")) mark(context, pair.source, 8, "#ff0");
+
+    function mark(on, [x, y], half, colour) {
+      for (const [ink, line] of [["#000", 4], [colour, 2]]) {
+        on.strokeStyle = ink;
+        on.lineWidth = line;
+        on.strokeRect(left + (x + 0.5) * scale - half, top + (y + 0.5) * scale - half, 2 * half, 2 * half);
       }
     }
   }
@@ -192,15 +203,18 @@
     $("flow").textContent = uv(field);
     $("error").textContent = error === null ? "–" : `${error.toFixed(digits(field.step))} px`;
     $("epe").textContent = epe === null ? "–" : `${epe.toFixed(2)} px`;
+    $("ratio").textContent = point && pair.attention ? `${(2 ** ((attentionAt(i) - 128) / 32)).toFixed(2)} × even` : "–";
     $("update-told").textContent = `after update ${field.number} of ${pair.num_updates}`;
   }
 
   function refresh() {
     for (const button of document.querySelectorAll("#layers button")) {
       button.disabled = !layer(button.value);
+      button.hidden = button.value === "attention" && !pair.attention;
       button.setAttribute("aria-pressed", button.value === state.left);
     }
-    for (const option of $("right").options) option.disabled = Boolean(option.value) && !layer(option.value);
+    for (const option of $("right").options) option.disabled = option.hidden = Boolean(option.value) && !layer(option.value);
+    for (const part of document.querySelectorAll(".looks")) part.hidden = !pair.attention;
     $("right").value = state.right;
     $("split").disabled = !state.right;
     $("split").value = 100 * state.split;
@@ -234,6 +248,12 @@
     draw();
   }
 
+  function lookFrom(place) { // choose the point whose attention is shown
+    if (!place || !pair.attention) return;
+    pair.source = place;
+    select("attention");
+  }
+
   function select(name) {
     if (!layer(name)) return;
     if (name !== state.left) [state.before, state.left] = [state.left, name];
@@ -257,6 +277,7 @@
     "+": () => zoomBy(1.5),
     "=": () => zoomBy(1.5),
     "-": () => zoomBy(1 / 1.5),
+    Enter: () => lookFrom(point),
     0: () => moveTo(0.5, 0.5, 1),
     "[": () => step($("update"), -1),
     "]": () => step($("update"), 1),
@@ -277,7 +298,7 @@
   $("viewer").addEventListener("keydown", (event) => {
     const typed = event.target.matches("select, input");
     if (typed || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && event.target.matches("button")) return;
+    if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary")) return;
     const move = ARROWS[event.key], act = move ? () => movePoint(move, event.shiftKey ? 10 : 1) : KEYS[event.key];
     if (!act) return;
     event.preventDefault();
@@ -288,9 +309,11 @@
     const { box } = place();
     view.setPointerCapture(event.pointerId);
     held.set(event.pointerId, [event.clientX, event.clientY]);
+    dragged = false;
     movesDivider = Boolean(state.right) && Math.abs(event.clientX - box.left - state.split * box.width) < 24;
   });
   for (const kind of ["pointerup", "pointercancel"]) view.addEventListener(kind, (event) => held.delete(event.pointerId));
+  view.addEventListener("click", () => { if (!dragged) lookFrom(point); });
   view.addEventListener("pointermove", (event) => {
     const { box, scale, left, top } = place(), last = held.get(event.pointerId);
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
@@ -304,7 +327,10 @@
     } else if (last) {
       moveTo(state.x - (event.clientX - last[0]) / scale / pair.width, state.y - (event.clientY - last[1]) / scale / pair.height);
     }
-    if (last) held.set(event.pointerId, [event.clientX, event.clientY]);
+    if (last) {
+      dragged ||= Math.hypot(event.clientX - last[0], event.clientY - last[1]) > 2;
+      held.set(event.pointerId, [event.clientX, event.clientY]);
+    }
     pointAt(Math.floor((x - left) / scale), Math.floor((y - top) / scale));
   });
   view.addEventListener("wheel", (event) => {
@@ -323,6 +349,7 @@
       const next = await unpack(entry);
       [pair, point] = [next, null];
       state.update = pair.fields.length - 1;
+      if (pair.attention) state.left = "attention";
       if (!pair.truth) Object.assign(state, { left: "computed flow", before: "frame 1", right: "" });
       view.style.aspectRatio = `${pair.width} / ${pair.height}`;
       view.style.maxWidth = `${Math.max(20, 70 * pair.width / pair.height)}vh`;
@@ -360,6 +387,9 @@
   }
   wheel.putImageData(circle, 0, 0);
   pair = null;
-  $("bar").style.background = `linear-gradient(to right, ${[0, 64, 128, 191, 255].map((i) => `rgb(${head.errors[i].join()})`).join()})`;
+  for (const [bar, colours] of [["bar", head.errors], ["ratios", head.ratios.slice(64, 193)]]) {
+    const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => `rgb(${colours[Math.round(share * (colours.length - 1))].join()})`);
+    $(bar).style.background = `linear-gradient(to right, ${stops.join()})`;
+  }
   open(head.pairs[0]);
 })();
