@@ -1,15 +1,23 @@
 """What commands share: their options, messages, and refusals before anything is computed."""
 
+import json
+import logging
 import math
 import os
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, TypedDict, TypeVar
 
 import click
 
-from gma_lib.runs.files import RESOURCES
-from gma_lib.runs.records import load_record
+from gma_lib.runs.files import RESOURCES, make_plain
+from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.records import Record, load_record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NOISE = " (seeded weights: this flow is noise)"
@@ -61,26 +69,33 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             default=updates,
             show_default=True,
             type=click.IntRange(1),
-            help="Refinements; more is slower.",
+            help="Refinements.",
         ),
         click.option(
             "--backend",
             default="openvino",
-            show_default=True,
-            help="openvino, onnxruntime, torch or cuda.",
+            type=click.Choice(("openvino", "onnxruntime", "torch", "cuda")),
+            metavar="NAME",
+            help="openvino (default), onnxruntime, torch, cuda.",
         ),
         click.option(
             "--precision",
             default="float32",
-            show_default=True,
-            help="bfloat16 or int8 where the processor has bfloat16; float16 on cuda.",
+            type=click.Choice(PRECISIONS),
+            metavar="NAME",
+            help="float32 (default), bfloat16, int8; cuda: float16.",
         ),
         click.option(
             "--max-pixels",
             type=click.IntRange(128 * 128),
             help="Larger frames are computed smaller.  [default: what needs 4 GB, 1280x720]",
         ),
-        click.option("--refine", help="variational: refine the flow below a pixel (0.1 to 0.3 s)."),
+        click.option(
+            "--refine",
+            type=click.Choice(("variational",)),
+            metavar="NAME",
+            help="variational: sharpen below a pixel (0.2 s).",
+        ),
     )
     return decorate
 
@@ -94,9 +109,73 @@ def describe_refinement(network: Network) -> str:
     return "; --refine variational makes it more precise" if pays else ""
 
 
+def output_options(command: Command) -> Command:
+    """Add the options that say how much a command prints: ``tell``, ``remark`` and ``detail``
+    follow them.
+    """
+    for flags, told in (
+        (("-v", "--verbose"), "Also print the settings."),
+        (("-q", "--quiet"), "Print errors only."),
+        (("--json", "as_json"), "Print results as JSON, one object a line."),
+    ):
+        command = click.option(
+            *flags, is_flag=True, expose_value=False, callback=_remember, help=told
+        )(command)
+    return command
+
+
+def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
+    context.meta[f"gma.{option.name}"] = value
+    if value and option.name != "verbose":  # the library's messages would stand among the results
+        logging.getLogger("gma_lib").setLevel(logging.ERROR)
+
+
+def _is_asked(name: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(f"gma.{name}"))
+
+
+def tell(record: Record, line: str) -> None:
+    """Print a result: a line, or with ``--json`` the record."""
+    if _is_asked("as_json"):
+        click.echo(json.dumps(make_plain(record)))
+    elif not _is_asked("quiet"):
+        click.echo(line)
+
+
 def remark(sentence: str) -> None:
     """Tell the user something without adding to the output."""
-    click.echo(sentence, err=True)
+    if not _is_asked("quiet"):
+        click.echo(sentence, err=True)
+
+
+def detail(sentence: str) -> None:
+    """Tell the user something with ``--verbose``."""
+    if _is_asked("verbose"):
+        remark(sentence)
+
+
+@contextmanager
+def show_waiting(what: str) -> Iterator[None]:
+    """Count the seconds in a terminal while something without progress of its own runs."""
+    ended = threading.Event()
+
+    def count() -> None:
+        started = time.monotonic()
+        while not ended.wait(1):
+            text = f"{what}: {time.monotonic() - started:.0f} s"[: get_terminal_size().columns - 1]
+            click.echo(f"\r{text}", nl=False, err=True)
+
+    counter = threading.Thread(target=count, daemon=True)
+    if sys.stderr.isatty() and not _is_asked("quiet"):
+        counter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if counter.is_alive():
+            counter.join()
+            click.echo("\r\033[K", nl=False, err=True)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

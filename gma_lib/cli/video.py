@@ -17,9 +17,12 @@ from gma_lib.cli.options import (
     PATH,
     Network,
     describe_refinement,
+    detail,
     network_options,
+    output_options,
     refuse_used_folder,
     remark,
+    tell,
 )
 from gma_lib.data.clips import count_frames, hash_clip, read_clip
 from gma_lib.data.videos import choose_encoder, write_movie
@@ -74,13 +77,14 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     default="flo",
     show_default=True,
     type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
-    help="Format of the flow; png is KITTI's.",
+    help="Of the flow; png is KITTI's.",
 )
 @click.option(
     "--movie",
     is_flag=True,
     help="Also write the flow's colours as flow.mp4, with one radius throughout.",
 )
+@click.option("--above", is_flag=True, help="In the movie, put each frame above its flow.")
 @click.option(
     "--fps",
     type=float,
@@ -88,6 +92,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     help="Frames per second of the movie.  [default: the clip's own times; 25 for images]",
 )
 @click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")
+@output_options
 @select_options
 @network_options(updates=12)
 def main(
@@ -95,6 +100,7 @@ def main(
     output: Path,
     kind: str,
     movie: bool,
+    above: bool,
     fps: float | None,
     warm: bool,
     select: slice,
@@ -114,9 +120,13 @@ def main(
     made_from |= {"gma_lib": gma_lib.__version__} | estimator.to_record()
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
+    detail(repr(estimator))
+    if above and not movie:
+        raise click.UsageError("--above is about --movie: give both")
     if movie:  # no flow is computed for a movie that cannot be written
         first = next(frames)
-        choose_encoder(*first.shape[1:])
+        height, width = first.shape[1:]
+        choose_encoder(height * (1 + above), width)
         frames = chain([first], frames)
     click.get_current_context().with_resource(_open_partial(partial, made_from))
 
@@ -129,16 +139,21 @@ def main(
         beyond.unlink()
     if hash_clip(clip) != made_from["clip_sha256"]:
         raise ValueError(f"{clip} changed while it was read; delete {partial} and run this again")
+    stored = [float(time) for time in times]
     if movie:
         rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(10**4)
         even = [number / rate for number in range(len(files) + 1)]
-        _write_flow_movie(partial / "flow.mp4", files, even if fps or not times else times)
-    shown = {"pairs": len(files), "end": select.stop, "times_s": [float(time) for time in times]}
+        shown_above = read_clip(clip, select=select, say=detail) if above else None
+        times = even if fps or not times else times
+        _write_flow_movie(partial / "flow.mp4", files, times, shown_above)
+    shown = {"pairs": len(files), "end": select.stop, "times_s": stored}
     write_json(partial / "flow.json", made_from | shown)
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
     extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
-    click.echo(f"{output}: flow of {len(files)} pairs{extra}{describe_refinement(network)}")
+    line = f"{output}: flow of {len(files)} pairs{extra}; on {estimator.device or 'disk already'}"
+    line += f" in {estimator.precision}{describe_refinement(network)}"
+    tell({"output": str(output)} | made_from | shown | {"device": estimator.device}, line)
 
 
 @contextmanager
@@ -220,8 +235,17 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _write_flow_movie(path: Path, files: list[Path], times: list[Fraction]) -> None:
+def _write_flow_movie(
+    path: Path, files: list[Path], times: list[Fraction], frames: Iterator[np.ndarray] | None
+) -> None:
+    """Write the flow's colours as a movie, below the frames if there are some."""
     radius = max(choose_radius(read_flow_file(file)[0]) for file in files)
     pictures = (flow_to_rgb(read_flow_file(file)[0], radius) for file in files)
+    if frames is not None:  # one more than flow
+        both = zip(frames, pictures, strict=False)
+        pictures = (
+            np.vstack([frame.astype(np.uint8).transpose(1, 2, 0), picture])
+            for frame, picture in both
+        )
     write_movie(path, pictures, times)
     remark(f"{path}: colours up to {radius:.0f} px per frame")

@@ -1,7 +1,9 @@
 """Frames along time, from a folder of images or a video file."""
 
+import glob
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -11,7 +13,7 @@ import numpy as np
 
 from gma_lib.data.videos import count_video_frames, read_video
 from gma_lib.flow.images import MAX_PIXELS, read_photo
-from gma_lib.runs.files import BadFile, hash_file, hash_value
+from gma_lib.runs.files import BadFile, hash_file, hash_value, reading
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 ALL = slice(None)
@@ -72,6 +74,46 @@ def count_frames(source: Path, select: slice = ALL) -> int | None:
     source = Path(source)
     found = len(_list_images(source)) if source.is_dir() else count_video_frames(source)
     return found and len(range(found)[select])
+
+
+def match_images(first: Path, second: Path) -> list[tuple[Path, Path]]:
+    """Pair the images of two folders by their names, or those of two patterns (``left/*.png``) in
+    their order.
+
+    Raises
+    ------
+    BadFile
+        Nothing is found, a folder lacks the other's image, or the patterns find different numbers.
+    """
+    if not (first.is_dir() and second.is_dir()):
+        found = [
+            sorted(map(Path, glob.glob(str(pattern))), key=_natural_key)
+            for pattern in (first, second)
+        ]
+    else:
+        found = [_list_images(first), _list_images(second)]
+        names = [{path.stem: path.name for path in paths} for paths in found]
+        if lacking := sorted(names[0].keys() ^ names[1].keys()):
+            poor = second if lacking[0] in names[0] else first
+            raise BadFile(poor, f"no image {lacking[0]}", "the other folder's names", "Add it")
+    counts = [len(paths) for paths in found]
+    if counts[0] != counts[1] or not counts[0]:
+        told = f"{counts[1]} images, and {counts[0]} in {first}"
+        raise BadFile(second, told, "as many, and at least one", "Name others")
+    return list(zip(*found, strict=True))
+
+
+def read_pair_list(path: Path) -> list[tuple[Path, Path]]:
+    """Read pairs of images from a text file: two paths a line, relative to the file, in quotes
+    where they hold spaces; what follows ``#`` is left out.
+    """
+    with reading(path, "text with two paths a line", "Write it anew") as path:
+        lines = [shlex.split(line, comments=True) for line in path.read_text("utf-8").splitlines()]
+    pairs = [line for line in lines if line]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        wrong = next((f"a line with {len(pair)} paths" for pair in pairs if len(pair) != 2), "none")
+        raise BadFile(path, wrong, "two paths a line", "Quote paths that hold spaces")
+    return [(path.parent / one, path.parent / two) for one, two in pairs]
 
 
 def hash_clip(source: Path) -> str:

@@ -197,6 +197,18 @@ class Estimator:
                 yield self._finish(view, earlier, image, flow)[0]
             before, earlier = shrunk, image
 
+    @property
+    def device(self) -> str | None:
+        """What the loaded model computes on; None before the first call."""
+        return self._loaded[1].device if self._loaded else None
+
+    def __repr__(self) -> str:
+        return (
+            f"Estimator({Path(self.checkpoint).name!r}, backend={self.backend!r}, "
+            f"precision={self.precision!r}, num_updates={self.num_updates}, "
+            f"max_pixels={self.max_pixels}, refine={self.refine!r})"
+        )
+
     def to_record(self) -> Record:
         """What the flow depends on besides the frames."""
         return {

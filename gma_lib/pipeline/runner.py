@@ -25,9 +25,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from gma_lib.pipeline.headlines import describe_result
 from gma_lib.pipeline.parameters import read_parameters
 from gma_lib.pipeline.settings import make_run
-from gma_lib.pipeline.stages import NOTEBOOKS, STAGES, locate_neighbours, locate_stage
+from gma_lib.pipeline.stages import (
+    NOTEBOOKS,
+    STAGES,
+    locate_neighbours,
+    locate_record,
+    locate_stage,
+)
 from gma_lib.pipeline.stamps import (
     Stamp,
     blocks,
@@ -45,7 +52,7 @@ from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path
 from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.processes import hold_lock, tie_child
-from gma_lib.runs.records import Record
+from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import DoesNotFit, Run
 
 EXIT = {
@@ -100,8 +107,20 @@ class Job:
         return locate_stage(self.stage, self.run)
 
 
-def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: bool = False) -> str:
+def run_stage(
+    stage: str,
+    parameters: Record,
+    *,
+    write_page: WritePage,
+    force: bool = False,
+    place: str = "",
+) -> str:
     """Run one notebook, or find that nothing has to be done.
+
+    Parameters
+    ----------
+    place
+        What the line that says that it runs begins with.
 
     Returns
     -------
@@ -129,19 +148,21 @@ def run_stage(stage: str, parameters: Record, *, write_page: WritePage, force: b
             logger.info("%s: up to date", job.label)
             return "up to date"
         locate_stamp(stage, run).unlink(missing_ok=True)
-        logger.info("%s: running%s", job.label, _describe_changes(changes))
+        logger.info("%s%s: running%s", place, job.label, _describe_changes(changes))
         consumed = digest_consumed(stage, run, mine, digests)
         start = time.monotonic()
         status, reason = _publish(job, write_page)
         seconds = time.monotonic() - start
         products: dict[str, str] = {}
+        headline = ""
         if status == "ok":
             consumed = of_modules(consumed, stage, run)
             products = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
+            headline = describe_result(stage, read_json(locate_record(stage, run), made_by=stage))
         write_stamp(run, Stamp(stage, status, reason, seconds, mine, consumed, products))
         digests.save()
         word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
-        because = f": {reason}" if reason else ""
+        because = f": {reason or headline}" if reason or headline else ""
         logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
         return status
 

@@ -4,8 +4,21 @@ import logging
 from collections.abc import Sequence
 
 from gma_lib.pipeline.runner import NotReady, WritePage, run_stage
+from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stamps import read_stamp
 from gma_lib.runs.records import Record
+
+# Seconds of the demo's stages on two cores, until this machine's own are known
+USUAL_S = {
+    "01_data": 25,
+    "02_export": 45,
+    "03_convert": 40,
+    "04_infer": 45,
+    "05_evaluate": 40,
+    "06_perf": 85,
+    "07_inside": 25,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +58,31 @@ def run_stages(
         and not (place and STAGES[stage].is_shared)
     ]
     ended: list[str] = []
-    for stage, parameters in plan:
+    for number, (stage, parameters) in enumerate(plan):
+        place = f"stage {number + 1} of {len(plan)}{_estimate_left(plan, number)}: "
         try:
-            ended.append(run_stage(stage, parameters, write_page=write_page, force=force))
+            ended.append(
+                run_stage(stage, parameters, write_page=write_page, force=force, place=place)
+            )
         except NotReady as error:
             logger.error("%s", error)
             ended.append("not started")
         if ended[-1] == "interrupted":
             break
     return ended
+
+
+def _estimate_left(plan: Sequence[tuple[str, Record]], number: int) -> str:
+    """Say how long the rest of the plan takes if all of it runs: as long as each stage's last run,
+    or else that of another batch size; empty where one is unknown.
+    """
+    left = 0.0
+    for stage, parameters in plan[number:]:
+        others = [other for name, other in plan if name == stage]
+        stamps = (read_stamp(stage, make_run(one)) for one in (parameters, *others))
+        usual = USUAL_S[stage] if parameters["profile"] == "demo" else 0
+        seconds = next((stamp.seconds for stamp in stamps if stamp and stamp.seconds), usual)
+        if not seconds:
+            return ""
+        left += seconds
+    return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"

@@ -32,7 +32,7 @@ from gma_lib.runs import Record, describe_provenance, write_text
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
 MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
-MOST_WEIGHTS = 4e6  # of attention in a page, a byte each before compression
+MOST_WEIGHTS = 1e6  # of attention in a page, a byte each before compression
 _LARGEST, _UNKNOWN = 32767, -32768  # of 16 bits; viewer.js knows the second
 
 

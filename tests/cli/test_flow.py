@@ -1,6 +1,9 @@
 """``gma flow``: results, refusals before computing, one line for an error."""
 
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -8,9 +11,8 @@ import numpy as np
 import pytest
 from command_line import FAST, gma, loaded_by
 
-from gma_lib.flow.files import (
-    read_flow,
-)
+from gma_lib.flow.consistency import find_occluded
+from gma_lib.flow.files import read_flow
 
 
 def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
@@ -31,6 +33,79 @@ def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
     assert cv2.imread(str(tmp_path / "a.png")).shape[1] > 400
     gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "a.npy", *FAST)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), flow)
+
+
+def test_the_result_line_and_the_record_say_how_it_was_computed(photos, tmp_path):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    line = gma("flow", *frames, "-o", tmp_path / "a.flo", *FAST).splitlines()[-1]
+    assert re.search(r"; \d+\.\d s on .+ in float32$", line)
+    answer = gma("flow", *frames, "-o", tmp_path / "b.flo", "--json", *FAST)
+    record = json.loads(answer.splitlines()[-1])
+    speed = np.hypot(*read_flow(tmp_path / "b.flo"))
+    assert (record["width"], record["height"], record["precision"]) == (160, 128, "float32")
+    assert record["fastest_px"] == pytest.approx(speed.max())
+    assert record["seconds"] > 0
+    assert record["device"]
+    quiet = gma("flow", *frames, "-o", tmp_path / "c.flo", "--quiet", *FAST)
+    assert quiet == ""
+    assert "Estimator('seeded'" in gma("flow", *frames, "-o", tmp_path / "d.flo", "-v", *FAST)
+
+
+def test_flow_is_checked_without_ground_truth(photos, tmp_path):
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    answer = gma("flow", *frames, "-o", tmp_path / "a.npy", "--check", *FAST)
+    forward, backward = np.load(tmp_path / "a.npy"), np.load(tmp_path / "a.backward.npy")
+    gma("flow", *frames[::-1], "-o", tmp_path / "b.npy", *FAST)
+    np.testing.assert_array_equal(backward, np.load(tmp_path / "b.npy"))
+    occluded = cv2.imread(str(tmp_path / "a.occluded.png"), cv2.IMREAD_GRAYSCALE) > 0
+    np.testing.assert_array_equal(occluded, find_occluded(forward, backward))
+    assert f"occluded {occluded.mean():.1%}" in answer
+    assert cv2.imread(str(tmp_path / "a.warped.png")).shape == (128, 160, 3)
+    (tmp_path / "c.occluded.png").touch()
+    refused = gma("flow", *frames, "-o", tmp_path / "c.npy", "--check", *FAST, exit_code=1)
+    assert "c.occluded.png exists" in refused
+
+
+def test_many_pairs_by_two_folders_two_patterns_and_a_list(photos, tmp_path):
+    left, right = tmp_path / "left", tmp_path / "the right"
+    for number, folder in ((1, left), (2, right)):
+        shutil.copytree(photos, folder)
+        (folder / "shot 4.png").unlink()
+        shutil.copy(photos / f"shot {number}.png", folder / "shot 1.png")
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("# two a line\n'left/shot 1.png' 'the right/shot 1.png'  # the first\n\n")
+    ways = {
+        "folders": ([left, right], 3),
+        "patterns": ([left / "*.png", right / "shot*.png"], 3),
+        "list": (["--list", listed], 1),
+    }
+    for name, (given, count) in ways.items():
+        answer = gma("flow", *given, "-o", tmp_path / name, "--format", "npy", "--json", *FAST)
+        files = [json.loads(line)["flow"] for line in answer.splitlines() if line[0] == "{"]
+        assert files == [str(tmp_path / name / f"shot {n}.npy") for n in range(1, count + 1)]
+    gma("flow", left / "shot 1.png", right / "shot 1.png", "-o", tmp_path / "a.npy", *FAST)
+    expected = np.load(tmp_path / "a.npy")
+    for name in ways:
+        np.testing.assert_array_equal(np.load(tmp_path / name / "shot 1.npy"), expected)
+
+
+def test_pairs_that_do_not_match_are_refused(photos, tmp_path):
+    other, listed = tmp_path / "other", tmp_path / "pairs.txt"
+    shutil.copytree(photos, other)
+    (other / "shot 2.png").unlink()
+    listed.write_text("one\n")
+    three = sorted(photos.iterdir())[:3]
+    for given, complaint in (
+        ([photos, other], "no image shot 2"),
+        ([photos / "*.png", other / "*.png"], "3 images, and 4 in"),
+        ([photos / "*.gif", other / "*.gif"], "at least one"),
+        (["--list", listed], "a line with 1 paths"),
+        (three, "run gma video"),
+    ):
+        answer = gma("flow", *given, "-o", tmp_path / "out", *FAST, exit_code=1)
+        assert complaint in answer.splitlines()[-1]
+    gma("flow", *three, "--list", listed, "-o", tmp_path / "out", *FAST, exit_code=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_is_not_overwritten_silently(photos, tmp_path):
@@ -70,10 +145,10 @@ def test_refined_flow_says_so_and_what_cannot_be_refined_is_refused(photos, tmp_
     fine = np.random.default_rng(0).integers(0, 2**16, (128, 160, 3), np.uint16)
     cv2.imwrite(str(images["deep"]), fine)
     deep = images["deep"], images["deep"], "-o", tmp_path / "c.flo"
-    unknown = gma("flow", *frames, "-o", tmp_path / "c.flo", "--refine", "magic", exit_code=1)
+    unknown = gma("flow", *frames, "-o", tmp_path / "c.flo", "--refine", "magic", exit_code=2)
     for answer, complaint in (
         (gma("flow", *deep, *refine, exit_code=1), "16 bits"),
-        (unknown, "'magic' is unknown"),
+        (unknown, "'magic' is not"),
     ):
         assert complaint in answer.splitlines()[-1]
     assert not (tmp_path / "c.flo").exists()
@@ -171,7 +246,7 @@ def test_weights_and_backends_that_do_not_exist(photos, tmp_path):
         "flow", *frames, "-o", tmp_path / "a.flo", "--checkpoint", "nix", exit_code=1
     )
     assert "onnxruntime" in gma(
-        "flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=1
+        "flow", *frames, "-o", tmp_path / "a.flo", "--backend", "nix", *FAST, exit_code=2
     )
     assert "ends in .jpg" in gma("flow", *frames, "-o", tmp_path / "a.jpg", exit_code=1)
     assert "a figure ends in" in gma(

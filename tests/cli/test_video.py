@@ -58,6 +58,23 @@ def test_flow_along_a_clip(kind, photos, tmp_path):
         assert shown == TIMES[:3]
 
 
+def test_a_movie_with_the_frames_above_their_flow(photos, tmp_path):
+    gma("video", photos, "-o", tmp_path / "out", "--movie", "--above", *FAST)
+    shown = [picture for _, picture in videos.read_video(tmp_path / "out" / "flow.mp4")]
+    assert [picture.shape for picture in shown] == [(3, 256, 160)] * 3
+    frame = cv2.imread(str(photos / "shot 2.png"))[:, :, ::-1].transpose(2, 0, 1)
+    apart = np.abs(shown[1][:, :128].astype(float) - frame).mean()
+    assert apart < np.abs(shown[0][:, :128].astype(float) - frame).mean() / 2
+    assert "give both" in gma("video", photos, "-o", tmp_path / "b", "--above", exit_code=2)
+
+
+def test_a_clip_s_record_on_the_command_line(photos, tmp_path):
+    answer = gma("video", photos, "-o", tmp_path / "out", "--json", *FAST)
+    record = json.loads(answer.splitlines()[-1])
+    assert (record["pairs"], record["precision"]) == (3, "float32")
+    assert gma("video", photos, "-o", tmp_path / "quiet", "-q", *FAST) == ""
+
+
 @pytest.mark.parametrize("fps", ["0", "nan", "inf", "-1", "fast"])
 def test_a_frame_rate_that_is_none_is_refused_at_once(fps, photos, tmp_path):
     answer = gma("video", photos, "-o", tmp_path / "out", "--movie", "--fps", fps, exit_code=2)

@@ -1,0 +1,65 @@
+"""The number of each stage that a reader wants first, for the line that says that it is done."""
+
+from collections.abc import Callable
+
+from gma_lib.runs.records import Record
+
+
+def describe_result(stage: str, record: Record) -> str:
+    """Return a stage's headline from its record."""
+    return _HEADLINES[stage](record)
+
+
+def _of_data(record: Record) -> str:
+    return f"{len(record['pairs'])} pairs of {record['width']}x{record['height']} px"
+
+
+def _of_deviation(record: Record) -> str:
+    largest = max(found["max"] for found in record["deviation"].values())
+    return f"at most {largest:.1e} px from PyTorch"
+
+
+def _of_conversion(record: Record) -> str:
+    how_far = f"at most {record['deviation']['max']:.1e} px from PyTorch"
+    return f"{record['backend']} in {record['precision']}, {how_far}"
+
+
+def _of_inference(record: Record) -> str:
+    summary = record["summary"]
+    return f"flow of {summary['pairs']} pairs, {summary['reused']} of them there before"
+
+
+def _of_scores(record: Record) -> str:
+    passes = {name: found for name, found in record.items() if _is_scored(found)}
+    scores = [
+        f"EPE {found['all']['epe']:.2f} px, 1px {found['all']['px1']:.1%} ({name})"
+        for name, found in passes.items()
+    ]
+    return "; ".join(scores) or "no ground truth"
+
+
+def _is_scored(found: object) -> bool:
+    return isinstance(found, dict) and bool(found.get("pairs_scored"))
+
+
+def _of_speed(record: Record) -> str:
+    rate = record.get("pairs_per_second")
+    return f"{rate:.2f} pairs/s" if rate else str(record["reason"])
+
+
+def _of_inside(record: Record) -> str:
+    if record["pair"] is None:
+        return str(record["reason"])
+    errors = record["epe_after_updates"]["all pixels"]
+    return f"EPE {errors[0]:.2f} px after the first update, {errors[-1]:.2f} after the last"
+
+
+_HEADLINES: dict[str, Callable[[Record], str]] = {
+    "01_data": _of_data,
+    "02_export": _of_deviation,
+    "03_convert": _of_conversion,
+    "04_infer": _of_inference,
+    "05_evaluate": _of_scores,
+    "06_perf": _of_speed,
+    "07_inside": _of_inside,
+}

@@ -1,0 +1,52 @@
+"""What make reproduce says of how far it is."""
+
+import pytest
+
+from gma_lib.pipeline import walk
+from gma_lib.pipeline.headlines import describe_result
+from gma_lib.pipeline.settings import make_run
+from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stamps import Stamp, write_stamp
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    named = {"outputs": str(tmp_path), "profile": "demo", "run": "r", "backend": "openvino"}
+    return [named | {"batch_size": size} for size in (1, 4)]
+
+
+def say_places(parameters, monkeypatch):
+    """What each stage's line begins with."""
+    places = []
+
+    def run_stage(stage, parameters, *, place, **others):
+        places.append(place)
+        return "ok"
+
+    monkeypatch.setattr(walk, "run_stage", run_stage)
+    walk.run_stages(parameters, write_page=None)
+    return places
+
+
+def test_the_demo_s_usual_time_is_said_until_its_own_is_known(parameters, monkeypatch):
+    places = say_places(parameters, monkeypatch)
+    assert len(places) == 13
+    minutes = sum(walk.USUAL_S.values()) * 2 - walk.USUAL_S["01_data"]
+    assert places[0] == f"stage 1 of 13, about {minutes / 60:.0f} min left: "
+    assert places[-1] == f"stage 13 of 13, about {walk.USUAL_S['06_perf']} s left: "
+    run = make_run(parameters[0])
+    write_stamp(run, Stamp("06_perf", "ok", "", 10.0, {}, {}, {}))
+    assert say_places(parameters, monkeypatch)[-1] == "stage 13 of 13, about 10 s left: "
+
+
+def test_nothing_is_said_of_a_data_set_that_was_never_run(parameters, monkeypatch):
+    sintel = [one | {"profile": "sintel"} for one in parameters]
+    assert say_places(sintel, monkeypatch)[0] == "stage 1 of 13: "
+
+
+def test_headlines_of_what_was_not_computed():
+    perf = {"status": "out_of_memory", "reason": "needs 9 GB"}
+    assert describe_result("06_perf", perf) == "needs 9 GB"
+    assert describe_result("07_inside", {"pair": None, "reason": "no torch"}) == "no torch"
+    assert describe_result("05_evaluate", {"clean": {"pairs_scored": 0}}) == "no ground truth"
+    assert walk.USUAL_S.keys() == STAGES.keys()
