@@ -172,7 +172,7 @@ def _describe_data(index: Record) -> str:
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)
-    size = f"{index['height']}x{index['width']}"
+    size = f"{index['width']}x{index['height']} px"
     return (
         f"{index['description']}: {len(pairs)} pairs of {size} in {scenes} scenes, "
         f"{truth} with ground truth."
