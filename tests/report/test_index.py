@@ -26,5 +26,5 @@ def test_the_data_line_counts_pairs_scenes_and_ground_truth():
     ]
     content = {"description": "Demo", "pairs": pairs, "height": 436, "width": 1024}
     assert index._describe_data(content) == (
-        "Demo: 3 pairs of 436x1024 in 2 scenes, 1 with ground truth."
+        "Demo: 3 pairs of 1024x436 px in 2 scenes, 1 with ground truth."
     )
