@@ -103,8 +103,12 @@ lint: $(ENV) ## check style, types and the order of packages, and that notebooks
 docs: $(ENV) ## write the documentation site to docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -q docs docs/_build/html
 
-lab: $(ENV) ## open the notebooks in JupyterLab
-	$(PYTHON) -m jupyterlab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(ENV) ## open copies of the notebooks (outputs/lab/notebooks) in JupyterLab
+	@mkdir -p outputs/lab/notebooks
+	@for one in notebooks/*.ipynb; do copy="outputs/lab/$$one"; if [ ! -e "$$copy" ] || [ "$$one" -nt "$$copy" ]; then \
+	  [ ! -e "$$copy" ] || mv "$$copy" "$${copy%.ipynb} of $$(date +%F-%H%M%S).ipynb"; cp "$$one" "$$copy"; fi; done
+	JUPYTER_CONFIG_PATH=$(call quote,$(CURDIR)/notebooks) $(PYTHON) -m jupyterlab --notebook-dir=outputs/lab/notebooks \
+	  --LabApp.default_url=/lab/tree/00_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 doctor: $(ENV) ## check this machine
 	@$(PYTHON) -m gma_lib.doctor $(call option,--ais-python=,AIS_PYTHON)

@@ -205,8 +205,7 @@ class Estimator:
     def __repr__(self) -> str:
         return (
             f"Estimator({Path(self.checkpoint).name!r}, backend={self.backend!r}, "
-            f"precision={self.precision!r}, num_updates={self.num_updates}, "
-            f"max_pixels={self.max_pixels}, refine={self.refine!r})"
+            f"precision={self.precision!r}, num_updates={self.num_updates}, refine={self.refine!r})"
         )
 
     def to_record(self) -> Record:

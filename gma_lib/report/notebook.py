@@ -1,6 +1,5 @@
 """What a notebook shows: sentences as prose, and figures of pairs and of the network's inside."""
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -29,6 +28,7 @@ from gma_lib.report.figures import (
     save_figure,
 )
 from gma_lib.report.pages import table_to_html
+from gma_lib.runs.progress import is_live
 
 
 def show(picture: Picture, *, photo: bool = False) -> None:
@@ -105,11 +105,6 @@ def show_page(page: Path, text: str) -> None:
         f'<p><a href="{page.name}">{escape(text)}, as a page</a></p>'
     )
     display({"text/html": html, "text/plain": text}, raw=True)
-
-
-def is_live() -> bool:
-    """Tell whether a Jupyter server's front end may answer."""
-    return "JPY_SESSION_NAME" in os.environ and not os.environ.get("GMA_HEADLESS")
 
 
 def show_overview(

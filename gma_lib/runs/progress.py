@@ -5,7 +5,15 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Protocol, TypeVar
+from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from gma_lib.runs.files import PACKAGE
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
@@ -69,21 +77,49 @@ class _PlainLines(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print what the library logs to stdout, a plain line each; for commands and notebooks."""
+    """Print what the library logs to stdout, a plain line each; for commands and notebooks. In
+    JupyterLab, also show what the library refuses as a sentence, without a traceback.
+    """
     for name in ("gma_lib", "__main__"):  # a module that runs as a command is __main__
         shown = logging.getLogger(name)
         shown.setLevel(logging.INFO)
         if not any(isinstance(handler, _PlainLines) for handler in shown.handlers):
             shown.addHandler(_PlainLines())
+    if is_live():
+        _shorten_tracebacks()
+
+
+def is_live() -> bool:
+    """Tell whether this is the kernel of a Jupyter server, whose front end may answer."""
+    # set by a server for its kernels, not by papermill
+    return "JPY_SESSION_NAME" in os.environ and not os.environ.get("GMA_HEADLESS")
+
+
+def _shorten_tracebacks() -> None:
+    """Show an error that this package itself raises as its sentence; others have a traceback."""
+    from IPython import get_ipython
+
+    def show(
+        shell: "InteractiveShell",
+        kind: type[BaseException],
+        error: BaseException,
+        trace: TracebackType,
+        tb_offset: int | None = None,
+    ) -> None:
+        *_, (frame, _) = walk_tb(trace)
+        if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+            # IPython asks an exception for its own traceback
+            error._render_traceback_ = lambda: [f"{kind.__name__}: {error}"]  # type: ignore[attr-defined]
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+    if shell := get_ipython():
+        shell.set_custom_exc((ValueError, OSError, RuntimeError, MemoryError), show)
 
 
 def _is_interactive() -> bool:
-    if os.environ.get("GMA_HEADLESS"):
-        return False
     if "ipykernel" in sys.modules:
-        # set by a Jupyter server for its kernels, not by papermill
-        return "JPY_SESSION_NAME" in os.environ
-    return sys.stderr.isatty()
+        return is_live()
+    return sys.stderr.isatty() and not os.environ.get("GMA_HEADLESS")
 
 
 def _log_lines(

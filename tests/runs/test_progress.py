@@ -33,6 +33,29 @@ def test_items_of_unknown_number_are_counted(lines):
     assert [line.split(" pairs")[0] for line in lines()] == ["flow: 1", "flow: 2", "flow: 2"]
 
 
+def run_cell(code, monkeypatch, capsys):
+    """What a front end would show of a cell that raises."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setenv("JPY_SESSION_NAME", "any")
+    progress.show_messages()
+    result = shell.run_cell(code)
+    assert result.error_in_exec is not None  # "Run All" stops
+    return capsys.readouterr().out
+
+
+def test_what_the_library_refuses_is_a_sentence_in_jupyterlab(monkeypatch, capsys):
+    monkeypatch.delenv("GMA_HEADLESS", raising=False)
+    code = "from gma_lib.runs import read_json\nread_json('absent.json', made_by='01_data')"
+    shown = run_cell(code, monkeypatch, capsys)
+    assert "run 01_data" in shown.lower()
+    assert len(shown.strip().splitlines()) == 1
+    shown = run_cell("raise ValueError('mine')", monkeypatch, capsys)
+    assert "Traceback" in shown
+
+
 def test_silence(lines):
     assert list(progress.pass_silently("ab", label="flow")) == ["a", "b"]
     assert lines() == []
