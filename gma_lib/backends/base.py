@@ -70,6 +70,11 @@ class Backend:
         """
         raise NotImplementedError
 
+    def to_record(self) -> Record:
+        """What computes, and how, as a record."""
+        names = ("device", "precision", "at_once", "simulated")
+        return {name: getattr(self, name) for name in names}
+
     def device_bytes(self) -> int | None:
         """The most memory that the device has used so far; None where it computes in
         this machine's.

@@ -103,6 +103,15 @@ class Conversion:
         weights = [file.with_suffix(".bin") for file in self.files if file.suffix == ".xml"]
         return runs.hash_files([*self.files, *weights])
 
+    def to_record(self) -> runs.Record:
+        return {
+            "model": self.model,
+            "model_sha256": self.sha256,
+            "command": self.command,
+            "changes": self.changes,
+            "files": self.digests,
+        }
+
 
 def find_sources(folder: Path) -> list[Path]:
     """List the exported files of a folder: the whole network and, if they exist, its parts."""

@@ -211,6 +211,12 @@ def read_hashes(folder: Path) -> dict[str, str]:
     return {line["pair"]: line["sha256"] for line in _read_ledger(folder)}
 
 
+def describe_stored(pairs: list[FramePair], folder: Path) -> Record:
+    """Pairs whose flow lies in a folder, as a record: their names, and name -> SHA-256."""
+    stored, names = read_hashes(folder), [pair.name for pair in pairs]
+    return {"pairs": names, "flow": {name: stored[name] for name in names}}
+
+
 def _find_whole(folder: Path, keys: dict[str, str]) -> set[str]:
     """Find the pairs whose file is, byte for byte, what was written for this key."""
     last = {line["pair"]: line for line in _read_ledger(folder)}
