@@ -19,7 +19,10 @@ from gma_lib.flow.metrics import GROUP_LABELS
     help="Mask, or folder of masks named like the truth; white is occluded.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON: shares from 0 to 1, EPE in pixels."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON: EPE in pixels, shares from 0 to 1, WAUC to 100.",
 )
 def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) -> None:
     """Score PREDICTION against TRUTH: two flow files, or two folders of them with the same names.

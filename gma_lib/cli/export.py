@@ -37,7 +37,8 @@ class Size(TypedDict):
     "--lookup",
     default="matmul",
     show_default=True,
-    help="matmul, rows, gather or grid_sample (opset 16 and above).",
+    type=click.Choice(("matmul", "rows", "gather", "grid_sample")),
+    help="grid_sample needs opset 16.",
 )
 @click.option("--opset", default=13, show_default=True, type=int)
 @click.option(

@@ -248,4 +248,4 @@ def _write_flow_movie(
             for frame, picture in both
         )
     write_movie(path, pictures, times)
-    remark(f"{path}: colours up to {radius:.0f} px per frame")
+    remark(f"{path.name}: colours up to {radius:.0f} px per frame")

@@ -179,7 +179,7 @@ def _frames(records: StageRecords) -> str:
         return published.GUIDE_MADE_WITH["frames"]
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
     description = records.index.get("description", "unknown data set")
-    return f"{description}; {f'scored: {counts}' if counts else 'not scored'}"
+    return f"{description}; scored: {counts}" if counts else description
 
 
 def _hardware(records: StageRecords, manifest: Record | None) -> str:

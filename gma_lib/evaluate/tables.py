@@ -131,11 +131,13 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
     """Say who is ahead, over all pixels and in occluded areas, in numbers."""
     sentences = []
     for group, label in (("all", "Over all pixels"), ("occluded", "In occluded areas")):
-        epe = {
-            name: groups[group].error / groups[group].pixels
+        found = {
+            name: groups[group].to_metrics()
             for name, groups in scores.items()
             if group in groups and groups[group].pixels
         }
+        epe = {name: metrics["epe"] for name, metrics in found.items()}
+        told = {name: f"{epe[name]:.2f} px, 1px {found[name]['px1']:.1%}" for name in epe}
         ours = [name for name in epe if name.startswith("network")]  # alone, and refined
         if not (rivals := {name: epe[name] for name in epe if name not in (*ours, "no motion")}):
             continue
@@ -143,7 +145,7 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
         for name in ours:
             word = "ahead of" if epe[name] < rivals[best] else "behind"
             sentences.append(
-                f"{label} the {name} ({epe[name]:.2f} px) is {word} {best} ({rivals[best]:.2f} px)."
+                f"{label} the {name} ({told[name]}) is {word} {best} ({told[best]}) in EPE."
             )
     return " ".join(sentences) or "No pair has ground truth."
 

@@ -75,7 +75,7 @@ def tabulate_measurement(perf: runs.Record) -> list[Row]:
             *_tabulate_memory(perf),
             (
                 "share of the matrix-product peak",
-                "not measured" if share is None else f"{share:.0%}",
+                _describe_share(share),
                 "",
             ),
         ]
@@ -89,6 +89,21 @@ def tabulate_measurement(perf: runs.Record) -> list[Row]:
     if perf["predicted_bytes"] is not None:
         rows.append(("predicted memory, GB", f"{perf['predicted_bytes'] / 1e9:.2f}", ""))
     return rows
+
+
+def _describe_share(share: float | None) -> str:
+    if share is None:
+        return "not measured"
+    return f"{share:.0%}" if share <= 1 else "not usable: the peak was measured on a busier machine"
+
+
+def scale_parts(perf: runs.Record) -> dict[str, float]:
+    """Seconds per pair by part: the parts' shares of the median call, since they were measured in
+    calls of their own; empty where the runtime does not say where the time goes.
+    """
+    parts = perf.get("parts_s") or {}
+    pair_s = perf["median_s"] / perf["batch_size"] if parts else 0.0
+    return {name: pair_s * seconds / sum(parts.values()) for name, seconds in parts.items()}
 
 
 def _tabulate_memory(perf: runs.Record) -> list[Row]:

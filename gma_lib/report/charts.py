@@ -1,6 +1,6 @@
 """Charts of numbers: scores, work, times and throughput, each with an alternative text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -33,7 +33,7 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
         zip(scored.items(), (BLUE, ORANGE), ("", "//"), strict=False)
     ):
         bars = axes.barh(
-            np.arange(len(scenes)) + (number - (len(scored) - 1) / 2) * thickness,
+            np.arange(len(scenes)) - (number - (len(scored) - 1) / 2) * thickness,
             [values.get(scene, np.nan) for scene in scenes],
             thickness,
             color=colour,
@@ -106,7 +106,7 @@ def plot_parts(
     Parameters
     ----------
     measured_s
-        Seconds per pair by part (``perf.json``, ``parts_s``).
+        Seconds per pair by part.
     work
         Multiply-accumulates per pair, 1e9, by part.
     peak
@@ -163,6 +163,7 @@ def plot_throughput(
     rates: Mapping[str, Mapping[int, float | None]],
     memory_gb: Mapping[str, Mapping[int, float]],
     guide: Mapping[int, float],
+    doubtful: Mapping[str, Collection[int]] | None = None,
 ) -> Picture:
     """Plot throughput and memory over batch size, a line per run, and the guide's points.
 
@@ -174,6 +175,8 @@ def plot_throughput(
         Run -> batch size -> peak memory, GB, where it is known.
     guide
         Batch size -> pairs per second on the guide's card.
+    doubtful
+        Run -> batch sizes whose measurement has a caution: their markers are hollow.
     """
     figure = Figure(figsize=(WIDTH * 0.8, 3.6), dpi=DPI, layout="constrained")
     speed, memory = figure.subplots(1, 2)
@@ -187,7 +190,16 @@ def plot_throughput(
         peaks = dict(sorted(memory_gb[run].items()))
         speed.plot(list(timed), list(timed.values()), marker=marker, color=colour, label=run)
         memory.plot(list(peaks), list(peaks.values()), marker=marker, color=colour, label=run)
-        texts.append(f"{run} " + ", ".join(f"bs{size}: {rate:.2f}" for size, rate in timed.items()))
+        hollow = {size: timed[size] for size in (doubtful or {}).get(run, ()) if size in timed}
+        speed.scatter(
+            hollow.keys(), hollow.values(), marker=marker, color="white", ec=colour, zorder=3
+        )
+        told = ", ".join(
+            f"bs{size}: {rate:.2f}{' (with a caution)' * (size in hollow)}"
+            for size, rate in timed.items()
+        )
+        peaks_told = "".join(f", bs{size}: {peak:.2f} GB" for size, peak in peaks.items())
+        texts.append(f"{run} {told}{peaks_told}")
     speed.plot(
         list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16"
     )
@@ -203,8 +215,10 @@ def plot_throughput(
         legend = axes.legend(fontsize=8, loc="upper left")
         room = max(0.3, 0.94 - 0.062 * len(legend.get_texts()))  # below the legend
         axes.set_ylim(0, axes.dataLim.y1 / room)
+    card = ", ".join(f"bs{size}: {rate:.2f}" for size, rate in guide.items())
     return figure, (
-        f"Pairs per second over batch size: {'; '.join(texts)}; the guide's card: {dict(guide)}."
+        f"Pairs per second and peak memory over batch size: {'; '.join(texts)}; the guide's card "
+        f"{card}."
     )
 
 

@@ -242,6 +242,7 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
         "median": _number(perf.get("median_s"), 2),
         "memory": _number(peak / 1e9 if (peak := find_peak_memory(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
+        "caution": perf.get("caution") or "",
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
 
@@ -282,11 +283,13 @@ def _list_verdicts(found: list[StageRecords]) -> list[str]:
 def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | None:
     rates: dict[str, dict[int, float | None]] = {}
     memory_gb: dict[str, dict[int, float]] = {}
+    doubtful: dict[str, list[int]] = {}
     for name, group in runs.items():
         sizes = {records.run.batch_size: records.perf for records in group if records.perf}
         simulated = any(perf["simulated"] for perf in sizes.values())
         label = name + (" (SIMULATED)" if simulated else "")
         rates[label] = {size: perf.get("pairs_per_second") for size, perf in sizes.items()}
+        doubtful[label] = [size for size, perf in sizes.items() if perf.get("caution")]
         memory_gb[label] = {
             size: peak / 1e9
             for size, perf in sizes.items()
@@ -295,7 +298,7 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
     if not any(rate is not None for sizes in rates.values() for rate in sizes.values()):
         return None
     published = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
-    figure, alt = plot_throughput(rates, memory_gb, published)
+    figure, alt = plot_throughput(rates, memory_gb, published, doubtful)
     media_type, data = encode_figure(figure)
     return {"type": media_type, "data": data, "alt": alt}
 

@@ -43,18 +43,21 @@ def test_verdict(px1, word):
 
 def test_the_sentence_says_who_is_ahead():
     def sums(error):
-        return {"all": ErrorSums(pixels=10, error=10 * error)}
+        return {"all": ErrorSums(pixels=10, error=10 * error, below=[8, 9, 9])}
 
     ahead = tables.describe_classical(
         {"network": sums(1), "DIS": sums(2), "Farneback": sums(3), "no motion": sums(0.5)}
     )
-    assert ahead == "Over all pixels the network (1.00 px) is ahead of DIS (2.00 px)."
-    assert "is behind DIS (2.00 px)" in tables.describe_classical(
+    assert ahead == (
+        "Over all pixels the network (1.00 px, 1px 80.0%) is ahead of DIS "
+        "(2.00 px, 1px 80.0%) in EPE."
+    )
+    assert "is behind DIS (2.00 px, " in tables.describe_classical(
         {"network": sums(2.5), "DIS": sums(2)}
     )
     both = {"network": sums(2.5), "network + variational refinement": sums(1), "DIS": sums(2)}
-    assert "the network (2.50 px) is behind DIS" in tables.describe_classical(both)
-    assert "refinement (1.00 px) is ahead of DIS (2.00 px)" in tables.describe_classical(both)
+    assert "the network (2.50 px, 1px 80.0%) is behind DIS" in tables.describe_classical(both)
+    assert "refinement (1.00 px, 1px 80.0%) is ahead of DIS" in tables.describe_classical(both)
     assert tables.describe_classical({}) == "No pair has ground truth."
 
 

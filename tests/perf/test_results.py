@@ -5,7 +5,13 @@ import json
 import pytest
 
 from gma_lib import network
-from gma_lib.perf.results import advise, find_peak_memory, summarize
+from gma_lib.perf.results import (
+    advise,
+    find_peak_memory,
+    scale_parts,
+    summarize,
+    tabulate_measurement,
+)
 
 
 def test_statistics_of_known_times():
@@ -41,3 +47,22 @@ def test_advice_belongs_to_the_weights(tmp_path):
         "int8 is not recommended with seeded: "
         "lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
     )
+
+
+def test_parts_are_shares_of_the_median_call():
+    perf = {"parts_s": {"GRU": 6.0, "lookup": 3.0}, "median_s": 3.0, "batch_size": 2}
+    assert scale_parts(perf) == pytest.approx({"GRU": 1.0, "lookup": 0.5})
+    assert scale_parts({"parts_s": None}) == scale_parts({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.876, "88%"), (1.52, "not usable"), (None, "not measured")]
+)
+def test_a_share_above_the_peak_is_not_shown(share, told):
+    numbers = dict.fromkeys(("median_s", "p90_s", "pairs_per_second", "spread"), 1.0)
+    numbers |= dict.fromkeys(("peak_rss_bytes", "load_s", "first_call_s"), 1.0)
+    perf = numbers | {"status": "ok", "batch_size": 1, "share_of_peak": share, "rounds": 3}
+    perf |= {"at_once": 1, "precision_read_back": "float32", "predicted_bytes": None}
+    rows = {what: here for what, here, _ in tabulate_measurement(perf)}
+    assert rows["share of the matrix-product peak"].startswith(told)
+    assert "152" not in rows["share of the matrix-product peak"]

@@ -29,7 +29,7 @@ GUIDE = {1: 0.766, 4: 0.772, 8: 0.678}
         (charts.plot_rounds([1.0, 1.1, 0.9], 4), "3 calls at batch size 4: median 1.00 s"),
         (
             charts.plot_throughput({"run": {1: 0.6, 16: None}}, {"run": {1: 0.8}}, GUIDE),
-            "run bs1: 0.60; ",
+            "run bs1: 0.60, bs1: 0.80 GB; ",
         ),
     ],
     ids=["curve", "no curve", "work", "parts", "parts without a peak", "rounds", "throughput"],
@@ -54,13 +54,21 @@ def test_a_size_that_was_not_timed_has_its_tick_and_no_point():
     assert "idle" not in text
 
 
+def test_a_measurement_with_a_caution_has_a_hollow_marker():
+    rates = {"run": {1: 0.6, 4: 0.2}}
+    figure, text = charts.plot_throughput(rates, {"run": {}}, GUIDE, {"run": [4, 8]})
+    (hollow,) = figure.axes[0].collections
+    assert hollow.get_offsets().tolist() == [[4, 0.2]]
+    assert "run bs1: 0.60, bs4: 0.20 (with a caution)" in text
+
+
 def test_every_run_has_its_line_and_none_is_under_the_legend():
     rates = {f"run {number}": {1: 0.8 + number} for number in range(6)}
     figure, text = charts.plot_throughput(rates, {run: {1: 0.8} for run in rates}, GUIDE)
     speed = figure.axes[0]
     assert [line.get_label() for line in speed.get_lines()][:6] == list(rates)
     assert len({(line.get_color(), line.get_marker()) for line in speed.get_lines()[:6]}) == 6
-    assert "run 5 bs1: 5.80" in text
+    assert "run 5 bs1: 5.80, bs1: 0.80 GB" in text
     encode_figure(figure)  # lays it out
     below_legend = speed.transData.inverted().transform(speed.get_legend().get_window_extent())[
         0, 1
