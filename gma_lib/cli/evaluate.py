@@ -10,7 +10,7 @@ from gma_lib.evaluate.any_files import match_files, score_files
 from gma_lib.flow.metrics import GROUP_LABELS
 
 
-@click.command("evaluate")
+@click.command("evaluate", epilog="Example: gma evaluate flows truth --json")
 @click.argument("prediction", type=PATH)
 @click.argument("truth", type=PATH)
 @click.option(

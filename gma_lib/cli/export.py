@@ -18,7 +18,7 @@ class Size(TypedDict):
     batch_size: int
 
 
-@click.command("export")
+@click.command("export", epilog="Example: gma export -o model --height 440 --width 1024")
 @click.option("-o", "--output", required=True, type=PATH, help="Folder for gma.onnx; new or empty.")
 @click.option(
     "--height", required=True, type=int, help="Padded frame height: a multiple of 8, at least 128."

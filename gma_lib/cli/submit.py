@@ -11,7 +11,7 @@ from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
 from gma_lib.runs.progress import track
 
 
-@click.command("submit")
+@click.command("submit", epilog="Example: gma submit MPI-Sintel-complete -o submission")
 @click.argument("sintel", type=PATH)
 @click.option(
     "-o", "--output", required=True, type=PATH, help="Folder that Sintel's bundler is given."

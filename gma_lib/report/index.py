@@ -67,8 +67,8 @@ def write_index(outputs: Path, profile: str) -> Path:
         ),
         passes=passes,
         headline=[_headline(records, passes, statuses[records.run]) for records in found],
-        guide_table=table_to_html(compare_with_guide(found), words=True),
-        differences=table_to_html(list_differences(found), words=True),
+        guide_table=table_to_html(compare_with_guide(found), "Accuracy and speed", words=True),
+        differences=table_to_html(list_differences(found), "How they were obtained", words=True),
         verdicts=_list_verdicts(found),
         throughput=_draw_throughput(runs),
         stages=list(STAGES),
@@ -324,6 +324,7 @@ def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Recor
         "reason": stamp.reason if stamp and kind != "ok" else "",
         "seconds": f"{stamp.seconds:.0f} s" if stamp and stamp.seconds else "",
         "html": link(f"{stage}.html"),
+        "record": link(STAGES[stage].products[0]),
         "notebook": link(f"{stage}.ipynb") or link(f"{stage}.failed.ipynb"),
     }
 

@@ -45,10 +45,11 @@ def notebook_to_html(
         path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
         for path in neighbours
     ]
+    place = notebook.parent.relative_to(index.parent).parts  # run and batch size
     body, _ = exporter.from_notebook_node(
         content,
         resources={
-            "metadata": {"name": notebook.stem},
+            "metadata": {"name": " · ".join([notebook.stem, *place])},
             "index_href": os.path.relpath(index, notebook.parent),
             "previous": ways[0],
             "next": ways[1],

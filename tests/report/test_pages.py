@@ -68,7 +68,7 @@ def test_a_notebook_becomes_a_page_with_its_ways(tmp_path):
     )
     text = page.read_text()
     assert page == notebook.with_suffix(".html")
-    assert "<title>05_evaluate</title>" in text
+    assert "<title>05_evaluate · bs1</title>" in text
     assert 'href="../index.html"' in text
     assert 'href="06_perf.html" rel="next"' in text
     assert 'rel="prev"' not in text
