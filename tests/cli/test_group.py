@@ -1,10 +1,14 @@
 """``gma``: help at once, exit codes."""
 
+import sys
+import time
+
 import pytest
 from click.testing import CliRunner
 from command_line import gma, loaded_by
 
 from gma_lib.cli import COMMANDS, main
+from gma_lib.cli.options import show_waiting
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
@@ -29,3 +33,15 @@ def test_doctor_answers():
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code in (0, 1)
     assert "Python" in done.output
+
+
+def test_seconds_are_counted_in_a_terminal_of_60_columns_and_nowhere_else(monkeypatch, capsys):
+    with show_waiting("shot 1.png"):
+        time.sleep(1.1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with show_waiting("x" * 100):
+        time.sleep(1.1)
+    _, counted, *_ = capsys.readouterr().err.split("\r")
+    assert counted == "x" * 59
