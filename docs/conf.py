@@ -28,7 +28,8 @@ def copy_pages() -> None:
         shutil.copy(found[0] if found else notebook, TUTORIALS / notebook.name)
     shutil.rmtree(HERE / "viewers", ignore_errors=True)
     (HERE / "viewers" / "tutorials").mkdir(parents=True)
-    for page in (EXECUTED / "bs1").glob("viewer*"):  # shown within the notebooks' pages
+    shown = ("viewer", "viewer.html", "updates.html")  # within the notebooks' pages
+    for page in (EXECUTED / "bs1" / name for name in shown if (EXECUTED / "bs1" / name).exists()):
         copy = shutil.copytree if page.is_dir() else shutil.copy
         copy(page, HERE / "viewers" / "tutorials" / page.name)
     card = shutil.ignore_patterns("*.safetensors", "*.json")
