@@ -37,4 +37,5 @@ def _follow(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _sample(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Values (H, W) between pixels; outside, those of the border."""
     image = np.ascontiguousarray(values, dtype=np.float32)
-    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    sampled = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(sampled)
