@@ -192,7 +192,7 @@ def plot_throughput(
         memory.plot(list(peaks), list(peaks.values()), marker=marker, color=colour, label=run)
         hollow = {size: timed[size] for size in (doubtful or {}).get(run, ()) if size in timed}
         speed.scatter(
-            hollow.keys(), hollow.values(), marker=marker, color="white", ec=colour, zorder=3
+            list(hollow), list(hollow.values()), marker=marker, color="white", ec=colour, zorder=3
         )
         told = ", ".join(
             f"bs{size}: {rate:.2f}{' (with a caution)' * (size in hollow)}"
