@@ -198,8 +198,7 @@ def plot_throughput(
             f"bs{size}: {rate:.2f}{' (with a caution)' * (size in hollow)}"
             for size, rate in timed.items()
         )
-        peaks_told = "".join(f", bs{size}: {peak:.2f} GB" for size, peak in peaks.items())
-        texts.append(f"{run} {told}{peaks_told}")
+        texts.append(f"{run} {told}" + "".join(f", bs{n}: {gb:.2f} GB" for n, gb in peaks.items()))
     speed.plot(
         list(guide), list(guide.values()), "x:", color="black", label="guide, Ascend 310P3 float16"
     )

@@ -14,6 +14,7 @@ FORMATS = {
     ".html": "text/html",
     ".ipynb": "application/x-ipynb+json",
     ".jpg": "image/jpeg",
+    ".js": "text/javascript",
     ".json": "application/json",
 }
 
