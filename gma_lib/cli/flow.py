@@ -82,7 +82,7 @@ def main(
     if figure is not None and (not is_one or figure == output):
         raise ValueError(f"{figure}: a figure is for one pair, and needs a name of its own")
     for path in outputs:
-        for file in _name_checks(path) if check else (path,):
+        for file in _name_checks(path) if check else [path]:
             refuse_existing(file, overwrite)
     if figure is not None:
         refuse_existing(figure, overwrite)
@@ -112,10 +112,10 @@ def _list_pairs(
     return [(first, second)], True
 
 
-def _name_checks(output: Path) -> tuple[Path, Path, Path, Path]:
+def _name_checks(output: Path) -> list[Path]:
     """The flow file, and those that ``--check`` adds."""
     endings = (f".backward{output.suffix}", ".occluded.png", ".warped.png")
-    return output, *(output.with_name(f"{output.stem}{ending}") for ending in endings)
+    return [output, *(output.with_name(f"{output.stem}{ending}") for ending in endings)]
 
 
 def _compute(

@@ -145,7 +145,9 @@ def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) 
         "frame2": _to_jpeg(loaded.frame2),
         "flow": pack_flow(flow),
         "truth": None if loaded.flow is None else pack_flow(loaded.flow),
-        "occluded": None if mask is None else _to_base64(zlib.compress(np.packbits(mask))),
+        "occluded": None
+        if mask is None
+        else _to_base64(zlib.compress(np.packbits(mask).tobytes())),
         "updates": [],
         "attention": None,
     }
@@ -204,8 +206,8 @@ def _to_jpeg(frame: np.ndarray) -> str:
     """A frame (3, H, W) as a data URL."""
     picture = np.clip(frame, 0, 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    return f"data:image/jpeg;base64,{_to_base64(data)}"
+    return f"data:image/jpeg;base64,{_to_base64(data.tobytes())}"
 
 
-def _to_base64(data: "bytes | np.ndarray") -> str:
+def _to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
