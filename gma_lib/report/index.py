@@ -205,8 +205,8 @@ def _list_notes(records: StageRecords, statuses: Statuses) -> list[str]:
     notes = [records.export["checkpoint"]["note"]] if records.export else []
     if inferred.get("subset"):
         notes.append(f"Batch size {run.batch_size}: {inferred['subset']}")
-    if records.perf.get("load", {}).get("busy"):
-        notes.append(f"Times of {run.name}, batch size {run.batch_size}: {records.perf['caution']}")
+    if caution := records.perf.get("caution"):
+        notes.append(f"Caution, times of {run.name}, batch size {run.batch_size}: {caution}.")
     if records.simulated or inferred.get("simulated"):
         notes.append(f"SIMULATED: {run.name} ran on a simulator, not on the device.")
     return notes
@@ -242,7 +242,7 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
         "median": _number(perf.get("median_s"), 2),
         "memory": _number(peak / 1e9 if (peak := find_peak_memory(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
-        "caution": perf.get("caution") or "",
+        "caution": bool(perf.get("caution")),
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
 
