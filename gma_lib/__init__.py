@@ -15,8 +15,8 @@ Masks
 
 One package per stage, in the order in which data flows; each imports only from those before it:
 ``runs``, ``flow``, ``network``, ``data``, ``ascend``, ``backends``, ``training``, ``export``,
-``convert``, ``infer``, ``evaluate``, ``perf``, ``pipeline``, ``report``; above them ``doctor`` and
-``cli``.
+``convert``, ``infer``, ``evaluate``, ``perf``, ``pipeline``, ``verify``, ``report``; above them
+``doctor`` and ``cli``.
 
 For flow of your own frames, three lines (see ``gma_lib.infer.estimator``)::
 
