@@ -12,6 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 
+import gma_lib
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
@@ -28,7 +29,7 @@ from gma_lib.report.figures import (
     encode_figure,
 )
 from gma_lib.report.pages import fill_template
-from gma_lib.runs import Record, describe_provenance, write_text
+from gma_lib.runs import Record, write_text
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
 MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
@@ -186,7 +187,7 @@ def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], pa
     text = fill_template(
         "viewer.html.j2",
         title="Pair viewer",
-        provenance=describe_provenance(),
+        version=gma_lib.__version__,  # no time: the same pairs give the same file
         error_range=f"{ERROR_RANGE:.0f}",
         pictures=[
             {"type": media_type, "data": data, "alt": alt}

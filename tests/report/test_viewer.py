@@ -62,6 +62,9 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, tmp_path):
     assert (tmp_path / "viewer/1.js").read_text().startswith("gmaPair({")
     assert page.read_text().count("EPE 5.00 px") == 2  # pictures for those without JavaScript
     assert "best: <" not in page.read_text()
+    before = page.read_bytes()
+    viewer.write_viewer(page, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+    assert page.read_bytes() == before  # so that a stage that runs again changes nothing
     viewer.write_viewer(page, {"best": pairs[0]}, [], **write)
     assert not (tmp_path / "viewer/1.js").exists()
 
