@@ -122,6 +122,15 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
+def shallow():
+    """The same with two updates, a first and a repeated one: three times as fast to export."""
+    from gma_lib.network.checkpoints import load_model
+    from gma_lib.network.model import GMAConfig
+
+    return load_model("seeded", GMAConfig(num_updates=2))
+
+
+@pytest.fixture(scope="session")
 def small_frames() -> tuple[np.ndarray, np.ndarray]:
     """A batch of two different pairs that move by a few pixels."""
     rng = np.random.default_rng(1)
@@ -177,8 +186,12 @@ ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
 
 
 def pytest_collection_modifyitems(items):
-    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``)."""
+    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``). Those that read
+    the finished run are slow by its making.
+    """
     for item in items:
+        if "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
         together = item.path.parent.name in ONE_AFTER_THE_OTHER or "finished" in item.fixturenames
         item.add_marker(pytest.mark.xdist_group("one" if together else item.path.stem))
 

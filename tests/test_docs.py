@@ -27,7 +27,9 @@ MAKEFILE = (PROJECT / "Makefile").read_text()
 
 def test_every_target_that_a_page_names_exists():
     named = set(re.findall(r"(?:`|^    )make ([a-z0-9_-]+)", TEXT, re.M))
-    targets = set(re.findall(r"^([a-z0-9_-]+):", MAKEFILE, re.M))
+    targets = set(
+        re.findall(r"[a-z0-9_-]+", "".join(re.findall(r"^([a-z0-9_ -]+:)", MAKEFILE, re.M)))
+    )
     assert named
     assert named <= targets, named - targets
 
@@ -36,9 +38,9 @@ def test_every_target_for_people_has_a_line_of_help():
     shown = subprocess.run(
         ["make", "help"], capture_output=True, text=True, cwd=PROJECT, check=True
     ).stdout
-    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].replace("$(STAGES)", "").split()
+    phony = re.search(r"^\.PHONY: ([^$\n]*)", MAKEFILE, re.M)[1].split()
     for target in {*phony, *STAGES}:
-        assert f"make {target} " in shown, target
+        assert re.search(rf"^  make .*\b{target} ", shown, re.M), target
 
 
 @pytest.mark.parametrize(
@@ -58,13 +60,13 @@ def test_every_variable_of_the_pages_is_used():
     named = re.findall(r"^\| `([A-Z]+)`", TEXT, re.M)
     assert len(named) > 5
     for name in named:
-        assert re.search(rf"[(, ]{name}\)", MAKEFILE), name
+        assert name in re.findall(r"\w+", MAKEFILE), name
 
 
 def test_every_module_that_is_run_exists():
     pages = [TEXT, MAKEFILE, *(page.read_text() for page in PROJECT.glob("*/*.md"))]
     named = {name for page in pages for name in re.findall(r"-m (gma_lib[\w.]*)", page)}
-    assert {"gma_lib.cli", "gma_lib.report.index"} <= named
+    assert named == {"gma_lib.cli"}
     for name in named:
         path = PROJECT / name.replace(".", "/")
         path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
@@ -135,11 +137,8 @@ def test_every_command_that_a_page_names_exists():
 
 def test_versions_agree():
     assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == gma_lib.__version__
-    locked = dict(
-        line.split("==")
-        for line in (PROJECT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )
+    lock = (PROJECT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([\w.-]+)==([^ ;]+)", lock, re.M))
     hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
     assert {hook["rev"].removeprefix("v") for hook in hooks} == {
         locked["ruff"],
@@ -148,6 +147,7 @@ def test_versions_agree():
     }
 
 
+@pytest.mark.exhaustive
 def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", tmp_path / "html"]
     done = subprocess.run(

@@ -1,43 +1,101 @@
 """The check of a machine: what is missing is named, with the remedy."""
 
-import pytest
-from click.testing import CliRunner
+import os
+import subprocess
+import sys
 
-from gma_lib import doctor
+import pytest
+from command_line import gma
+
+from gma_lib.doctor import checks
+from gma_lib.runs.files import PROJECT
 
 
 @pytest.fixture
 def check(monkeypatch):
-    """Run the command with parts of it replaced."""
+    """Run the command with parts of it replaced; returns word and detail of each line by what
+    it is about.
+    """
 
-    def run(**replaced):
+    def run(exit_code=0, **replaced):
         for name, value in replaced.items():
-            monkeypatch.setattr(doctor, name, value)
-        return CliRunner().invoke(doctor.main, [])
+            monkeypatch.setattr(checks, name, value)
+        return read(gma("doctor", exit_code=exit_code))
 
+    monkeypatch.setattr(checks, "_ascend", lambda ais_python: [])
+    monkeypatch.setattr(checks, "NEEDED", ("click",))
+    monkeypatch.setattr(checks, "LOCK", PROJECT / "no such file")
     return run
+
+
+def read(output):
+    lines = output.splitlines()
+    return {line[8:33].strip(): (line[:8].strip(), line[33:]) for line in lines}
 
 
 def test_a_missing_package_is_named_before_what_needs_it(check):
     def needs_it(ais_python):
         raise ModuleNotFoundError("No module named 'absent_package'")
 
-    done = check(NEEDED=("click", "absent_package"), _ascend=needs_it)
-    word = {line[8:].split()[0]: line[:8].strip() for line in done.output.splitlines()}
-    assert word["click"] == "OK"
-    assert word["absent_package"] == "NOT OK"
-    assert done.exit_code == 1
+    found = check(exit_code=1, NEEDED=("click", "absent_package"), _ascend=needs_it)
+    assert found["click"][0] == "OK"
+    assert found["absent_package"][0] == "NOT OK"
 
 
 def test_a_machine_with_everything_passes(check):
-    done = check(NEEDED=("click",), _ascend=lambda ais_python: [], _differences_from_lock=list)
-    assert "NOT OK" not in done.output
-    assert done.exit_code == 0
+    words = {word for word, _ in check().values()}
+    assert "OK" in words
+    assert "NOT OK" not in words
+
+
+def test_what_only_notebooks_need_may_be_absent(check):
+    word, detail = check(FOR_NOTEBOOKS=("absent_package",))["absent_package"]
+    assert word == "absent"
+    assert "gma-lib[notebooks]" in detail
 
 
 def test_a_version_that_is_not_the_locked_one_is_named(check, tmp_path):
-    (tmp_path / "lock").write_text("click==0.1\nabsent-package==1.0\n")
-    done = check(NEEDED=(), _ascend=lambda ais_python: [], LOCK=tmp_path / "lock")
-    assert "0.1 in requirements.lock" in done.output
-    assert "not installed; requirements.lock has 1.0" in done.output
-    assert done.exit_code == 1
+    lock = tmp_path / "lock"
+    lock.write_text(
+        "# of a tool\nclick==0.1 \\\n    --hash=sha256:1\nabsent-package==1.0\n"
+        f"pytest=={pytest.__version__}\nabsent-there==1.0 ; sys_platform == 'none'\n"
+    )
+    found = check(exit_code=1, LOCK=lock)
+    assert found["click"][0] == "differs"
+    assert "==0.1 in requirements.lock" in found["click"][1]
+    assert found["absent-package"][0] == "NOT OK"
+    assert not {"pytest", "absent-there"} & set(found)
+
+
+def test_two_versions_on_one_path_are_named(check, tmp_path, monkeypatch):
+    for version in ("0.1", "0.2"):
+        about = tmp_path / version / f"gma_lib-{version}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Name: gma-lib\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(about.parent)
+    word, detail = check(exit_code=1)["gma-lib"]
+    assert word == "NOT OK"
+    assert f"0.1 in {tmp_path / '0.1'}" in detail
+    assert f"0.2 in {tmp_path / '0.2'}" in detail
+
+
+def before_installation(**environment):
+    """The check that needs no installation: without site-packages, in a folder of another user."""
+    command = [sys.executable, "-S", PROJECT / "gma_lib/doctor/installation.py"]
+    own = {name: text for name, text in os.environ.items() if not name.startswith("PIP_")}
+    done = subprocess.run(
+        command, cwd="/", env=own | environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    return done.returncode, read(done.stdout)
+
+
+def test_before_an_installation_a_proxy_that_refuses_is_named():
+    refuses = "http://127.0.0.1:9"
+    nowhere = {"PIP_INDEX_URL": f"{refuses}/simple", "PIP_CONFIG_FILE": os.devnull}
+    code, found = before_installation(HTTPS_PROXY=refuses, https_proxy=refuses, **nowhere)
+    assert code == 1
+    assert found["Python"][0] == "OK"
+    assert found["package index"][0] == "NOT OK"
+    assert found["PyTorch's CPU wheels"][0] == "absent"
+    assert found["compiler"][0] == "OK"

@@ -13,6 +13,7 @@ import pytest
 
 from gma_lib.runs.files import PROJECT
 
+pytestmark = pytest.mark.exhaustive
 RESOURCES = ("weights", "params", "notebooks", "benchmarks/results", "requirements.lock")
 
 
@@ -96,6 +97,7 @@ def test_installed_it_finds_its_resources_and_writes_here(run_installed):
     assert Path(data).parts[-4:] == ("empty folder0", "outputs", "tiny", "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("absent", "arguments", "extra"),
     [

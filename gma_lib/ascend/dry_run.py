@@ -1,25 +1,18 @@
 """Write the files and commands that a machine with CANN needs; CANN need not be installed here."""
 
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import click
-
 from gma_lib.ascend import atc
 from gma_lib.ascend.ais_bench import AisBench, build_ais_command
-from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.keep import read_keep_lines
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
 from gma_lib.ascend.rewrite import rewrite_where_needed
-from gma_lib.data import PASSES, load_pairs, write_guide_tensors
-from gma_lib.runs import PRECISION_NAMES, PROJECT, shorten_path, show_messages
+from gma_lib.data import PASSES
+from gma_lib.runs import shorten_path
 from gma_lib.runs.files import write_text
-from gma_lib.runs.records import read_json
-
-log = logging.getLogger(__name__)
 
 
 def write_commands(
@@ -139,56 +132,3 @@ def _verdicts(model: Path, cann: str) -> str:
     return f"CANN {cann}: " + "; ".join(
         f"{word}: {', '.join(names) or 'nothing'}" for word, names in words.items()
     )
-
-
-@click.command()
-@click.option("--profile", default="demo", show_default=True)
-@click.option("--run", required=True, help="Folder of the run.")
-@click.option("--precision", default="float16", show_default=True)
-@click.option("--batch-size", "batch_sizes", type=int, multiple=True, required=True)
-@click.option(
-    "--soc", default="310P3", show_default=True, help="The chip that the other machine has."
-)
-@click.option(
-    "--keep",
-    default="guide",
-    show_default=True,
-    help="What stays float32: guide, or coordinates as well.",
-)
-@click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-def main(
-    profile: str,
-    run: str,
-    precision: str,
-    batch_sizes: tuple[int, ...],
-    soc: str,
-    keep: str,
-    outputs: str,
-) -> None:
-    """Write commands for another machine into the run's folder ascend/, and print where."""
-    show_messages()
-    modes = PRECISION_NAMES["atc"]
-    try:
-        if precision not in modes:
-            raise ValueError(f"atc is told float16 or float32 here, not {precision}")
-        mode = modes[precision]
-        kept = atc.AtcOptions.keep_dtype if mode is None else ()
-        options = atc.AtcOptions(to_soc_version(soc), precision_mode=mode, keep_dtype=kept)
-        target = PROJECT / outputs / profile / run / "ascend"
-        for batch_size in batch_sizes:
-            write_commands(
-                PROJECT / outputs / profile / run / f"bs{batch_size}" / "model",
-                target,
-                options,
-                keep=keep,
-            )
-        write_run_script(target, batch_sizes)
-        index = read_json(PROJECT / outputs / profile / "data" / "index.json", made_by="01_data")
-        write_guide_tensors(load_pairs(index), target / "tensors", with_truth=False)
-        log.info("%s/run.sh", shorten_path(target))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"ascend-dry-run: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

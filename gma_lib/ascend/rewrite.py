@@ -16,8 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, external_data_helper
 
@@ -28,7 +26,6 @@ from gma_lib.ascend.verify import Feeds, RewriteError, in_a_sentence, verify
 from gma_lib.ascend.writing import RewriteReport
 from gma_lib.runs.files import write_atomically
 from gma_lib.runs.processes import tie_child
-from gma_lib.runs.progress import show_messages
 
 log = logging.getLogger(__name__)
 
@@ -188,58 +185,3 @@ def computes_wide(path: Path) -> bool:
         graph = onnx.shape_inference.infer_shapes(model).graph
     computed = {name for part in walk_graphs(graph) for node in part.node for name in node.output}
     return bool(computed & set(find_wide_values(graph)))
-
-
-@click.command()
-@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--leave", multiple=True, help="An operator to leave as it is.")
-@click.option(
-    "--size",
-    "sizes",
-    type=(str, click.IntRange(min=0)),
-    multiple=True,
-    help="What an open axis becomes for the comparison: its name and a size.",
-)
-@click.option(
-    "--feeds",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    multiple=True,
-    help="Inputs to compare both graphs with, by name, as .npz; once for each set.",
-)
-@click.option(
-    "--vendor-python",
-    help="Ask auto_optimizer instead, which this interpreter has; its result is verified.",
-)
-def main(
-    source: Path,
-    target: Path,
-    leave: tuple[str, ...],
-    sizes: tuple[tuple[str, int], ...],
-    feeds: tuple[Path, ...],
-    vendor_python: str | None,
-) -> None:
-    """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
-    show_messages()
-    try:
-        with in_a_sentence("the feeds cannot be read"):
-            given = [dict(np.load(path, allow_pickle=False)) for path in feeds] or None
-        if vendor_python:
-            rewrite_with_vendor_tool(source, target, python=vendor_python, feeds=given)
-            left = len(find_wide_values(onnx.shape_inference.infer_shapes(onnx.load(target)).graph))
-            log.info(
-                f"auto_optimizer's result computes the same; it leaves {left} values of 64 bits."
-            )
-        else:
-            report = rewrite_file(
-                source, target, leave=frozenset(leave), feeds=given, sizes=dict(sizes)
-            )
-            log.info(report.sentence())
-            for node, reason in report.refused.items():
-                log.info(f"left as it is: {node}: {reason}")
-    except (RewriteError, OSError) as error:
-        raise SystemExit(f"rewrite: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

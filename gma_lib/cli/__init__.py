@@ -14,10 +14,14 @@ from gma_lib import runs
 # Command -> where it is and its line of help. A module is imported when its command runs, so that
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
 COMMANDS = {
+    "ascend": (
+        "gma_lib.cli.ascend_files:dry_run",
+        "Write what an Ascend machine needs.",
+    ),
+    "bench": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
     "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),
     "card": ("gma_lib.cli.train:card", "Write the card of the bundled weights."),
-    "compare": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
-    "doctor": ("gma_lib.doctor:main", "Check this machine."),
+    "doctor": ("gma_lib.cli.doctor:main", "Check this machine."),
     "download": ("gma_lib.cli.download:main", "Download MPI Sintel."),
     "evaluate": ("gma_lib.cli.evaluate:main", "Score flow files against ground truth."),
     "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
@@ -25,10 +29,12 @@ COMMANDS = {
     "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
+    "report": ("gma_lib.cli.report:main", "Write the report from what is there."),
     "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),
     "replay": ("gma_lib.cli.verification:replay", "Compute a shared report again and compare."),
     "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
-    "show": ("gma_lib.cli.show:main", "A flow file as an image."),
+    "rewrite": ("gma_lib.cli.ascend_files:rewrite", "Write an ONNX file with 32-bit integers."),
+    "show": ("gma_lib.cli.show:main", "Show a flow file as an image."),
     "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
     "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
     "verify": (

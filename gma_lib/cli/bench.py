@@ -1,20 +1,28 @@
-"""``gma compare``, ``gma precision``, ``gma half-precision``: what variants and precisions cost."""
+"""``gma bench``, ``gma precision``, ``gma half-precision``: what variants and precisions cost."""
 
 from pathlib import Path
 
 import click
 
+from gma_lib.backends import BACKENDS
 from gma_lib.cli.options import CHECKPOINT, PATH
 from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
 from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
 from gma_lib.perf.precision import measure_precisions
 from gma_lib.perf.results import PRECISION_RESULTS, advise
 from gma_lib.runs import track, write_json
+from gma_lib.runs.precisions import PRECISIONS
 
 
-@click.command("compare")
-@click.option("--config", required=True, type=PATH, help="A file such as benchmarks/cpu.yaml.")
-@click.option("--out", required=True, type=PATH, help="Where to write the results, JSON.")
+@click.command("bench", epilog="Example: gma bench benchmarks/cpu.yaml")
+@click.argument("configs", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--out",
+    default="benchmarks/results",
+    show_default=True,
+    type=PATH,
+    help="Folder for the results: cpu.yaml becomes cpu.json.",
+)
 @click.option(
     "--lock",
     default="outputs/.machine.lock",
@@ -22,20 +30,23 @@ from gma_lib.runs import track, write_json
     type=PATH,
     help="Held while measuring, as by 06_perf.",
 )
-def compare_variants(config: Path, out: Path, lock: Path) -> None:
-    """Compare variants of the network, round by round."""
-    found = compare(load_comparison(config), lock_file=lock)
-    write_json(out, found)
-    click.echo(f"{tabulate_comparison(found)}\n\nwritten to {out}")
+def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
+    """Compare variants of the network, round by round, as each of CONFIGS says."""
+    settings = {path.stem: load_comparison(path) for path in configs}  # all, before the first runs
+    for name, comparison in settings.items():
+        found = compare(comparison, lock_file=lock)
+        write_json(out / f"{name}.json", found)
+        click.echo(f"{tabulate_comparison(found)}\n\nwritten to {out / name}.json")
 
 
-@click.command("precision")
+@click.command("precision", epilog="Example: gma precision --precision bfloat16")
 @CHECKPOINT
-@click.option("--backend", default="openvino", show_default=True)
+@click.option("--backend", default="openvino", show_default=True, type=click.Choice(list(BACKENDS)))
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
+    type=click.Choice(PRECISIONS),
     default=("bfloat16", "int8"),
     show_default=True,
     help="A reduced precision; may be repeated.",
@@ -47,7 +58,7 @@ def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...],
     click.echo(advise(out))
 
 
-@click.command("half-precision")
+@click.command("half-precision", epilog="Example: gma half-precision MPI-Sintel --most 2")
 @click.argument("sintel", type=PATH)
 @CHECKPOINT
 @click.option("--most", default=8, show_default=True, help="Pairs with ground truth, at most.")

@@ -6,15 +6,17 @@ from pathlib import Path
 import click
 
 from gma_lib import report
+from gma_lib.backends import BACKENDS
 from gma_lib.pipeline.parameters import WrongParameters, parse_override, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.pipeline.walk import run_stages
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_path
+from gma_lib.runs.precisions import PRECISIONS
 
 
-@click.command("reproduce")
+@click.command("reproduce", epilog="Example: gma reproduce --profile tiny --batch-size 1")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option(
     "--batch-size",
@@ -24,8 +26,8 @@ from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_p
     show_default=True,
     help="Pairs per call of the network; may be repeated.",
 )
-@click.option("--backend", help="Runtime: openvino, onnxruntime, torch, cuda, ascend.")
-@click.option("--precision", help="float32, bfloat16, float16 or int8.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
 @click.option("--run", help="Folder of the results; <backend>-<precision> unless named.")
 @click.option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
 @click.option("--checkpoint", metavar="NAME|FILE", help="Weights.")

@@ -21,7 +21,9 @@ DEVICE = click.option(
 )
 
 
-@click.command("train")
+@click.command(
+    "train", epilog="Example: gma train --config params/train.yaml --out outputs/training"
+)
 @CONFIG
 @click.option("--out", required=True, type=PATH, help="Folder for checkpoints and the log.")
 @click.option("--resume", is_flag=True, help="Continue the folder's checkpoint.")
@@ -34,7 +36,7 @@ def train_weights(config: Path, out: Path, resume: bool, weights: str | None, de
     train(load_config(config), out, resume=resume, weights=weights, device=device)
 
 
-@click.command("held-out")
+@click.command("held-out", epilog="Example: gma held-out gma-procedural --config params/train.yaml")
 @click.argument("weights")
 @CONFIG
 @DEVICE
@@ -45,7 +47,7 @@ def held_out(weights: str, config: Path, device: str) -> None:
     click.echo(json.dumps(scores, indent=1))
 
 
-@click.command("card")
+@click.command("card", epilog="Example: gma card --score")
 @click.option("--score", is_flag=True, help="Measure again first.")
 @click.option("--sintel", type=PATH, help="With --score: a folder of Sintel, for real frames.")
 def card(score: bool, sintel: Path | None) -> None:

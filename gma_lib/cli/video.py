@@ -62,14 +62,14 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     return collected
 
 
-@click.command("video")
+@click.command("video", epilog="Example: gma video clip.mp4 -o flows --movie --warm")
 @click.argument("clip", type=PATH)
 @click.option(
     "-o",
     "--output",
     required=True,
     type=PATH,
-    help="Folder for frame_NNNN.flo, by the number of the pair's first frame; new or empty.",
+    help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame).",
 )
 @click.option(
     "--format",
@@ -89,7 +89,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     "--fps",
     type=float,
     callback=_check_rate,
-    help="Frames per second of the movie.  [default: the clip's own times; 25 for images]",
+    help="Frames per second of the movie.  [default: the clip's; 25 for images]",
 )
 @click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")
 @output_options

@@ -1,6 +1,6 @@
 """Compare variants of the network: which is faster, by how much, and what it costs.
 
-    gma compare --config benchmarks/cpu.yaml --out benchmarks/results/cpu.json
+    gma bench benchmarks/cpu.yaml
 
 Variants take turns, each in a process of its own. On a machine whose speed drifts, seconds mean
 little and ratios within a round mean much. While a variant waits for its turn its process is

@@ -7,8 +7,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
@@ -19,8 +17,7 @@ from gma_lib.report.charts import plot_throughput
 from gma_lib.report.crate import METADATA, describe_files
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import fill_template, table_to_html
-from gma_lib.runs.files import locate_path, shorten_path, write_atomically, write_text
-from gma_lib.runs.progress import show_messages
+from gma_lib.runs.files import shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json
 from gma_lib.runs.run import Run, check_folder_name
 
@@ -339,24 +336,3 @@ def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
             counts = describe_counts(scores)
             return [{"title": title, "counts": counts, "html": html}]
     return []
-
-
-@click.command()
-@click.option("--profile", default="demo", show_default=True)
-@click.option("--outputs", default="outputs", show_default=True, help="Relative to the project.")
-@click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
-def main(profile: str, outputs: str, archive: bool) -> None:
-    """Write the index page of a profile and print its path."""
-    show_messages()
-    folder = locate_path(outputs)
-    try:
-        click.echo(f"report: {shorten_path(write_index(folder, profile))}")
-    except (ValueError, OSError) as error:
-        raise click.ClickException(f"{profile}: {error}") from error
-    if archive:
-        file = write_archive(folder, profile)
-        click.echo(f"to send: {shorten_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 from .code import list_loaded_modules as list_loaded_modules
 from .digests import hash_files as hash_files
+from .files import IN_CHECKOUT as IN_CHECKOUT
 from .files import PROJECT as PROJECT
 from .files import RESOURCES as RESOURCES
 from .files import BadFile as BadFile

@@ -18,6 +18,8 @@ from gma_lib.ascend.errors import explain_ais_error
 from gma_lib.runs.files import BadFile
 from gma_lib.runs.run import DoesNotFit
 
+pytestmark = pytest.mark.slow
+
 
 def gone(process: str) -> bool:
     """A dead child that nobody has waited for yet is a zombie."""

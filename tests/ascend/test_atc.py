@@ -85,6 +85,7 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
     assert not atc.convert_to_om(models / "GMA_m_4.onnx", om, options)["reused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

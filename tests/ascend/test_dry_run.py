@@ -37,6 +37,7 @@ def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_folder_runs_elsewhere(standins, models, folders, tmp_path):
     """One script for every batch size, in a folder of its own, from wherever it is called; with
     another card and interpreter than the usual ones, and a second time.

@@ -6,6 +6,8 @@ import pytest
 from gma_lib.ascend import atc, keep
 from gma_lib.convert import to_ascend
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_stays_float32(exported, standins, tmp_path):
     """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report

@@ -5,6 +5,8 @@ import pytest
 
 from gma_lib.ascend import operators
 
+pytestmark = pytest.mark.slow
+
 
 def _graph(tmp_path, operator, opset):
     node = onnx.helper.make_node(operator, ["x"], ["y"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from command_line import gma
 from onnx import helper
 from small_graphs import FLOAT, INT32, INT64, make
 
@@ -54,6 +54,7 @@ def guide_style(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_guide_s_graph(guide_style, tmp_path):
     """ascend.md 9: the vendor's tool leaves 155 int64 values in it and adds 151 casts."""
     assert rewrite.computes_wide(guide_style)
@@ -179,23 +180,14 @@ def test_the_vendor_s_tool_is_not_there(gather, tmp_path, monkeypatch):
 
 
 def test_the_command_line(vendor, gather, tmp_path):
-    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx")])
-    assert done.exit_code == 0
-    assert "1 values of 64 bits before, 0 after" in done.output
-    done = CliRunner().invoke(
-        rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--leave", "Gather"]
-    )
-    assert "Gather was to be left as it is" in done.output
-    done = CliRunner().invoke(
-        rewrite.main, [str(gather), str(tmp_path / "out.onnx"), "--vendor-python", sys.executable]
-    )
-    assert "it leaves 0 values" in done.output
+    files = [gather, tmp_path / "out.onnx"]
+    assert "1 values of 64 bits before, 0 after" in gma("rewrite", *files)
+    assert "Gather was to be left as it is" in gma("rewrite", *files, "--leave", "Gather")
+    ask = ["--vendor-python", sys.executable]
+    assert "it leaves 0 values" in gma("rewrite", *files, *ask)
     vendor.setenv("STANDIN_FAULT", "opt-nothing")
-    done = CliRunner().invoke(
-        rewrite.main, [str(gather), str(tmp_path / "other.onnx"), "--vendor-python", sys.executable]
-    )
-    assert done.exit_code == 1
-    assert "wrote nothing" in done.output
+    said = gma("rewrite", gather, tmp_path / "other.onnx", *ask, exit_code=1)
+    assert "wrote nothing" in said
 
 
 def test_what_computes_nothing_wide_is_copied(gather, tmp_path):
@@ -246,10 +238,7 @@ def _damage(path, how):
 )
 def test_what_is_no_valid_graph_is_refused_in_one_line(gather, tmp_path, how):
     _damage(gather, how)
-    done = CliRunner().invoke(rewrite.main, [str(gather), str(tmp_path / "out.onnx")])
-    assert done.exit_code == 1
-    assert done.output.startswith("rewrite: ")
-    assert done.output.count("\n") == 1
+    assert gma("rewrite", gather, tmp_path / "out.onnx", exit_code=1).count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
 
 
@@ -268,15 +257,9 @@ def test_open_axes_and_feeds_on_the_command_line(tmp_path):
     onnx.save(model, files[0])
     np.savez(tmp_path / "feed.npz", x=np.ones([3, 4], np.float32))
     np.savez(tmp_path / "wrong.npz", x=np.ones([3, 5], np.float32))
-    results = [
-        CliRunner().invoke(rewrite.main, [*files, *map(str, options)]).exit_code
-        for options in (
-            ["--size", "wide", 4],
-            ["--feeds", tmp_path / "feed.npz"],
-            ["--feeds", tmp_path / "wrong.npz"],
-        )
-    ]
-    assert results == [0, 0, 1]
+    gma("rewrite", *files, "--size", "wide", 4)
+    gma("rewrite", *files, "--feeds", tmp_path / "feed.npz")
+    gma("rewrite", *files, "--feeds", tmp_path / "wrong.npz", exit_code=1)
 
 
 def test_weights_in_a_file_of_their_own_stay_there(tmp_path):

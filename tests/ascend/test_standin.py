@@ -12,6 +12,8 @@ from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBenchError
 from gma_lib.ascend.atc import AtcOptions
 
+pytestmark = pytest.mark.slow
+
 
 def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
     """ascend.md 1.2."""

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from gma_lib import doctor
 from gma_lib.ascend import toolkit
+from gma_lib.doctor import checks
 
 
 @pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
@@ -58,7 +58,7 @@ def test_the_doctor_finds_them(standins, tmp_path):
     (tmp_path / "set_env.sh").write_text("")
     (tmp_path / "version.cfg").write_text("toolkit_running_version=[7.0.0:7.0.0]\n")
     standins.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
-    found = {(finding.what, finding.detail): finding.word for finding in doctor.check_machine()}
+    found = {(finding.what, finding.detail): finding.word for finding in checks.check_machine()}
     assert found["CANN", f"{tmp_path / 'set_env.sh'}, version 7.0.0, opset 9 to 18"] == "OK"
     assert found["ais_bench", sys.executable] == "OK"
     chips = [detail for what, detail in found if what == "Ascend chip"]

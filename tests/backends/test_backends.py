@@ -12,11 +12,14 @@ from gma_lib.backends import BACKENDS, FakeBackend, load_backend
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.convert import convert
 from gma_lib.data.padding import Padding
-from gma_lib.doctor import has_bf16
+from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
+from gma_lib.network.model import GMAConfig
+
+pytestmark = pytest.mark.slow
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
 RUNTIMES = tuple(
@@ -25,8 +28,8 @@ RUNTIMES = tuple(
 SMALL = {"height": 128, "width": 160}
 
 
-def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RUNTIMES):
-    model, checkpoint = seeded
+def prepare(folder, network, *, height, width, batch_size, at_once=1, backends=RUNTIMES):
+    model, checkpoint = network
     size = {"height": height, "width": width, "batch_size": batch_size}
     export.export_whole(to_deploy_form(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
     export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
@@ -36,14 +39,14 @@ def prepare(folder, seeded, *, height, width, batch_size, at_once=1, backends=RU
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, seeded):
+def models(tmp_path_factory, shallow):
     """Every backend's files for batches of two small pairs."""
-    return prepare(tmp_path_factory.mktemp("models"), seeded, **SMALL, batch_size=2)
+    return prepare(tmp_path_factory.mktemp("models"), shallow, **SMALL, batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def reference(seeded, small_frames):
-    return export.compute_reference(seeded[0], *small_frames)
+def reference(shallow, small_frames):
+    return export.compute_reference(shallow[0], *small_frames)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -60,9 +63,9 @@ def test_same_flow(name, models, small_frames, reference):
 
 
 @pytest.fixture(scope="module")
-def whole_batches(tmp_path_factory, seeded):
+def whole_batches(tmp_path_factory, shallow):
     """As ``models``, but the pairs of a batch are computed together."""
-    return prepare(tmp_path_factory.mktemp("whole"), seeded, **SMALL, batch_size=2, at_once=None)
+    return prepare(tmp_path_factory.mktemp("whole"), shallow, **SMALL, batch_size=2, at_once=None)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -118,7 +121,7 @@ def test_coordinates_stay_in_float32(tmp_path):
     """
     if not has_bf16():
         pytest.skip("needs a processor with bfloat16")
-    trained = load_model("gma-procedural")
+    trained = load_model("gma-procedural", GMAConfig(num_updates=3))
     folder = prepare(
         tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",)
     )
@@ -136,8 +139,8 @@ def test_coordinates_stay_in_float32(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, small_frames):
-    folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
+def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, shallow, small_frames):
+    folder = prepare(tmp_path, shallow, **SMALL, batch_size=1, backends=(name,))
     image1, image2 = (frames[:1] for frames in small_frames)
     flows, stored = [], []
     for _ in range(2):
@@ -154,7 +157,7 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
     assert stored[0] == stored[1]
     np.testing.assert_array_equal(*flows)
     # another model is never mistaken for it
-    other, checkpoint = load_model("gma-procedural")
+    other, checkpoint = load_model("gma-procedural", GMAConfig(num_updates=2))
     export.export_whole(other, folder / "gma.onnx", **SMALL, batch_size=1, checkpoint=checkpoint)
     convert(name, folder, checkpoint="gma-procedural")
     with load_backend(name, folder, precision="float32") as backend:
@@ -168,9 +171,9 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, seeded, 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_damaged_compiled_model_is_made_again_with_one_line(
-    name, tmp_path, seeded, small_frames, messages
+    name, tmp_path, shallow, small_frames, messages
 ):
-    folder = prepare(tmp_path, seeded, **SMALL, batch_size=1, backends=(name,))
+    folder = prepare(tmp_path, shallow, **SMALL, batch_size=1, backends=(name,))
     pair = [frames[:1] for frames in small_frames]
 
     def compute():
@@ -277,12 +280,19 @@ def test_the_fake_answers(small_frames):
         assert backend.calls == 1
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_a_real_pair(name, tmp_path, seeded, sintel_sample):
-    """At 440x1024: the flow of the real pair with the largest motion, in float32."""
-    folder = prepare(tmp_path, seeded, height=440, width=1024, batch_size=1)
+@pytest.fixture(scope="module")
+def real_pair(tmp_path_factory, shallow, sintel_sample):
+    """At 440x1024, the real pair with the largest motion: every runtime's files, frames, flow."""
+    folder = prepare(tmp_path_factory.mktemp("real"), shallow, height=440, width=1024, batch_size=1)
     paths = [sintel_sample / f"training/clean/cave_2/frame_000{number}.png" for number in (2, 3)]
-    image1, image2 = (Padding.for_size(436, 1024).pad(read_frame(path))[None] for path in paths)
+    frames = [Padding.for_size(436, 1024).pad(read_frame(path))[None] for path in paths]
+    return folder, frames, export.compute_reference(shallow[0], *frames)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_real_pair(name, real_pair):
+    folder, frames, reference = real_pair
     with load_backend(name, folder, precision="float32") as backend:
-        found = backend.predict(image1, image2)
-    assert Deviation.between(found, export.compute_reference(seeded[0], image1, image2)).max < 1e-3
+        found = backend.predict(*frames)
+    assert Deviation.between(found, reference).max < 1e-3

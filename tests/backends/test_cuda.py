@@ -24,6 +24,8 @@ from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs.run import DoesNotFit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, seeded):

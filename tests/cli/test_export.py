@@ -1,8 +1,10 @@
 """``gma export``: ONNX files that say what they are."""
 
+import pytest
 from command_line import FAST, gma
 
 
+@pytest.mark.slow
 def test_export_writes_files_that_say_what_they_are(tmp_path):
     from gma_lib.export.trace import read_description
 

@@ -14,6 +14,8 @@ from command_line import FAST, gma, loaded_by
 from gma_lib.flow.consistency import find_occluded
 from gma_lib.flow.files import read_flow
 
+pytestmark = pytest.mark.slow
+
 
 def test_flow_of_two_photos_and_its_figure(photos, tmp_path):
     answer = gma(

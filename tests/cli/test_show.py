@@ -8,6 +8,8 @@ from gma_lib.flow.colours import flow_to_rgb
 from gma_lib.flow.files import write_flow_file, write_kitti_flow
 from gma_lib.flow.images import read_frame, write_frame
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def flow(tmp_path):

@@ -21,6 +21,8 @@ from gma_lib.flow.images import write_frame
 from gma_lib.runs.files import hash_file
 from gma_lib.runs.processes import lock_path
 
+pytestmark = pytest.mark.slow
+
 TIMES = [Fraction(tick, 100) for tick in (0, 4, 30, 31, 50)]
 
 

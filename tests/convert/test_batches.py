@@ -10,6 +10,8 @@ from gma_lib.convert.conversion import ModelSpec, prepare_model, read_spec
 from gma_lib.data import sintel
 from gma_lib.flow.metrics import Deviation
 
+pytestmark = pytest.mark.slow
+
 SPEC = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=3)
 
 

@@ -12,6 +12,8 @@ from gma_lib.flow.metrics import Deviation
 from gma_lib.network import load_model
 from gma_lib.network.model import GMAConfig
 
+pytestmark = pytest.mark.slow
+
 SPEC = ModelSpec("seeded", 128, 160, backend="onnxruntime", num_updates=2, batch_size=2)
 
 

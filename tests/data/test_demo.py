@@ -10,6 +10,8 @@ from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, read_mask
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 128, 160
 
 

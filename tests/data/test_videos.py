@@ -296,6 +296,7 @@ class Listener(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.exhaustive
 def test_a_browser_plays_the_movie(tmp_path):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:

@@ -14,6 +14,8 @@ from gma_lib.evaluate import insight
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.network.model import GMAConfig
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 120, 150
 
 

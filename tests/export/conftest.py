@@ -10,7 +10,7 @@ OPSETS = {"matmul": 13, "rows": 13, "gather": 12, "grid_sample": 16}
 @pytest.fixture(scope="session", params=OPSETS)
 def exported(request, tmp_path_factory):
     """Each lookup form as a file for two pairs: form, file, network."""
-    model, checkpoint = load_model("seeded", GMAConfig(lookup=request.param))
+    model, checkpoint = load_model("seeded", GMAConfig(lookup=request.param, num_updates=2))
     path = tmp_path_factory.mktemp(request.param) / "gma.onnx"
     size = {"height": 128, "width": 160, "batch_size": 2}
     export.export_whole(model, path, **size, checkpoint=checkpoint, opset=OPSETS[request.param])

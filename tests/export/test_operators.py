@@ -4,6 +4,8 @@ import pytest
 
 from gma_lib import export
 
+pytestmark = pytest.mark.slow
+
 UNWANTED = {"Gather", "GatherElements", "GatherND", "GridSample", "ScatterND", "Where", "Cast"}
 
 
@@ -16,8 +18,8 @@ def test_operators(exported):
     else:  # the same look at the other forms finds what it should find
         assert UNWANTED & set(found)
     if lookup == "gather":
-        # as in the guide's own graph: four corners, four levels, six updates
-        assert found["GatherElements"] == 4 * 4 * 6
+        # as in the guide's own graph: four corners, four levels, two updates
+        assert found["GatherElements"] == 4 * 4 * 2
         assert export.list_wide_activations(path)
 
 

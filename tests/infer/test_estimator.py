@@ -21,6 +21,8 @@ from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import PROJECT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):

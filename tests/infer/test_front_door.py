@@ -12,6 +12,8 @@ from gma_lib import load
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import write_frame
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 128, 160
 # Flow of the coloured pair at every eighth pixel: bundled weights, 6 updates, OpenVINO, float32.
 # Save it anew when the weights change.

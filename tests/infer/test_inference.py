@@ -114,11 +114,12 @@ def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, seeded):
-    size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": seeded[1]}
-    export.export_whole(seeded[0], tmp_path / "gma.onnx", **size)
-    export.export_split(seeded[0], tmp_path, **size)
+def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, shallow):
+    size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": shallow[1]}
+    export.export_whole(shallow[0], tmp_path / "gma.onnx", **size)
+    export.export_split(shallow[0], tmp_path, **size)
     convert(name, tmp_path, checkpoint="seeded")
     with load_backend(name, tmp_path, precision="float32") as backend:
         inference.infer(pairs[:4], backend, tmp_path / "flow", batch_size=2, key="k")
@@ -188,11 +189,9 @@ SLOW = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from gma_lib import export
-from gma_lib.infer import inference
+from gma_lib.backends import FakeBackend
 from gma_lib.data import sintel
-from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
-from gma_lib.convert import convert
+from gma_lib.infer import inference
 
 def slow(image1, image2):
     print("call", flush=True)
@@ -204,6 +203,7 @@ inference.infer(pairs, FakeBackend(slow), Path(sys.argv[2]), batch_size=1, key="
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     """A real process, stopped for real in the middle: no stored pair is computed twice, none is

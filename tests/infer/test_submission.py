@@ -11,6 +11,8 @@ from gma_lib.flow.images import write_frame
 from gma_lib.infer import submission
 from gma_lib.infer.estimator import Estimator
 
+pytestmark = pytest.mark.slow
+
 SCENES = {"cave": 3, "alley": 2}  # scene -> frames
 
 

@@ -11,6 +11,8 @@ from gma_lib.flow.images import read_frame
 from gma_lib.network import checkpoints
 from gma_lib.network.model import GMA, LOOKUPS, GMAConfig, correlation_pyramid, look_up
 
+pytestmark = pytest.mark.slow
+
 # Rounding in another order moves the flow by about 1e-5 px; a real difference, by a pixel and more.
 CLOSE = 1e-3
 EXCERPT = Path(__file__).parents[1] / "data" / "reference_excerpt.npz"
@@ -227,6 +229,7 @@ def test_excerpt_of_the_reference(seeded, attention):
     assert distance(found[..., 4::16, 4::16], reference) < CLOSE
 
 
+@pytest.mark.exhaustive
 def test_full_size(seeded, golden, sintel_sample):
     """A real pair at 440x1024, as the guide deploys it."""
     frames = [

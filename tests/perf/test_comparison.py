@@ -15,6 +15,8 @@ from gma_lib.perf import comparison
 from gma_lib.perf.worker import Worker
 from gma_lib.runs.files import PROJECT
 
+pytestmark = pytest.mark.slow
+
 SMALL = """
 height: 128
 width: 160
@@ -37,22 +39,12 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.exhaustive
 def test_a_comparison(config, tmp_path):
-    out = tmp_path / "found.json"
-    command = [
-        sys.executable,
-        "-m",
-        "gma_lib.cli",
-        "compare",
-        "--config",
-        config,
-        "--out",
-        out,
-        "--lock",
-        tmp_path / "lock",
-    ]
+    command = [sys.executable, "-m", "gma_lib.cli", "bench", config]
+    command += ["--out", tmp_path, "--lock", tmp_path / "lock"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
-    found = json.loads(out.read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "small.json").read_text(encoding="utf-8"))
     assert list(found["variants"]) == ["guide's graph", "along a sequence", "impossible"]
     baseline, sequence, impossible = found["variants"].values()
     assert baseline["ratio"] == 1

@@ -12,6 +12,8 @@ from gma_lib.perf import timing
 from gma_lib.perf.results import tabulate_measurement
 from gma_lib.perf.timing import Task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory, seeded):

@@ -21,6 +21,8 @@ from gma_lib.runs import run as runs
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT
 
+pytestmark = pytest.mark.exhaustive
+
 STANDINS = Path(__file__).parents[1] / "standins"
 SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "STANDIN_PYTHON": sys.executable}
 

@@ -113,6 +113,7 @@ def test_noise_is_called_noise(finished):
         assert "seeded noise" in (finished / f"tiny/test/bs2/{page}.html").read_text()
 
 
+@pytest.mark.exhaustive
 def test_plain_papermill(finished, tmp_path):
     """Without the runner: the same notebook, the same files."""
     command = [
@@ -167,6 +168,7 @@ def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
     assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
 
 
+@pytest.mark.exhaustive
 def test_frames_on_disk(tiny_sintel, tmp_path):
     """A data set in Sintel's layout, with the guide's tensors beside the index, in folders whose
     names mean something to shells, YAML, HTML and papermill.
@@ -184,6 +186,7 @@ def test_frames_on_disk(tiny_sintel, tmp_path):
     assert len(list(folder.glob("tensors/*/image1/*.bin"))) == 8
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("stage", "settings", "message"),
     [
@@ -209,6 +212,7 @@ def test_a_failed_notebook_keeps_its_reason_and_leaves_no_result(
     assert not list(outputs.rglob("03_convert*"))
 
 
+@pytest.mark.exhaustive
 def test_a_dead_kernel_is_no_success(finished, tmp_path):
     """papermill would leave a notebook that looks complete."""
     outputs = tmp_path / "outputs"
@@ -254,6 +258,7 @@ def _kernel_of(pid):
     raise AssertionError("no kernel was started")
 
 
+@pytest.mark.exhaustive
 def test_interrupted_and_started_again(finished, tmp_path):
     """Ctrl-C in the middle of 04, then the same command: it goes on where it stopped."""
     outputs = tmp_path / "outputs"
@@ -278,6 +283,7 @@ def test_interrupted_and_started_again(finished, tmp_path):
     assert all(path.stat().st_mtime_ns == times[path] for path in times)
 
 
+@pytest.mark.exhaustive
 def test_what_takes_too_long_is_stopped(tmp_path):
     done = run_stage("01_data", tmp_path, "limit_s=2.5", "demo_height=872", "demo_width=2048")
     assert done.returncode == 124
@@ -293,6 +299,7 @@ def start_stage(outputs, *settings, **options):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_kernel_ends_with_its_runner(tmp_path, number):
     process = start_stage(tmp_path, "demo_height=872", "demo_width=2048")
@@ -307,6 +314,7 @@ def test_a_kernel_ends_with_its_runner(tmp_path, number):
     assert not [name for name in left if name.startswith(".gma-") or "running" in name]
 
 
+@pytest.mark.exhaustive
 def test_a_second_run_waits_for_the_first(tmp_path):
     lock = tmp_path / "tiny/data/.lock"
     lock.parent.mkdir(parents=True)
@@ -321,6 +329,7 @@ def test_a_second_run_waits_for_the_first(tmp_path):
     assert process.returncode == 0, out
 
 
+@pytest.mark.exhaustive
 def test_no_loopback_is_a_sentence_at_once(tmp_path):
     """A network namespace of its own, whose loopback is down."""
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
@@ -332,6 +341,7 @@ def test_no_loopback_is_a_sentence_at_once(tmp_path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.exhaustive
 def test_notebooks_need_no_home(tmp_path):
     environment = os.environ | {"HOME": "/proc/no/home", "TMPDIR": "/proc/no/tmp"}
     out, errors = start_stage(tmp_path, "demo_frames=2", env=environment).communicate(timeout=120)
@@ -339,6 +349,7 @@ def test_notebooks_need_no_home(tmp_path):
     assert not list(tmp_path.rglob("*kernel*"))
 
 
+@pytest.mark.exhaustive
 def test_what_does_not_fit_becomes_rows(finished, tmp_path, monkeypatch):
     """The batch size gets its rows, later stages are skipped with the reason, and 06 still writes
     its own.

@@ -134,6 +134,7 @@ def test_code_counts_where_a_stage_has_loaded_it(finished):
     assert "code evaluate/evaluation.py" not in perf
 
 
+@pytest.mark.exhaustive
 def test_a_lost_result_is_made_again(finished):
     (finished / "tiny/test/bs3/metrics.json").unlink()
     done = run_stage("05_evaluate", finished, batch_size=3)
@@ -141,6 +142,7 @@ def test_a_lost_result_is_made_again(finished):
     assert (finished / "tiny/test/bs3/metrics.json").is_file()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "damaged", ["flow/rush/frame_0001.flo", "clean/rush/frame_0001.png"], ids=["truth", "frame"]
 )
@@ -157,6 +159,7 @@ def test_rendered_files_that_changed_are_rendered_again(outputs, damaged):
     assert "05_evaluate bs2: up to date" in run_stage("05_evaluate", outputs).stdout
 
 
+@pytest.mark.exhaustive
 def test_frames_of_the_user_that_changed_are_taken_over(tiny_sintel, tmp_path):
     """Same size, same time of modification: 01 runs again, and the record of before is refused."""
     outputs = tmp_path / "outputs"
@@ -172,6 +175,7 @@ def test_frames_of_the_user_that_changed_are_taken_over(tiny_sintel, tmp_path):
     assert "up to date" in run_stage("01_data", outputs, setting).stdout
 
 
+@pytest.mark.exhaustive
 def test_fewer_frames_leave_none_of_before(tmp_path):
     """Another rendering, also of another size, is that rendering alone."""
     outputs = tmp_path / "outputs"
@@ -184,6 +188,7 @@ def test_fewer_frames_leave_none_of_before(tmp_path):
     assert len(list((outputs / "tiny/data/frames").rglob("clean/*/*.png"))) == 4
 
 
+@pytest.mark.exhaustive
 def test_numbers_edited_by_hand_are_not_shown(outputs):
     run = open_tiny(outputs)
     record = locate_record("05_evaluate", run)
@@ -221,6 +226,7 @@ def test_what_rests_on_an_altered_file_is_neither_shown_nor_sent(outputs, stage,
     assert ("tiny/test/bs3/05_evaluate.html" in names) == (stage != "01_data")
 
 
+@pytest.mark.exhaustive
 def test_altered_flow_is_computed_again_and_nothing_else(outputs):
     run = open_tiny(outputs)
     flow = run.flow_folder / "clean/rush/frame_0001.flo"
@@ -287,12 +293,14 @@ def test_another_version_s_stamp_counts_as_absent(empty_run):
     assert read_stamp("02_export", empty_run) is not None
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_stamp_heals(outputs):
     stamps.locate_stamp("05_evaluate", open_tiny(outputs)).write_bytes(b"null")
     assert "05_evaluate bs2: done" in run_stage("05_evaluate", outputs).stdout
     assert "05_evaluate bs2: up to date" in run_stage("05_evaluate", outputs).stdout
 
 
+@pytest.mark.exhaustive
 def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     """04 ends badly after everything had run: its own and 05's numbers are gone from the index,
     06's are not.

@@ -19,6 +19,8 @@ from gma_lib.flow.files import write_flow
 from gma_lib.infer.inference import flow_path
 from gma_lib.report.viewer import write_viewer
 
+pytestmark = pytest.mark.exhaustive
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEAD_PROXY = (
     "127.0.0.1:9"  # nobody listens: whatever is asked of another machine fails, and is in the log

@@ -19,6 +19,8 @@ from gma_lib.training import model_card as card
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
 from gma_lib.training.pairs import PairSource, render_held_out
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = json.loads((WEIGHTS_FOLDER / "gma-procedural.json").read_text(encoding="utf-8"))
 
 

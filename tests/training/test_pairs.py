@@ -8,6 +8,8 @@ import torch
 
 from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, dim_light, render_held_out
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_pair_follows_from_its_number(source, config):
     phase = config.phases[0]

@@ -10,6 +10,8 @@ from gma_lib.training import scenes
 from gma_lib.training.pairs import VALIDATION, render_held_out
 from gma_lib.training.scenes import LayeredScene, draw_scene
 
+pytestmark = pytest.mark.slow
+
 
 def misses(pair, extra=(0.0, 0.0)) -> np.ndarray:
     """Difference in grey levels between frame 1 and frame 2 warped back, where both see a point."""

@@ -26,6 +26,8 @@ from gma_lib.training.trainer import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_muon_moves_every_direction_of_a_kernel_alike_by_steps_as_large_as_adamw():
     torch.manual_seed(0)
@@ -144,6 +146,7 @@ def _losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in read_log(folder / "log.jsonl")[0]]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path, tiny):
     config_file = tmp_path / "tiny.yaml"
     config_file.write_text(

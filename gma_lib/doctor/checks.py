@@ -1,64 +1,41 @@
-"""Check this machine: ``make doctor``."""
+"""Check this machine: ``gma doctor``."""
 
 import importlib
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import click
+from packaging.requirements import Requirement
 
 from gma_lib import ascend, perf, runs
+from gma_lib.doctor.installation import Finding, check_python, need, offer
 
-NEEDED = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "cv2",
-    "matplotlib",
-    "pandas",
-    "papermill",
-    "nbconvert",
-    "torch",
-)
+NEEDED = ("numpy", "onnx", "openvino", "cv2", "av", "matplotlib", "torch")
+FOR_NOTEBOOKS = ("onnxruntime", "pandas", "papermill", "nbconvert", "ipykernel")
 LOCK = runs.RESOURCES / "requirements.lock"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: OK, NOT OK (needed, with the remedy), or absent (optional, with what it would
-    give).
-    """
-
-    word: str
-    what: str
-    detail: str
 
 
 def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
     """Everything that is needed or optional, in the order in which a user would fix it."""
-    version = sys.version.split()[0]
-    yield _needed(sys.version_info >= (3, 11), "Python", version, "install Python 3.11 or newer")
+    yield check_python()
+    yield from _installations()
     yield from map(_package, NEEDED)
+    yield from map(_package_for_notebooks, FOR_NOTEBOOKS)
     yield from _differences_from_lock()
-    yield _needed(
-        shutil.which("make") is not None, "make", shutil.which("make") or "", "install GNU make"
-    )
     yield _kernel()
     free = shutil.disk_usage(runs.PROJECT).free
-    yield _needed(
+    yield need(
         free > 2e9,
         "free disk",
         f"{free / 1e9:.0f} GB",
         "the demo writes about 0.5 GB, full Sintel about 8 GB a batch size",
     )
     memory = runs.find_memory()
-    yield _needed(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
+    yield need(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
     yield Finding("OK", "processor", f"{runs.find_processor()}, {runs.count_cores()} cores")
-    yield _optional(
+    yield offer(
         has_bf16(),
         "AVX-512 BF16 or AMX",
         "bfloat16 at full speed",
@@ -68,18 +45,6 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         yield Finding("OK", "bfloat16", perf.advise())
     yield _gpu()
     yield from _ascend(ais_python)
-
-
-def _needed(good: bool, what: str, detail: str, remedy: str) -> Finding:
-    return (
-        Finding("OK", what, detail)
-        if good
-        else Finding("NOT OK", what, f"{detail}: {remedy}".lstrip(": "))
-    )
-
-
-def _optional(there: bool, what: str, detail: str, absent: str) -> Finding:
-    return Finding("OK" if there else "absent", what, detail if there else f"optional: {absent}")
 
 
 def _package(name: str) -> Finding:
@@ -92,26 +57,50 @@ def _package(name: str) -> Finding:
     return Finding("OK", name, getattr(module, "__version__", "").split("-")[0])
 
 
+def _package_for_notebooks(name: str) -> Finding:
+    found = _package(name)
+    absent = "only for gma reproduce: pip install 'gma-lib[notebooks]'"
+    return offer(found.word == "OK", name, found.detail, absent)
+
+
+def _installations() -> Iterator[Finding]:
+    """More than one version of this package on the path: which of them is imported is chance."""
+    there = metadata.distributions(name="gma-lib")
+    found = {one.version: f"{one.version} in {one.locate_file('')}" for one in there}
+    if len(found) > 1:
+        remedy = "pip uninstall gma-lib until none is left, then install one"
+        yield Finding("NOT OK", "gma-lib", f"{' and '.join(found.values())}: {remedy}")
+
+
 def _differences_from_lock() -> Iterator[Finding]:
     """Installed versions that are not the locked ones; numbers may then differ in their last
-    digits.
+    digits. What is not installed is missed in a checkout only: a package has extras.
     """
     if not LOCK.is_file():
         return
-    for line in LOCK.read_text().splitlines():
-        name, _, locked = line.partition("==")
-        try:
-            found = metadata.version(name).split("+")[0]
-        except metadata.PackageNotFoundError:
-            yield Finding("NOT OK", name, f"not installed; requirements.lock has {locked}")
+    lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
+    for wanted in (Requirement(line.rstrip("\\ ")) for line in lines):
+        if wanted.marker and not wanted.marker.evaluate():
             continue
-        if found != locked:
-            yield Finding("differs", name, f"{found} installed, {locked} in requirements.lock")
+        locked = f"{wanted.specifier}"
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            if runs.IN_CHECKOUT:
+                remedy = f"not installed; requirements.lock has {locked}"
+                yield Finding("NOT OK", wanted.name, remedy)
+            continue
+        if not wanted.specifier.contains(found, prereleases=True):
+            yield Finding(
+                "differs", wanted.name, f"{found} installed, {locked} in requirements.lock"
+            )
 
 
 def _kernel() -> Finding:
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    except ImportError:
+        return Finding("absent", "Jupyter kernel python3", "optional: comes with ipykernel")
     try:
         where = KernelSpecManager().get_kernel_spec("python3").resource_dir
     except NoSuchKernel:
@@ -137,7 +126,7 @@ def _gpu() -> Finding:
         return Finding("absent", "GPU", "optional: PyTorch is not installed")
     there = torch.cuda.is_available()
     detail = f"{torch.cuda.get_device_name()}: BACKEND=cuda" if there else ""
-    return _optional(there, "GPU", detail, "none that PyTorch can use; everything runs on the CPU")
+    return offer(there, "GPU", detail, "none that PyTorch can use; everything runs on the CPU")
 
 
 def _ascend(ais_python: str | None) -> Iterator[Finding]:
@@ -148,7 +137,7 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
         opsets = ascend.operators.OPSETS.get((cann.version or "").split(".")[0])
         reads = f"opset {opsets[0]} to {opsets[-1]}" if opsets else "opsets not known"
         detail = f"{cann.script}, version {cann.version or 'not found'}, {reads}"
-    yield _optional(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
+    yield offer(cann is not None, "CANN", detail, "the Ascend toolkit; only for an Ascend card")
     environment = ascend.toolkit.load_tool_environment(cann)
     try:
         python = ascend.toolkit.find_ais_python(ais_python, environment)
@@ -168,19 +157,3 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
             )
     except ascend.chip.NoChipFound as error:
         yield Finding("absent", "Ascend chip", f"optional: {error}")
-
-
-@click.command("doctor")
-@click.option("--ais-python", help="Interpreter that has ais_bench.")
-def main(ais_python: str | None) -> None:
-    """Check this machine: a line per finding; exit code 1 if something needed is missing."""
-    words = set()
-    for finding in check_machine(ais_python):  # as they come: the last import what may be missing
-        click.echo(f"{finding.word:7} {finding.what:24} {finding.detail}")
-        words.add(finding.word)
-    if "NOT OK" in words:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What this machine has: before an installation (``installation``), and after it (``checks``)."""
