@@ -98,6 +98,14 @@ def test_installed_it_finds_its_resources_and_writes_here(run_installed):
 
 
 @pytest.mark.slow
+def test_a_current_folder_that_was_deleted_is_a_sentence(run_installed):
+    gone = "import os, tempfile; os.chdir(tempfile.mkdtemp()); os.rmdir(os.getcwd());"
+    done = run_installed(gone + GMA, "evaluate", "a.flo", "b.flo")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "current folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("absent", "arguments", "extra"),
     [

@@ -121,7 +121,7 @@ def _find_profile(outputs: Path, profile: str) -> Path:
     folder = Path(outputs) / profile
     if not [*folder.glob("*/.*.json"), *_find_runs(folder)]:
         raise FileNotFoundError(
-            f"{shorten_path(folder)}: nothing of this profile has run. Run make reproduce first."
+            f"{shorten_path(folder)}: nothing of this profile has run. Run gma reproduce first."
         )
     return folder
 

@@ -19,7 +19,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
 RESOURCES = PACKAGE.parent if IN_CHECKOUT else PACKAGE / "resources"
 # What relative paths start from, and where results go: the checkout, or the current folder
-PROJECT = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+try:
+    PROJECT = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+except FileNotFoundError:
+    raise FileNotFoundError("the current folder was deleted: change to another one") from None
 REMEDY = "Replace the file"
 
 
@@ -128,7 +131,7 @@ def make_plain(value: object) -> object:
     return value
 
 
-def require_writable(folder: Path) -> None:
+def require_writable(folder: Path, remedy: str = "give another folder") -> None:
     """Make a folder; raise OSError, in a sentence, where nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +139,7 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(
-            f"cannot write to {shorten_path(folder)} ({error.strerror}): give another folder"
+            f"cannot write to {shorten_path(folder)} ({error.strerror}): {remedy}"
         ) from error
 
 

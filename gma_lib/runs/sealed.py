@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gma_lib.runs.code import digest_module, list_loaded_modules, locate_module
-from gma_lib.runs.files import hash_file, hash_value, make_plain, write_atomically
+from gma_lib.runs.files import hash_file, hash_value, make_plain, require_writable, write_atomically
 from gma_lib.runs.leftovers import remove, remove_leftovers
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import Record
@@ -51,10 +51,11 @@ def open_sealed(
     say
         Callback for that message, or for the one that says why a folder is built again.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent)
+    if folder.parent.is_dir():
+        remove_leftovers(folder.parent)
     if find_fault(folder, made_from) is None:
         return folder
+    require_writable(folder.parent, "make it writable, or name another one (GMA_CACHE)")
     with lock_path(folder.with_name(f".{folder.name}.lock")):
         if (fault := find_fault(folder, made_from)) is None:
             return folder  # another process was faster

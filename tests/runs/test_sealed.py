@@ -43,6 +43,12 @@ def flip(path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*file.*GMA_CACHE"):
+        open_sealed(tmp_path / "file" / "built", MADE_FROM, build)
+
+
 def test_a_folder_is_built_once(opened, tmp_path):
     assert opened() == []
     before = (tmp_path / "built" / "model.bin").stat().st_ino
