@@ -7,17 +7,18 @@ interrupted call goes on; ``table`` writes what was tried, and with what result.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+import nbconvert
+import papermill
 import psutil
 
 from gma_lib.infer.inference import LEDGER
@@ -34,10 +35,14 @@ from gma_lib.runs.records import read_json
 
 HOME = PROJECT / "outputs" / "torture"
 OUTPUTS = HOME / "now"  # every case at the same place: records hold paths
+PRINTED = HOME / "printed.txt"  # by the last runner
 KILLS, KILLS_WHILE_WRITING = 20, 5
 SECONDS_TO_END = 2.0
 OTHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Case = tuple[str, Callable[[], str]]  # its name, and what does it: "held", or what did not
+LOADED = (papermill, nbconvert)  # once, for all runners, which are forks of this process
+Runner = multiprocessing.context.ForkProcess
+FORK = multiprocessing.get_context("fork")
 
 
 def set_up() -> tuple:
@@ -45,10 +50,32 @@ def set_up() -> tuple:
     return parameters, make_run(parameters)
 
 
-def start(*stages: str) -> subprocess.Popen:
+def start(*stages: str) -> Runner:
     """A process that runs stages, one after the other."""
-    command = [sys.executable, __file__, "run", *stages]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = FORK.Process(target=run_stages_here, args=(stages,))
+    process.start()
+    return process
+
+
+def run_stages_here(stages: tuple[str, ...]) -> None:
+    """Do so in this process; what is printed goes to a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    with open(PRINTED, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    show_messages()
+    parameters = set_up()[0]
+    for stage in stages:
+        status = run_stage(stage, parameters, write_page=notebook_to_html)
+        if EXIT[status]:
+            raise SystemExit(EXIT[status])
+
+
+def end(process: Runner) -> str:
+    """Wait for a runner; return the last line that it printed, or an error's traceback."""
+    process.join()
+    printed = PRINTED.read_text(errors="replace").strip()
+    return printed if "Traceback (most" in printed else printed.rpartition("\n")[2]
 
 
 def list_leftovers() -> list[str]:
@@ -91,9 +118,9 @@ def prepare() -> dict[str, float]:
         for stage in STAGES:
             before = time.monotonic()
             process = start(stage)
-            out, _ = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"the undisturbed run of {stage} failed:\n{out}")
+            line = end(process)
+            if process.exitcode:
+                raise RuntimeError(f"the undisturbed run of {stage} failed: {line}")
             seconds[stage] = time.monotonic() - before
             shutil.copytree(OUTPUTS, HOME / "states" / stage)
             results[stage] = describe_result()
@@ -120,33 +147,30 @@ def count_stored() -> int:
     return sum(path.read_text(errors="replace").count('"sha256"') for path in ledgers)
 
 
-def kill(stage: str, number: int, moment: Callable[[subprocess.Popen], bool]) -> str:
+def kill(stage: str, number: int, moment: Callable[[Runner], bool]) -> str:
     """Send a signal at a moment, look after two seconds, resume, compare."""
     names = list(STAGES)
     place = names.index(stage)
     restore(names[place - 1] if place else "nothing")
     process = start(stage)
     if not moment(process):
-        process.communicate()
         return "ended before"
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
-    family = [psutil.Process(one.pid) for one in family]
-    process.send_signal(number)
-    alive = psutil.wait_procs([one for one in family if one.pid != process.pid], SECONDS_TO_END)[1]
-    try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        alive.append(family[0])
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, number)
+    alive = psutil.wait_procs(family, SECONDS_TO_END)[1]
+    process.join(SECONDS_TO_END)
+    if process.is_alive():
+        alive.append(psutil.Process(process.pid))
     for one in alive:
         one.kill()
-    process.communicate()
+    process.join()
     if alive:
         return f"still there after {SECONDS_TO_END:.0f} s: {len(alive)} processes"
     stored = count_stored()
     resumed = start(stage)
-    out, _ = resumed.communicate()
-    if resumed.returncode:
-        return f"not resumed: {out.strip().splitlines()[-1]}"
+    line = end(resumed)
+    if resumed.exitcode:
+        return f"not resumed: {line}"
     if stage == "04_infer":
         run = set_up()[1]
         summary = read_json(run.folder / "infer.json", made_by=stage)["summary"]
@@ -155,28 +179,26 @@ def kill(stage: str, number: int, moment: Callable[[subprocess.Popen], bool]) ->
     return compare(stage)
 
 
-def wait_for_time(seconds: float) -> Callable[[subprocess.Popen], bool]:
-    def wait(process: subprocess.Popen) -> bool:
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
+def wait_for_time(seconds: float) -> Callable[[Runner], bool]:
+    def wait(process: Runner) -> bool:
+        process.join(seconds)
+        return process.is_alive()
 
     return wait
 
 
-def wait_for_file(skipped: int) -> Callable[[subprocess.Popen], bool]:
+def wait_for_file(skipped: int) -> Callable[[Runner], bool]:
     """Wait until a file is being written, after so many others."""
 
-    def wait(process: subprocess.Popen) -> bool:
+    def wait(process: Runner) -> bool:
         seen: set[str] = set()
-        while process.poll() is None:
+        while process.is_alive():
             for folder, folders, files in os.walk(OUTPUTS):
                 new = [name for name in folders + files if name.startswith(".gma-")]
                 seen |= {f"{folder}/{name}" for name in new if not name.endswith(".kernel")}
             if len(seen) > skipped:
                 return True
+            time.sleep(0.001)
         return False
 
     return wait
@@ -228,29 +250,31 @@ def change_byte(path: Path) -> None:
 
 
 def damage(after: str, relative: Path) -> str:
-    """Change a byte between two stages, run all again, compare."""
+    """Change a byte between two stages, run all up to the second one, compare.
+
+    If nothing differs then, nothing can later: the stages that follow read what is compared.
+    """
     restore(after)
     change_byte(OUTPUTS / relative)
-    process = start(*STAGES)
-    out, _ = process.communicate()
-    if "Traceback (most recent call last)" in out:
-        return f"a traceback: {out.strip().splitlines()[-1]}"
-    if process.returncode:
-        return f"did not heal: {out.strip().splitlines()[-1]}"
+    wanted = list(STAGES)[: list(STAGES).index(after) + 2]
+    process = start(*wanted)
+    line = end(process)
+    if "Traceback" in line:
+        return f"a traceback: {line.splitlines()[-1]}"
+    if process.exitcode:
+        return f"did not heal: {line}"
     statuses = read_statuses(set_up()[1])
-    if set(statuses.values()) != {"ok"}:
+    if any(statuses[stage] != "ok" for stage in wanted):
         return f"ended as {statuses}"
-    return compare("06_perf")
+    return compare(wanted[-1])
 
 
 def list_faults() -> Iterator[Case]:
     prepare()
-    for after in STAGES:
-        for kind, relative in list_kinds(after).items():
-            yield (
-                f"{after} {kind}",
-                lambda after=after, relative=relative: damage(after, relative),
-            )
+    kinds = [(stage, kind, path) for stage in STAGES for kind, path in list_kinds(stage).items()]
+    first = {kind: stage for stage, kind, _ in reversed(kinds)}  # first what a stage left itself
+    for after, kind, path in sorted(kinds, key=lambda one: first[one[1]] != one[0]):
+        yield f"{after} {kind}", lambda after=after, path=path: damage(after, path)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -259,18 +283,6 @@ def list_faults() -> Iterator[Case]:
 @click.group()
 def main() -> None:
     """Try to break the pipeline."""
-
-
-@main.command("run")
-@click.argument("stages", nargs=-1)
-def run_stages_here(stages: tuple[str, ...]) -> None:
-    """Run stages, in order; used by the cases."""
-    show_messages()
-    parameters = set_up()[0]
-    for stage in stages:
-        status = run_stage(stage, parameters, write_page=notebook_to_html)
-        if EXIT[status]:
-            raise SystemExit(EXIT[status])
 
 
 @main.command("try")
