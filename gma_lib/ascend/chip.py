@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gma_lib.runs.processes import tie_child
+
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
 # NPU ID, chip ID, logic ID, perhaps another number, and the name
 MAPPING = re.compile(r"\s*[0-9]+\s+[0-9]+\s+([0-9]{1,9})\s+(?:[0-9]+\s+)?(\S.*)")
@@ -149,7 +151,12 @@ def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str |
     code = "import acl; print('soc:', acl.get_soc_name())"
     try:
         done = subprocess.run(
-            [python, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+            [python, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment,
+            **tie_child(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -169,6 +176,7 @@ def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tup
             text=True,
             timeout=60,
             env=environment or os.environ,
+            **tie_child(),
         )
     except FileNotFoundError:
         return "", "not installed (it comes with the driver)"

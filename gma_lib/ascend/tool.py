@@ -2,18 +2,20 @@
 ended.
 """
 
-import os
-import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gma_lib.runs.processes import SECONDS_BETWEEN_LOOKS, tie_child
 
 # is given the seconds since a tool's start, again and again until it ends, and may show progress
 Watch = Callable[[Iterator[float]], Iterable[float]]
+# Kills its own process group when its stdin closes: when whoever started it closes that, or ends.
+# The system's own signal (tie_child) reaches the tool, not its helpers.
+KILL_GROUP = ("sh", "-c", "read line; kill -9 0")
 
 
 def run_tool(
@@ -26,8 +28,9 @@ def run_tool(
 ) -> tuple[int, str]:
     """Run without a shell; return the exit code and what was printed, stdout and stderr in order.
 
-    However this ends, by Ctrl-C too, nothing of the tool is left running: some of them start
-    helpers of their own.
+    However this ends, by Ctrl-C or by a SIGKILL of this process too, nothing of the tool is left
+    running: some of them start helpers of their own. A helper that leaves the tool's process group
+    escapes.
 
     Parameters
     ----------
@@ -45,29 +48,36 @@ def run_tool(
     TimeoutError
         When it was stopped after ``timeout_s``.
     """
-    with (
-        tempfile.TemporaryFile() as printed
-    ):  # a file and not a pipe, which would fill up and hold the tool
-        process = subprocess.Popen(
-            arguments,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            **tie_child(),
-        )
-        try:
+    # a file and not a pipe, which would fill up and hold the tool
+    with tempfile.TemporaryFile() as printed, ExitStack() as reaped:
+        with _process_group() as group:
+            process = reaped.enter_context(
+                subprocess.Popen(
+                    arguments,
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=subprocess.STDOUT,
+                    process_group=group,
+                    **tie_child(),
+                )
+            )
             moments = _until_it_ends(process, timeout_s)
             for _ in watch(moments) if watch else moments:
                 pass
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
         printed.seek(0)
         return process.returncode, printed.read().decode(errors="replace")
+
+
+@contextmanager
+def _process_group() -> Iterator[int]:
+    """Yield a process group that is killed when the block ends, or this process, by any signal."""
+    ender = subprocess.Popen(KILL_GROUP, stdin=subprocess.PIPE, process_group=0)
+    try:
+        yield ender.pid
+    finally:
+        ender.communicate()
 
 
 def _until_it_ends(process: subprocess.Popen[bytes], timeout_s: float) -> Iterator[float]:

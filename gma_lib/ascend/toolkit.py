@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gma_lib.runs.processes import tie_child
+
 ROOT = Path("/usr/local/Ascend")
 # From 8.5 on, up to 8.3, and the two packages that hold the runtime only
 PLACES = ("cann", "ascend-toolkit", "nnrt", "nnae")
@@ -78,7 +80,7 @@ def load_tool_environment(
     if toolkit is None or shutil.which("atc", path=base.get("PATH")):
         return base
     command = ["bash", "-c", 'source "$1" >/dev/null 2>&1; env -0', "set_env", str(toolkit.script)]
-    done = subprocess.run(command, capture_output=True, env=base, timeout=60)
+    done = subprocess.run(command, capture_output=True, env=base, timeout=60, **tie_child())
     if done.returncode != 0:
         raise RuntimeError(
             f"{toolkit.script} could not be read: "
@@ -117,7 +119,7 @@ def _has_modules(python: str, environment: Mapping[str, str] | None) -> bool:
     )
     try:
         done = subprocess.run(
-            [python, "-c", code], capture_output=True, env=environment, timeout=60
+            [python, "-c", code], capture_output=True, env=environment, timeout=60, **tie_child()
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

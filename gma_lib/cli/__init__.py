@@ -75,7 +75,14 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             raise click.ClickException(_name_extra(error)) from error
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            raise click.ClickException(str(error) or type(error).__name__) from error
+            raise click.ClickException(_describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """One sentence; where the system refused a file or a folder, with its name and a remedy."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}. Correct that, or name another file or folder."
+    return str(error) or type(error).__name__
 
 
 def _name_extra(error: ModuleNotFoundError) -> str:

@@ -9,6 +9,7 @@ Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a
 stage before did; 2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died.
 """
 
+import errno
 import json
 import logging
 import os
@@ -17,8 +18,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
@@ -48,7 +49,7 @@ from gma_lib.pipeline.stamps import (
     write_stamp,
 )
 from gma_lib.runs.digests import Digests
-from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path
+from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path, write_text
 from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.processes import hold_lock, tie_child
@@ -69,6 +70,9 @@ EXIT = {
 
 logger = logging.getLogger(__name__)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of a stage's notebook while it runs, done, or failed, and of its page
+ENDINGS = (".running.ipynb", ".ipynb", ".failed.ipynb", ".html")
 KERNEL_FOLDER = NOTEBOOKS if IN_CHECKOUT else PROJECT  # as in JupyterLab; or where outputs/ lies
 
 
@@ -151,15 +155,20 @@ def run_stage(
         logger.info("%s%s: running%s", place, job.label, _describe_changes(changes))
         consumed = digest_consumed(stage, run, mine, digests)
         start = time.monotonic()
-        status, reason = _publish(job, write_page)
-        seconds = time.monotonic() - start
-        products: dict[str, str] = {}
-        headline = ""
-        if status == "ok":
-            consumed = of_modules(consumed, stage, run)
-            products = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
-            headline = describe_result(stage, read_json(locate_record(stage, run), made_by=stage))
-        write_stamp(run, Stamp(stage, status, reason, seconds, mine, consumed, products))
+        try:
+            status, reason = _publish(job, write_page)
+            seconds = time.monotonic() - start
+            products: dict[str, str] = {}
+            headline = ""
+            if status == "ok":
+                consumed = of_modules(consumed, stage, run)
+                products = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
+                record = read_json(locate_record(stage, run), made_by=stage)
+                headline = describe_result(stage, record)
+            write_stamp(run, Stamp(stage, status, reason, seconds, mine, consumed, products))
+        except OSError:  # a full disk
+            _remove_results(job, ENDINGS)
+            raise
         digests.save()
         word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
         because = f": {reason or headline}" if reason or headline else ""
@@ -191,27 +200,34 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
     """
     stage, folder = job.stage, job.folder
     folder.mkdir(parents=True, exist_ok=True)
-    running, done, failed = (
-        folder / f"{stage}{ending}" for ending in (".running.ipynb", ".ipynb", ".failed.ipynb")
-    )
-    # From now on an older result must not pass for this run's; models and flow are checked by what
-    # reads them.
-    numbers = [folder / name for name in STAGES[stage].products if name.endswith(".json")]
-    for old in (running, done, failed, done.with_suffix(".html"), *numbers):
-        old.unlink(missing_ok=True)
+    running, done, failed, _ = (folder / f"{stage}{ending}" for ending in ENDINGS)
+    _remove_results(job, ENDINGS)  # from now on an older one must not pass for this run's
     lock = job.run.outputs / ".machine.lock"
     with nullcontext() if STAGES[stage].is_measurement else shared_machine(lock):
         status, reason = _run_notebook(job, running)
     missing = [pattern for pattern in STAGES[stage].products if not any(folder.glob(pattern))]
     if status == "ok" and missing:
         status, reason = "failed", f"the notebook ended without writing {missing[0]}"
+    if status != "ok":
+        _remove_results(job)
     if running.is_file():
-        _tidy(running, stage, status, reason)
-        os.replace(running, done if status == "ok" else failed)
+        with suppress(ValueError):  # a full disk cut it short
+            _tidy(running, stage, status, reason)
+            os.replace(running, done if status == "ok" else failed)
+        running.unlink(missing_ok=True)
     if status == "ok":
         index = job.run.outputs / job.run.profile / "index.html"
         write_page(done, index=index, neighbours=locate_neighbours(stage, job.run))
     return status, reason
+
+
+def _remove_results(job: Job, endings: Iterable[str] = ()) -> None:
+    """Remove a stage's numbers, and its notebook and page with these endings; models and flow are
+    checked by what reads them.
+    """
+    numbers = [name for name in STAGES[job.stage].products if name.endswith(".json")]
+    for name in [*(f"{job.stage}{ending}" for ending in endings), *numbers]:
+        (job.folder / name).unlink(missing_ok=True)
 
 
 def _run_notebook(job: Job, running: Path) -> tuple[str, str]:
@@ -239,6 +255,9 @@ def _explain(error: BaseException, job: Job) -> tuple[str, str]:
         return "failed", f"{error.ename}: {error.evalue}".splitlines()[0]
     if str(error).startswith("Kernel died"):  # while it started, or later: two kinds of error
         return "died", "the kernel died, most likely for lack of memory: try a smaller batch size"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        place = f"cannot write to {shorten_path(job.folder)} ({error.strerror})"
+        return "failed", f"{place}: make room, or give another folder"
     known: dict[type[BaseException], tuple[str, str]] = {
         CellTimeoutError: (
             "timeout",
@@ -370,4 +389,4 @@ def _tidy(path: Path, stage: str, status: str, reason: str) -> None:
     metadata["gma"] = {"status": status, "reason": reason}
     if status != "ok":
         metadata["papermill"]["exception"] = True
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1))

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from gma_lib.runs.code import hash_code
@@ -49,7 +50,7 @@ class Digests:
     def save(self) -> None:
         """Write what is remembered; a folder that cannot be written costs time, not correctness."""
         if self._changed:
-            with write_atomically(self.memory) as partial:
+            with suppress(OSError), write_atomically(self.memory) as partial:
                 partial.write_text(json.dumps(self._known), encoding="utf-8")
 
     def _remember(self, path: Path, compute: Callable[[Path], str], kind: str) -> str:

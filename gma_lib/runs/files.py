@@ -94,6 +94,10 @@ def write_atomically(path: Path) -> Iterator[Path]:
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(partial)):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         remove(partial)
 
@@ -175,6 +179,6 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise OSError(
-            f"{folder} needs {needed_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: "
+            f"{folder} needs {needed_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free: "
             "make room, or choose another disk"
         )

@@ -35,7 +35,7 @@ def test_hashes_are_of_content(tmp_path):
 
 def test_a_write_that_would_not_fit_is_refused_before_it_begins(tmp_path):
     files.require_free_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(OSError, match="GB are free"):
+    with pytest.raises(OSError, match="MB are free"):
         files.require_free_space(tmp_path / "not" / "yet", 10**18)
 
 

@@ -1,9 +1,9 @@
-"""Kill stages at every moment and change bytes in every kind of file: ``make torture PART=kills``
-or ``PART=faults``.
+"""Kill stages at every moment, change bytes in every kind of file, and change settings:
+``make torture PART=kills``, ``PART=faults`` or ``PART=settings``.
 
-Both call the stage graph directly, with the profile ``tiny`` and batch size 1, and compare what is
-there in the end with an undisturbed run. A case that is done is not done again, so that an
-interrupted call goes on; ``table`` writes what was tried, and with what result.
+All call the stage graph directly, with the profile ``tiny`` and batch size 1 (settings: 1 and 4),
+and compare what is there in the end with an undisturbed run. A case that is done is not done again,
+so that an interrupted call goes on; ``table`` writes what was tried, and with what result.
 """
 
 import json
@@ -32,11 +32,17 @@ from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, hash_file
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import read_json
+from gma_lib.runs.records import Record, read_json
 
 HOME = PROJECT / "outputs" / "torture"
 OUTPUTS = HOME / "now"  # every case at the same place: records hold paths
 PRINTED = HOME / "printed.txt"  # by the last runner
+SETTINGS: list[Record] = [
+    {"num_updates": 3},
+    {"checkpoint": "gma-procedural"},
+    {"precision": "bfloat16"},
+    {"backend": "torch"},
+]
 KILLS, KILLS_WHILE_WRITING = 20, 5
 SECONDS_TO_END = 2.0
 OTHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -46,26 +52,27 @@ Runner = multiprocessing.context.ForkProcess
 FORK = multiprocessing.get_context("fork")
 
 
-def set_up() -> tuple:
-    parameters = resolve_parameters("tiny", {"batch_size": 1, "outputs": str(OUTPUTS)})
+def set_up(**settings: object) -> tuple:
+    given = {"batch_size": 1, "outputs": str(OUTPUTS), "run": "torture"} | settings
+    parameters = resolve_parameters("tiny", given)
     return parameters, make_run(parameters)
 
 
-def start(*stages: str) -> Runner:
+def start(*stages: str, **settings: object) -> Runner:
     """A process that runs stages, one after the other."""
-    process = FORK.Process(target=run_stages_here, args=(stages,))
+    process = FORK.Process(target=run_stages_here, args=(stages, settings))
     process.start()
     return process
 
 
-def run_stages_here(stages: tuple[str, ...]) -> None:
+def run_stages_here(stages: tuple[str, ...], settings: Record) -> None:
     """Do so in this process; what is printed goes to a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with open(PRINTED, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     show_messages()
-    parameters = set_up()[0]
+    parameters = set_up(**settings)[0]
     for stage in stages:
         status = run_stage(stage, parameters, write_page=notebook_to_html)
         if EXIT[status]:
@@ -87,9 +94,9 @@ def list_leftovers() -> list[str]:
     ]
 
 
-def describe_result() -> dict[str, str]:
+def describe_result(**settings: object) -> dict[str, str]:
     """Digests of all flow and records; times, load and counts of computed pairs do not count."""
-    run = set_up()[1]
+    run = set_up(**settings)[1]
     found = {str(path.relative_to(OUTPUTS)): hash_file(path) for path in OUTPUTS.rglob("*.flo")}
     for stage, graph in STAGES.items():
         path = locate_stage(stage, run) / graph.products[0]
@@ -293,7 +300,42 @@ def list_faults() -> Iterator[Case]:
         yield f"{after} {kind}", lambda after=after, path=path: damage(after, path)
 
 
+# --- settings -------------------------------------------------------------------------------------
+
+
+def run_sizes(settings: Record) -> list[dict[str, str]]:
+    """Run all stages for two batch sizes; describe each."""
+    for size in (1, 4):
+        process = start(*STAGES, **settings, batch_size=size)
+        line = end(process)
+        if process.exitcode:
+            raise RuntimeError(line)
+    return [describe_result(**settings, batch_size=size) for size in (1, 4)]
+
+
+def change(settings: Record) -> str:
+    """Run with settings where another run was, and where nothing was; compare."""
+    try:
+        restore("06_perf")
+        changed = run_sizes(settings)
+        restore("nothing")
+        fresh = run_sizes(settings)
+    except RuntimeError as error:
+        return f"did not run: {error}"
+    return "held" if changed == fresh else "another result"
+
+
+def list_settings() -> Iterator[Case]:
+    prepare()
+    for settings in SETTINGS:
+        name = ", ".join(f"{name} {value}" for name, value in settings.items())
+        yield f"all {name}", lambda settings=settings: change(settings)
+
+
 # --- commands -------------------------------------------------------------------------------------
+
+
+PARTS = {"kills": list_kills, "faults": list_faults, "settings": list_settings}
 
 
 @click.group()
@@ -302,7 +344,7 @@ def main() -> None:
 
 
 @main.command("try")
-@click.argument("part", type=click.Choice(["kills", "faults"]))
+@click.argument("part", type=click.Choice(list(PARTS)))
 @click.option("--limit-s", default=7200.0, show_default=True, help="Start no case after it.")
 def try_part(part: str, limit_s: float) -> None:
     """Do the cases of a part that are not done yet; exit code 1 if one does not hold."""
@@ -311,7 +353,7 @@ def try_part(part: str, limit_s: float) -> None:
     ledger = HOME / f"{part}.jsonl"
     lines = ledger.read_text().splitlines() if ledger.is_file() else []
     done = {one["case"]: one["result"] for one in map(json.loads, lines)}
-    for name, do in list_kills() if part == "kills" else list_faults():
+    for name, do in PARTS[part]():
         if name not in done and time.monotonic() - begun < limit_s:
             done[name] = do()
             with open(ledger, "a", encoding="utf-8") as file:
@@ -326,7 +368,7 @@ def try_part(part: str, limit_s: float) -> None:
 def show_table() -> None:
     """Print what was tried, how often, and with what result, as Markdown."""
     click.echo("| part | stage | what | tried | held | otherwise |\n|---|---|---|---|---|---|")
-    for part in ("kills", "faults"):
+    for part in PARTS:
         ledger = HOME / f"{part}.jsonl"
         counts: dict[tuple[str, str], Counter[str]] = {}
         for line in ledger.read_text().splitlines() if ledger.is_file() else []:
