@@ -198,8 +198,11 @@ def find_pairs(
             f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}"
         )
     for scene in wanted:
-        if "\n" in scene:
-            raise ValueError(f"{frames_folder}: scene {scene!r} holds a newline: rename the folder")
+        if re.search("[\n\ud800-\udfff]", scene):  # Python's marks for bytes outside UTF-8
+            raise ValueError(
+                f"{frames_folder}: scene {scene!a} holds a newline, or bytes that are not "
+                "UTF-8: rename the folder"
+            )
     return [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]

@@ -43,8 +43,8 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
 
 
 def _check_path(text: str) -> None:
-    if not text or re.search(r"[\0\n\r]", text):
-        raise ValueError("should be a path without newlines")
+    if not text or re.search("[\0\n\r\ud800-\udfff]", text):  # those mark bytes outside UTF-8
+        raise ValueError("should be a path in UTF-8 without newlines")
 
 
 def _check_items(items: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Frames on disk become pairs; what is missing or does not fit is named."""
 
+import os
 import shutil
 
 import numpy as np
@@ -100,16 +101,18 @@ def test_wrong_roots_say_which_was_meant(tiny_sintel, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a $1 'q' \"d\" <b> 😀 {y} [z]", "l" * 200])
-def test_a_scene_may_have_any_name_but_with_a_newline(tiny_sintel, name):
+def test_a_scene_may_have_any_name_but_with_a_newline_or_outside_utf_8(tiny_sintel, name):
     for place in (tiny_sintel / "training").iterdir():
         (place / "alley").rename(place / name)
     pairs = sintel.find_pairs(tiny_sintel, scenes=[name])
     assert [pair.scene for pair in pairs] == [name] * 2
     assert pairs[0].load().flow.shape == (2, 128, 160)
-    (tiny_sintel / "training/clean" / name).rename(tiny_sintel / "training/clean/a\nb")
-    with pytest.raises(ValueError, match="newline") as refused:
-        sintel.find_pairs(tiny_sintel)
-    assert len(str(refused.value).splitlines()) == 1
+    scene = tiny_sintel / "training/clean" / name
+    for wrong in ("a\nb", os.fsdecode(b"a\xffb")):
+        scene = scene.rename(scene.with_name(wrong))
+        with pytest.raises(ValueError, match=r"newline.*UTF-8") as refused:
+            sintel.find_pairs(tiny_sintel)
+        assert len(str(refused.value).encode().splitlines()) == 1
 
 
 def test_unknown_names_list_the_known(tiny_sintel):

@@ -68,6 +68,7 @@ def resolve(*settings, profile="tiny"):
         ("outputs=", "None"),
         ("sintel_root=/no/such/folder", "/no/such/folder"),
         ("sintel_root=a\nb", "newline"),
+        ("sintel_root=a\udcffb", "UTF-8"),
         ("checkpoint=nothing.pth", "nothing.pth"),
         ("num_updates", "'num_updates'"),
     ],

@@ -160,6 +160,11 @@ def count_stored() -> int:
     return sum(path.read_text(errors="replace").count('"sha256"') for path in ledgers)
 
 
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process is neither gone nor waits for its parent to notice that it has ended."""
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+
+
 def kill(stage: str, number: int, moment: Callable[[Runner], bool]) -> str:
     """Send a signal at a moment, look after two seconds, resume, compare."""
     names = list(STAGES)
@@ -174,11 +179,12 @@ def kill(stage: str, number: int, moment: Callable[[Runner], bool]) -> str:
     process.join(SECONDS_TO_END)
     if process.is_alive():
         alive.append(psutil.Process(process.pid))
+    left = [f"{one.pid} {one.status()} {one.cmdline()[:4]}" for one in alive if is_running(one)]
     for one in alive:
         one.kill()
     process.join()
-    if alive:
-        return f"still there after {SECONDS_TO_END:.0f} s: {len(alive)} processes"
+    if left:
+        return f"still there after {SECONDS_TO_END:.0f} s: {'; '.join(left)}"
     stored = count_stored()
     resumed = start(stage)
     line = end(resumed)
