@@ -72,8 +72,9 @@ class _PlainLines(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stdout.write(self.format(record) + "\n")
-        sys.stdout.flush()
+        if sys.stdout is not None:  # a shell's >&- closes it
+            sys.stdout.write(self.format(record) + "\n")
+            sys.stdout.flush()
 
 
 def show_messages() -> None:

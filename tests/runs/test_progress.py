@@ -77,3 +77,10 @@ def test_messages_are_printed_once_to_the_stdout_of_the_moment(lines):
     progress.logger.debug("never")
     assert elsewhere.getvalue() == "3 pairs\n"
     assert lines() == ["here"]
+
+
+def test_a_closed_stdout_is_none(monkeypatch):
+    """As Python starts behind a shell's ``>&-``."""
+    progress.show_messages()
+    monkeypatch.setattr("sys.stdout", None)
+    progress.logger.info("a line")
