@@ -1,5 +1,6 @@
 """From ONNX to what OpenVINO loads, in floating point or in 8-bit integers."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
     for source, converted in models.items():
         _set_batch_size(converted, at_once)
         keep_coordinates_in_float32(converted)
+        _number_operations(converted)
         files.append(source.with_suffix(".xml"))
         with (
             runs.write_atomically(files[-1].with_suffix(".bin")) as weights,
@@ -52,6 +54,15 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
 
 def _set_batch_size(model: openvino.Model, size: int) -> None:
     model.reshape({port: [size, *list(port.shape)[1:]] for port in model.inputs})
+
+
+def _number_operations(model: openvino.Model) -> None:
+    """Name by their place the operations that OpenVINO names by a counter of this process: the same
+    graph is the same file, also if a notebook is run twice.
+    """
+    for number, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch("[A-Za-z]+_[0-9]+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
 
 
 def keep_coordinates_in_float32(model: openvino.Model) -> int:

@@ -76,3 +76,10 @@ def test_what_cannot_be_converted(prepared, tmp_path):
         convert("onnxruntime", folder, checkpoint="seeded", precision="bfloat16")
     with pytest.raises(ValueError, match="unknown backend"):
         convert("tensorrt", folder, checkpoint="seeded")
+
+
+def test_the_same_graph_is_the_same_file(prepared):
+    """Also the second time in a process, as where a notebook is run again."""
+    folder, _ = prepared
+    first, again = (convert("openvino", folder, checkpoint="seeded").digests for _ in range(2))
+    assert first == again
