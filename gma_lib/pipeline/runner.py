@@ -170,10 +170,15 @@ def run_stage(
             _remove_results(job, ENDINGS)
             raise
         digests.save()
-        word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
-        because = f": {reason or headline}" if reason or headline else ""
-        logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
+        _log_end(job, status, seconds, reason or headline)
         return status
+
+
+def _log_end(job: Job, status: str, seconds: float, remark: str) -> None:
+    """Say in a line how a stage ended."""
+    word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
+    because = f": {remark}" if remark else ""
+    logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
 
 
 def _skip(job: Job, before: str) -> str:
