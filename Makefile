@@ -46,7 +46,7 @@ test-fast test test-all: $(ENV) ## run tests: those below a second; all but whol
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(MARKS)"
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); nothing of it is needed here
 	@$(GMA) ascend --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
-torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults)
+torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .

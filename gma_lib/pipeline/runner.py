@@ -159,23 +159,24 @@ def run_stage(
             status, reason = _publish(job, write_page)
             seconds = time.monotonic() - start
             products: dict[str, str] = {}
-            headline = ""
             if status == "ok":
                 consumed = of_modules(consumed, stage, run)
                 products = digest_products(stage, run, digests) | digest_pages(stage, run, digests)
-                record = read_json(locate_record(stage, run), made_by=stage)
-                headline = describe_result(stage, record)
             write_stamp(run, Stamp(stage, status, reason, seconds, mine, consumed, products))
         except OSError:  # a full disk
             _remove_results(job, ENDINGS)
             raise
         digests.save()
-        _log_end(job, status, seconds, reason or headline)
+        _log_end(job, status, seconds, reason)
         return status
 
 
-def _log_end(job: Job, status: str, seconds: float, remark: str) -> None:
-    """Say in a line how a stage ended."""
+def _log_end(job: Job, status: str, seconds: float, reason: str) -> None:
+    """Say in a line how a stage ended, and what it found."""
+    remark = reason
+    if status == "ok":
+        record = read_json(locate_record(job.stage, job.run), made_by=job.stage)
+        remark = describe_result(job.stage, record)
     word = {"ok": "done", "out_of_memory": "does not fit"}.get(status, status.upper())
     because = f": {remark}" if remark else ""
     logger.info("%s: %s in %.0f s%s", job.label, word, seconds, because)
