@@ -8,10 +8,12 @@ figure are made from them and never edited by hand.
 """
 
 import json
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import jinja2
 import numpy as np
@@ -20,23 +22,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gma_lib import network, runs
-from gma_lib.data import PASSES, LoadedPair, Padding, find_pairs
+from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
+from gma_lib.runs.code import digest_module
 from gma_lib.training.config import TrainingConfig, load_config
 from gma_lib.training.pairs import PairSource, render_held_out
+from gma_lib.training.scenes import TrainingPair
 
 NAME = "gma-procedural"
 # Test scenes of each family; they follow those of validation, so that no choice was made by them.
 TEST_PAIRS = 32
-SCORED_UPDATES = (1, 2, 4, 6, 12, 32)
-SINTEL_UPDATES = (6, 12)
+SCORED_UPDATES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 REFINED = "12"  # updates, before refinement
 FEWEST_PAIRS = 4  # for an interval
 SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
 
 Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
+Pair = TypeVar("Pair")
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -76,25 +80,50 @@ def predict_updates(
 
 
 def _score_with_dis(
-    model: network.GMA, updates: tuple[int, ...], pairs: Iterable[LoadedPair]
+    model: network.GMA,
+    pairs: Sequence[Pair],
+    load: Callable[[Pair], LoadedPair],
+    *,
+    label: str,
+    kept: Path | None,
 ) -> dict[str, runs.Record]:
-    """Return metrics of the network after each number of updates, of ``REFINED`` updates after
+    """Return metrics of the network after each of ``SCORED_UPDATES``, of ``REFINED`` updates after
     refinement, and of DIS, by group of pixels; those over all pixels with their median and with
-    intervals.
+    intervals. A killed run continues from the folder ``kept``.
     """
 
     def predict(frame1: np.ndarray, frame2: np.ndarray) -> Flows:
-        flows = predict_updates(model, updates, frame1, frame2)
+        flows = predict_updates(model, SCORED_UPDATES, frame1, frame2)
         if REFINED in flows:
             flows[f"{REFINED} refined"] = refine_flow(frame1, frame2, flows[REFINED])
         return flows | {"dis": dis(frame1, frame2)}
 
+    def score(pair: Pair) -> runs.Record:
+        return {
+            method: {group: vars(sums) for group, sums in groups.items()}
+            for method, (groups,) in score_pairs(predict, [load(pair)]).items()
+        }
+
     scores = {}
-    for method, each in score_pairs(predict, pairs).items():
+    found = _map_resumably(score, pairs, label, kept and kept / f"{label}.json")
+    for method in found[0]:
+        each = [{group: ErrorSums(**one) for group, one in pair[method].items()} for pair in found]
         sums = pool_scores(each)
         scores[method] = {name: sums[name].to_metrics() for name in SCORED_GROUPS}
         scores[method]["all"] |= estimate_intervals([groups["all"] for groups in each])
     return scores
+
+
+def _map_resumably(
+    compute: Callable[[Pair], runs.Record], pairs: Sequence[Pair], label: str, kept: Path | None
+) -> list[runs.Record]:
+    """Compute a record per pair; the file ``kept`` holds those of a killed run."""
+    done = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else []
+    for pair in runs.track(pairs[len(done) :], label=label, unit="pair"):
+        done.append(compute(pair))
+        if kept:
+            runs.write_text(kept, json.dumps(done))
+    return done
 
 
 def estimate_intervals(pairs: list[ErrorSums]) -> runs.Record:
@@ -118,31 +147,34 @@ def estimate_intervals(pairs: list[ErrorSums]) -> runs.Record:
 
 
 def score_held_out(
-    config: TrainingConfig, weights: str | Path, *, device: str = "cpu"
+    config: TrainingConfig, weights: str | Path, *, device: str = "cpu", kept: Path | None = None
 ) -> dict[str, dict[str, runs.Record]]:
-    """Score weights and DIS on the test scenes of both held-out families."""
+    """Score weights and DIS on the test scenes of both held-out families; a killed run continues
+    from the folder ``kept``.
+    """
     model, first = network.load_model(weights)[0].to(device), config.validation_pairs
     families = render_held_out(
         config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS)
     )
     return {
-        family: _score_with_dis(
-            model,
-            SCORED_UPDATES,
-            (pair.to_arrays() for pair in runs.track(pairs, label=family, unit="pair")),
-        )
+        family: _score_with_dis(model, pairs, TrainingPair.to_arrays, label=family, kept=kept)
         for family, pairs in families.items()
     }
 
 
-def score_sintel(weights: str, root: Path) -> dict[str, dict[str, runs.Record]]:
-    """Score weights and DIS on the pairs with ground truth below ``root``, pass by pass."""
+def score_sintel(
+    weights: str, root: Path, *, kept: Path | None = None
+) -> dict[str, dict[str, runs.Record]]:
+    """Score weights and DIS on the pairs with ground truth below ``root``, pass by pass; a killed
+    run continues from the folder ``kept``.
+    """
     model, _ = network.load_model(weights)
     scores = {}
     for pass_name in PASSES:
-        known = [pair for pair in find_pairs(root, pass_name=pass_name) if pair.flow is not None]
-        pairs = runs.track(known, label=f"Sintel {pass_name}", unit="pair")
-        scores[pass_name] = _score_with_dis(model, SINTEL_UPDATES, (pair.load() for pair in pairs))
+        pairs = [pair for pair in find_pairs(root, pass_name=pass_name) if pair.flow is not None]
+        scores[pass_name] = _score_with_dis(
+            model, pairs, FramePair.load, label=f"Sintel {pass_name}", kept=kept
+        )
     return scores
 
 
@@ -152,9 +184,15 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
     """
     file = network.WEIGHTS_FOLDER / f"{NAME}.safetensors"  # by name, it would have to fit its card
     weights = network.load_checkpoint(file)
-    families = score_held_out(load_config(runs.RESOURCES / "params" / "train.yaml"), str(file))
+    config = load_config(runs.RESOURCES / "params" / "train.yaml")
+    # with other weights, code or frames it starts anew
+    code = [digest_module(name) for name in runs.list_loaded_modules()]
+    key = runs.hash_value([weights.sha256, code, sintel and sintel.resolve()])
+    kept = runs.PROJECT / "outputs" / "card" / key[:16]
+    families = score_held_out(config, str(file), kept=kept)
     known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
-    excerpt = score_sintel(str(file), sintel) if sintel else known
+    excerpt = score_sintel(str(file), sintel, kept=kept) if sintel else known
+    shutil.rmtree(kept)
     return card | {
         "sha256": weights.sha256,
         "bytes": file.stat().st_size,

@@ -144,7 +144,7 @@ def test_refinement_pays_if_nothing_gets_worse():
 
 
 def test_sintel_is_scored_pass_by_pass_over_all_pixels(tiny_sintel, monkeypatch):
-    monkeypatch.setattr(card, "SINTEL_UPDATES", (1,))
+    monkeypatch.setattr(card, "SCORED_UPDATES", (1,))
     found = score_sintel("seeded", tiny_sintel)
     assert set(found) == {"clean", "final"}
     for pass_name, methods in found.items():
