@@ -5,7 +5,14 @@ from typing import Unpack
 
 import click
 
-from gma_lib.cli.options import NOISE, PATH, Network, network_options, remark
+from gma_lib.cli.options import (
+    NOISE,
+    PATH,
+    Network,
+    describe_refinement,
+    network_options,
+    remark,
+)
 from gma_lib.infer.estimator import load
 from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
 from gma_lib.runs.progress import track
@@ -27,7 +34,7 @@ def main(sintel: Path, output: Path, split: str, cold: bool, **network: Unpack[N
     pairs = write_submission(
         sintel.absolute(), output, estimator, split=split, warm=not cold, track=track
     )
-    noise = "" if estimator.trained else NOISE
-    click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size{noise}")
+    extra = ("" if estimator.trained else NOISE) + describe_refinement(network)
+    click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size{extra}")
     if split == "test" and len(pairs) != 2 * PAIRS_IN_TEST_SPLIT:
         remark(f"not the complete test split: {len(pairs)} of {2 * PAIRS_IN_TEST_SPLIT} pairs")

@@ -8,32 +8,75 @@ from pathlib import Path
 import click
 import torch
 
+from gma_lib import runs
 from gma_lib.cli.options import PATH
-from gma_lib.training.config import load_config
+from gma_lib.training.config import load_config, load_recipe
 from gma_lib.training.model_card import score_held_out, write_card
+from gma_lib.training.recipe import run_recipe, shorten_recipe
 from gma_lib.training.trainer import train
 
 CONFIG = click.option(
     "--config", required=True, type=PATH, help="Configuration, such as params/train.yaml."
 )
+
+
+def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from builds without CUDA
+        raise click.BadParameter(f"PyTorch has no {device!r} here") from error
+    return device
+
+
 DEVICE = click.option(
-    "--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True
+    "--device",
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default=True,
+    callback=_check_device,
 )
 
 
 @click.command(
     "train", epilog="Example: gma train --config params/train.yaml --out outputs/training"
 )
-@CONFIG
-@click.option("--out", required=True, type=PATH, help="Folder for checkpoints and the log.")
-@click.option("--resume", is_flag=True, help="Continue the folder's checkpoint.")
-@click.option("--weights", help="Start from these weights (a name or a file), optimiser fresh.")
+@click.option("--config", type=PATH, help="Configuration, such as params/train.yaml.")
+@click.option("--recipe", type=PATH, help="Recipe of several parts; a second call goes on with it.")
+@click.option("--short", is_flag=True, help="With --recipe: cut to a minute, on the CPU.")
+@click.option("--out", type=PATH, help="Folder for checkpoints and the log.")
+@click.option("--resume", is_flag=True, help="With --config: continue the folder's checkpoint.")
+@click.option("--weights", help="With --config: start from these weights (a name or a file).")
 @DEVICE
-def train_weights(config: Path, out: Path, resume: bool, weights: str | None, device: str) -> None:
-    """Train GMA on procedural scenes."""
-    if resume and weights:
-        raise click.UsageError("--resume continues a run and --weights starts one: give one")
-    train(load_config(config), out, resume=resume, weights=weights, device=device)
+def train_weights(
+    config: Path | None,
+    recipe: Path | None,
+    short: bool,
+    out: Path | None,
+    resume: bool,
+    weights: str | None,
+    device: str,
+) -> None:
+    """Train GMA on procedural scenes: by one configuration, or by a recipe.
+
+    OUT is outputs/training by default, outputs/recipe for a recipe, outputs/recipe-short for a
+    short one.
+    """
+    if (config is None) == (recipe is None):
+        raise click.UsageError("give either --config or --recipe")
+    if config:
+        if resume and weights:
+            raise click.UsageError("--resume continues a run and --weights starts one: give one")
+        if short:
+            raise click.UsageError("--short belongs to --recipe")
+        folder = out or runs.PROJECT / "outputs" / "training"
+        train(load_config(config), folder, resume=resume, weights=weights, device=device)
+    if recipe:
+        if resume or weights:
+            raise click.UsageError("a recipe goes on by itself and says what it starts from")
+        parts = shorten_recipe(load_recipe(recipe)) if short else load_recipe(recipe)
+        folder = out or runs.PROJECT / "outputs" / ("recipe-short" if short else "recipe")
+        # scattered gradients on a CUDA device differ from run to run
+        file = run_recipe(parts, folder, device="cpu" if short else device)
+        click.echo(f"{runs.shorten_path(file)}: SHA-256 {runs.hash_file(file)}")
 
 
 @click.command("held-out", epilog="Example: gma held-out gma-procedural --config params/train.yaml")
@@ -50,6 +93,7 @@ def held_out(weights: str, config: Path, device: str) -> None:
 @click.command("card", epilog="Example: gma card --score")
 @click.option("--score", is_flag=True, help="Measure again first.")
 @click.option("--sintel", type=PATH, help="With --score: a folder of Sintel, for real frames.")
-def card(score: bool, sintel: Path | None) -> None:
+@click.option("--run", type=PATH, help="Take over the weights of this run of params/recipe.yaml.")
+def card(score: bool, sintel: Path | None, run: Path | None) -> None:
     """Write the card of the bundled weights from its numbers."""
-    click.echo(write_card(score=score, sintel=sintel)["note"])
+    click.echo(write_card(score=score, sintel=sintel, run=run)["note"])

@@ -28,18 +28,20 @@ def find_commit() -> str | None:
     """The commit of the checkout, with ``+changes`` where it differs; None for a package."""
     if not IN_CHECKOUT:  # the current folder may be in another project's repository
         return None
-    answer = _git("rev-parse", "HEAD")
-    return answer and answer + ("+changes" if _git("status", "--porcelain") else "")
+    if (answer := ask_git("rev-parse", "HEAD")) is None:
+        return None
+    return answer.decode().strip() + ("+changes" if ask_git("status", "--porcelain") else "")
 
 
-def _git(*arguments: str) -> str | None:
+def ask_git(*arguments: str) -> bytes | None:
+    """Return what git answers in the project; None where it refuses, or is not installed."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=30
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -1,4 +1,6 @@
-"""What training computes: the configuration file, its phases, and the bounds of their values."""
+"""What training computes: configurations, their phases, the bounds of their values, and recipes of
+several parts.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
@@ -135,7 +137,7 @@ class TrainingConfig:
     checkpoint_minutes, validate_every
         Minutes between checkpoints, steps between validations.
     validation_pairs
-        Scenes of each held-out family.
+        Scenes of each held-out family; with 0 nothing is validated.
     """
 
     seed: int
@@ -149,7 +151,7 @@ class TrainingConfig:
     ema_decay: PositiveShare
     checkpoint_minutes: PositiveFloat
     validate_every: PositiveInt
-    validation_pairs: PositiveInt
+    validation_pairs: NonNegativeInt
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
 
     @property
@@ -200,3 +202,145 @@ def check_entries(kind: type[Checked], content: runs.Record) -> Checked:
             given = "" if isinstance(one["input"], dict) else f", not {one['input']!r}"
             parts.append(f"{place}: {one['msg'].removeprefix('Value error, ')}{given}")
         raise ValueError("; ".join(parts)) from error
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Base:
+    """A weights file that stands for a part and everything before it.
+
+    Attributes
+    ----------
+    file
+        Path; a relative one starts at the project.
+    sha256
+        Hash of its content.
+    revision
+        ``COMMIT:PATH`` of this repository, from which the file is written where it is missing.
+    """
+
+    file: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    revision: str | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Part:
+    """Weights of a recipe: trained, averaged, or read from a file.
+
+    Attributes
+    ----------
+    what
+        A phrase for the card.
+    start
+        Earlier part whose weights training starts from; none: weights drawn from the seed.
+    only
+        Part of the network that is taken from ``start``, such as ``fnet``; the rest is drawn.
+    training
+        Configuration of the training, whose averaged weights are the result.
+    mean
+        Factors by earlier part; the weighted mean of their weights is the result.
+    base
+        File that is read instead.
+    """
+
+    name: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+    what: str
+    start: str | None = None
+    only: Literal["fnet", "cnet"] | None = None
+    training: TrainingConfig | None = None
+    mean: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
+    base: Base | None = None
+
+    @property
+    def sources(self) -> set[str]:
+        """Parts whose weights are needed to make this one."""
+        return {name for name in (self.start, *(self.mean or ())) if name}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Check that it says one way of making it."""
+        ways = [self.training is not None, self.mean is not None]
+        if sum(ways) > 1 or not (any(ways) or self.base):
+            raise ValueError(f"{self.name} needs training or a mean, not both, or a base")
+        if (self.start and not self.training) or (self.only and not self.start):
+            raise ValueError(f"{self.name}: start goes with training, and only with start")
+        if self.mean and abs(sum(self.mean.values()) - 1) > 1e-6:
+            raise ValueError(f"{self.name}: the factors add up to {sum(self.mean.values())}, not 1")
+        return self
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Recipe:
+    """How weights are made: parts, each from earlier ones; the last is the result."""
+
+    parts: tuple[Part, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Check that every part is made from earlier ones."""
+        if not self.parts:
+            raise ValueError("parts must not be empty")
+        known: set[str] = set()
+        for part in self.parts:
+            if unknown := sorted(part.sources - known):
+                raise ValueError(
+                    f"{part.name} is made from {unknown[0]}, which is no part before it"
+                )
+            if part.name in known:
+                raise ValueError(f"two parts are called {part.name}")
+            known.add(part.name)
+        return self
+
+    @property
+    def needed(self) -> list[Part]:
+        """The parts that the last one is made from, in order; a base needs none."""
+        names = {self.parts[-1].name}
+        for part in reversed(self.parts):
+            if part.name in names and part.base is None:
+                names |= part.sources
+        return [part for part in self.parts if part.name in names]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; errors name the entry that is unknown, missing or impossible.
+
+    Its ``settings`` and ``phase`` hold what the training of a part, and each of its phases, do not
+    say themselves.
+    """
+    with runs.reading(path, "a training recipe", "Correct the entry") as path:
+        content = runs.parse_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}")
+        settings, phase = (content.pop(name, {}) for name in ("settings", "phase"))
+        if not (isinstance(settings, dict) and isinstance(phase, dict)):
+            raise ValueError("settings and phase must be mappings")
+        for part in _list_mappings(content.get("parts")):
+            for training in _list_mappings([part.get("training")]):
+                training |= settings | training
+                for one in _list_mappings(training.get("phases")):
+                    one |= phase | one
+        return check_entries(Recipe, content)
+
+
+def _list_mappings(values: object) -> list[runs.Record]:
+    """The mappings in a list; the check finds what is not one."""
+    values = values if isinstance(values, list | tuple) else ()
+    return [one for one in values if isinstance(one, dict)]
+
+
+def list_differences(old: object, new: object, prefix: str = "") -> list[str]:
+    """Name the entries in which two configurations differ, such as ``phases[0].steps``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [
+            (f"{prefix}.{name}".removeprefix("."), old.get(name), new.get(name))
+            for name in old | new
+        ]
+    elif _list_mappings(old) and len(_list_mappings(old)) == len(_list_mappings(new)):
+        both = zip(_list_mappings(old), _list_mappings(new), strict=True)
+        pairs = [(f"{prefix}[{number}]", *each) for number, each in enumerate(both)]
+    else:
+        return [] if old == new else [prefix]
+    return [name for place, *each in pairs for name in list_differences(*each, place)]

@@ -2,15 +2,18 @@
 
     gma card                                # write the page
     gma card --score [--sintel FOLDER]      # measure again first
+    gma card --run FOLDER                   # take over weights that a recipe made
 
-``weights/gma-procedural.json`` holds the numbers. The page ``weights/gma-procedural.md`` and its
-figure are made from them and never edited by hand.
+``weights/gma-procedural.json`` holds the numbers, ``params/recipe.yaml`` the settings. The page
+``weights/gma-procedural.md`` and its figure are made from them and never edited by hand.
 """
 
+import hashlib
 import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -27,11 +30,12 @@ from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
-from gma_lib.training.config import TrainingConfig, load_config
-from gma_lib.training.pairs import PairSource, render_held_out
+from gma_lib.training.config import TrainingConfig, list_differences, load_config, load_recipe
+from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 NAME = "gma-procedural"
+RECIPE = runs.RESOURCES / "params" / "recipe.yaml"
 # Test scenes of each family; they follow those of validation, so that no choice was made by them.
 TEST_PAIRS = 32
 SCORED_UPDATES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -190,15 +194,16 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
     key = runs.hash_value([weights.sha256, code, sintel and sintel.resolve()])
     kept = runs.PROJECT / "outputs" / "card" / key[:16]
     families = score_held_out(config, str(file), kept=kept)
-    known = card["scores"]["sintel_excerpt"] if weights.sha256 == card["sha256"] else {}
+    is_known = weights.sha256 == card["sha256"] and "scores" in card
+    known = card["scores"]["sintel_excerpt"] if is_known else {}
     excerpt = score_sintel(str(file), sintel, kept=kept) if sintel else known
     shutil.rmtree(kept)
     return card | {
         "sha256": weights.sha256,
         "bytes": file.stat().st_size,
-        "scores": card["scores"]
-        | {
+        "scores": {
             "held_out_pairs_each": TEST_PAIRS,
+            "held_out_size": [VALIDATION.height, VALIDATION.width],
             "held_out_families": families,
             "sintel_excerpt": excerpt,
         },
@@ -255,7 +260,8 @@ def make_page(card: runs.Record) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    return pages.get_template("card.md.j2").render(card=card)
+    recipe = load_recipe(RECIPE)
+    return pages.get_template("card.md.j2").render(card=card, recipe=recipe)
 
 
 def plot_training(curve: list[runs.Record]) -> Figure:
@@ -310,16 +316,51 @@ def _plot_part(axes: Axes, part: int, points: list[runs.Record], places: np.ndar
     )
 
 
-def write_card(*, score: bool = False, sintel: Path | None = None) -> runs.Record:
-    """Write the page and the figure of the bundled weights and return their numbers, measured again
-    first if ``score`` (see ``update_scores``).
+def adopt_run(card: runs.Record, folder: Path) -> runs.Record:
+    """Take over the weights that ``params/recipe.yaml`` made, and the records of its parts.
+
+    Scores and everything that follows from them are left out: they are those of other weights.
+
+    Raises
+    ------
+    ValueError, OSError
+        ``folder`` holds no finished run of this recipe.
+    """
+    run = runs.read_json(folder / "recipe.json", made_by="gma train --recipe")
+    if differing := list_differences(run["recipe"], runs.make_plain(asdict(load_recipe(RECIPE)))):
+        raise ValueError(
+            f"{folder}: made with another recipe than {RECIPE}, by {', '.join(differing)}"
+        )
+    content = (folder / "weights.safetensors").read_bytes()
+    with runs.write_atomically(network.WEIGHTS_FOLDER / f"{NAME}.safetensors") as partial:
+        partial.write_bytes(content)
+    made = card["how"]["records"] | run["records"]
+    minutes = round(sum(record.get("minutes", 0) for record in made.values()))
+    kept = {name: card[name] for name in ("name", "stored_as", "is_not")}
+    return kept | {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "note": compose_note(minutes, {}),
+        "how": card["how"] | {"minutes": minutes, "records": made},
+    }
+
+
+def write_card(
+    *, score: bool = False, sintel: Path | None = None, run: Path | None = None
+) -> runs.Record:
+    """Write the page and the figure of the bundled weights and return their numbers, taken over
+    from a run first (``adopt_run``), and measured again if ``score`` (``update_scores``).
     """
     numbers = network.WEIGHTS_FOLDER / f"{NAME}.json"
     card: runs.Record = json.loads(numbers.read_text(encoding="utf-8"))
+    if run:
+        card = adopt_run(card, run)
     if score:
         card = update_scores(card, sintel=sintel)
+    if run or score:
         runs.write_text(numbers, json.dumps(card, indent=1) + "\n")
     runs.write_text(numbers.with_suffix(".md"), make_page(card))
+    curve = [point for one in card["how"]["records"].values() for point in one.get("curve", ())]
     with runs.write_atomically(network.WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
-        plot_training(card["how"]["curve"]).savefig(partial, format="png", dpi=110)
+        plot_training(curve).savefig(partial, format="png", dpi=110)
     return card

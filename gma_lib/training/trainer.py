@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gma_lib import network, runs
 from gma_lib.flow import pool_scores
-from gma_lib.training.config import Phase, TrainingConfig
+from gma_lib.training.config import Phase, TrainingConfig, list_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
@@ -217,7 +217,7 @@ class Trainer:
                 f"{path}: no checkpoint to resume from; leave out --resume to start a new run"
             )
         state = torch.load(path, map_location=self.device, weights_only=True)
-        differing = _list_differences(state["config"], dataclasses.asdict(self.config))
+        differing = list_differences(state["config"], dataclasses.asdict(self.config))
         if differing:
             raise ValueError(
                 f"{path}: made with a configuration that differs in {', '.join(differing)}; "
@@ -240,19 +240,6 @@ def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | in
     if not current.is_floating_point():
         return current
     return averaged.lerp(current, 1 - min(decay, int(count) / (9 + int(count))))
-
-
-def _list_differences(old: runs.Record, new: runs.Record, prefix: str = "") -> list[str]:
-    """Name the entries in which two configurations differ."""
-    names = []
-    for name in new:
-        a, b = old.get(name), new[name]
-        if name == "phases" and a is not None and len(a) == len(b):
-            for number, (before, after) in enumerate(zip(a, b, strict=True)):
-                names += _list_differences(before, after, f"phases[{number}].")
-        elif a != b:
-            names.append(f"{prefix}{name}")
-    return names
 
 
 def train(
@@ -279,14 +266,14 @@ def train(
     if resume:
         trainer.resume(checkpoint)
     cut_log(log, trainer.step)
-    families = render_held_out(config, trainer.source)
+    families = render_held_out(config, trainer.source) if config.validation_pairs else {}
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
     saved, averaged = time.monotonic(), trainer.averaged.module
     with open(log, "a", encoding="utf-8", buffering=1) as lines:  # line by line
         for entry in _run_steps(trainer):
             lines.write(json.dumps(entry) + "\n")
             last = trainer.step == config.steps
-            if trainer.step % config.validate_every == 0 or last:
+            if families and (trainer.step % config.validate_every == 0 or last):
                 validation = _validate(trainer, families)
                 lines.write(json.dumps(validation) + "\n")
                 if held_out_epe(validation) < best:

@@ -211,3 +211,14 @@ def test_a_refined_clip_says_so_in_its_record(photos, tmp_path):
     assert "flow of 3 pairs" in answer
     assert "; refined (variational)" in answer
     assert json.loads((tmp_path / "a" / "flow.json").read_text())["refine"] == "variational"
+
+
+def test_a_clip_begun_with_refinement_is_not_finished_without(photos, tmp_path):
+    gma("video", photos, "-o", tmp_path / "a", "--refine", "variational", *FAST)
+    (tmp_path / "a").rename(tmp_path / "a.partial")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a.partial").iterdir()}
+    answer = gma("video", photos, "-o", tmp_path / "a", *FAST, exit_code=1)
+    assert "refine" in answer.splitlines()[-1]
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "a.partial").iterdir()}
+    gma("video", photos, "-o", tmp_path / "a", "--refine", "variational", *FAST)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == set(before)

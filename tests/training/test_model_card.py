@@ -16,6 +16,7 @@ from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
 from gma_lib.training import model_card as card
+from gma_lib.training.config import load_recipe
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
 from gma_lib.training.pairs import PairSource, render_held_out
 
@@ -43,7 +44,7 @@ def test_another_number_is_another_page():
 
 
 def test_the_curve_shows_every_part_to_its_end():
-    curve = NUMBERS["how"]["curve"]
+    curve = [point for one in NUMBERS["how"]["records"].values() for point in one["curve"]]
     axes = card.plot_training(curve).axes[0]
     assert [text.get_text() for text in axes.texts] == list(
         dict.fromkeys(point["phase"] for point in curve)
@@ -51,6 +52,15 @@ def test_the_curve_shows_every_part_to_its_end():
     steps = [[int(number) for number in point["steps"].split("-")] for point in curve]
     assert axes.get_xlim()[1] == sum(last - first + 1 for first, last in steps)
     assert (WEIGHTS_FOLDER / "gma-procedural-curve.png").is_file()
+
+
+def test_every_part_of_the_recipe_has_its_minutes_and_they_add_up():
+    parts = load_recipe(card.RECIPE).parts
+    records = NUMBERS["how"]["records"]
+    assert list(records) == [part.name for part in parts if part.training]
+    minutes = sum(record["minutes"] for record in records.values())
+    assert NUMBERS["how"]["minutes"] == round(minutes)
+    assert parts[-1].name == "shipped"
 
 
 def test_beating_dis_means_both_numbers_on_every_family():

@@ -1,0 +1,200 @@
+"""Make weights by a recipe: its parts are trained or averaged one after the other.
+
+A killed run goes on: finished parts are kept, and the one in training has its checkpoint.
+"""
+
+import importlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gma_lib import network, runs
+from gma_lib.network.checkpoints import SEED
+from gma_lib.runs.files import locate_path
+from gma_lib.runs.machine import ask_git, find_commit
+from gma_lib.training.config import (
+    Base,
+    Part,
+    Recipe,
+    TrainingConfig,
+    list_differences,
+    load_config,
+)
+from gma_lib.training.trainer import read_log, train
+
+logger = logging.getLogger(__name__)
+RECORDS = "recipe.json"
+CURVE_STEPS = 50
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
+    """Make the weights of a recipe, or go on with it, and return their file.
+
+    Writes into ``folder``: a folder for each part, ``recipe.json`` (the recipe and a record of each
+    finished part) and ``weights.safetensors`` (the result in float16).
+
+    Raises
+    ------
+    ValueError, OSError
+        Before any work: the folder holds a run of another recipe, a part that would run has a seed
+        of the held-out scenes, a base is missing or another file, or the disk is too full.
+    """
+    parts = recipe.needed
+    records = _read_records(folder / RECORDS, recipe)
+    _require_feasible(parts, folder)
+    for number, part in enumerate(parts, 1):
+        logger.info(f"{part.name} ({number} of {len(parts)}): {part.what}")
+        if part.name not in records:
+            records[part.name] = _make_part(part, recipe, folder, device)
+            runs.write_json(folder / RECORDS, {"recipe": asdict(recipe), "records": records})
+        elif network.load_checkpoint(_locate(part, folder)).sha256 != records[part.name]["sha256"]:
+            raise ValueError(
+                f"{_locate(part, folder)} was changed since it was made: delete {folder}"
+            )
+    state = network.load_checkpoint(_locate(parts[-1], folder)).state
+    stored = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
+    return network.save_checkpoint(folder / "weights.safetensors", stored)
+
+
+def shorten_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe cut to a minute, to see that it runs: the same parts, a step of each phase
+    on the smallest frames, and seeded weights in place of bases.
+    """
+    seeded = Base(file=network.SEEDED, sha256=runs.hash_value(["recipe", SEED]))
+    return Recipe(
+        parts=tuple(
+            Part(name=part.name, what=part.what, base=seeded)
+            if part.base
+            else replace(part, training=part.training and _shorten(part.training))
+            for part in recipe.needed
+        )
+    )
+
+
+def _shorten(config: TrainingConfig) -> TrainingConfig:
+    small = {"steps": 1, "height": 128, "width": 128, "batch_size": 1, "lead_updates": 1}
+    phases = (replace(phase, **small, num_updates=1, matching=1.0) for phase in config.phases)
+    counts = {"textures": 4, "photographs": 0, "validation_pairs": 0}
+    return replace(config, **counts, phases=tuple(phases))
+
+
+def _read_records(path: Path, recipe: Recipe) -> dict[str, runs.Record]:
+    """Records of the parts that an earlier run of the same recipe has finished."""
+    if not path.is_file():
+        return {}
+    content = runs.read_json(path, made_by="gma train --recipe")
+    differing = list_differences(content["recipe"], runs.make_plain(asdict(recipe)))
+    if differing:
+        raise ValueError(
+            f"{path}: made with a recipe that differs in {', '.join(differing)}; restore it, or "
+            "name another folder"
+        )
+    return dict(content["records"])
+
+
+def _require_feasible(parts: list[Part], folder: Path) -> None:
+    """Raise before hours of work what would stop them."""
+    held_out = load_config(runs.RESOURCES / "params" / "train.yaml").seed
+    trained = [(part.name, part.training) for part in parts if part.training and not part.base]
+    for name, training in trained:
+        if training.seed in (held_out, held_out + 1):
+            raise ValueError(
+                f"{name}: the seed {training.seed} is one of the held-out scenes "
+                f"({held_out} and {held_out + 1}): choose another"
+            )
+    if any(training.photographs for _, training in trained):
+        importlib.import_module("skimage")
+    for part in parts:
+        if part.base:
+            _require_base(part.name, part.base)
+    runs.require_free_space(folder, 150_000_000 * len(parts))
+
+
+def _require_base(name: str, base: Base) -> None:
+    """Raise unless a base is the file that is meant; where it is missing, ask git for it."""
+    path, advice = locate_path(base.file), ""
+    if base.revision and not path.exists():
+        advice = f", as `git show {base.revision}` writes it in a clone with the whole history"
+        if content := ask_git("show", base.revision):
+            with runs.write_atomically(path) as partial:
+                partial.write_bytes(content)
+    try:
+        found = network.load_checkpoint(base.file).sha256
+    except FileNotFoundError:
+        found = "no such file"
+    if found != base.sha256:
+        raise runs.BadFile(
+            path,
+            found if " " in found else f"SHA-256 {found}",
+            f"the base of {name}, SHA-256 {base.sha256}",
+            f"Put that file there{advice}",
+        )
+
+
+def _locate(part: Part, folder: Path) -> str:
+    """What loads the weights of a part."""
+    return part.base.file if part.base else str(folder / part.name / "averaged.safetensors")
+
+
+def _make_part(part: Part, recipe: Recipe, folder: Path, device: str) -> runs.Record:
+    """Train, average or read a part and return its record."""
+    files = {one.name: _locate(one, folder) for one in recipe.parts}
+    record: runs.Record = {"commit": find_commit(), "processor": runs.find_processor()}
+    if part.training and not part.base:
+        start = files[part.start] if part.start else None
+        place = folder / part.name
+        if start and part.only:
+            kept = network.load_checkpoint(start).state
+            torch.manual_seed(part.training.seed)
+            drawn = {
+                name: kept[name] if name.startswith(f"{part.only}.") else one
+                for name, one in network.GMA().state_dict().items()
+            }
+            start = str(network.save_checkpoint(place / "start.safetensors", drawn))
+        trainer = train(
+            part.training,
+            place,
+            resume=(place / "checkpoint.pt").exists(),
+            weights=start,
+            device=device,
+        )
+        record |= {
+            "device": device,
+            "minutes": round(trainer.seconds / 60, 1),
+            "curve": list(_summarise_log(place / "log.jsonl")),
+        }
+    elif part.mean and not part.base:
+        states = {name: network.load_checkpoint(files[name]).state for name in part.mean}
+        network.save_checkpoint(Path(files[part.name]), _average_states(states, part.mean))
+    return record | {"sha256": network.load_checkpoint(files[part.name]).sha256}
+
+
+def _average_states(
+    states: dict[str, dict[str, Tensor]], factors: dict[str, float]
+) -> dict[str, Tensor]:
+    """The weighted mean of weights; counters are those of the first."""
+    mean = dict(next(iter(states.values())))
+    for name in (name for name, one in mean.items() if one.is_floating_point()):
+        parts = [factors[part] * state[name].double() for part, state in states.items()]
+        mean[name] = torch.stack(parts).sum(dim=0).float()
+    return mean
+
+
+def _summarise_log(path: Path) -> Iterator[runs.Record]:
+    """Yield the mean errors of every 50 steps, as the card's figure shows them."""
+    steps = [entry for entry in read_log(path)[0] if "epe" in entry]
+    for (phase, _), group in groupby(
+        steps, key=lambda entry: (entry["phase"], (entry["step"] - 1) // CURVE_STEPS)
+    ):
+        entries = list(group)
+        epe, zero = (
+            round(sum(entry[name] for entry in entries) / len(entries), 2)
+            for name in ("epe", "zero_epe")
+        )
+        span = f"{entries[0]['step']}-{entries[-1]['step']}"
+        yield {"steps": span, "phase": phase, "epe": epe, "zero_flow_epe": zero}

@@ -1,0 +1,223 @@
+"""Recipes: what is refused before any work, what is made, and runs that survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from gma_lib.cli import main
+from gma_lib.network.checkpoints import (
+    WEIGHTS_FOLDER,
+    load_checkpoint,
+    make_seeded_weights,
+    save_checkpoint,
+)
+from gma_lib.runs.files import PROJECT, BadFile, hash_file
+from gma_lib.training import model_card as card
+from gma_lib.training.config import load_recipe
+from gma_lib.training.recipe import run_recipe, shorten_recipe
+
+SHIPPED = PROJECT / "params" / "recipe.yaml"
+pytestmark = pytest.mark.slow
+BUNDLED = WEIGHTS_FOLDER / "gma-procedural.safetensors"
+
+
+@pytest.fixture
+def content(tiny, tmp_path):
+    """A recipe: a base, a part from it and the mean of both; nothing of it takes long to check."""
+    base = save_checkpoint(tmp_path / "base.safetensors", make_seeded_weights(seed=1))
+    return {
+        "settings": {name: value for name, value in tiny.items() if name not in ("phases", "seed")},
+        "phase": tiny["phases"][0],
+        "parts": [
+            {"name": "a", "what": "x", "base": {"file": str(base), "sha256": hash_file(base)}},
+            {"name": "b", "what": "x", "start": "a", "training": {"seed": 3, "phases": [{}]}},
+            {"name": "c", "what": "x", "mean": {"a": 0.25, "b": 0.75}},
+        ],
+    }
+
+
+def write(content, path):
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def change(entry, value):
+    """A change of the recipe, as a function: ``entry`` is its place, joined by dots."""
+
+    def apply(content):
+        *places, last = entry.split(".")
+        for place in places:
+            content = content[int(place) if place.isdigit() else place]
+        content[last] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (change("parts.1.start", "z"), "b is made from z"),
+        (change("parts.2.mean", {"b": 0.5, "z": 0.5}), "c is made from z"),
+        (change("parts.2.mean", {"a": 0.5, "b": 0.6}), "c: the factors add up to 1.1"),
+        (change("parts.2.name", "a"), "two parts are called a"),
+        (change("parts.1.training.sed", 3), "parts.1.training.sed"),
+        (change("parts.1.mean", {"a": 1.0}), "b needs"),
+        (change("parts.0.base.sha256", "0" * 64), "SHA-256 " + "0" * 64),
+        (change("parts.0.base.file", "/no/such/file"), "/no/such/file: no such file"),
+        (change("parts.1.training.seed", 20211010), "seed 20211010"),
+        (change("parts.1.training.seed", 20211011), "seed 20211011"),
+        (change("settings", 3), "settings"),
+        (change("parts", []), "parts"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_a_sentence_before_any_work(content, tmp_path, wrong, named):
+    wrong(content)
+    file, out = write(content, tmp_path / "recipe.yaml"), tmp_path / "out"
+    found = CliRunner().invoke(main, ["train", "--recipe", str(file), "--out", str(out)])
+    assert found.exit_code == 1
+    assert named in found.output
+    assert len(found.output.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_a_base_that_the_history_lacks_names_the_command_that_writes_it(content, tmp_path):
+    base = {"file": str(tmp_path / "none.safetensors"), "revision": "HEAD:no/such/file"}
+    content["parts"][0]["base"] |= base
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    with pytest.raises(BadFile, match="git show HEAD:no/such/file"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+def test_what_a_base_stands_for_is_not_run(content, tmp_path):
+    content["parts"][1]["base"] = dict(content["parts"][0]["base"])
+    content["parts"][1]["training"]["seed"] = 20211010  # of the held-out scenes
+    content["parts"][2]["mean"] = {"b": 1.0}
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    assert [part.name for part in recipe.needed] == ["b", "c"]
+    made = load_checkpoint(run_recipe(recipe, tmp_path / "out")).state
+    for name, value in make_seeded_weights(seed=1).items():
+        assert torch.equal(made[name], value.half().to(value.dtype))
+
+
+def test_a_mean_weighs_its_parts(content, tmp_path):
+    file = save_checkpoint(tmp_path / "other.safetensors", make_seeded_weights(seed=2))
+    base = {"file": str(file), "sha256": hash_file(file)}
+    content["parts"][1] = {"name": "b", "what": "x", "base": base}
+    run_recipe(load_recipe(write(content, tmp_path / "recipe.yaml")), tmp_path / "out")
+    name = "fnet.conv1.weight"
+    one, two = (make_seeded_weights(seed=seed)[name] for seed in (1, 2))
+    found = load_checkpoint(tmp_path / "out" / "c" / "averaged.safetensors").state[name]
+    assert torch.allclose(found, 0.25 * one + 0.75 * two, atol=1e-7)
+
+
+def test_of_a_start_one_part_of_the_network_may_be_kept(content, tmp_path):
+    content["settings"] |= {"validation_pairs": 0}
+    content["parts"] = content["parts"][:2]
+    content["parts"][1] |= {"only": "fnet"}
+    phase = {"steps": 1, "learning_rate": 1e-9, "final_learning_rate": 0.0, "num_updates": 1}
+    content["parts"][1]["training"]["phases"] = [phase]
+    run_recipe(load_recipe(write(content, tmp_path / "recipe.yaml")), tmp_path / "out")
+    found = load_checkpoint(tmp_path / "out" / "b" / "averaged.safetensors").state
+    start = make_seeded_weights(seed=1)
+    same = {name for name in start if torch.allclose(found[name], start[name], atol=1e-6)}
+    assert {name for name in start if name.startswith("fnet")} <= same
+    assert "cnet.conv1.weight" not in same
+    assert "update_block.encoder.convc1.weight" not in same
+
+
+def test_another_recipe_is_refused_by_the_names_of_its_fields(content, tmp_path):
+    content["parts"] = [content["parts"][0], {"name": "c", "what": "x", "mean": {"a": 1.0}}]
+    run_recipe(load_recipe(write(content, tmp_path / "recipe.yaml")), tmp_path / "out")
+    content["parts"][1]["what"] = "y"
+    changed = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    with pytest.raises(ValueError, match=r"differs in parts\[1\].what;"):
+        run_recipe(changed, tmp_path / "out")
+
+
+def test_a_record_that_was_changed_is_not_believed(content, tmp_path):
+    content["parts"] = [content["parts"][0], {"name": "c", "what": "x", "mean": {"a": 1.0}}]
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    run_recipe(recipe, tmp_path / "out")
+    record = tmp_path / "out" / "recipe.json"
+    record.write_text(record.read_text().replace('"what": "x"', '"what": "y"'))
+    with pytest.raises(ValueError, match="was changed since"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ((), "either --config or --recipe"),
+        (("--config", "x", "--recipe", "x"), "either --config or --recipe"),
+        (("--config", "x", "--short"), "--short"),
+        (("--recipe", "x", "--resume"), "goes on by itself"),
+        (("--recipe", "x", "--device", "abacus"), "no 'abacus'"),
+        (("--recipe", "x"), "x: no such file"),
+        (("--recipe", "."), "a folder"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(main, ["train", *options])
+    assert found.exit_code
+    assert named in found.output
+
+
+def test_weights_that_were_changed_since_are_not_built_upon(content, tmp_path):
+    content["parts"] = [content["parts"][0], {"name": "c", "what": "x", "mean": {"a": 1.0}}]
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    run_recipe(recipe, tmp_path / "out")
+    save_checkpoint(tmp_path / "out" / "c" / "averaged.safetensors", make_seeded_weights(seed=2))
+    with pytest.raises(ValueError, match="was changed"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+@pytest.mark.exhaustive
+def test_the_shipped_recipe_cut_to_a_minute_gives_one_digest_killed_or_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "gma_lib.cli", "train", "--recipe", str(SHIPPED), "--short"]
+    process = subprocess.Popen([*command, "--out", str(killed)], cwd=PROJECT)
+    recipe = shorten_recipe(load_recipe(SHIPPED))
+    expected = hash_file(run_recipe(recipe, whole))
+    records = killed / "recipe.json"
+    deadline = time.monotonic() + 120
+    while not (records.is_file() and "part-15" in json.loads(records.read_text())["records"]):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = json.loads(records.read_text())["records"]
+    assert not (killed / "weights.safetensors").exists()
+    assert hash_file(run_recipe(recipe, killed)) == expected
+    assert json.loads(records.read_text())["records"].items() >= kept.items()
+
+
+def test_the_card_takes_over_what_the_recipe_made(content, tmp_path, monkeypatch):
+    content["settings"] |= {"validation_pairs": 0}
+    content["parts"][1]["training"]["phases"] = [{"steps": 1}]
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    made = run_recipe(recipe, tmp_path / "out")
+    monkeypatch.setattr(card, "RECIPE", tmp_path / "recipe.yaml")
+    monkeypatch.setattr(card.network, "WEIGHTS_FOLDER", tmp_path / "weights")
+    numbers = json.loads(BUNDLED.with_suffix(".json").read_text())
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "gma-procedural.json").write_text(json.dumps(numbers))
+    found = card.write_card(run=tmp_path / "out")
+    assert found["sha256"] == hash_file(made)
+    assert hash_file(tmp_path / "weights" / "gma-procedural.safetensors") == hash_file(made)
+    page = (tmp_path / "weights" / "gma-procedural.md").read_text()
+    assert "0.25 a + 0.75 b" in page
+    assert "Not scored yet" in page  # the scores were those of other weights
+    assert numbers["sha256"] not in page
+    monkeypatch.setattr(card, "RECIPE", SHIPPED)
+    with pytest.raises(ValueError, match="by parts"):
+        card.write_card(run=tmp_path / "out")
