@@ -228,7 +228,8 @@ def _read_profile(name: str) -> Record:
     profiles = sorted(
         path.stem
         for path in PARAMS.glob("*.yaml")
-        if path.stem not in ("common", "train") and not path.stem.removeprefix("bs").isdigit()
+        if path.stem not in ("common", "train", "recipe")
+        and not path.stem.removeprefix("bs").isdigit()
     )
     if name not in profiles:
         raise WrongParameters(f"there is no profile {name!r}; there are: {', '.join(profiles)}")

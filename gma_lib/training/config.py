@@ -331,7 +331,7 @@ def _list_mappings(values: object) -> list[runs.Record]:
     return [one for one in values if isinstance(one, dict)]
 
 
-def list_differences(old: object, new: object, prefix: str = "") -> list[str]:
+def name_differences(old: object, new: object, prefix: str = "") -> list[str]:
     """Name the entries in which two configurations differ, such as ``phases[0].steps``."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [
@@ -343,4 +343,4 @@ def list_differences(old: object, new: object, prefix: str = "") -> list[str]:
         pairs = [(f"{prefix}[{number}]", *each) for number, each in enumerate(both)]
     else:
         return [] if old == new else [prefix]
-    return [name for place, *each in pairs for name in list_differences(*each, place)]
+    return [name for place, *each in pairs for name in name_differences(*each, place)]

@@ -30,7 +30,7 @@ from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
-from gma_lib.training.config import TrainingConfig, list_differences, load_config, load_recipe
+from gma_lib.training.config import TrainingConfig, load_config, load_recipe, name_differences
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
@@ -327,7 +327,7 @@ def adopt_run(card: runs.Record, folder: Path) -> runs.Record:
         ``folder`` holds no finished run of this recipe.
     """
     run = runs.read_json(folder / "recipe.json", made_by="gma train --recipe")
-    if differing := list_differences(run["recipe"], runs.make_plain(asdict(load_recipe(RECIPE)))):
+    if differing := name_differences(run["recipe"], runs.make_plain(asdict(load_recipe(RECIPE)))):
         raise ValueError(
             f"{folder}: made with another recipe than {RECIPE}, by {', '.join(differing)}"
         )

@@ -22,8 +22,8 @@ from gma_lib.training.config import (
     Part,
     Recipe,
     TrainingConfig,
-    list_differences,
     load_config,
+    name_differences,
 )
 from gma_lib.training.trainer import read_log, train
 
@@ -88,7 +88,7 @@ def _read_records(path: Path, recipe: Recipe) -> dict[str, runs.Record]:
     if not path.is_file():
         return {}
     content = runs.read_json(path, made_by="gma train --recipe")
-    differing = list_differences(content["recipe"], runs.make_plain(asdict(recipe)))
+    differing = name_differences(content["recipe"], runs.make_plain(asdict(recipe)))
     if differing:
         raise ValueError(
             f"{path}: made with a recipe that differs in {', '.join(differing)}; restore it, or "

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gma_lib import network, runs
 from gma_lib.flow import pool_scores
-from gma_lib.training.config import Phase, TrainingConfig, list_differences
+from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
@@ -217,7 +217,7 @@ class Trainer:
                 f"{path}: no checkpoint to resume from; leave out --resume to start a new run"
             )
         state = torch.load(path, map_location=self.device, weights_only=True)
-        differing = list_differences(state["config"], dataclasses.asdict(self.config))
+        differing = name_differences(state["config"], dataclasses.asdict(self.config))
         if differing:
             raise ValueError(
                 f"{path}: made with a configuration that differs in {', '.join(differing)}; "
