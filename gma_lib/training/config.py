@@ -333,14 +333,15 @@ def _list_mappings(values: object) -> list[runs.Record]:
 
 def name_differences(old: object, new: object, prefix: str = "") -> list[str]:
     """Name the entries in which two configurations differ, such as ``phases[0].steps``."""
+    pairs: list[tuple[str, object, object]]
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [
             (f"{prefix}.{name}".removeprefix("."), old.get(name), new.get(name))
             for name in old | new
         ]
     elif _list_mappings(old) and len(_list_mappings(old)) == len(_list_mappings(new)):
-        both = zip(_list_mappings(old), _list_mappings(new), strict=True)
-        pairs = [(f"{prefix}[{number}]", *each) for number, each in enumerate(both)]
+        both = enumerate(zip(_list_mappings(old), _list_mappings(new), strict=True))
+        pairs = [(f"{prefix}[{number}]", a, b) for number, (a, b) in both]
     else:
         return [] if old == new else [prefix]
-    return [name for place, *each in pairs for name in name_differences(*each, place)]
+    return [name for place, a, b in pairs for name in name_differences(a, b, place)]

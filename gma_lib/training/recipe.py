@@ -77,10 +77,20 @@ def shorten_recipe(recipe: Recipe) -> Recipe:
 
 
 def _shorten(config: TrainingConfig) -> TrainingConfig:
-    small = {"steps": 1, "height": 128, "width": 128, "batch_size": 1, "lead_updates": 1}
-    phases = (replace(phase, **small, num_updates=1, matching=1.0) for phase in config.phases)
-    counts = {"textures": 4, "photographs": 0, "validation_pairs": 0}
-    return replace(config, **counts, phases=tuple(phases))
+    phases = (
+        replace(
+            phase,
+            steps=1,
+            height=128,
+            width=128,
+            batch_size=1,
+            num_updates=1,
+            lead_updates=1,
+            matching=1.0,
+        )
+        for phase in config.phases
+    )
+    return replace(config, textures=4, photographs=0, validation_pairs=0, phases=tuple(phases))
 
 
 def _read_records(path: Path, recipe: Recipe) -> dict[str, runs.Record]:
