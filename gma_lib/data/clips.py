@@ -129,6 +129,9 @@ def _list_images(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
+    for path in files:
+        with reading(path, "a picture"):  # no folder, no pipe, which would never end
+            pass
     files.sort(key=_natural_key)
     for one, other in pairwise(files):
         if _natural_key(one) == _natural_key(other):

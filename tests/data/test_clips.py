@@ -1,5 +1,8 @@
 """Frames of a clip: their order and their one size."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -50,3 +53,11 @@ def test_a_clip_is_known_by_its_content_and_its_names(tmp_path):
     (tmp_path / "1.png").rename(tmp_path / "2.png")
     assert clips.hash_clip(tmp_path) != digest
     assert clips.hash_clip(tmp_path / "0.png") != digest
+
+
+@pytest.mark.parametrize("place", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_a_folder_is_refused_and_never_waited_for(tmp_path, place):
+    place(tmp_path / "3.png")
+    for look in (clips.hash_clip, clips.count_frames):
+        with pytest.raises(BadFile, match=r"3\.png: a (folder|pipe)"):
+            look(tmp_path)
