@@ -1,4 +1,4 @@
-"""Is a wrong computation noticed by its numbers alone? ``make torture PART=numbers``
+"""Is a wrong computation noticed by its numbers alone? ``make torture PART=computations``
 
 Each case changes one place of the code in a copy of this checkout and runs ``gma verify --quick
 --no-digests`` there, which has to fail and names its worst entry. About two minutes a case.
