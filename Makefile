@@ -76,4 +76,4 @@ distclean: ## delete all results and the environment
 	  { echo "        not reachable; the plain wheels from the default index instead (on Linux with CUDA: 3 GB)"; $(PIP) $(TORCH); },$(PIP) $(TORCH))
 	@echo "2 of 3: the $(shell grep -c == requirements.lock) packages of requirements.lock (400 MB)"
 	@$(PIP) --no-deps --require-hashes --requirement requirements.lock
-	@echo "3 of 3: this package" && $(PIP) --no-deps --no-build-isolation --editable . && printf %s "$$PWD" > $@
+	@echo "3 of 3: this package" && $(PIP) --no-deps --editable . && printf %s "$$PWD" > $@
