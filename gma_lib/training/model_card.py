@@ -243,10 +243,10 @@ def compose_note(minutes: float, excerpt: runs.Record) -> str:
     by_epe = "ahead of" if mine["epe"] < classical["epe"] else "behind"
     by_px1 = "ahead of" if mine["px1"] > classical["px1"] else "behind"
     return (
-        f"{made}: they see motion roughly, with an EPE of {mine['epe']:.2f} px on a two-scene "
-        f"excerpt of MPI-Sintel training (clean, 6 updates), {by_epe} classical DIS "
-        f"({classical['epe']:.2f} px), and {100 * mine['px1']:.1f} % of pixels below one pixel, "
-        f"{by_px1} its {100 * classical['px1']:.1f} %. They are not the authors' weights."
+        f"{made}. On a two-scene excerpt of MPI-Sintel training (clean, 6 updates), their EPE is "
+        f"{mine['epe']:.2f} px, {by_epe} OpenCV's DIS ({classical['epe']:.2f} px); "
+        f"{100 * mine['px1']:.1f} % of pixels are less than one pixel off, {by_px1} its "
+        f"{100 * classical['px1']:.1f} %. They are not the authors' weights."
     )
 
 
