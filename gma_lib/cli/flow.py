@@ -70,7 +70,7 @@ def main(
     **network: Unpack[Network],
 ) -> None:
     """Flow from FRAME1 to FRAME2: two images of one size, two folders of images with the same
-    names, or two quoted patterns ('left/*.png').
+    names, or two patterns in quotes.
     """
     pairs, is_one = _list_pairs(frames, listed)
     outputs = [output] if is_one else [output / f"{one.stem}.{kind}" for one, _ in pairs]

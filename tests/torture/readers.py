@@ -138,8 +138,6 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             found = error.args[1] if isinstance(error, BadFile) else str(error).split(" ", 1)[1]
         raise BadFile(path, found, EXPECTED)
 
-    # the network's entries are too many to be read a million times
-    checkpoints._find_entries = lambda: damage.SMALL_NETWORK
     weights = {name: value for name, value in damage.SMALL_NETWORK.items() if "norm3" not in name}
     wrapped = {"state_dict": {f"module.{name}": value for name, value in weights.items()}}
     pickles = [
@@ -362,6 +360,13 @@ def find_large(reader: Reader, folder: Path, name: str, numbers: range) -> None:
 # --- many -----------------------------------------------------------------------------------------
 
 
+def find_small_entries() -> dict:
+    """Stand in for ``checkpoints._find_entries``: the network's entries are too many to be read a
+    million times.
+    """
+    return damage.SMALL_NETWORK
+
+
 def quiet() -> None:
     """Decoders write what they think of damaged files to the terminal."""
     cv2.utils.logging.setLogLevel(0)
@@ -484,6 +489,7 @@ def main() -> None:
     parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     quiet()
+    checkpoints._find_entries = find_small_entries
     with tempfile.TemporaryDirectory() as place:
         readers = make_readers(Path(place))
     names = options.only or list(readers)
