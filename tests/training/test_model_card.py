@@ -82,15 +82,9 @@ def test_the_note_says_who_is_ahead_by_which_measure():
         }
 
     worse, mixed = card.compose_note(27, scores(1.8, 0.7)), card.compose_note(27, scores(0.8, 0.7))
-    assert "1.80 px" in worse
-    assert (
-        "behind classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
-        in worse
-    )
-    assert (
-        "ahead of classical DIS (1.00 px), and 70.0 % of pixels below one pixel, behind its 80.0 %"
-        in mixed
-    )
+    assert "1.80 px, behind" in worse
+    assert "0.80 px, ahead of" in mixed
+    assert all("70.0 %" in note and "behind its 80.0 %" in note for note in (worse, mixed))
     assert "ahead of its 80.0 %" in card.compose_note(27, scores(0.8, 0.9))
     assert "Sintel" not in card.compose_note(27, {})
 
