@@ -16,7 +16,7 @@ from gma_lib.runs.run import Run
 
 # Of a record: what tells of one call, one place or one moment, not of the result. Which batches
 # could be compared in time, and which other batch sizes were there to agree with, depends on it.
-NOT_RESULT = ("provenance", "summary", "root", "compared", "deviation", "agreement")
+NOT_RESULT = ("provenance", "summary", "root", "model", "compared", "deviation", "agreement")
 
 
 def digest_record(record: Record) -> str:
