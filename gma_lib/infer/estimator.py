@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -445,5 +446,8 @@ def _identify_weights(checkpoint: str) -> tuple[str, bool]:
         digest = hash_file(bundled)
         network.require_bundled(bundled, digest)
         return digest, True
+    with suppress(Exception):  # whatever is wrong with it, or bfloat16: the next line says it
+        if checkpoint.endswith(".safetensors"):
+            return hash_file(Path(checkpoint)), not network.holds_seeded_gamma(Path(checkpoint))
     loaded = network.load_checkpoint(checkpoint)
     return loaded.sha256, loaded.trained

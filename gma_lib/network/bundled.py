@@ -6,6 +6,7 @@ from gma_lib.runs.files import RESOURCES, BadFile
 from gma_lib.runs.records import Record, load_record
 
 WEIGHTS_FOLDER = RESOURCES / "weights"
+SEEDED_GAMMA = 0.7
 
 
 def read_card(weights: Path) -> Record:
@@ -24,3 +25,13 @@ def require_bundled(weights: Path, sha256: str) -> None:
             "the weights that came with this package",
             "Reinstall the package, or check the file out again",
         )
+
+
+def holds_seeded_gamma(weights: Path) -> bool:
+    """Whether a safetensors file holds the seeded weights' gamma; PyTorch is not loaded for it."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "numpy") as file:
+        names = file.keys()
+        gammas = [file.get_tensor(name) for name in names if name.endswith("gamma")]
+    return any((gamma == gamma.dtype.type(SEEDED_GAMMA)).all() for gamma in gammas)

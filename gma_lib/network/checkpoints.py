@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gma_lib.network.bundled import WEIGHTS_FOLDER, read_card, require_bundled
+from gma_lib.network.bundled import SEEDED_GAMMA, WEIGHTS_FOLDER, read_card, require_bundled
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.files import (
@@ -34,7 +34,6 @@ from gma_lib.runs.files import (
 from gma_lib.runs.records import Record
 
 SEED = 20210402
-SEEDED_GAMMA = 0.7
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 LONGEST_PREFIX = 4

@@ -255,6 +255,9 @@ def _explain(error: BaseException, job: Job) -> tuple[str, str]:
     from nbclient.exceptions import CellTimeoutError
     from papermill.exceptions import PapermillExecutionError
 
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, TimeoutError) and "limit_s" in str(cause):  # as a library passed it on
+        error = cause
     if isinstance(error, PapermillExecutionError):
         if error.ename == DoesNotFit.__name__:
             return "out_of_memory", error.evalue

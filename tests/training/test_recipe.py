@@ -185,8 +185,6 @@ def test_the_shipped_recipe_cut_to_a_minute_gives_one_digest_killed_or_not(tmp_p
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, "-m", "gma_lib.cli", "train", "--recipe", str(SHIPPED), "--short"]
     process = subprocess.Popen([*command, "--out", str(killed)], cwd=PROJECT)
-    recipe = shorten_recipe(load_recipe(SHIPPED))
-    expected = hash_file(run_recipe(recipe, whole))
     records = killed / "recipe.json"
     deadline = time.monotonic() + 120
     while not (records.is_file() and "part-15" in json.loads(records.read_text())["records"]):
@@ -195,6 +193,8 @@ def test_the_shipped_recipe_cut_to_a_minute_gives_one_digest_killed_or_not(tmp_p
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    recipe = shorten_recipe(load_recipe(SHIPPED))
+    expected = hash_file(run_recipe(recipe, whole))
     kept = json.loads(records.read_text())["records"]
     assert not (killed / "weights.safetensors").exists()
     assert hash_file(run_recipe(recipe, killed)) == expected
