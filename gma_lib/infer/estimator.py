@@ -14,7 +14,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -443,11 +442,9 @@ def _identify_weights(checkpoint: str) -> tuple[str, bool]:
     """Hash of the weights, and whether they were trained; bundled ones are not decoded."""
     bundled = network.WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
     if bundled.is_file():
-        digest = hash_file(bundled)
-        network.require_bundled(bundled, digest)
+        network.require_bundled(bundled, digest := hash_file(bundled))
         return digest, True
-    with suppress(Exception):  # whatever is wrong with it, or bfloat16: the next line says it
-        if checkpoint.endswith(".safetensors"):
-            return hash_file(Path(checkpoint)), not network.holds_seeded_gamma(Path(checkpoint))
+    if known := network.identify_safetensors(Path(checkpoint)):
+        return known
     loaded = network.load_checkpoint(checkpoint)
     return loaded.sha256, loaded.trained

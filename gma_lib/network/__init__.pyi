@@ -1,5 +1,5 @@
 from .bundled import WEIGHTS_FOLDER as WEIGHTS_FOLDER
-from .bundled import holds_seeded_gamma as holds_seeded_gamma
+from .bundled import identify_safetensors as identify_safetensors
 from .bundled import require_bundled as require_bundled
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import load_checkpoint as load_checkpoint

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gma_lib.runs.files import RESOURCES, BadFile
+from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import Record, load_record
 
 WEIGHTS_FOLDER = RESOURCES / "weights"
@@ -27,11 +27,16 @@ def require_bundled(weights: Path, sha256: str) -> None:
         )
 
 
-def holds_seeded_gamma(weights: Path) -> bool:
-    """Whether a safetensors file holds the seeded weights' gamma; PyTorch is not loaded for it."""
+def identify_safetensors(weights: Path) -> tuple[str, bool] | None:
+    """Hash of a safetensors file, and whether its weights are other than seeded ones, without
+    PyTorch; None for another file, a damaged one or bfloat16.
+    """
     from safetensors import safe_open
 
-    with safe_open(weights, "numpy") as file:
-        names = file.keys()
-        gammas = [file.get_tensor(name) for name in names if name.endswith("gamma")]
-    return any((gamma == gamma.dtype.type(SEEDED_GAMMA)).all() for gamma in gammas)
+    try:
+        with safe_open(weights, "numpy") as file:
+            names = file.keys()
+            gammas = [file.get_tensor(name) for name in names if name.endswith("gamma")]
+    except Exception:  # whatever is wrong with it, reading it whole says so
+        return None
+    return hash_file(weights), all((one != one.dtype.type(SEEDED_GAMMA)).all() for one in gammas)
