@@ -10,6 +10,7 @@ import numpy as np
 
 from gma_lib import report
 from gma_lib.cli.options import (
+    FLOW_FORMAT,
     NOISE,
     PATH,
     Network,
@@ -23,7 +24,7 @@ from gma_lib.cli.options import (
     tell,
 )
 from gma_lib.data.clips import match_images, read_pair_list
-from gma_lib.flow import FLOW_SUFFIXES, check_flow_suffix, read_photo, write_flow_file, write_mask
+from gma_lib.flow import check_flow_suffix, read_photo, write_flow_file, write_mask
 from gma_lib.flow.consistency import find_occluded, warp_to_first
 from gma_lib.flow.images import write_frame
 from gma_lib.infer.estimator import Estimator, load
@@ -42,14 +43,7 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
     type=PATH,
     help="Flow file (.flo, .npy, KITTI's .png); for many pairs a folder.",
 )
-@click.option(
-    "--format",
-    "kind",
-    default="flo",
-    show_default=True,
-    type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
-    help="Of files in a folder.",
-)
+@FLOW_FORMAT
 @click.option("--figure", type=PATH, help="Also draw frame and flow (.png, .jpg, .svg or .pdf).")
 @click.option(
     "--check",

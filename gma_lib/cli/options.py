@@ -15,6 +15,7 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
+from gma_lib.flow import FLOW_SUFFIXES
 from gma_lib.runs.files import RESOURCES, make_plain
 from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record, load_record
@@ -27,6 +28,14 @@ CHECKPOINT = click.option(
     default="gma-procedural",
     show_default=True,
     help="Bundled weights, or a .pth or .safetensors file.",
+)
+FLOW_FORMAT = click.option(
+    "--format",
+    "kind",
+    default="flo",
+    show_default=True,
+    type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
+    help="Of flow files in a folder; png is KITTI's.",
 )
 
 

@@ -24,6 +24,7 @@ from gma_lib.verify.expected import (
     judge_values,
     locate_expected,
     read_expected,
+    require_same_work,
     write_expected,
 )
 from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
@@ -53,9 +54,11 @@ def main(quick: bool, profile: str, no_digests: bool) -> None:
     expected_file = locate_expected(profile)
     if not expected_file.is_file():
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
+    expected = read_expected(expected_file)
+    parameters = _resolve(profile, VERIFIED)
     folder = _start(VERIFIED, profile)
-    run = _compute(_resolve(profile, VERIFIED))
-    expected = read_expected(expected_file, parameters=read_run_parameters(run))
+    run = _compute(parameters)
+    require_same_work(expected, read_run_parameters(run))
     _judge(judge_values(collect_values(run), expected, digests=not no_digests), folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}")
 
@@ -96,7 +99,10 @@ def record(profile: str, reason: str) -> None:
     run, path = _compute(_resolve(profile, VERIFIED)), locate_expected(profile)
     values, parameters = collect_values(run), read_run_parameters(run)
     if path.is_file():
-        click.echo(_summarise(judge_values(values, read_expected(path, parameters=parameters))))
+        earlier = read_expected(path)
+        is_same = earlier["parameters"] == parameters
+        compared = _summarise(judge_values(values, earlier)) if is_same else ""
+        click.echo(compared or "the earlier values are of other frames or settings")
     write_expected(path, values, parameters=parameters, reason=reason)
     click.echo(f"{shorten_path(path)}: {len(values)} values")
 

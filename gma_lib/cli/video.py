@@ -13,6 +13,7 @@ import numpy as np
 
 import gma_lib
 from gma_lib.cli.options import (
+    FLOW_FORMAT,
     NOISE,
     PATH,
     Network,
@@ -27,7 +28,6 @@ from gma_lib.cli.options import (
 from gma_lib.data.clips import count_frames, hash_clip, read_clip
 from gma_lib.data.videos import choose_encoder, write_movie
 from gma_lib.flow import (
-    FLOW_SUFFIXES,
     choose_radius,
     flow_to_rgb,
     read_flow_file,
@@ -71,14 +71,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     type=PATH,
     help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame).",
 )
-@click.option(
-    "--format",
-    "kind",
-    default="flo",
-    show_default=True,
-    type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
-    help="Of the flow; png is KITTI's.",
-)
+@FLOW_FORMAT
 @click.option(
     "--movie",
     is_flag=True,

@@ -110,7 +110,7 @@ def _shorten_tracebacks() -> None:
         *_, (frame, _) = walk_tb(trace)
         if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
             # IPython asks an exception for its own traceback
-            error._render_traceback_ = lambda: [f"{kind.__name__}: {error}"]  # type: ignore[attr-defined]
+            vars(error)["_render_traceback_"] = lambda: [f"{kind.__name__}: {error}"]
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
     if shell := get_ipython():

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gma_lib.runs.files import RESOURCES, shorten_path
+from gma_lib.runs.files import RESOURCES
 from gma_lib.runs.machine import find_commit, find_processor, find_versions
 from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.verify.values import KINDS, Value
@@ -75,7 +75,7 @@ def write_expected(
     reason
         Why the values changed, one sentence; earlier ones are kept.
     """
-    history = read_json(path, made_by="gma record")["history"] if path.is_file() else []
+    history = read_expected(path)["history"] if path.is_file() else []
     now = datetime.now(UTC).date().isoformat()
     history.append({"date": now, "commit": find_commit(), "reason": reason})
     content = describe_values(values, describe_surroundings())
@@ -96,24 +96,26 @@ def describe_values(values: Mapping[str, Value], surroundings: Mapping[str, str]
     }
 
 
-def read_expected(path: Path, *, parameters: Record) -> Record:
-    """Read expected values, which have to be of the same work as the run.
+def read_expected(path: Path) -> Record:
+    """Read expected values.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, it was changed, or it is of other parameters; the message names the
-        first that differs.
+        There is no such file, it was changed, or it is of another version.
     """
-    content = read_json(path, made_by="gma record")
-    recorded = content["parameters"]
+    return read_json(path, made_by="gma record")
+
+
+def require_same_work(expected: Record, parameters: Record) -> None:
+    """Raise ValueError, with the first parameter that differs, unless a run did the same work."""
+    recorded = expected["parameters"]
     for name in dict.fromkeys([*recorded, *parameters]):
         if recorded.get(name) != parameters.get(name):
             raise ValueError(
-                f"{shorten_path(path)} is of {name} = {recorded.get(name)}, and this run has "
-                f"{parameters.get(name)}: verify the profile that it was recorded for"
+                f"the expected values are of {name} = {recorded.get(name)}, and this run has "
+                f"{parameters.get(name)}: verify the profile that they were recorded for"
             )
-    return content
 
 
 def find_differences(there: Mapping[str, str]) -> dict[str, str]:
