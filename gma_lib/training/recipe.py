@@ -16,7 +16,7 @@ from torch import Tensor
 from gma_lib import network, runs
 from gma_lib.network.checkpoints import SEED
 from gma_lib.runs.files import locate_path
-from gma_lib.runs.machine import ask_git, find_commit
+from gma_lib.runs.machine import ask_git, find_commit, find_versions
 from gma_lib.training.config import (
     Base,
     Part,
@@ -36,7 +36,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     """Make the weights of a recipe, or go on with it, and return their file.
 
     Writes into ``folder``: a folder for each part, ``recipe.json`` (the recipe and a record of each
-    finished part) and ``weights.safetensors`` (the result in float16).
+    finished part) and ``weights.safetensors`` (the result in float16). The file is the same bit for
+    bit, killed and resumed or not, on the same processor with the same versions and as many
+    threads; each part's record names all of them.
 
     Raises
     ------
@@ -154,7 +156,12 @@ def _locate(part: Part, folder: Path) -> str:
 def _make_part(part: Part, recipe: Recipe, folder: Path, device: str) -> runs.Record:
     """Train, average or read a part and return its record."""
     files = {one.name: _locate(one, folder) for one in recipe.parts}
-    record: runs.Record = {"commit": find_commit(), "processor": runs.find_processor()}
+    record: runs.Record = {
+        "commit": find_commit(),
+        "processor": runs.find_processor(),
+        "versions": find_versions(),
+        "threads": torch.get_num_threads(),
+    }
     if part.training and not part.base:
         start = files[part.start] if part.start else None
         place = folder / part.name
