@@ -10,6 +10,19 @@ from gma_lib.runs.records import trace_provenance
 METADATA = "ro-crate-metadata.json"  # the name that the format prescribes
 PAPER = "https://doi.org/10.48550/arXiv.2104.02409"
 LICENSE = "https://spdx.org/licenses/Apache-2.0"
+BIBTEX = f"""\
+@inproceedings{{jiang2021learning,
+  title = {{Learning to Estimate Hidden Motions with Global Motion Aggregation}},
+  author = {{Jiang, Shihao and Campbell, Dylan and Lu, Yao and Li, Hongdong and Hartley, Richard}},
+  booktitle = {{Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)}},
+  year = {{2021}},
+}}
+
+@software{{gma_lib,
+  title = {{GMA optical flow, from frames to a report that anyone can re-run}},
+  author = {{{{The authors of the GMA reproducibility package}}}},
+  version = {{{gma_lib.__version__}}},
+}}"""
 FORMATS = {
     ".html": "text/html",
     ".ipynb": "application/x-ipynb+json",

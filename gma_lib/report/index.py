@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
@@ -14,9 +16,9 @@ from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
-from gma_lib.report.crate import METADATA, describe_files
+from gma_lib.report.crate import BIBTEX, METADATA, describe_files
 from gma_lib.report.figures import encode_figure
-from gma_lib.report.pages import fill_template, table_to_html
+from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.runs.files import shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json
 from gma_lib.runs.run import Run, check_folder_name
@@ -52,6 +54,7 @@ def write_index(outputs: Path, profile: str) -> Path:
     passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
     passes = passes or ["clean", "final"]
     provenance = describe_provenance()
+    headline = [_headline(records, passes, statuses[records.run]) for records in found]
     page = fill_template(
         "index.html.j2",
         profile=profile,
@@ -63,7 +66,8 @@ def write_index(outputs: Path, profile: str) -> Path:
             )
         ),
         passes=passes,
-        headline=[_headline(records, passes, statuses[records.run]) for records in found],
+        headline=headline,
+        headline_links=link_values(_tabulate_headline(headline, passes), "at a glance"),
         guide_table=table_to_html(compare_with_guide(found), "Accuracy and speed", words=True),
         differences=table_to_html(list_differences(found), "How they were obtained", words=True),
         verdicts=_list_verdicts(found),
@@ -78,6 +82,7 @@ def write_index(outputs: Path, profile: str) -> Path:
             for name, group in runs.items()
         ],
         tables=[table for group in runs.values() for table in _score_tables(group)],
+        bibtex=BIBTEX,
         footer=f"{provenance} Every JSON file next to the notebooks carries versions and hashes.",
     )
     write_text(folder / "index.html", page)
@@ -242,6 +247,16 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
         "caution": bool(perf.get("caution")),
         "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
     }
+
+
+def _tabulate_headline(headline: list[Record], passes: list[str]) -> pd.DataFrame:
+    """The table at a glance, a column for each number."""
+    table = pd.DataFrame(headline).drop(columns=["kind", "accuracy", "scored"])
+    accuracy = [f"{what} {name}" for what in ("EPE, px,", "1px, %,") for name in passes]
+    for names, values in ((accuracy, "accuracy"), ([f"scored {one}" for one in passes], "scored")):
+        for number, name in enumerate(names):
+            table[name] = [row[values][number] for row in headline]
+    return table.set_index(["run", "batch_size"])
 
 
 def _overall(statuses: Statuses) -> tuple[str, str]:

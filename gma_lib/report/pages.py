@@ -5,6 +5,7 @@ import re
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import jinja2
 from latex2mathml.converter import convert as to_mathml
@@ -54,6 +55,7 @@ def notebook_to_html(
             "previous": ways[0],
             "next": ways[1],
             "provenance": describe_provenance(),
+            "script": (TEMPLATES / "tables.js").read_text("utf-8"),
         },
     )
     for token, formula in formulas.items():
@@ -97,7 +99,8 @@ def table_to_html(
     missing: str = "",
     words: bool = False,
 ) -> str:
-    """Return a table as HTML in which all names and values are text, never markup.
+    """Return a table as HTML in which all names and values are text, never markup. Its caption ends
+    with links that hold all digits, as CSV and as JSON.
 
     Parameters
     ----------
@@ -117,8 +120,29 @@ def table_to_html(
     )
     if words:  # as a style, which JupyterLab keeps
         html = html.replace("<td>", '<td style="text-align: left">')
-    heading = f"><caption>{escape(caption)}</caption>" if caption else ">"
+    heading = f"><caption>{escape(caption)} {link_values(table, caption)}</caption>"
     return add_header_scopes(html.replace(">", heading, 1))
+
+
+def link_values(table: "pd.DataFrame", name: str) -> str:
+    """Return links that hold a table as CSV and as JSON, so that they work wherever the page is.
+
+    Parameters
+    ----------
+    name
+        The table's; the files are called after it.
+    """
+    stem = re.sub(r"\W+", "-", name.lower()).strip("-") or "table"
+    forms = {
+        "csv": ("text/csv", table.to_csv()),
+        "json": ("application/json", table.to_json(orient="split", double_precision=15)),
+    }
+    links = (
+        f'<a download="{stem}.{form}" href="data:{media_type};charset=utf-8,{quote(text)}" '
+        f'aria-label="{form.upper()}: {escape(name or "table")}">{form.upper()}</a>'
+        for form, (media_type, text) in forms.items()
+    )
+    return f"<small>{' '.join(links)}</small>"
 
 
 def add_header_scopes(html: str) -> str:

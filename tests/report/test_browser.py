@@ -12,11 +12,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.files import write_flow
 from gma_lib.infer.inference import flow_path
+from gma_lib.report.pages import TEMPLATES, table_to_html
 from gma_lib.report.viewer import write_viewer
 
 pytestmark = pytest.mark.exhaustive
@@ -116,13 +118,34 @@ def test_links_lead_somewhere(visit, reported):
     for page in pages(reported):
         document = visit(page).document
         for link in re.findall(r'<a [^>]*href="([^"]+)"', document):
-            if link.startswith(("http:", "https:")):
+            if link.startswith(("http:", "https:", "data:")):
                 continue
             path, _, anchor = link.partition("#")
             target = (page.parent / unquote(path)).resolve() if path else page
             assert target.is_file(), f"{page.name} links to {link}"
             if anchor and not path:
                 assert f'id="{unquote(anchor)}"' in document, f"{page.name} links to {link}"
+
+
+SORT = """<script>
+const heads = [...document.querySelectorAll("th[aria-sort]")], read = [];
+const texts = (names) => [...document.querySelectorAll(names)].map((one) => one.textContent);
+const order = () => texts("tbody th").join("");
+heads[0].click(); read.push(order(), heads[0].getAttribute("aria-sort"));
+heads[0].dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" })); read.push(order());
+heads[1].click(); read.push(order(), heads[0].getAttribute("aria-sort"));
+document.body.setAttribute("data-read", read.join(" "));
+</script>"""
+
+
+def test_a_click_on_a_header_sorts_the_rows(visit, tmp_path):
+    values = {"pixels": [9.0, 1000.0, float("nan")], "scene": ["c", "a", "b"]}
+    table = table_to_html(pd.DataFrame(values, index=["x", "y", "z"]), missing="none")
+    page = tmp_path / "page.html"
+    script = (TEMPLATES / "tables.js").read_text()
+    page.write_text(f"<body>{table}<script>{script}</script>{SORT}")
+    read = re.search('data-read="([^"]+)"', visit(page).document)[1]
+    assert read == "xyz ascending yxz yzx none"
 
 
 HOVER = """<script>
