@@ -44,8 +44,8 @@ test-fast: MARKS := not slow and not exhaustive
 test: MARKS := not exhaustive
 test-fast test test-all: $(ENV) ## run tests: those below a second; all but whole documents, killed processes and full sizes; all
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(MARKS)"
-ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); nothing of it is needed here
-	@$(GMA) ascend --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
+ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
+	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
 torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs

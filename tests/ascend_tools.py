@@ -27,6 +27,10 @@ BYTES = 4 * 3 * 128 * 160
 @pytest.fixture
 def standins(monkeypatch):
     """The stand-ins in front of the path; no variable of the outside reaches them."""
+    return set_standins(monkeypatch)
+
+
+def set_standins(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("STANDIN_", "GMA_", "ASCEND_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv(

@@ -1,3 +1,4 @@
+from . import brought_back as brought_back
 from . import chip as chip
 from . import operators as operators
 from . import toolkit as toolkit
@@ -6,11 +7,11 @@ from .atc import read_manifest as read_manifest
 from .chip import Card as Card
 from .chip import NoChipFound as NoChipFound
 from .chip import find_chips as find_chips
+from .keep import choose_options as choose_options
 from .keep import describe_kept as describe_kept
 from .keep import is_instance_norm as is_instance_norm
 from .keep import is_norm_or_coordinate as is_norm_or_coordinate
 from .keep import is_outside_modules as is_outside_modules
-from .keep import read_keep_lines as read_keep_lines
 from .operators import check_operators as check_operators
 from .operators import refuse_impossible as refuse_impossible
 from .rewrite import rewrite_where_needed as rewrite_where_needed

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from gma_lib.ascend.errors import (
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
 from gma_lib.runs import DoesNotFit, Track, reading
+
+LOOP, WARMUP = 100, 5  # calls on zeros that are timed, as in the guide, and calls before them
 
 
 class AisBenchError(RuntimeError):
@@ -155,8 +158,8 @@ def time_on_zeros(
     om: Path,
     *,
     batch_size: int,
-    loop: int = 100,
-    warmup: int = 5,
+    loop: int = LOOP,
+    warmup: int = WARMUP,
     watch: Watch | None = None,
 ) -> Timing:
     """Time pure inference on zeros, ``loop`` calls after ``warmup`` more, as the guide measures.
@@ -178,7 +181,12 @@ def time_on_zeros(
         )
         started = time.time()
         _run(tool, command, batch_size, watch)
-        timing = read_summary(find_summary(output, newer_than=started), loop=loop)
+        return read_loop(output, newer_than=started, batch_size=batch_size, loop=loop)
+
+
+def read_loop(output: Path, *, newer_than: float, batch_size: int, loop: int = LOOP) -> Timing:
+    """Read the summary of pure inference; AisBenchError where it contradicts itself."""
+    timing = read_summary(find_summary(output, newer_than=newer_than), loop=loop)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
         raise AisBenchError(
@@ -273,18 +281,26 @@ def _run(
 ) -> None:
     started = time.time()
     code, text = _started(tool, arguments, watch)
-    if code == 0:
-        return
-    told = text + _recent_log(
-        tool.environment, since=started
-    )  # every failure to load prints the same; the log has the cause
+    if code != 0:  # every failure to load prints the same; the log has the cause
+        told = text + _recent_log(tool.environment, since=started)
+        refuse_failure(f"(exit code {code})", told, text, batch_size)
+
+
+def refuse_failure(how: str, told: str, text: str, batch_size: int) -> NoReturn:
+    """Raise ``DoesNotFit`` or ``AisBenchError`` with the cause that a failed run names.
+
+    Parameters
+    ----------
+    how
+        Follows "ais_bench failed".
+    told, text
+        All that was said, CANN's log included, and what the tool itself printed.
+    """
     unexplained = EXECUTION_FAILED.search(told) and not AIS_CODE.search(told)
     line = find_line(told, EXECUTION_FAILED if unexplained else OUT_OF_MEMORY)
     if line:
         raise DoesNotFit(f"batch size {batch_size}: out of memory on the card ({line})")
-    raise AisBenchError(
-        f"ais_bench failed (exit code {code}): {explain_ais_error(told, last=_last_line(text))}"
-    )
+    raise AisBenchError(f"ais_bench failed {how}: {explain_ais_error(told, last=_last_line(text))}")
 
 
 def _recent_log(environment: Mapping[str, str] | None, *, since: float) -> str:

@@ -14,7 +14,15 @@ import onnx
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.ascend.errors import explain_atc_error
 from gma_lib.ascend.tool import Watch, run_tool
-from gma_lib.runs import BadFile, DoesNotFit, Record, hash_file, load_record, write_atomically
+from gma_lib.runs import (
+    BadFile,
+    DoesNotFit,
+    Record,
+    hash_file,
+    load_record,
+    write_atomically,
+    write_text,
+)
 
 SUCCESS = "ATC run success"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
@@ -235,8 +243,7 @@ def convert_to_om(
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
     }
-    with write_atomically(_find_manifest(target)) as partial:
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    write_manifest(target, manifest)
     return manifest | {"reused": False}
 
 
@@ -271,6 +278,13 @@ def _compile(
             shutil.copyfile(made[0], partial)
             os.chmod(partial, 0o644)  # atc writes 0600, which nobody else could load
     return text, memory
+
+
+def write_manifest(om: Path, manifest: Record) -> Path:
+    """Write the manifest of an ``.om``; return its path."""
+    path = _find_manifest(om)
+    write_text(path, json.dumps(manifest, indent=1) + "\n")
+    return path
 
 
 def _find_manifest(om: Path) -> Path:
@@ -335,6 +349,11 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
         )
     except OSError:  # no such program, or no answer in time
         text = ""
+    return parse_memory(text)
+
+
+def parse_memory(text: str) -> ModelMemory:
+    """Read what ``atc --mode=6`` printed."""
     found = {
         name: re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text)
         for name in ("memory_size", "weight_size", "soc_version", "atc_version")

@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
+from gma_lib.runs import Record
 from gma_lib.runs.processes import tie_child
 
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
@@ -57,12 +59,24 @@ class Card:
         Logic ID of the chip that computes, 0 to 255; None: 0.
     ais_python
         Interpreter that has ais_bench; None: this one, else ``python3``.
+    precision_mode_v2
+        What atc is told instead of ``precision_mode``, from CANN 7.0 on; None: nothing.
+    dry_run
+        Folder of a dry run whose results were brought back; None: the card is here.
     """
 
     soc: str | None = None
     keep: str | None = None
     device: int | None = None
     ais_python: str | None = None
+    precision_mode_v2: str | None = None
+    dry_run: str | None = None
+
+    @classmethod
+    def choose(cls, settings: Record, dry_run: str | None) -> Self:
+        """Return the card that a run's settings describe."""
+        names = {field.name for field in fields(cls)} & settings.keys()
+        return cls(**{name: settings[name] for name in names}, dry_run=dry_run)
 
     def __post_init__(self) -> None:
         if not 0 <= (self.device or 0) <= 255:

@@ -8,6 +8,9 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, NodeProto
 
+from gma_lib.ascend.atc import AtcOptions
+from gma_lib.runs import PRECISION_NAMES, read_back_precision
+
 
 def is_instance_norm(node: NodeProto) -> bool:
     """What the guide's keep.cfg keeps."""
@@ -54,6 +57,24 @@ def read_keep_lines(path: Path, choice: str) -> tuple[str, ...]:
     if choice not in CHOICES:
         raise ValueError(f"KEEP is one of {', '.join(CHOICES)}, not {choice!r}")
     return select_kept(onnx.load(path, load_external_data=False), CHOICES[choice])
+
+
+def choose_options(
+    soc: str, precision: str, source: Path, keep: str | None = None, mode_v2: str | None = None
+) -> AtcOptions:
+    """Choose what atc is told for a precision: for float16 the guide's flags, with ``keep`` in
+    float32 (a key of ``CHOICES``; None: as in the guide).
+
+    Parameters
+    ----------
+    mode_v2
+        Given as ``precision_mode_v2`` instead; ValueError where that is of another precision.
+    """
+    mode = None if mode_v2 else PRECISION_NAMES["atc"][precision]
+    if (found := read_back_precision(mode, mode_v2)) != precision:
+        raise ValueError(f"precision_mode_v2={mode_v2} computes in {found}, not in {precision}")
+    kept = read_keep_lines(source, keep or "guide") if precision == "float16" else ()
+    return AtcOptions(soc, precision_mode=mode, precision_mode_v2=mode_v2, keep_dtype=kept)
 
 
 def describe_kept(lines: list[str] | tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 from .ascend import AscendBackend as AscendBackend
 from .ascend import AscendOptions as AscendOptions
+from .ascend import open_ascend as open_ascend
 from .base import BACKENDS as BACKENDS
 from .base import AlongSequence as AlongSequence
 from .base import Backend as Backend

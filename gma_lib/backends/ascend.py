@@ -5,6 +5,7 @@ interpreter.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gma_lib.ascend import (
     NoChipFound,
     ais_bench,
     atc,
+    brought_back,
     find_ais_python,
     find_chips,
     find_toolkit,
@@ -27,6 +29,8 @@ from gma_lib.runs import (
     Record,
     Track,
     hash_file,
+    log_elapsed,
+    read_back_precision,
     refuse_precision,
     require_free_space,
 )
@@ -69,17 +73,9 @@ class AscendBackend(FolderBackend):
         self.options = options or AscendOptions()
         self.options.require()
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
-        self.manifest = atc.read_manifest(self.path)
-        if self.manifest is None or self.manifest["om_sha256"] != hash_file(self.path):
-            raise ValueError(
-                f"{self.path} and its manifest do not belong together: run 03_convert again"
-            )
-        mode = self.manifest["options"]["precision_mode"]
-        self.precision = next(
-            (name for name, known in PRECISION_NAMES["atc"].items() if known == mode), mode
-        )
+        self.manifest = self._read_manifest()
+        told = self.manifest["options"]
+        self.precision = read_back_precision(told["precision_mode"], told["precision_mode_v2"])
         if self.precision != self.options.precision:
             raise ValueError(
                 f"{self.path} computes in {self.precision}, not {self.options.precision}: run "
@@ -88,6 +84,21 @@ class AscendBackend(FolderBackend):
         shapes = next(word for word in self.manifest["command"] if "--input_shape=" in word)
         sides = shapes.split("image1:")[1].split(";")[0]
         self.shape = tuple(int(side) for side in sides.split(","))
+        self.simulated = bool(self.manifest["simulated"])
+        self.device = f"{self.manifest['soc']}{' (SIMULATED)' if self.simulated else ''}"
+        self._find_tool()
+
+    def _read_manifest(self) -> Record:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such model; run 03_convert first")
+        manifest = atc.read_manifest(self.path)
+        if manifest is None or manifest["om_sha256"] != hash_file(self.path):
+            raise ValueError(
+                f"{self.path} and its manifest do not belong together: run 03_convert again"
+            )
+        return manifest
+
+    def _find_tool(self) -> None:
         environment = load_tool_environment(find_toolkit())
         card = self.options.card
         require_chip(self.manifest, environment)
@@ -97,8 +108,6 @@ class AscendBackend(FolderBackend):
             self.options.timeout_s,
             environment,
         )
-        self.simulated = bool(self.manifest["simulated"])
-        self.device = f"{self.manifest['soc']}{' (SIMULATED)' if self.simulated else ''}"
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         frames = check_frames(image1, image2, self.shape)
@@ -132,6 +141,51 @@ class AscendBackend(FolderBackend):
             self.simulated = self.simulated or timing.simulated
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
+
+    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+        """Time calls on zeros, as the guide measures."""
+        return ais_bench.time_on_zeros(
+            self.tool,
+            self.path,
+            batch_size=self.shape[0],
+            loop=loop,
+            watch=partial(log_elapsed, label=f"ais_bench, {loop} calls"),
+        )
+
+
+class DryRunBackend(AscendBackend):
+    """Answers with the flow that another machine computed for the same frames, and knows no other
+    frames.
+    """
+
+    def _read_manifest(self) -> Record:
+        batch_size = atc.read_input_shapes(self.path.with_name("gma.onnx"))["image1"][0]
+        folder = Path(str(self.options.card.dry_run))
+        self.results = brought_back.read_brought_back(folder, batch_size)
+        return self.results.manifest
+
+    def _find_tool(self) -> None:
+        self.shape = (1, *self.shape[1:])  # pairs are looked up, whatever batch they were in
+
+    def predict_folders(
+        self, image1: Path, image2: Path, *, track: Track | None = None
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        for file in sorted(image1.iterdir()):
+            found = self.results.flow.get((hash_file(file), hash_file(image2 / file.name)))
+            if found is None:
+                raise ValueError(
+                    f"{self.options.card.dry_run} has no flow of these frames, which have changed "
+                    "since: run make ascend-dry-run and run.sh again"
+                )
+            yield file.stem, read_tensor(found, (2, *self.shape[2:]))
+
+    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+        return self.results.timing
+
+
+def open_ascend(path: Path, options: AscendOptions) -> AscendBackend:
+    """Open the model for the card here, or what was brought back from another machine."""
+    return (DryRunBackend if options.card.dry_run else AscendBackend)(path, options)
 
 
 def require_chip(manifest: Record, environment: dict[str, str]) -> None:

@@ -341,7 +341,7 @@ BACKENDS = {
         computes_on="cuda",
     ),
     "ascend": BackendKind(
-        lambda: (backends.AscendBackend, backends.AscendOptions), "gma.om", "ais_bench"
+        lambda: (backends.open_ascend, backends.AscendOptions), "gma.om", "ais_bench"
     ),
 }
 

@@ -15,8 +15,8 @@ from gma_lib import runs
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
 COMMANDS = {
     "ascend": (
-        "gma_lib.cli.ascend_files:dry_run",
-        "Write what an Ascend machine needs.",
+        "gma_lib.cli.ascend_files:ascend",
+        "Write what an Ascend machine needs; score its results.",
     ),
     "bench": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
     "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),

@@ -1,27 +1,38 @@
 """``gma ascend``, ``gma rewrite``: what an Ascend card needs, written on any machine."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
 
-from gma_lib.ascend.atc import AtcOptions
-from gma_lib.ascend.chip import to_soc_version
-from gma_lib.ascend.dry_run import write_commands, write_run_script
+from gma_lib.ascend.brought_back import read_about, read_brought_back, require_unchanged
+from gma_lib.ascend.chip import Card
+from gma_lib.ascend.dry_run import write_folder
 from gma_lib.ascend.graphs import find_wide_values
 from gma_lib.ascend.keep import CHOICES
 from gma_lib.ascend.rewrite import rewrite_file, rewrite_with_vendor_tool
 from gma_lib.ascend.verify import in_a_sentence
-from gma_lib.data import load_pairs, write_guide_tensors
-from gma_lib.runs.files import locate_path, shorten_path
+from gma_lib.cli.reproduce import run_and_report
+from gma_lib.data import load_pairs
+from gma_lib.pipeline.parameters import parse_override, resolve_parameters
+from gma_lib.pipeline.stages import locate_record
+from gma_lib.pipeline.stamps import read_given
+from gma_lib.runs.files import shorten_path
 from gma_lib.runs.precisions import PRECISION_NAMES
-from gma_lib.runs.records import read_json
+from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.run import DoesNotFit, open_run
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command("ascend", epilog="Example: gma ascend --soc 310P3 --batch-size 1 --batch-size 4")
+@click.group(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")
+def ascend() -> None:
+    """Run on an Ascend card of another machine: write what it needs, and score what it gives."""
+
+
+@ascend.command("dry-run", epilog="Example: gma ascend dry-run --soc 310P3 --batch-size 1")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option("--run", help="Folder of the run.  [default: ascend-PRECISION]")
 @click.option(
@@ -58,17 +69,51 @@ def dry_run(
     outputs: str,
 ) -> None:
     """Write a folder with all that a machine with CANN needs, from what 02_export left."""
-    mode = PRECISION_NAMES["atc"][precision]
-    kept = AtcOptions.keep_dtype if mode is None else ()
-    options = AtcOptions(to_soc_version(soc), precision_mode=mode, keep_dtype=kept)
-    results = locate_path(outputs) / profile
-    folder = results / (run or f"ascend-{precision}")
-    for size in batch_sizes:
-        write_commands(folder / f"bs{size}" / "model", folder / "ascend", options, keep=keep)
-    write_run_script(folder / "ascend", batch_sizes)
-    index = read_json(results / "data" / "index.json", made_by="01_data")
-    write_guide_tensors(load_pairs(index), folder / "ascend" / "tensors", with_truth=False)
-    click.echo(f"{shorten_path(folder / 'ascend')}/run.sh")
+    runs = {
+        size: open_run(
+            profile=profile,
+            backend="ascend",
+            precision=precision,
+            batch_size=size,
+            run=run,
+            outputs=outputs,
+        )
+        for size in batch_sizes
+    }
+    parameters = {size: read_given(one) for size, one in runs.items()}
+    first, given = runs[batch_sizes[0]], parameters[batch_sizes[0]]
+    target = first.folder.parent / "ascend"
+    write_folder(
+        {size: one.model_folder for size, one in runs.items()},
+        load_pairs(read_json(locate_record("01_data", first), made_by="01_data")),
+        target,
+        precision,
+        Card(soc=soc, keep=keep, precision_mode_v2=given.get("precision_mode_v2")),
+        {"profile": profile, "parameters": parameters},
+        plain_names=given.get("plain_names", False),
+    )
+    click.echo(f"{shorten_path(target)}/run.sh")
+
+
+@ascend.command(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
+@click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
+def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
+    """Score and time what another machine made of FOLDER: records and report as if it ran here."""
+    about = read_about(folder)
+    require_unchanged(folder)
+    for size in about["sizes"]:
+        with suppress(DoesNotFit):  # a row of the report
+            read_brought_back(folder, int(size))
+    given: Record = {"outputs": outputs, "dry_run": str(folder.absolute())}
+    given.update(map(parse_override, others))
+    run_and_report(
+        [
+            resolve_parameters(about["profile"], parameters | given)
+            for parameters in about["parameters"].values()
+        ]
+    )
 
 
 @click.command("rewrite", epilog="Example: gma rewrite gma.onnx narrow.onnx --size batch 2")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -14,6 +15,7 @@ from gma_lib.pipeline.walk import run_stages
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_path
 from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.records import Record
 
 
 @click.command("reproduce", epilog="Example: gma reproduce --profile tiny --batch-size 1")
@@ -67,7 +69,14 @@ def main(
     except WrongParameters as error:
         click.echo(f"{error}", err=True)
         raise click.exceptions.Exit(2) from None
-    outputs = locate_path(runs[0]["outputs"])
+    run_and_report(runs, until=until, force=force)
+
+
+def run_and_report(
+    runs: list[Record], *, until: str | None = None, force: bool = False
+) -> NoReturn:
+    """Run the stages, write the index page unless one stage alone was wanted, and exit."""
+    outputs, profile = locate_path(runs[0]["outputs"]), runs[0]["profile"]
     require_writable(outputs)
     ended = run_stages(runs, until=until, write_page=notebook_to_html, force=force)
     if until is None and "interrupted" not in ended:

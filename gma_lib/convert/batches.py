@@ -58,9 +58,9 @@ def read_different_pairs(
 
 def compare_together(
     image1: np.ndarray, image2: np.ndarray, spec: ModelSpec, *, card: ascend.Card | None = None
-) -> tuple[str, Deviation]:
+) -> dict[str, Deviation]:
     """Export and convert the network for small frames and the whole batch at once, and compare its
-    flow of a detail of each pair with PyTorch's; return what was compared, and the distance.
+    flow of a detail of each pair with PyTorch's; return the distance under what was compared.
     """
     height, width = SMALL
     spec = replace(spec, height=height, width=width, at_once=None)
@@ -73,7 +73,7 @@ def compare_together(
             spec.backend, Path(folder), precision=spec.precision, **options
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
-    return f"{_count(spec.batch_size)} of {height}x{width}, computed together", found
+    return {f"{_count(spec.batch_size)} of {height}x{width}, computed together": found}
 
 
 def gather_batch(

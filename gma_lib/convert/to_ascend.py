@@ -7,24 +7,35 @@ from pathlib import Path
 from gma_lib.ascend import (
     Card,
     atc,
+    brought_back,
     check_operators,
+    choose_options,
     describe_kept,
     find_chips,
     find_toolkit,
     load_tool_environment,
-    read_keep_lines,
     refuse_impossible,
     rewrite_where_needed,
 )
 from gma_lib.convert.conversion import Conversion
-from gma_lib.runs import PRECISION_NAMES, Record, log_elapsed, refuse_precision
+from gma_lib.runs import (
+    PRECISION_NAMES,
+    Record,
+    hash_file,
+    log_elapsed,
+    refuse_precision,
+    shorten_path,
+)
 
 
 def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     """Write ``gma_atc.onnx``, without 64-bit numbers, then ``gma.om`` with atc.
 
-    The precision is decided here, not when the model is loaded.
+    The precision is decided here, not when the model is loaded. Of a dry run, only its manifest is
+    written.
     """
+    if card.dry_run:
+        return _take_over(folder, Path(card.dry_run))
     # a batch of a card's size would need a card's memory to be compared in
     rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
     made = compile_for_card(folder, precision, card)
@@ -40,6 +51,23 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     if made["simulated"]:
         changes = f"SIMULATED: a stand-in for atc made this. {changes}"
     return Conversion((folder / "gma.om",), shlex.join(made["command"]), changes)
+
+
+def _take_over(folder: Path, dry_run: Path) -> Conversion:
+    """Write the manifest of what a dry run's folder brought back."""
+    batch_size = atc.read_input_shapes(folder / "gma.onnx")["image1"][0]
+    made = brought_back.read_brought_back(dry_run, batch_size).manifest
+    if made["source_sha256"] != hash_file(folder / "gma.onnx"):
+        raise ValueError(
+            f"{shorten_path(dry_run)} was made from another gma.onnx than 02_export left: run "
+            "make ascend-dry-run and run.sh again"
+        )
+    (folder / "gma.om").unlink(missing_ok=True)
+    changes = "Compiled, run and timed on another machine, from the folder of a dry run."
+    if made["simulated"]:
+        changes = f"SIMULATED: stand-ins for the tools made this. {changes}"
+    manifest = atc.write_manifest(folder / "gma.om", made)
+    return Conversion((manifest,), shlex.join(made["command"]), changes)
 
 
 def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
@@ -67,7 +95,7 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
     manifest = atc.convert_to_om(
         source,
         target,
-        choose_options(chip.soc, precision, source, keep=card.keep),
+        choose_options(chip.soc, precision, source, card.keep, card.precision_mode_v2),
         cann=cann,
         environment=environment,
         watch=partial(log_elapsed, label="atc"),
@@ -79,17 +107,3 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
         "unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"],
         "chip_source": chip.source,
     }
-
-
-def choose_options(
-    soc: str, precision: str, source: Path, *, keep: str | None = None
-) -> atc.AtcOptions:
-    """Choose what atc is told for a precision: for float16 the guide's flags, with ``keep`` in
-    float32 (a key of ``gma_lib.ascend.keep.CHOICES``; None: as in the guide).
-    """
-    mode = PRECISION_NAMES["atc"][precision]
-    return atc.AtcOptions(
-        soc,
-        precision_mode=mode,
-        keep_dtype=read_keep_lines(source, keep or "guide") if mode is None else (),
-    )

@@ -1,6 +1,5 @@
 """Times on an Ascend card, as ``ais_bench`` measures them."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +15,22 @@ def measure_on_card(
     return fields of ``perf.json``. Running out of memory is a status.
     """
     om = Path(model_folder) / "gma.om"
-    manifest = ascend.atc.read_manifest(om)
-    about: runs.Record = {"simulated": bool(manifest and manifest["simulated"]), "at_once": None}
-    if manifest is None:
+    about: runs.Record = {"simulated": False, "at_once": None}
+    if card.dry_run:
+        about["simulated"] = ascend.brought_back.says_simulated(Path(card.dry_run), batch_size)
+    elif manifest := ascend.atc.read_manifest(om):
+        about["simulated"] = bool(manifest["simulated"])
+        try:
+            _require_memory(manifest, batch_size)
+        except runs.DoesNotFit as error:
+            needed = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
+            reason = f"not started: {error}"
+            return about | {"status": "out_of_memory", "reason": reason, "predicted_bytes": needed}
+    else:
         return about | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
-    about["predicted_bytes"] = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
     try:
-        _require_memory(manifest, batch_size)
-    except runs.DoesNotFit as error:
-        return about | {"status": "out_of_memory", "reason": f"not started: {error}"}
-    try:
-        with backends.AscendBackend(om, backends.AscendOptions(precision, card)) as backend:
-            timing = ascend.ais_bench.time_on_zeros(
-                backend.tool,
-                om,
-                batch_size=batch_size,
-                loop=loop,
-                watch=partial(runs.log_elapsed, label=f"ais_bench, {loop} calls"),
-            )
+        with backends.open_ascend(om, backends.AscendOptions(precision, card)) as backend:
+            timing, manifest = backend.time_on_zeros(loop), backend.manifest
     except runs.DoesNotFit as error:
         return about | {"status": "out_of_memory", "reason": str(error)}
     with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
@@ -46,6 +43,7 @@ def measure_on_card(
             "status": "ok",
             "reason": "",
             "simulated": about["simulated"] or timing.simulated,
+            "predicted_bytes": ascend.atc.ModelMemory(**manifest["memory"]).total_bytes,
             "pairs_per_second": timing.throughput,
             "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
             "h2d_ms": timing.h2d_ms,

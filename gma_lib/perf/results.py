@@ -130,6 +130,19 @@ def _tabulate_memory(perf: runs.Record) -> list[Row]:
     ]
 
 
+def advise_run(backend: str, weights_sha256: str) -> str:
+    """As ``advise`` for the weights and the kind of machine that were measured; else say that the
+    cost is not known.
+    """
+    found = runs.load_record(PRECISION_RESULTS, "results of make bench")
+    if backend == "ascend" or weights_sha256 != found["weights_sha256"]:
+        return (
+            f"Not measured: {found['weights']} on a CPU was; 03 and 05 show what a precision costs "
+            "in this run."
+        )
+    return advise()
+
+
 def advise(results: Path = PRECISION_RESULTS) -> str:
     """Return a sentence for each reduced precision that was measured: whether to use it with the
     bundled weights.

@@ -102,6 +102,10 @@ def measure(
         network.require_memory(*shape, available_bytes=available_bytes)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
+    if card and card.dry_run:  # another machine measured it
+        return result | measure_on_card(
+            Path(task.model_folder), task.precision, task.batch_size, card
+        )
     with exclusive_machine(lock_file):
         load = Load()
         if task.backend == "ascend":  # its own tool measures it, in a process of its own already

@@ -17,7 +17,7 @@ from gma_lib.backends import BACKENDS
 from gma_lib.network import ATTENTIONS, OPSETS, SEEDED, SMALLEST_SIDE
 from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
-from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.precisions import PRECISIONS, PRECISIONS_V2
 from gma_lib.runs.records import Record, parse_yaml
 from gma_lib.runs.run import check_folder_name
 
@@ -88,6 +88,7 @@ class Settings(TypedDict, total=False):
     keep: Literal["guide", "coordinates"] | None
     device: Annotated[int, Field(ge=0, le=255)] | None
     ais_python: _Path | None
+    precision_mode_v2: Annotated[str, _one_of(PRECISIONS_V2)] | None
 
 
 @with_config(_STRICT)
@@ -119,6 +120,7 @@ class Parameters(Settings, total=False):
     classical_pairs: Annotated[int, Field(ge=0)]
     viewer_pairs: Annotated[int, Field(ge=0)]
     budget_s: _Seconds
+    dry_run: _Path | None
 
 
 SETTINGS = tuple(Settings.__annotations__)

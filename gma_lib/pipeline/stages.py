@@ -57,6 +57,14 @@ def _list_weights(parameters: Record) -> list[Path]:
     return [locate_path(name), *bundled]
 
 
+def _list_brought_back(parameters: Record) -> list[Path]:
+    """What an Ascend machine left in a dry run's folder."""
+    if not parameters.get("dry_run"):
+        return []
+    folder = locate_path(parameters["dry_run"])
+    return [*folder.glob("*.*"), *folder.glob("measured/**/*"), *folder.glob("output_*/**/*")]
+
+
 STAGES = {
     "01_data": Stage(
         (), ("index.json",), _list_frames, ("frames/*/*/*/*", "tensors/*/*/*"), is_shared=True
@@ -75,7 +83,7 @@ STAGES = {
         _list_weights,
     ),
     # Folders in model/ hold compiled models, which any stage may add.
-    "03_convert": Stage(("01_data", "02_export"), ("convert.json", "model/*")),
+    "03_convert": Stage(("01_data", "02_export"), ("convert.json", "model/*"), _list_brought_back),
     "04_infer": Stage(
         ("01_data", "02_export", "03_convert"),
         ("infer.json", "flow/*/*/*.flo"),
@@ -85,7 +93,12 @@ STAGES = {
         ("metrics.json",),
         extras=("overview.jpg", "viewer.html", "viewer/*.js"),
     ),
-    "06_perf": Stage(("01_data", "02_export", "03_convert"), ("perf.json",), is_measurement=True),
+    "06_perf": Stage(
+        ("01_data", "02_export", "03_convert"),
+        ("perf.json",),
+        _list_brought_back,
+        is_measurement=True,
+    ),
     "07_inside": Stage(
         ("01_data", "02_export", "03_convert", "04_infer"),
         ("inside.json",),

@@ -74,6 +74,17 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
+def read_given(run: Run) -> Record:
+    """Return what 01_data and 02_export were given when they last ended well, but for the folder of
+    the results; FileNotFoundError where one did not.
+    """
+    stamps = [read_stamp(stage, run) for stage in ("01_data", "02_export")]
+    if not all(stamp and stamp.status == "ok" for stamp in stamps):
+        raise FileNotFoundError(f"{shorten_path(run.folder)}: run 02_export first")
+    given = ChainMap(*(stamp.parameters for stamp in stamps if stamp))
+    return {name: value for name, value in given.items() if name != "outputs"}
+
+
 def write_stamp(run: Run, stamp: Stamp) -> None:
     """Write the stamp: it promises that everything that it names is in place. A failed stage leaves
     one too, for the report.

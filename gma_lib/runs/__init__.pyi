@@ -18,6 +18,8 @@ from .machine import find_memory as find_memory
 from .machine import find_processor as find_processor
 from .machine import find_versions as find_versions
 from .precisions import PRECISION_NAMES as PRECISION_NAMES
+from .precisions import PRECISIONS_V2 as PRECISIONS_V2
+from .precisions import read_back_precision as read_back_precision
 from .precisions import refuse_precision as refuse_precision
 from .processes import end_with_parent as end_with_parent
 from .processes import tie_child as tie_child

@@ -13,6 +13,22 @@ PRECISION_NAMES: dict[str, dict[str, str | None]] = {
 }
 
 
+# --precision_mode_v2 of atc, from CANN 7.0 on -> precision of what is not kept in float32
+PRECISIONS_V2 = {
+    **{mode: "float16" for mode in ("fp16", "mixed_float16", "cube_fp16in_fp32out")},
+    "origin": "float32",
+}
+
+
+def read_back_precision(mode: str | None, mode_v2: str | None) -> str:
+    """Return the precision that atc was told with ``precision_mode`` or ``precision_mode_v2``."""
+    if mode_v2:
+        return PRECISIONS_V2[mode_v2]
+    return next(
+        (name for name, known in PRECISION_NAMES["atc"].items() if known == mode), str(mode)
+    )
+
+
 def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
     """Raise ValueError for a precision that would silently run as another one."""
     if precision not in possible:

@@ -1,4 +1,4 @@
-"""The commands for another machine."""
+"""The commands for another machine, and what comes back from it."""
 
 import json
 import shutil
@@ -6,77 +6,288 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from command_line import gma
 
+import gma_lib
 from gma_lib.ascend import dry_run
-from gma_lib.ascend.atc import AtcOptions
+from gma_lib.ascend.ais_bench import AisBenchError
+from gma_lib.ascend.atc import AtcError
+from gma_lib.ascend.brought_back import read_about, read_brought_back, require_unchanged
+from gma_lib.ascend.chip import Card
+from gma_lib.backends.ascend import AscendOptions, open_ascend
+from gma_lib.convert import convert
+from gma_lib.data.guide_tensors import read_tensor
+from gma_lib.data.sintel import find_pairs
+from gma_lib.perf.on_device import measure_on_card
+from gma_lib.runs.run import DoesNotFit
+
+CARD = Card(soc="310P3", keep="guide")
 
 
-def test_dry_run_writes_commands_and_files(models, tmp_path, monkeypatch):
+def place_models(models, place, sizes=(1, 4)):
+    for size in sizes:
+        folder = place / f"bs{size}" / "model"
+        folder.mkdir(parents=True)
+        # a node with a name, which another KEEP keeps
+        shutil.copyfile(models / f"GMA_m_{size}.onnx", folder / "gma.onnx")
+    return {size: place / f"bs{size}" / "model" for size in sizes}
+
+
+def write(models, pairs, target, card=CARD, **more):
+    about = {"profile": "tiny", "parameters": {}}
+    dry_run.write_folder(models, pairs, target, "float16", card, about, **more)
+
+
+def list_both_passes(root):
+    return [pair for name in ("clean", "final") for pair in find_pairs(root, pass_name=name)]
+
+
+def run(folder):
+    command = ["bash", str(folder / "run.sh")]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True)
+
+
+def test_commands_and_files(models, tmp_path, monkeypatch):
     """ascend.md 7.54; 2.4, E10054: what a shell would cut is quoted."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "gma.onnx").write_bytes((models / "GMA_m_4.onnx").read_bytes())
-    commands = dry_run.write_commands(tmp_path / "model", tmp_path / "ascend", AtcOptions("310P3"))
-    assert [Path(command[0]).name for command in commands] == [
-        "atc",
-        "atc",
-        "python3",
-        "python3",
-        "python3",
-    ]
-    script = (tmp_path / "ascend" / "commands_bs4.sh").read_text()
-    assert (
-        "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script
-    )  # the ';' is quoted: 7.6, E10054
-    assert (tmp_path / "ascend" / "keep_bs4.cfg").read_text() == "OpType::InstanceNorm\n"
+    folder = place_models(models, tmp_path, [4])[4]
+    target = tmp_path / "ascend"
+    about = dry_run.write_commands(folder, target, "float16", CARD, ["clean"])
+    assert about["command"][0] == "atc"
+    script = (target / "commands_bs4.sh").read_text()
+    # the ';' is quoted: 7.6, E10054
+    assert "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script
+    assert "output_final" not in script
+    assert (target / "keep_bs4.cfg").read_text() == "OpType::InstanceNorm\n"
     assert "# no rewrite needed" in script
     assert "# CANN 6.0: refused: nothing; unknown: nothing" in script
-    assert (
-        subprocess.run(["bash", "-n", str(tmp_path / "ascend" / "commands_bs4.sh")]).returncode == 0
-    )
 
 
-@pytest.mark.slow
-def test_the_folder_runs_elsewhere(standins, models, folders, tmp_path):
-    """One script for every batch size, in a folder of its own, from wherever it is called; with
-    another card and interpreter than the usual ones, and a second time.
-    """
-    package = tmp_path / "package"
-    for size, keep in ((1, "guide"), (4, "coordinates")):
-        place = tmp_path / f"bs{size}" / "model"
-        place.mkdir(parents=True)
-        (place / "gma.onnx").write_bytes((models / f"GMA_m_{size}.onnx").read_bytes())
-        dry_run.write_commands(place, package, AtcOptions("310P3"), keep=keep)
-    dry_run.write_run_script(package, [1, 4])
-    assert len((package / "keep_bs1.cfg").read_text().splitlines()) == 1
-    assert len((package / "keep_bs4.cfg").read_text().splitlines()) > 1
-    for pass_name in ("clean", "final"):
-        shutil.copytree(folders[0].parent, package / "tensors" / pass_name)
-    standins.setenv("AIS_PYTHON", sys.executable)
-    standins.setenv("DEVICE", "1")
-    for _ in range(2):
-        done = subprocess.run(
-            ["bash", str(package / "run.sh")], cwd="/", capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    for size in (1, 4):
-        assert len(list((package / "output_final" / f"bs{size}").iterdir())) == 5
-        summary = (package / "measured" / f"bs{size}_summary.json").read_text()
-        assert len(json.loads(summary)["npu_compute_time_list"]) == 100
-        assert "'--device', '1'" in str(json.loads(summary)["args"])
-
-
-def test_a_batch_size_that_fails_does_not_stop_the_others(standins, models, tmp_path):
-    for size in (1, 4):
-        (tmp_path / "p").mkdir(exist_ok=True)
-        code = "exit 3" if size == 1 else "touch four"
-        (tmp_path / "p" / f"commands_bs{size}.sh").write_text(code + "\n")
-    dry_run.write_run_script(tmp_path / "p", [1, 4])
-    assert subprocess.run(["bash", str(tmp_path / "p" / "run.sh")]).returncode == 1
-    assert (tmp_path / "p" / "four").exists()
+def test_shellcheck_finds_nothing(models, tiny_sintel, tmp_path):
+    write(place_models(models, tmp_path), list_both_passes(tiny_sintel), tmp_path / "p")
+    scripts = sorted(map(str, (tmp_path / "p").glob("*.sh")))
+    assert len(scripts) == 3
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_dry_run_too_early(tmp_path):
     with pytest.raises(FileNotFoundError, match="run 02_export first"):
-        dry_run.write_commands(tmp_path, tmp_path / "ascend", AtcOptions("310P3"))
+        dry_run.write_commands(tmp_path, tmp_path / "ascend", "float16", CARD, ["clean"])
+
+
+def test_a_batch_size_that_fails_does_not_stop_the_others(tmp_path):
+    (tmp_path / "run.sh").write_text(dry_run.RUN.format(sizes="1 4"))
+    for size, code in ((1, "exit 3"), (4, "touch four")):
+        (tmp_path / f"commands_bs{size}.sh").write_text(code + "\n")
+    assert run(tmp_path).returncode == 1
+    assert (tmp_path / "four").exists()
+
+
+# --- on another machine ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ran(models, tmp_path_factory):
+    """A folder after its run, elsewhere than where it was written; its models and pairs stay."""
+    from conftest import write_tiny_sintel
+
+    place = tmp_path_factory.mktemp("dry")
+    with pytest.MonkeyPatch.context() as patch:
+        from ascend_tools import set_standins
+
+        set_standins(patch)
+        patch.setenv("AIS_PYTHON", sys.executable)
+        patch.setenv("DEVICE", "1")
+        made_of = place_models(models, place)
+        pairs = list_both_passes(write_tiny_sintel(place / "sintel"))
+        coordinates = Card(soc="310P3", keep="coordinates")
+        write(made_of, pairs, place / "here", coordinates, plain_names=True)
+        write(made_of, pairs, place / "here", CARD)  # another keep list, other names
+        shutil.copytree(place / "here", place / "there")
+        for _ in range(2):
+            done = run(place / "there")
+            assert done.returncode == 0, done.stdout + done.stderr
+    return place / "there", made_of, pairs
+
+
+@pytest.fixture
+def back(ran, tmp_path):
+    return Path(shutil.copytree(ran[0], tmp_path / "back"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_came_back_is_what_a_card_here_would_give(ran, size, tmp_path):
+    """Flow of every pair by the frames themselves, times, manifest; nothing but outputs and
+    summaries had to come back.
+    """
+    folder, models, pairs = ran
+    for name in ("tensors", f"GMA_bs{size}.om", f"GMA_m_{size}.onnx"):
+        assert (folder / name).exists()
+    shutil.copytree(
+        folder, tmp_path / "back", ignore=lambda *_: ["tensors", "GMA_bs1.om", "GMA_bs4.om"]
+    )
+    card = Card(dry_run=str(tmp_path / "back"))
+    made = convert("ascend", models[size], checkpoint="seeded", precision="float16", card=card)
+    assert made.changes.startswith("SIMULATED")
+    with open_ascend(models[size] / "gma.om", AscendOptions("float16", card)) as backend:
+        assert backend.device == "Ascend310P3 (SIMULATED)"
+        frames = np.stack([np.stack(pair.load_frames()) for pair in pairs[:3]])
+        flow = backend.predict(frames[:, 0], frames[:, 1])
+        np.testing.assert_array_equal(flow, (frames[:, 1] - frames[:, 0])[:, :2])
+        with pytest.raises(ValueError, match="no flow of these frames"):
+            backend.predict(frames[:1, 1], frames[:1, 0])
+    perf = measure_on_card(models[size], "float16", size, card)
+    assert (perf["status"], perf["simulated"], perf["rounds"]) == ("ok", True, 100)
+    assert perf["pairs_per_second"] == pytest.approx({1: 0.766, 4: 0.772}[size], abs=1e-3)
+    summary = json.loads((folder / f"measured/bs{size}_summary.json").read_text())
+    assert "'--device', '1'" in str(summary["args"])
+
+
+def remove(folder):
+    next((folder / "output_clean" / "bs4").iterdir()).unlink()
+
+
+def double(folder):
+    file = next((folder / "output_clean" / "bs4").iterdir())
+    (file.parent / "device0").mkdir()
+    shutil.copyfile(file, file.parent / "device0" / file.name)
+
+
+def swap_passes(folder):
+    (folder / "output_clean").rename(folder / "x")
+    (folder / "output_final").rename(folder / "output_clean")
+    (folder / "x").rename(folder / "output_final")
+
+
+def take_another_batch_size(folder):
+    for place in ("output_clean", "output_final", "measured"):
+        shutil.rmtree(folder / place / "bs4")
+        shutil.copytree(folder / place / "bs1", folder / place / "bs4")
+        shutil.copyfile(folder / place / "bs1_summary.json", folder / place / "bs4_summary.json")
+    shutil.copyfile(folder / "measured" / "bs1.sha256", folder / "measured" / "bs4.sha256")
+
+
+def take_another_model(folder):
+    model = onnx.load(folder / "GMA_m_4.onnx")
+    model.producer_name = "somebody else"
+    onnx.save(model, folder / "GMA_m_4.onnx")
+    done = folder / "measured" / "bs4.sha256"
+    sums = done.read_text().splitlines()
+    done.write_text("\n".join(["0" * 64 + sums[0][64:], *sums[1:]]) + "\n")
+
+
+def change_summary(folder):
+    file = folder / "measured" / "bs4_summary.json"
+    file.write_text(file.read_text().replace("throughput", "Throughput"))
+
+
+def bring_nothing(folder):
+    shutil.rmtree(folder / "measured")
+
+
+def cut_the_list(folder):
+    done = folder / "measured" / "bs4.sha256"
+    done.write_bytes(done.read_bytes()[:-30])
+
+
+def be_of_another_version(folder):
+    from gma_lib.runs.records import write_json
+
+    about = read_about(folder)
+    about["provenance"]["package"] = "0.0.9"
+    write_json(folder / "dry_run.json", about)
+
+
+def change_the_list(folder):
+    (folder / "sent.sha256").write_text((folder / "sent.sha256").read_text() + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (remove, "1 missing, such as output_clean/bs4/"),
+        (double, "1 not of this run, such as output_clean/bs4/device0/"),
+        (swap_passes, "changed, such as output_clean/bs4/"),
+        (take_another_batch_size, "of another model or batch size"),
+        (take_another_model, "of another model or batch size"),
+        (change_summary, "1 changed, such as measured/bs4_summary.json"),
+        (bring_nothing, "has no results of batch size 4"),
+        (cut_the_list, "no checksums"),
+        (be_of_another_version, "was made by version 0.0.9"),
+        (change_the_list, "sent.sha256 has changed"),
+    ],
+)
+def test_what_is_not_what_the_run_left_is_refused(back, spoil, said):
+    read_brought_back(back, 4)
+    spoil(back)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        read_brought_back(back, 4)
+    told = gma("ascend", "collect", back, "--outputs", back.parent / "o", exit_code=1)
+    assert len(told.splitlines()) == 1
+    assert not (back.parent / "o").exists()
+
+
+@pytest.mark.slow
+def test_tensors_that_changed_are_found_there_and_here(back, standins):
+    require_unchanged(back)
+    tensor = back / "tensors" / "final" / "image2" / "1.bin"
+    read_tensor(tensor, (1, 3, 128, 160)).tofile(tensor)
+    require_unchanged(back)  # the same content
+    np.zeros((1, 3, 128, 160), np.float32).tofile(tensor)
+    with pytest.raises(ValueError, match=r"final/image2/1.bin is not what the dry run wrote"):
+        require_unchanged(back)
+    assert run(back).returncode == 1
+    assert "final/image2/1.bin" in (back / "measured" / "bs1.log").read_text()
+    assert "is not what the dry run wrote" in gma("ascend", "collect", back, exit_code=1)
+
+
+@pytest.mark.slow
+def test_another_export_than_the_one_here(ran, back, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    model = onnx.load(ran[1][4] / "gma.onnx")
+    model.doc_string = "another one"
+    onnx.save(model, folder / "gma.onnx")
+    card = Card(dry_run=str(back))
+    with pytest.raises(ValueError, match=r"from another gma.onnx"):
+        convert("ascend", folder, checkpoint="seeded", precision="float16", card=card)
+    assert not list(folder.glob("*.json"))
+    with pytest.raises(ValueError, match="for batch size 1, 4, not 16"):
+        read_brought_back(back, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "memory", "kind", "said"),
+    [
+        ("", "3000", DoesNotFit, "out of memory on the card .*EL0004"),
+        ("ais-cause-in-plog", "3000", DoesNotFit, "out of memory on the card .*EL0004"),
+        ("ais-oom-run", "21534", DoesNotFit, "out of memory on the card"),
+        ("atc-code:E19010: No parser", "21534", AtcError, "has no parser in this CANN"),
+        ("atc-no-file", "21534", AisBenchError, "on the other machine"),
+        ("ais-half", "21534", AisBenchError, "the model failed while it ran"),
+    ],
+)
+def test_a_batch_size_that_failed_there(ran, back, standins, tmp_path, fault, memory, kind, said):
+    """As if it had failed here; and nothing of the run before counts any more."""
+    standins.setenv("AIS_PYTHON", sys.executable)
+    standins.setenv("STANDIN_MEMORY_MB", memory)
+    standins.setenv("STANDIN_FAULT", fault)
+    standins.setenv("HOME", str(tmp_path))
+    assert run(back).returncode == 1
+    with pytest.raises(kind, match=said):
+        read_brought_back(back, 4)
+    if kind is DoesNotFit:
+        perf = measure_on_card(ran[1][4], "float16", 4, Card(dry_run=str(back)))
+        assert (perf["status"], perf["simulated"]) == ("out_of_memory", True)
+
+
+def test_the_version_is_that_of_this_package(ran):
+    assert read_about(ran[0])["provenance"]["package"] == gma_lib.__version__

@@ -4,7 +4,6 @@ import onnx
 import pytest
 
 from gma_lib.ascend import atc, keep
-from gma_lib.convert import to_ascend
 
 pytestmark = pytest.mark.slow
 
@@ -14,11 +13,9 @@ def test_what_stays_float32(exported, standins, tmp_path):
     says it in a few words.
     """
     source = exported / "matmul.onnx"
-    assert to_ascend.choose_options("310P3", "float16", source).keep_dtype == (
-        "OpType::InstanceNorm",
-    )
-    assert to_ascend.choose_options("310P3", "float32", source).keep_dtype == ()
-    options = to_ascend.choose_options("310P3", "float16", source, keep="coordinates")
+    assert keep.choose_options("310P3", "float16", source).keep_dtype == ("OpType::InstanceNorm",)
+    assert keep.choose_options("310P3", "float32", source).keep_dtype == ()
+    options = keep.choose_options("310P3", "float16", source, keep="coordinates")
     products = {node.name for node in onnx.load(source).graph.node if node.op_type == "MatMul"}
     assert options.keep_dtype[0] == "OpType::InstanceNorm"
     assert len(options.keep_dtype) > 50
@@ -31,4 +28,4 @@ def test_what_stays_float32(exported, standins, tmp_path):
         == f"InstanceNorm and {len(options.keep_dtype) - 1} nodes by name"
     )
     with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
-        to_ascend.choose_options("310P3", "float16", source, keep="everything")
+        keep.choose_options("310P3", "float16", source, keep="everything")

@@ -61,7 +61,7 @@ def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pai
     )
     spec = ModelSpec("seeded", 440, 1024, backend=backend, num_updates=1, batch_size=3)
     frames = batches.read_different_pairs(pairs, spec, first=pairs[0].name)
-    what, found = batches.compare_together(*frames, spec)
+    [(what, found)] = batches.compare_together(*frames, spec).items()
     assert what == "3 different pairs of 128x160, computed together"
     assert found.is_rounding
     assert opened[0].at_once == 3

@@ -7,6 +7,7 @@ import pytest
 from gma_lib import network
 from gma_lib.perf.results import (
     advise,
+    advise_run,
     find_peak_memory,
     scale_parts,
     summarize,
@@ -47,6 +48,13 @@ def test_advice_belongs_to_the_weights(tmp_path):
         "int8 is not recommended with seeded: "
         "lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
     )
+
+
+def test_advice_is_not_given_for_what_was_not_measured():
+    bundled = network.load_checkpoint("gma-procedural").sha256
+    assert "recommended" in advise_run("openvino", bundled)
+    assert "Not measured" in advise_run("ascend", bundled)
+    assert "Not measured" in advise_run("openvino", "of seeded weights")
 
 
 def test_parts_are_shares_of_the_median_call():

@@ -28,6 +28,12 @@ SETTINGS = {"STANDIN_TIMES_MS": "10,20,30,40", "STANDIN_PYTHON": sys.executable}
 
 
 def run(outputs, backend, precision, batch_size, until=None):
+    settings = (f"backend={backend}", f"precision={precision}", "run=", "num_updates=1")
+    command = list_command(outputs, *settings, until=until, batch_sizes=[batch_size])
+    call(command)
+
+
+def call(command):
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -35,8 +41,6 @@ def run(outputs, backend, precision, batch_size, until=None):
     } | SETTINGS
     environment["PATH"] = f"{STANDINS / 'bin'}:{environment['PATH']}"
     environment["PYTHONPATH"] = f"{STANDINS / 'python'}:{PROJECT}"
-    settings = (f"backend={backend}", f"precision={precision}", "run=", "num_updates=1")
-    command = list_command(outputs, *settings, until=until, batch_sizes=[batch_size])
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -134,6 +138,29 @@ def test_memory_exhausted_is_a_row(finished):
         .count("out of memory")
         == 2
     )  # the guide's, and this one's
+
+
+def test_a_card_elsewhere_gives_the_same_records_and_pages(finished, tmp_path):
+    """The dry run's folder, run without this package, and collected."""
+    run(tmp_path, "ascend", "float16", 4, until="02_export")
+    gma = [sys.executable, "-m", "gma_lib.cli", "ascend"]
+    where = f"--outputs={tmp_path}"
+    call([*gma, "dry-run", "--profile=tiny", "--batch-size=4", where])
+    folder = tmp_path / "tiny" / "ascend-float16" / "ascend"
+    call(["env", f"AIS_PYTHON={sys.executable}", "bash", str(folder / "run.sh")])
+    call([*gma, "collect", str(folder), where])
+    for name in ("metrics.json", "infer.json", "perf.json"):
+        here, there = content(finished, name), content(tmp_path, name)
+        for record in (here, there):
+            for other in ("provenance", "record_sha256", "made_from", "summary", "key", "load"):
+                record.pop(other, None)
+        assert here.keys() == there.keys()
+    assert content(tmp_path, "metrics.json")["clean"] == content(finished, "metrics.json")["clean"]
+    assert content(tmp_path, "infer.json")["flow"] == content(finished, "infer.json")["flow"]
+    page = (tmp_path / "tiny" / "index.html").read_text()
+    assert "ascend-float16 (SIMULATED)" in page
+    for stage in ("04_infer", "05_evaluate", "06_perf"):
+        assert (tmp_path / f"tiny/ascend-float16/bs4/{stage}.html").is_file()
 
 
 def test_another_chip_named_means_converting_again(tmp_path):
