@@ -152,7 +152,7 @@ def write_commands(
             AisBench(), Path(om), output=MEASURED, loop=LOOP, warmup_count=WARMUP, **flags
         )
     ]
-    notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0"))]
+    notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0", "9.0"))]
     head = "".join(f"# {note}\n" for note in notes)
     script = _write_script(compile_it, om, commands, places, (model.name, kept))
     write_text(target / f"commands_bs{batch_size}.sh", f"#!/bin/bash\n{head}{script}")

@@ -102,7 +102,8 @@ def find_ais_python(named: str | None = None, environment: Mapping[str, str] | N
         When none has it, with where to get it.
     """
     for python in [named] if named else [sys.executable, "python3"]:
-        if _has_modules(python, environment):
+        # the tool whole: others call themselves ais_bench, too
+        if has_modules(python, environment, "ais_bench.infer", "aclruntime"):
             return python
     tried = named or f"{sys.executable}, python3"
     raise FileNotFoundError(
@@ -112,14 +113,13 @@ def find_ais_python(named: str | None = None, environment: Mapping[str, str] | N
     )
 
 
-def _has_modules(python: str, environment: Mapping[str, str] | None) -> bool:
-    """Whether an interpreter has the tool whole: others call themselves ais_bench, too."""
-    code = (
-        "from importlib.util import find_spec as f; f('ais_bench.infer').name, f('aclruntime').name"
-    )
+def has_modules(python: str, environment: Mapping[str, str] | None, *names: str) -> bool:
+    """Whether an interpreter runs and has modules, which are not loaded."""
+    code = "import sys, importlib.util as u\nfor name in sys.argv[1:]: u.find_spec(name).name"
     try:
+        command = [python, "-c", code, *names]
         done = subprocess.run(
-            [python, "-c", code], capture_output=True, env=environment, timeout=60, **tie_child()
+            command, capture_output=True, env=environment, timeout=60, **tie_child()
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -141,7 +141,9 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
     environment = ascend.toolkit.load_tool_environment(cann)
     try:
         python = ascend.toolkit.find_ais_python(ais_python, environment)
-        yield Finding("OK", "ais_bench", python)
+        remedy = "it needs pkg_resources, which is not there: install 'setuptools<82'"
+        has_all = ascend.toolkit.has_modules(python, environment, "pkg_resources")
+        yield need(has_all, "ais_bench", python, remedy)
     except FileNotFoundError:
         python = sys.executable
         yield Finding(

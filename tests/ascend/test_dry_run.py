@@ -281,6 +281,7 @@ def test_a_batch_size_that_failed_there(ran, back, standins, tmp_path, fault, me
     standins.setenv("STANDIN_MEMORY_MB", memory)
     standins.setenv("STANDIN_FAULT", fault)
     standins.setenv("HOME", str(tmp_path))
+    (back / "run.sh").write_text(dry_run.RUN.format(sizes="4"))
     assert run(back).returncode == 1
     with pytest.raises(kind, match=said):
         read_brought_back(back, 4)

@@ -51,6 +51,21 @@ def test_another_project_of_the_same_name_is_not_the_tool(standins, tmp_path):
     assert toolkit.find_ais_python() == sys.executable
 
 
+def test_a_setuptools_that_the_tool_does_not_run_with(standins, tmp_path):
+    """The newer tool crashes without pkg_resources, the older one silently does something else."""
+    tool = tmp_path / "ais_bench"
+    tool.mkdir()
+    for file in (tool / "__init__.py", tool / "infer.py", tmp_path / "aclruntime.py"):
+        file.write_text("")
+    standins.setenv("PYTHONPATH", str(tmp_path))
+    found = {finding.what: finding for finding in checks.check_machine()}
+    assert found["ais_bench"].word == "NOT OK"
+    assert "setuptools<82" in found["ais_bench"].detail
+    (tmp_path / "pkg_resources.py").write_text("")
+    found = {finding.what: finding for finding in checks.check_machine()}
+    assert found["ais_bench"].word == "OK"
+
+
 def test_the_doctor_finds_them(standins, tmp_path):
     """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and
     memory.
