@@ -46,7 +46,7 @@ test-fast test test-all: $(ENV) ## run tests: those below a second; all but whol
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(MARKS)"
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
-torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings)
+torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
