@@ -23,7 +23,7 @@ ENV := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # A checkout that has moved gets a new environment: the old one's scripts name the folder they were installed in.
 MOVED := $(subst <$(CURDIR)>,,<$(file <.venv/.ready)>)
-.PHONY: help reproduce 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside report share verify train bench test-fast test test-all ascend-dry-run torture lint docs lab doctor lock clean distclean $(if $(MOVED),.venv/.ready)
+.PHONY: help reproduce 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside report share verify train bench test-fast test test-all ascend-dry-run torture audit lint docs lab doctor lock clean distclean $(if $(MOVED),.venv/.ready)
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_ -]+:.*## /{printf "  make %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,10 @@ test-fast test test-all: $(ENV) ## run tests: those below a second; all but whol
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(MARKS)"
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
-torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs)
+torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs), wrong computations (computations)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
+audit: ## look up known vulnerabilities of the packages in requirements.lock (needs uv and a network)
+	uvx pip-audit==2.10.1 --disable-pip --require-hashes --requirement requirements.lock
 lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy

@@ -27,6 +27,12 @@ from gma_lib.verify.expected import (
     require_same_work,
     write_expected,
 )
+from gma_lib.verify.literature import (
+    SOURCES,
+    collect_scores,
+    expect_published,
+    require_all_pairs,
+)
 from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
 from gma_lib.verify.values import LAST, collect_recorded, collect_values, read_run_parameters
 
@@ -35,22 +41,41 @@ VERDICTS = "verdicts.json"
 
 
 @click.command("verify", epilog="Example: gma verify --quick")
-@click.option("--quick", is_flag=True, help="Frames of a quarter of the size: two minutes.")
+@click.option("--quick", is_flag=True, help="Fewer frames, of a quarter of the size.")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option(
     "--no-digests", is_flag=True, help="Compare numbers only, neither pixels nor files bit by bit."
 )
-def main(quick: bool, profile: str, no_digests: bool) -> None:
+@click.option("--sintel", metavar="FOLDER", help="For --profile sintel: the complete data set.")
+@click.option("--checkpoint", metavar="FILE", help="For --profile sintel: the authors' weights.")
+@click.option(
+    "--updates",
+    type=click.Choice([str(number) for number in SOURCES]),
+    default="6",
+    help="For --profile sintel: 6 compares with the guide, 32 with ptlflow's evaluation.",
+)
+def main(
+    quick: bool,
+    profile: str,
+    no_digests: bool,
+    sintel: str | None,
+    checkpoint: str | None,
+    updates: str,
+) -> None:
     """Compute the demo with the bundled weights and compare every number with expected/.
 
     An interrupted verification goes on where it stopped; a finished one starts anew. Every entry
     has its tolerance, and its verdict stands in outputs/verify/<profile>/verdicts.json, with a
-    picture beside it.
+    picture beside it. With --profile sintel, scores are compared with published ones instead.
 
     Exit codes: 0 every entry is within its tolerance, or differs as another version or processor
     explains; 1 an entry is outside; 2 wrong parameters; otherwise as `gma reproduce`.
     """
     profile = "quick" if quick else profile
+    if profile == "sintel":
+        return _verify_published(sintel, checkpoint, int(updates))
+    if sintel or checkpoint:
+        raise click.UsageError("--sintel and --checkpoint belong to --profile sintel")
     expected_file = locate_expected(profile)
     if not expected_file.is_file():
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
@@ -61,6 +86,23 @@ def main(quick: bool, profile: str, no_digests: bool) -> None:
     require_same_work(expected, read_run_parameters(run))
     _judge(judge_values(collect_values(run), expected, digests=not no_digests), folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}")
+
+
+def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) -> None:
+    """Compute all of Sintel with the authors' weights and compare with what others published."""
+    if not (sintel and checkpoint):
+        raise click.UsageError(
+            "the published numbers are of the complete data set and the authors' weights: give "
+            "--sintel FOLDER and --checkpoint FILE"
+        )
+    given = {"sintel_root": sintel, "checkpoint": checkpoint, "num_updates": updates}
+    given |= {"run": f"updates-{updates}", "weights_and_data_are_published": updates == 6}
+    parameters = _resolve("sintel", VERIFIED, given)
+    require_all_pairs(sintel)
+    folder = _start(VERIFIED, "sintel", f"updates-{updates}")
+    found = collect_scores(_compute(parameters), updates)
+    _judge(judge_values(found, expect_published(updates)), folder)
+    click.echo(f"sintel: the scores are as published ({SOURCES[updates]})")
 
 
 @click.command("replay", epilog="Example: gma replay demo.zip")

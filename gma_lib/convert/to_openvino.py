@@ -1,6 +1,7 @@
 """From ONNX to what OpenVINO loads, in floating point or in 8-bit integers."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,11 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
     if precision == "int8":
         possible = backends.list_precisions(openvino.Core(), "CPU")
         runs.refuse_precision("openvino", "int8", possible, backends.WHAT_INT8_NEEDS)
-    models = {source: openvino.convert_model(source) for source in find_sources(folder)}
+    # as bytes, because the tool takes a path apart at commas
+    models = {
+        source: openvino.convert_model(BytesIO(source.read_bytes()))
+        for source in find_sources(folder)
+    }
     if precision == "int8":
         for model in models.values():
             _set_batch_size(model, 1)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from types import NoneType
+from typing import cast, get_args
 
 from gma_lib.pipeline.parameters import (
     SETTINGS,
@@ -15,6 +16,9 @@ from gma_lib.pipeline.parameters import (
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run, open_run
+
+# Null is what a version computes that does not know the setting, so its archives can be replayed
+_OPTIONAL = [name for name, kind in Settings.__annotations__.items() if NoneType in get_args(kind)]
 
 
 def make_run(parameters: Mapping[str, object]) -> Run:
@@ -47,7 +51,7 @@ def write_settings(run: Run, settings: Settings) -> Record:
 
 def read_settings(run: Run) -> Settings:
     """Read ``run.json``; FileNotFoundError or ValueError names the notebook to run."""
-    content = read_json(run.settings_file, made_by="02_export")
+    content = dict.fromkeys(_OPTIONAL) | read_json(run.settings_file, made_by="02_export")
     if not content.keys() >= set(SETTINGS):
         raise ValueError(
             f"{shorten_path(run.settings_file)} is of another version: run 02_export again"

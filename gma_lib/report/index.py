@@ -19,6 +19,7 @@ from gma_lib.report.charts import plot_throughput
 from gma_lib.report.crate import BIBTEX, METADATA, describe_files
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
+from gma_lib.report.private import read_without_folders
 from gma_lib.runs.files import shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json
 from gma_lib.runs.run import Run, check_folder_name
@@ -91,8 +92,8 @@ def write_index(outputs: Path, profile: str) -> Path:
 
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
-    notebooks and numbers; no models, no flow, and nothing of a stage that is altered or stale. It
-    is an RO-Crate, and ``gma replay`` computes it again.
+    notebooks and numbers; no models, no flow, nothing of a stage that is altered or stale, and no
+    folder of a user. It is an RO-Crate, and ``gma replay`` computes it again.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.
@@ -104,7 +105,10 @@ def write_archive(outputs: Path, profile: str) -> Path:
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as content,
     ):
         files = sorted({write_index(outputs, profile), *_list_vouched(folder)})
-        for path in files:
+        texts = [path for path in files if path.suffix != ".jpg"]
+        for path, text in read_without_folders(texts, _find_runs(folder)):
+            content.writestr(path.relative_to(folder.parent).as_posix(), text)
+        for path in set(files).difference(texts):
             content.write(path, path.relative_to(folder.parent))
         content.writestr(METADATA, describe_files(folder.parent, files, profile))
     return archive

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gma_lib.data.sintel import find_root
 from gma_lib.network import SEEDED
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
@@ -19,17 +20,17 @@ from gma_lib.runs.files import (
 )
 from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import Run
+from gma_lib.verify.values import collect_recorded
 
-ARCHIVE = "a report that `gma share` wrote"
+ARCHIVE = "a report that `gma report --archive` wrote"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
 MEMBER = re.compile(r"[\w.-]{1,100}/(data|[\w.-]{1,100}/bs[0-9]{1,4})/[a-z]{1,20}\.json", re.ASCII)
 MOST_BYTES = 2**28  # of one record; full Sintel's metrics have 2**24
 
 
 def unpack_records(archive: Path, folder: Path) -> list[Run]:
-    """Write the records of an archive's runs into a folder, as a run would have left them.
-
-    Nothing else of the archive is unpacked.
+    """Write the records of an archive's runs into a folder, as a run would have left them, and
+    check them. Nothing else of the archive is unpacked.
 
     Returns
     -------
@@ -39,7 +40,8 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
     Raises
     ------
     BadFile
-        It is no such archive, or holds no scored run.
+        It is no such archive, holds no scored run, or a record in it is missing, was changed or is
+        of another version.
     """
     with reading(archive, ARCHIVE, "Ask for it again") as archive, zipfile.ZipFile(archive) as file:
         for member in file.infolist():
@@ -50,7 +52,13 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
                 raise ValueError(f"{member.filename} is no record")
             with write_atomically(folder / name) as partial, file.open(member) as content:
                 partial.write_bytes(content.read(MOST_BYTES))
-    runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
+        try:
+            runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
+            for run in runs:
+                collect_recorded(run)
+        except (FileNotFoundError, ValueError) as error:
+            advice = "; expected |: run "  # for the run's owner
+            raise ValueError(re.split(advice, str(error))[0]) from error
     if not runs:
         raise BadFile(archive, "no run that was scored", ARCHIVE, "Share a run after 05_evaluate")
     return runs
@@ -77,11 +85,12 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     Raises
     ------
     ValueError
-        Frames or weights are needed, with their digest, or the file given has another one.
+        Frames or weights are needed, with their digest, or a file given has another one.
     """
     index = read_json(locate_record("01_data", run), made_by="01_data")
     exported = read_json(locate_record("02_export", run), made_by="02_export")
     settings: Record = {**read_settings(run)}
+    del settings["ais_python"]  # a file of another machine
     overrides = {name: value for name, value in settings.items() if value is not None}
     overrides |= {"run": run.name, "split": index["split"]}
     overrides["passes"] = list(dict.fromkeys(pair["pass_name"] for pair in index["pairs"]))
@@ -94,6 +103,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
         raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
     else:
         overrides |= {"sintel_root": sintel, "scenes": scenes}
+        _require_frames(find_root(Path(sintel), index["split"]), index["pairs"])
     weights = exported["checkpoint"]
     if checkpoint is not None:
         overrides["checkpoint"] = checkpoint
@@ -109,6 +119,15 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
                 "their file with --checkpoint"
             )
     return overrides
+
+
+def _require_frames(root: Path, pairs: list[Record]) -> None:
+    recorded = {
+        pair["files"][kind]: pair["sha256"][kind] for pair in pairs for kind in pair["files"]
+    }
+    for name, digest in recorded.items():
+        if not (root / name).is_file() or hash_file(root / name) != digest:
+            raise ValueError(f"{root / name} is not the run's file, which has SHA-256 {digest}")
 
 
 def read_surroundings(run: Run) -> dict[str, str]:

@@ -77,6 +77,9 @@ def test_a_damaged_record_names_the_notebook_to_run(lab, change):
         assert len(str(refused.value).splitlines()) == 1
     path.write_text(json.dumps(whole))
     assert open_recorded(lab)
+    older = {name: value for name, value in whole.items() if name in SETTINGS and value is not None}
+    write_json(path, older)  # of a version that did not have what may be null
+    assert open_recorded(lab)
     write_json(path, {"backend": "torch"})  # whole, of a version that had other settings
     with pytest.raises(ValueError, match="another version: run 02_export again"):
         open_recorded(lab)

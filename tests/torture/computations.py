@@ -1,7 +1,7 @@
 """Is a wrong computation noticed by its numbers alone? ``make torture PART=computations``
 
 Each case changes one place of the code in a copy of this checkout and runs ``gma verify --quick
---no-digests`` there, which has to fail and names its worst entry. About two minutes a case.
+--no-digests`` there, which has to fail and names its worst entry.
 """
 
 import os

@@ -94,7 +94,7 @@ def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
     assert {value.kind for value in found.values()} == set(KINDS)
     # two pixels may change sides in any group, however small
     share, pixels = (found[f"05_evaluate/clean/all/{name}"] for name in ("px1", "pixels"))
-    assert share.tolerance == max(5e-5, 2 / pixels.value)
+    assert share.tolerance == max(2e-5, 2 / pixels.value)
 
     path, parameters = tmp_path / "expected" / "tiny.json", read_run_parameters(run)
     expectations.write_expected(path, found, parameters=parameters, reason="first")

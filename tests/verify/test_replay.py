@@ -6,11 +6,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from command_line import gma
 from rocrate.rocrate import ROCrate
 
 from gma_lib.pipeline.parameters import resolve_parameters
+from gma_lib.pipeline.settings import read_settings
 from gma_lib.report.index import write_archive
-from gma_lib.runs.files import BadFile
+from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
 from gma_lib.verify.values import collect_recorded
@@ -34,17 +36,34 @@ def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
     assert (again["checkpoint"], again["demo_frames"]) == ("seeded", 3)
 
 
-def test_frames_and_weights_are_asked_for(archive, tmp_path):
+def test_frames_and_weights_are_asked_for(archive, reported, tmp_path):
     run = unpack_records(archive, tmp_path)[0]
     index = read_json(run.data_folder / "index.json", made_by="01_data")
     write_json(run.data_folder / "index.json", index | {"description": "MPI-Sintel"})
     with pytest.raises(ValueError, match="--sintel"):
         list_overrides(run, sintel=None, checkpoint=None)
-    assert list_overrides(run, sintel="/data", checkpoint=None)["sintel_root"] == "/data"
+    frames = str(reported / "tiny/data/frames")
+    assert list_overrides(run, sintel=frames, checkpoint=None)["sintel_root"] == frames
     other = tmp_path / "other.pth"
     other.write_bytes(b"other")
     with pytest.raises(ValueError, match="SHA-256"):
-        list_overrides(run, sintel="/data", checkpoint=str(other))
+        list_overrides(run, sintel=frames, checkpoint=str(other))
+    changed = tmp_path / "frames"
+    shutil.copytree(frames, changed)
+    first = changed / index["pairs"][0]["files"]["image1"]
+    first.write_bytes(first.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=first.name):
+        list_overrides(run, sintel=str(changed), checkpoint=None)
+
+
+def test_weights_that_are_not_here_are_asked_for(archive, tmp_path):
+    run = unpack_records(archive, tmp_path)[0]
+    exported = read_json(run.folder / "export.json", made_by="02_export")
+    write_json(run.settings_file, {**read_settings(run), "checkpoint": "gma-procedural"})
+    bundled = RESOURCES / "weights" / "gma-procedural.safetensors"
+    assert exported["checkpoint"]["sha256"] != hash_file(bundled)
+    with pytest.raises(ValueError, match=exported["checkpoint"]["sha256"]):
+        list_overrides(run, sintel=None, checkpoint=None)
 
 
 def test_only_records_of_an_archive_are_written(archive, tmp_path):
@@ -75,14 +94,34 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
         unpack_records(path, tmp_path / "unpacked")
 
 
-def test_a_record_of_another_version_is_refused(archive, tmp_path):
-    other = tmp_path / "old.zip"
+@pytest.mark.parametrize(
+    ("file", "before", "after", "word"),
+    [
+        ("", b'"schema": 3', b'"schema": 2', "schema 2"),
+        ("metrics.json", b'"pairs_scored": ', b'"pairs_scored": 1', "changed"),
+        ("bs2/convert.json", b"{", b"", "JSONDecodeError"),
+        ("index.json", b"", None, "index.json is missing"),
+    ],
+)
+def test_records_that_are_not_as_written_are_refused(archive, tmp_path, file, before, after, word):
+    """Of another version, edited by hand, damaged or missing: one sentence before any work."""
+    other = tmp_path / "other.zip"
+    changed = 0
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(other, "w") as new:
         for name in old.namelist():
-            content = old.read(name).replace(b'"schema": 3', b'"schema": 2')
+            content = old.read(name)
+            if name.endswith(".json") and name.endswith(file) and before in content:
+                changed += 1
+                if after is None:
+                    continue
+                content = content.replace(before, after, 1)
             new.writestr(name, content)
-    with pytest.raises(ValueError, match="schema 2"):
+    assert changed
+    with pytest.raises(BadFile, match=word) as error:
         unpack_records(other, tmp_path / "unpacked")
+    assert str(error.value).startswith(str(other))
+    assert "run 0" not in str(error.value)
+    assert len(gma("replay", other, exit_code=1).splitlines()) == 1
 
 
 def test_the_archive_is_an_ro_crate_without_a_folder_of_this_machine(archive, tmp_path):

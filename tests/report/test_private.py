@@ -1,0 +1,79 @@
+"""What is sent names no folder of a user."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from gma_lib.report import private
+from gma_lib.report.index import write_archive
+from gma_lib.runs.files import PROJECT
+from gma_lib.runs.run import open_run
+from gma_lib.verify.replay import unpack_records
+from gma_lib.verify.values import collect_recorded
+
+HOME, ROOT = "/home", "/root"  # apart, for the test that no path of a machine is committed
+WORDS = {
+    "/data/ann's & co": "frames",
+    f"{HOME}/ann": "~",
+    f"{HOME}/ann/gma": "project",
+    "/root": "~",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"File {HOME}/ann/gma/x.py, line 3", "File project/x.py, line 3"),
+        (f"{HOME}/ann/gma", "project"),
+        (f"{HOME}/ann/gma2", "~/gma2"),
+        (json.dumps({"root": "/data/ann's & co"}), '{"root": "frames"}'),
+        ("<td>/data/ann&#x27;s &amp; co/x</td>", "<td>frames/x</td>"),
+        ("file:///data/ann%27s%20%26%20co/x", "file://frames/x"),
+        (f"of {HOME}/bob/y", f"of {HOME}/user/y"),
+        ("of C:\\\\Users\\\\Bob\\\\y", "of C:\\\\Users\\\\user\\\\y"),
+        (json.dumps(f"of\n{HOME}/bob/y"), json.dumps(f"of\n{HOME}/user/y")),
+        (f"iVBORw0KGgo{HOME}/AAAA", f"iVBORw0KGgo{HOME}/AAAA"),
+        (f'"{ROOT}/x"', '"~/x"'),
+        # a picture in base64 may hold such letters by chance
+        (f"iVBORw0KGgo{ROOT}/AAAA", f"iVBORw0KGgo{ROOT}/AAAA"),
+        ("/homework/annex", "/homework/annex"),
+    ],
+)
+def test_folders_become_names(text, expected):
+    assert private.make_shortener(WORDS)(text) == expected
+
+
+def test_a_name_of_the_user_in_another_folder(monkeypatch):
+    monkeypatch.setenv("HOME", f"{HOME}/drift")
+    shorten = private.make_shortener({})
+    assert shorten('"/scratch/drift/x"') == '"/scratch/user/x"'
+    assert shorten('"clean/drift/frame_0001"') == '"clean/drift/frame_0001"'  # a scene of this name
+
+
+def test_an_archive_names_no_folder_of_this_machine(reported, tmp_path):
+    """Its numbers are the run's, and its records still rest on one another."""
+    archive = write_archive(reported, "tiny")
+    with zipfile.ZipFile(archive) as file:
+        texts = {name: file.read(name).decode() for name in file.namelist() if "jpg" not in name}
+    named = [
+        name
+        for name, text in texts.items()
+        for folder in (reported, reported.parent, PROJECT, Path.home())
+        if re.search(rf"(?<![\w+/=]){re.escape(str(folder))}(?!\w)", text)
+    ]
+    assert named == []
+    assert str(reported) in (reported / "tiny/data/index.json").read_text()
+    assert json.loads(texts["tiny/data/index.json"])["root"] == "outputs/tiny/data/frames"
+    unpacked = unpack_records(archive, tmp_path)[0]
+    run = open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(reported),
+    )
+    assert collect_recorded(unpacked) == collect_recorded(run)

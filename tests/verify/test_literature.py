@@ -1,0 +1,72 @@
+"""Published scores as expected values. Only invented frames are here, so the comparison is tested,
+not its outcome.
+"""
+
+from statistics import mean
+
+import pytest
+from command_line import gma
+
+from gma_lib.evaluate import published
+from gma_lib.runs.records import read_json
+from gma_lib.runs.run import open_run
+from gma_lib.verify.expected import judge_values
+from gma_lib.verify.literature import (
+    SOURCES,
+    collect_scores,
+    expect_published,
+    require_all_pairs,
+)
+from gma_lib.verify.values import Value
+
+
+def statuses(updates, **changed):
+    expected = expect_published(updates)
+    found = {name: Value(*value) for name, value in expected["values"].items()}
+    found |= {name: Value(found[name].kind, value) for name, value in changed.items()}
+    return {v.name: v.status for v in judge_values(found, expected) if v.status != "equal"}
+
+
+@pytest.mark.parametrize("updates", SOURCES)
+def test_scores_are_met_within_the_tolerance(updates):
+    assert statuses(updates) == {}
+    name = "final/px1"
+    px1 = expect_published(updates)["values"][name][1]
+    assert statuses(updates, **{name: px1 + 0.0049}) == {name: "within"}
+    assert statuses(updates, **{name: px1 - 0.0051}) == {name: "outside"}
+    assert statuses(updates, **{"clean/pairs": 1040}) == {"clean/pairs": "outside"}
+
+
+def test_ptlflows_epe_is_an_entry():
+    epe = published.PTLFLOW["clean"]["epe"]
+    assert statuses(32, **{"clean/epe": epe + 0.021}) == {"clean/epe": "outside"}
+
+
+def test_scores_are_pooled_as_their_source_pools_them(finished):
+    run = open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(finished),
+    )
+    scores = read_json(run.folder / "metrics.json", made_by="05_evaluate")["clean"]
+    assert collect_scores(run, 6)["clean/px1"].value == scores["all"]["px1"]
+    per_pair = mean(pair["valid"]["px1"] for pair in scores["pairs"])
+    assert collect_scores(run, 32)["clean/px1"].value == per_pair
+    assert collect_scores(run, 32).keys() == expect_published(32)["values"].keys()
+    assert collect_scores(run, 6).keys() == expect_published(6)["values"].keys()
+
+
+def test_what_is_missing_is_a_sentence_before_any_work(tiny_sintel, tmp_path):
+    gma("verify", "--profile", "sintel", exit_code=2)
+    gma("verify", "--profile", "sintel", "--sintel", tiny_sintel, exit_code=2)
+    weights = tmp_path / "authors.pth"
+    asked = ["verify", "--profile", "sintel", "--sintel", tiny_sintel, "--checkpoint", weights]
+    assert "authors.pth" in gma(*asked, exit_code=2)
+    weights.write_bytes(b"weights")
+    assert "4 pairs in clean" in gma(*asked, exit_code=1)
+    with pytest.raises(FileNotFoundError):
+        require_all_pairs(str(tmp_path / "none"))
+    gma("verify", "--sintel", tiny_sintel, exit_code=2)
