@@ -160,7 +160,9 @@ def _find_limits(facts: Facts) -> dict[str, Range]:
             cast = node.op_type == "Cast" and known.is_own(node) and made[name] == 1
             low, high = needs.get(name, (-np.inf, np.inf))
             types = cast and (known.types.get(node.input[0]), known.types.get(name))
-            if types == (TensorProto.FLOAT, TensorProto.INT64) and np.isfinite([low, high]).all():
+            if types == (TensorProto.FLOAT, TensorProto.INT64) and (
+                INT32_ENDS[0] <= low <= high <= INT32_ENDS[1]
+            ):
                 found = Range.between(*(int(end) for end in _round_outward(low, high)))
                 if found.is_within(INT32_ENDS):
                     limits[name] = found

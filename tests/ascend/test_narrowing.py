@@ -129,6 +129,25 @@ def test_a_cast_that_nothing_bounds_is_left(bounds):
     assert operators(after) == operators(model)
 
 
+def test_bounds_beyond_64_bits_are_no_bounds():
+    """A clamp behind the sum with a number that may be any: no int64 is far enough from it."""
+    model = make(
+        [
+            helper.make_node("Cast", ["x"], ["i"], to=INT64),
+            helper.make_node("Add", ["i", "k"], ["j"]),
+            helper.make_node("Clip", ["j", "low", "high"], ["c"]),
+            helper.make_node("Cast", ["c"], ["y"], to=FLOAT),
+        ],
+        [("x", FLOAT, [2]), ("k", INT64, [2])],
+        [("y", FLOAT, [2])],
+        [("low", np.array(-5)), ("high", np.array(5))],
+    )
+    after, report = narrow_model(model)
+    assert report.clamps_moved == 0
+    feed = {"x": np.array([5, -5], np.float32), "k": np.array([-4, 2**62])}
+    np.testing.assert_array_equal(run(model, feed), run(after, feed))
+
+
 def test_one_path_without_a_clamp_is_enough_to_leave_a_cast():
     model = gather_clamped(*WAYS["Clip"])
     model.graph.node.append(helper.make_node("Cast", ["j"], ["z"], to=FLOAT))
