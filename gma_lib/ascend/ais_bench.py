@@ -388,7 +388,7 @@ def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int])
     checked.
     """
     found: dict[str, list[Path]] = {}
-    for file in sorted(output.rglob("*_0.bin")):
+    for file in sorted(output.rglob("[!.]*_0.bin")):
         found.setdefault(file.name.removesuffix("_0.bin"), []).append(file)
     missing, extra = sorted(set(stems) - set(found)), sorted(set(found) - set(stems))
     if missing or extra:

@@ -167,7 +167,7 @@ def _require_whole(folder: Path, places: list[str], sums: dict[str, str]) -> Non
         file.relative_to(folder).as_posix()
         for place in places
         for file in (*(folder / place).rglob("*"), folder / f"{place}_summary.json")
-        if file.is_file()
+        if file.is_file() and not file.name.startswith(".")  # macOS leaves ._names
     }
     wrong = {
         "missing": sorted(sums.keys() - there),
@@ -188,6 +188,11 @@ def _explain_absence(folder: Path, text: str, batch_size: int) -> NoReturn:
     if not text:
         raise FileNotFoundError(
             f"{shorten_path(folder)} has no results of batch size {batch_size}. {BRING}"
+        )
+    if "sha256sum:" in text:
+        raise ValueError(
+            f"{shorten_path(folder)}: its models or tensors had changed on the other machine "
+            f"({MEASURED}/bs{batch_size}.log names them): copy the folder there again. {BRING}"
         )
     if SUCCESS not in text:
         raise AtcError(f"atc failed on the other machine: {explain_atc_error(text)}")

@@ -225,6 +225,7 @@ def change_the_list(folder):
     ],
 )
 def test_what_is_not_what_the_run_left_is_refused(back, spoil, said):
+    (back / "output_clean" / "bs4" / "._0_0.bin").write_bytes(b"of macOS")
     read_brought_back(back, 4)
     spoil(back)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -244,6 +245,8 @@ def test_tensors_that_changed_are_found_there_and_here(back, standins):
     with pytest.raises(ValueError, match=r"final/image2/1.bin is not what the dry run wrote"):
         require_unchanged(back)
     assert run(back).returncode == 1
+    with pytest.raises(ValueError, match="had changed on the other machine"):
+        read_brought_back(back, 1)
     assert "final/image2/1.bin" in (back / "measured" / "bs1.log").read_text()
     assert "is not what the dry run wrote" in gma("ascend", "collect", back, exit_code=1)
 

@@ -4,6 +4,7 @@ import onnx
 import pytest
 
 from gma_lib.ascend import atc, keep
+from gma_lib.backends.ascend import AscendBackend, AscendOptions
 
 pytestmark = pytest.mark.slow
 
@@ -29,3 +30,26 @@ def test_what_stays_float32(exported, standins, tmp_path):
     )
     with pytest.raises(ValueError, match="KEEP is one of guide, coordinates, not 'everything'"):
         keep.choose_options("310P3", "float16", source, keep="everything")
+
+
+@pytest.mark.parametrize(
+    ("mode", "precision", "kept"),
+    [
+        ("fp16", "float16", ("OpType::InstanceNorm",)),
+        ("mixed_float16", "float16", ("OpType::InstanceNorm",)),
+        ("origin", "float32", ()),
+    ],
+)
+def test_the_precision_in_the_words_of_today(models, standins, tmp_path, mode, precision, kept):
+    """ascend.md 2.3: instead of precision_mode; read back from the manifest when it runs."""
+    source = models / "GMA_m_1.onnx"
+    options = keep.choose_options("310P3", precision, source, mode_v2=mode)
+    assert (options.precision_mode, options.keep_dtype) == (None, kept)
+    manifest = atc.convert_to_om(source, tmp_path / "gma.om", options)
+    assert f"--precision_mode_v2={mode}" in manifest["command"]
+    card = AscendOptions(precision)
+    with AscendBackend(tmp_path / "gma.om", card) as backend:
+        assert backend.precision == precision
+    other = {"float16": "float32", "float32": "float16"}[precision]
+    with pytest.raises(ValueError, match=f"computes in {precision}, not in {other}"):
+        keep.choose_options("310P3", other, source, mode_v2=mode)

@@ -214,6 +214,9 @@ def test_make_hands_on_what_was_typed(tmp_path):
     assert "--until" not in handed
     assert make("04_infer").stdout.splitlines()[-2:] == ["--until", "04_infer"]
     assert "--sintel=/d/a\nb" in make("reproduce", SINTEL="/d/a\nb").stdout
+    handed = make("ascend-dry-run", SOC="310P3").stdout.splitlines()
+    assert {"--backend=ascend", "--precision=float16", "--set=soc=310P3"} <= set(handed)
+    assert {"dry-run", "--soc=310P3"} <= set(handed)
 
 
 @pytest.mark.parametrize("kind", ["a file", "a dangling link", "inside a file"])

@@ -1,6 +1,6 @@
 """Does the 64-bit rewrite ever change what a graph computes? ``make torture PART=graphs``
 
-120 random graphs of up to 30 nodes and 80 graphs exported from PyTorch modules that are put
+240 random graphs of up to 30 steps and 80 graphs exported from PyTorch modules that are put
 together at random. Each rewrite has to give the same results at the ends of the ranges, or to be
 refused with a reason. About ten minutes.
 """
@@ -97,7 +97,7 @@ def count(report):
         FOUND["with reasons"] += bool(report.refused)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=240, deadline=None, suppress_health_check=list(HealthCheck))
 @given(models(longest=30))
 def rewrite_random_graphs(model):
     count(compare(model))
