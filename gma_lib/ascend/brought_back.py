@@ -83,7 +83,7 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
     AtcError, AisBenchError
         A tool failed there; as where it runs here.
     ValueError
-        Files are missing, more than was written, changed, or of another model or batch size.
+        Files are missing, more than was written, changed, or of another dry run or batch size.
     """
     folder = Path(folder)
     about, name = read_about(folder), f"bs{batch_size}"
@@ -98,11 +98,10 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
     if not done.is_file():
         _explain_absence(folder, text, batch_size)
     sums, sent = _read_sums(done), _read_sums(folder / SENT)
-    model, kept, om = mine["files"]
-    if any(sums.get(file) != sent[file] for file in (model, kept)) or om not in sums:
-        raise ValueError(f"{shorten_path(done)} is of another model or batch size. {BRING}")
-    results = {file: sums[file] for file in sums if file not in mine["files"]}
-    _require_whole(folder, places, results)
+    if sums.pop(SENT, None) != about["sent_sha256"] or mine["om"] not in sums:
+        raise ValueError(f"{shorten_path(done)} is of another dry run or batch size. {BRING}")
+    om_sha256 = sums.pop(mine["om"])
+    _require_whole(folder, places, sums)
     outputs = {
         pass_name: collect_outputs(
             folder / f"output_{pass_name}" / name, stems, tuple(mine["output_shape"])
@@ -118,11 +117,11 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
         {name: mine[name] for name in ("soc", "command", "options", "onnx_sha256", "source_sha256")}
         | {
             "cann": read_version(folder / MEASURED),
-            "om_sha256": sums[om],
+            "om_sha256": om_sha256,
             "memory": asdict(parse_memory(text)),
             "simulated": any(timing.simulated for timing in timings),
             "warnings": [],
-            "brought_back": results,
+            "brought_back": sums,
         },
         {
             (sent[tensor(pass_name, 1, stem)], sent[tensor(pass_name, 2, stem)]): file

@@ -95,7 +95,7 @@ def write_folder(
     write_text(target / "run.sh", RUN.format(sizes=words))
     write_text(target / "README.md", README.format(sizes=words, here=shorten_path(target)))
     sent = [
-        *(target / name for one in sizes.values() for name in one["files"][:-1]),
+        *(target / name for one in sizes.values() for name in one["files"]),
         *sorted((target / "tensors").rglob("*.bin")),
     ]
     sums = (f"{hash_file(file)}  {file.relative_to(target).as_posix()}\n" for file in sent)
@@ -154,10 +154,11 @@ def write_commands(
     ]
     notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0", "9.0"))]
     head = "".join(f"# {note}\n" for note in notes)
-    script = _write_script(compile_it, om, commands, places, (model.name, kept))
-    write_text(target / f"commands_bs{batch_size}.sh", f"#!/bin/bash\n{head}{script}")
+    script = target / f"commands_bs{batch_size}.sh"
+    write_text(script, f"#!/bin/bash\n{head}{_write_script(compile_it, om, commands, places)}")
     return {
-        "files": [model.name, kept, om],
+        "files": [model.name, kept, script.name],
+        "om": om,
         "source_sha256": hash_file(source),
         "onnx_sha256": hash_file(model),
         "soc": soc,
@@ -172,7 +173,6 @@ def _write_script(
     om: str,
     commands: list[list[str]],
     places: list[str],
-    sources: tuple[str, str],
 ) -> str:
     """Return the commands of one batch size: results of an earlier run go first, and the list of
     those of this one comes last.
@@ -184,14 +184,14 @@ def _write_script(
         "umask 022",
         'cd "$(dirname "$0")"',
         f"touch commands_{size}.started",
-        f"sha256sum --check --quiet {SENT}",
         f"mkdir -p {' '.join(str(Path(place).parent) for place in places)}",
         f"rm -rf {om} {Path(om).stem}_*.om {MEASURED}/{size}.sha256 {results}",
+        f"sha256sum --check --quiet {SENT}",
         shlex.join(compile_it),
         f"if [ ! -f {om} ]; then mv {Path(om).stem}_*.om {om}; fi  # some add the system's name",
         f"atc --mode=6 --om={om}",
         *(shlex.join(arguments) for arguments in commands),
-        f"find {' '.join(sources)} {om} {results} -type f -exec sha256sum {{}} + > done_{size}",
+        f"find {SENT} {om} {results} -type f -exec sha256sum {{}} + > done_{size}",
         f"mv done_{size} {MEASURED}/{size}.sha256",
     ]
     script = "\n".join(lines) + "\n"
