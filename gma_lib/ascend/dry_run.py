@@ -34,7 +34,7 @@ for size in {sizes}; do
   status=1
   # what only CANN's own log says of it
   find "${{ASCEND_PROCESS_LOG_PATH:-${{HOME:-}}/ascend/log}}" -name '*.log' \\
-    -newer "commands_bs$size.started" -exec grep -hE '[E1-5][A-Z0-9][0-9]{{4}}' {{}} + \
+    -newer "commands_bs$size.started" -exec grep -hE '[E1-5][A-Z0-9][0-9]{{4}}' {{}} + \\
     >> "$log" 2>/dev/null
 done
 exit "$status"
@@ -46,8 +46,8 @@ Batch sizes {sizes}. Needed here: CANN, and a Python with ais_bench and aclrunti
     source /usr/local/Ascend/ascend-toolkit/set_env.sh
     AIS_PYTHON=python3 DEVICE=0 bash run.sh
 
-The flow of every pair is then in output_*/bs<n>/, the times are in measured/. Copy these folders
-with the summaries beside them into this folder on the machine that made it, and score them there:
+The flow of every pair is then in output_*, the times are in measured. Copy these folders into
+this one on the machine that made it, and score them there:
 
     gma ascend collect {here}
 """

@@ -31,7 +31,6 @@ def place_models(models, place, sizes=(1, 4)):
     for size in sizes:
         folder = place / f"bs{size}" / "model"
         folder.mkdir(parents=True)
-        # a node with a name, which another KEEP keeps
         shutil.copyfile(models / f"GMA_m_{size}.onnx", folder / "gma.onnx")
     return {size: place / f"bs{size}" / "model" for size in sizes}
 
@@ -103,6 +102,8 @@ def ran(models, tmp_path_factory):
         set_standins(patch)
         patch.setenv("AIS_PYTHON", sys.executable)
         patch.setenv("DEVICE", "1")
+        patch.setenv("ASCEND_TOOLKIT_HOME", str(place))
+        (place / "version.cfg").write_text("toolkit_running_version=[9.2.0:9.2.0]\n")
         made_of = place_models(models, place)
         pairs = list_both_passes(write_tiny_sintel(place / "sintel"))
         coordinates = Card(soc="310P3", keep="coordinates")
@@ -137,6 +138,8 @@ def test_what_came_back_is_what_a_card_here_would_give(ran, size, tmp_path):
     assert made.changes.startswith("SIMULATED")
     with open_ascend(models[size] / "gma.om", AscendOptions("float16", card)) as backend:
         assert backend.device == "Ascend310P3 (SIMULATED)"
+        assert backend.manifest["cann"] == "9.2.0"
+        assert backend.manifest["memory"]["memory_bytes"] == size * 1400 * 2**20
         frames = np.stack([np.stack(pair.load_frames()) for pair in pairs[:3]])
         flow = backend.predict(frames[:, 0], frames[:, 1])
         np.testing.assert_array_equal(flow, (frames[:, 1] - frames[:, 0])[:, :2])
