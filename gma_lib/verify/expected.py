@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from gma_lib.runs.files import RESOURCES
-from gma_lib.runs.machine import find_commit, find_processor, find_versions
+from gma_lib.runs.machine import count_cores, find_commit, find_processor, find_versions
 from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.verify.values import KINDS, Value
 
@@ -60,6 +60,7 @@ def describe_surroundings() -> dict[str, str]:
         "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
         f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}",
         "threads": str(torch.get_num_threads()),
+        "cores": str(count_cores()),  # as many threads as OpenVINO takes
     }
 
 

@@ -135,4 +135,4 @@ def read_surroundings(run: Run) -> dict[str, str]:
     made = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")["provenance"]
     versions = {name: version.split("+")[0] for name, version in made["versions"].items()}
     versions.pop("python")
-    return versions | {"processor": made["machine"]["processor"]}
+    return versions | {name: str(made["machine"][name]) for name in ("processor", "cores")}

@@ -70,8 +70,8 @@ KINDS = {
     "flow": Kind(
         "digest",
         None,
-        "Flow is equal bit for bit only on the same processor, with the same libraries and number "
-        "of threads.",
+        "Flow is equal bit for bit only on the same processor, with the same libraries and numbers "
+        "of threads and cores.",
         (
             "numpy",
             "opencv-python-headless",
@@ -81,14 +81,15 @@ KINDS = {
             "instruction set",
             "processor",
             "threads",
+            "cores",
         ),
     ),
     "count": Kind("pixels or pairs", 0.0, "Counts are exact."),
     "distance": Kind(
         "px",
-        1e-3,
+        5e-3,
         "Distance of a runtime from PyTorch: rounding error, so its size matters, not its digits. "
-        "On noise, where it grows most, it is 5e-4 px.",
+        "On noise, where it grows most, it is 5e-4 px, and 1.4e-3 px with other instruction sets.",
     ),
     "epe": Kind(
         "px",

@@ -56,6 +56,10 @@ def test_what_another_version_explains_is_reported(values):
     digest = Value("pixels", "b" * 64)
     assert judge(values, {"pixels": digest}, there={"numpy": "1.0"}) == "reported"
     assert judge(values, {"pixels": digest}, there={"openvino": "1.0"}) == "outside"
+    assert judge(values, {"pixels": digest}, there={"cores": "64"}) == "outside"
+    flow = Value("flow", "b" * 64)
+    for name in ("threads", "cores", "processor"):
+        assert judge(values, {"flow": flow}, there={name: "64"}) == "reported"
     assert judge(values, {"weights": Value("weights", "b")}, there={"numpy": "1"}) == "outside"
     assert judge(values, {"epe": Value("epe", 1.0, 1e-3)}, there={"numpy": "1"}) == "outside"
 
