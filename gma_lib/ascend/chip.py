@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from gma_lib.runs import Record
+from gma_lib.runs.files import locate_path
 from gma_lib.runs.processes import tie_child
 
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
@@ -74,9 +75,12 @@ class Card:
 
     @classmethod
     def choose(cls, settings: Record, dry_run: str | None) -> Self:
-        """Return the card that a run's settings describe."""
+        """Return the card that a run's settings describe; the folder starts at the project."""
         names = {field.name for field in fields(cls)} & settings.keys()
-        return cls(**{name: settings[name] for name in names}, dry_run=dry_run)
+        return cls(
+            **{name: settings[name] for name in names},
+            dry_run=dry_run and str(locate_path(dry_run)),
+        )
 
     def __post_init__(self) -> None:
         if not 0 <= (self.device or 0) <= 255:

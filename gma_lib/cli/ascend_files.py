@@ -106,7 +106,7 @@ def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
     for size in about["sizes"]:
         with suppress(DoesNotFit):  # a row of the report
             read_brought_back(folder, int(size))
-    given: Record = {"outputs": outputs, "dry_run": str(folder.absolute())}
+    given: Record = {"outputs": outputs, "dry_run": shorten_path(folder.absolute())}
     given.update(map(parse_override, others))
     run_and_report(
         [

@@ -7,6 +7,7 @@ import pytest
 
 from gma_lib.ascend import atc, chip, errors, toolkit
 from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
+from gma_lib.runs.files import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -195,3 +196,10 @@ def test_long_lines_of_tools_take_no_longer_than_their_length(tmp_path, text, mo
     errors.explain_ais_error(text, last="")
     errors.find_line(text, errors.OUT_OF_MEMORY)
     assert time.process_time() - started < 2
+
+
+def test_a_card_is_what_the_settings_say():
+    """The folder of a dry run starts at the project, wherever a notebook runs."""
+    card = chip.Card.choose({"soc": "310P3", "device": 1, "backend": "ascend"}, "outputs/x")
+    assert card == chip.Card(soc="310P3", device=1, dry_run=str(PROJECT / "outputs" / "x"))
+    assert chip.Card.choose({}, None) == chip.Card()
