@@ -8,6 +8,7 @@ from gma_lib.backends import BACKENDS
 from gma_lib.cli.options import CHECKPOINT, PATH
 from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
 from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
+from gma_lib.perf.load import Load
 from gma_lib.perf.precision import measure_precisions
 from gma_lib.perf.results import PRECISION_RESULTS, advise
 from gma_lib.runs import track, write_json
@@ -34,7 +35,8 @@ def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
     """Compare variants of the network, round by round, as each of CONFIGS says."""
     settings = {path.stem: load_comparison(path) for path in configs}  # all, before the first runs
     for name, comparison in settings.items():
-        found = compare(comparison, lock_file=lock)
+        load = Load()
+        found = load.add_to(compare(comparison, lock_file=lock))
         write_json(out / f"{name}.json", found)
         click.echo(f"{tabulate_comparison(found)}\n\nwritten to {out / name}.json")
 
@@ -62,8 +64,14 @@ def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...],
 @click.argument("sintel", type=PATH)
 @CHECKPOINT
 @click.option("--most", default=8, show_default=True, help="Pairs with ground truth, at most.")
-def emulate_half(sintel: Path, checkpoint: str, most: int) -> None:
+@click.option("--out", type=PATH, help="Where to write the results as JSON, too.")
+def emulate_half(sintel: Path, checkpoint: str, most: int, out: Path | None) -> None:
     """Emulate float16, part by part, on pairs of the data set's folder SINTEL."""
     pairs = choose_pairs(sintel.absolute(), most)
-    click.echo(f"{len(pairs)} pairs: {', '.join(pair.name for pair in pairs)}; {checkpoint}\n")
-    click.echo(tabulate_study(study_variants(pairs, checkpoint, track=track)))
+    names = [pair.name for pair in pairs]
+    click.echo(f"{len(pairs)} pairs: {', '.join(names)}; {checkpoint}\n")
+    study = study_variants(pairs, checkpoint, track=track)
+    if out:
+        rows = study.to_dict("index")
+        write_json(out, {"checkpoint": checkpoint, "pairs": names, "variants": rows})
+    click.echo(tabulate_study(study))
