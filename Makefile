@@ -23,7 +23,7 @@ ENV := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 # A checkout that has moved gets a new environment: the old one's scripts name the folder they were installed in.
 MOVED := $(subst <$(CURDIR)>,,<$(file <.venv/.ready)>)
-.PHONY: help reproduce 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside report share verify train bench test-fast test test-all ascend-dry-run torture audit lint docs lab doctor lock clean distclean $(if $(MOVED),.venv/.ready)
+.PHONY: help reproduce 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside report share verify train bench numbers test-fast test test-all ascend-dry-run torture audit lint docs lab doctor lock clean distclean $(if $(MOVED),.venv/.ready)
 
 help: ## show this help
 	@awk -F':.*## ' '/^[a-z0-9_ -]+:.*## /{printf "  make %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
@@ -38,12 +38,10 @@ verify: $(ENV) ## compute the demo anew and compare every number with the expect
 	@$(GMA) verify
 train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
 	$(GMA) train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
-bench: $(ENV) ## compare variants of the network on this machine, and what reduced precision costs (an hour)
-	$(GMA) bench benchmarks/cpu.yaml benchmarks/updates-12.yaml benchmarks/updates-32.yaml && $(GMA) precision
-test-fast: MARKS := not slow and not exhaustive
-test: MARKS := not exhaustive
+bench numbers: $(ENV) ## bench: compare variants of the network (an hour or two); numbers: measure all that the pages say, and write it there (hours, resumed)
+	$(PYTHON) benchmarks/pages.py $(if $(filter bench,$@),cpu updates-12 updates-32 precision) $(call option,sintel,SINTEL) $(if $(BUSY),--busy)
 test-fast test test-all: $(ENV) ## run tests: those below a second; all but whole documents, killed processes and full sizes; all
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(MARKS)"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(if $(filter test-fast,$@),not slow and not exhaustive)$(if $(filter test,$@),not exhaustive)"
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
 torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs), wrong computations (computations)

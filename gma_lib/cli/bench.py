@@ -8,7 +8,6 @@ from gma_lib.backends import BACKENDS
 from gma_lib.cli.options import CHECKPOINT, PATH
 from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
 from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
-from gma_lib.perf.load import Load
 from gma_lib.perf.precision import measure_precisions
 from gma_lib.perf.results import PRECISION_RESULTS, advise
 from gma_lib.runs import track, write_json
@@ -35,8 +34,7 @@ def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
     """Compare variants of the network, round by round, as each of CONFIGS says."""
     settings = {path.stem: load_comparison(path) for path in configs}  # all, before the first runs
     for name, comparison in settings.items():
-        load = Load()
-        found = load.add_to(compare(comparison, lock_file=lock))
+        found = compare(comparison, lock_file=lock)
         write_json(out / f"{name}.json", found)
         click.echo(f"{tabulate_comparison(found)}\n\nwritten to {out / name}.json")
 

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from gma_lib import backends, convert, export, network, runs
 from gma_lib.data import DEMO_SCENES, Renderer, make_scene
 from gma_lib.flow.metrics import Deviation
+from gma_lib.perf.load import Load
 from gma_lib.perf.peak import prepare_peak
 from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
@@ -115,13 +116,15 @@ def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
         ``variants``: for each what ``compute_ratios`` returns, ``deviation`` in pixels from
         PyTorch's float32 flow, ``peak_rss_bytes``, ``peak_device_bytes`` (null without a GPU),
         ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak is not
-        measured); or ``error``, a sentence, where it could not run.
+        measured); or ``error``, a sentence, where it could not run. ``load`` and ``caution`` say
+        what else the machine computed.
     """
     baseline, *others = comparison.variants
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
     results: dict[str, runs.Record] = {}
     with runs.exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
+        load = Load()
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):
             logger.info("group %d of %d: %s", number, len(groups), ", ".join(group))
@@ -129,13 +132,14 @@ def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
                 [baseline, *group], Path(folder) / f"group-{number}", comparison, frames
             )
             results = found | results  # the baseline of the first group counts
-    return {
-        "height": comparison.height,
-        "width": comparison.width,
-        "checkpoint": comparison.checkpoint,
-        "baseline": baseline,
-        "variants": {name: results[name] for name in comparison.variants},
-    }
+        compared: runs.Record = {
+            "height": comparison.height,
+            "width": comparison.width,
+            "checkpoint": comparison.checkpoint,
+            "baseline": baseline,
+            "variants": {name: results[name] for name in comparison.variants},
+        }
+        return load.add_to(compared)
 
 
 def _compare_group(
@@ -231,7 +235,7 @@ def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.
 def tabulate_comparison(found: runs.Record) -> str:
     """Return the comparison as a Markdown table."""
     lines = [
-        "| variant | times as fast | middle half | s per pair | of the peak | memory, GB "
+        "| variant | times as fast | interquartile range | s per pair | of the peak | memory, GB "
         "| start, s | off by, px: mean | 99 % |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

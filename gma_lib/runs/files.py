@@ -16,7 +16,7 @@ from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers_once
 
 # Weights, parameter files and notebooks: at the top of a checkout, inside an installed package.
 PACKAGE = Path(__file__).resolve().parents[1]
-IN_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+IN_CHECKOUT = not (PACKAGE / "resources").is_dir()
 RESOURCES = PACKAGE.parent if IN_CHECKOUT else PACKAGE / "resources"
 # What relative paths start from, and where results go: the checkout, or the current folder
 try:

@@ -210,6 +210,7 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
         "beats_dis_on_held_out": beats_dis(families),
         "refinement_pays": refinement_pays(families),
         "note": compose_note(card["how"]["minutes"], excerpt),
+        "provenance": runs.trace_provenance(),
     }
 
 
