@@ -100,7 +100,8 @@ def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> st
     """
     made = record["provenance"]
     commit, *changed = made["commit"].partition("+")
-    machine, note = made["machine"], f"; {record['note']}" if record.get("note") and not short else ""
+    machine = made["machine"]
+    note = f"; {record['note']}" if record.get("note") and not short else ""
     busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
     return (
         f"`{command}`, commit {commit[:7]}{' with changes' if any(changed) else ''}, "
@@ -146,7 +147,8 @@ def accuracy() -> str:
         [name, f"{exact['epe'][name]:.2f} px", f"{100 * exact['px1'][name]:.1f} %"]
         for name in PASSES
     ]
-    return f"{_table(['pass', 'EPE', '1px'], rows)}\n\n{tell_origin('make reproduce', found, short=True)}"
+    table = _table(["pass", "EPE", "1px"], rows)
+    return f"{table}\n\n{tell_origin('make reproduce', found, short=True)}"
 
 
 def demo() -> str:

@@ -1,7 +1,7 @@
 """Write the pictures of README and docs: flow.webp, flow.jpg and error-sheet.jpg.
 
-Run it as ``python docs/pictures.py`` (two minutes on two cores). What it computed, and from what, is
-kept in benchmarks/results/pictures.json.
+Run it as ``python docs/pictures.py`` (two minutes on two cores). What it computed, and from what,
+is kept in benchmarks/results/pictures.json.
 """
 
 import itertools
