@@ -25,7 +25,15 @@ For flow of your own frames, three lines (see ``gma_lib.infer.estimator``)::
     flow = load("gma-procedural")(frame1, frame2)
 """
 
+import os
+import sys
+from types import ModuleType
+
 import lazy_loader
 
 __version__ = "0.1.0"
+# ONNX Runtime, OpenVINO and NNCF otherwise report their use to their makers, and write an identifier
+# to the home folder. The last two go without where their module for it has nothing in it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", ModuleType("openvino_telemetry"))
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

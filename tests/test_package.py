@@ -163,7 +163,7 @@ def test_a_current_folder_that_was_deleted_is_a_sentence(run_installed):
     ("absent", "arguments", "extra"),
     [
         ("papermill", ["reproduce", "--profile", "tiny"], "notebooks"),
-        ("nncf", ["flow", FRAME, FRAME, "-o", "f.flo", "--precision", "int8"], "int8"),
+        ("nncf", ["flow", FRAME, FRAME, "-o", "g.flo", "--precision", "int8"], "int8"),
     ],
 )
 def test_a_missing_extra_is_named(run_installed, absent, arguments, extra):

@@ -30,6 +30,7 @@ from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
+from gma_lib.runs.records import trace_provenance
 from gma_lib.training.config import TrainingConfig, load_config, load_recipe, name_differences
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
@@ -210,7 +211,7 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
         "beats_dis_on_held_out": beats_dis(families),
         "refinement_pays": refinement_pays(families),
         "note": compose_note(card["how"]["minutes"], excerpt),
-        "provenance": runs.trace_provenance(),
+        "provenance": trace_provenance(),
     }
 
 

@@ -1,6 +1,9 @@
 """One recipe for every converted model, and what it refuses."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from gma_lib.export import compute_reference, read_description
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import load_model
 from gma_lib.network.model import GMAConfig
+from gma_lib.runs.files import PROJECT
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +89,22 @@ def test_the_same_graph_is_the_same_file(prepared):
     folder, _ = prepared
     first, again = (convert("openvino", folder, checkpoint="seeded").digests for _ in range(2))
     assert first == again
+
+
+def test_no_runtime_reports_what_it_does(tmp_path):
+    """They do so unless refused, with an identifier in the home folder, but never in CI."""
+    code = (
+        "import gma_lib, nncf, onnx, onnxruntime, openvino;"
+        "from onnx import parser; graph = '<ir_version: 8, opset_import: [\"\": 13]>'"
+        "'g (float[1] x) => (float[1] y) {y = Relu(x)}';"
+        "onnx.save(parser.parse_model(graph), 'm.onnx'); openvino.convert_model('m.onnx');"
+        "onnxruntime.InferenceSession('m.onnx')"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = os.environ | {"HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    for name in ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY"):
+        environment.pop(name, None)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    written = [path.name for path in home.rglob("*") if path.is_file()]
+    assert not written
