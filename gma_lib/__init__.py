@@ -32,8 +32,8 @@ from types import ModuleType
 import lazy_loader
 
 __version__ = "0.1.0"
-# ONNX Runtime, OpenVINO and NNCF otherwise report their use to their makers, and write an identifier
-# to the home folder. The last two go without where their module for it has nothing in it.
+# ONNX Runtime, OpenVINO and NNCF otherwise report their use to their makers, and write an
+# identifier to the home folder. The last two do not where their module for it has nothing in it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", ModuleType("openvino_telemetry"))
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
