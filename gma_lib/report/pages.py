@@ -119,7 +119,7 @@ def table_to_html(
         justify="left" if words else "right",
     )
     if words:  # as a style, which JupyterLab keeps
-        html = html.replace("<td>", '<td style="text-align: left">')
+        html = re.sub("<(t[dh])>", r'<\1 style="text-align: left">', html)
     heading = f"><caption>{escape(caption)} {link_values(table, caption)}</caption>"
     return add_header_scopes(html.replace(">", heading, 1))
 
