@@ -255,6 +255,8 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
 
 def _tabulate_headline(headline: list[Record], passes: list[str]) -> pd.DataFrame:
     """The table at a glance, a column for each number."""
+    if not headline:  # every run ended before its first record
+        return pd.DataFrame()
     table = pd.DataFrame(headline).drop(columns=["kind", "accuracy", "scored"])
     accuracy = [f"{what} {name}" for what in ("EPE, px,", "1px, %,") for name in passes]
     for names, values in ((accuracy, "accuracy"), ([f"scored {one}" for one in passes], "scored")):

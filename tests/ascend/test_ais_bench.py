@@ -171,9 +171,7 @@ def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
     os.chown(folders[0], 12345, -1)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
-    with pytest.raises(
-        AisBenchError, match=r"refuses the path: it wants real files of this user.*is not the owner"
-    ):
+    with pytest.raises(AisBenchError, match=r"is not the owner"):
         infer(om, folders, tmp_path / "out" / "bs3")
 
 
@@ -358,7 +356,7 @@ def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
     monkeypatch.setattr(ais_bench, "_run", lambda *arguments: None)
     monkeypatch.setattr(ais_bench, "find_summary", lambda *arguments, **more: None)
     monkeypatch.setattr(ais_bench, "read_summary", lambda path, loop: content)
-    with pytest.raises(AisBenchError, match="mean of 10 ms, and its throughput says 400 ms"):
+    with pytest.raises(AisBenchError, match=r"10 ms.*400 ms"):
         ais_bench.time_on_zeros(AisBench(sys.executable), om, batch_size=2)
 
 

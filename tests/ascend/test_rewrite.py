@@ -32,9 +32,7 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
         [("depth", np.array(4)), ("off_on", np.array([0, 1]))],
     )
     onnx.save(model, tmp_path / "in.onnx")
-    with pytest.raises(
-        RewriteError, match=r"ONNX Runtime does not load the rewritten graph.*leave="
-    ):
+    with pytest.raises(RewriteError, match=r"leave="):
         rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
     report = rewrite_file(tmp_path / "in.onnx", tmp_path / "out.onnx", leave=frozenset({"OneHot"}))
@@ -71,6 +69,7 @@ def test_the_guide_s_graph(guide_style, tmp_path):
     )  # what remains are constants: shapes that Reshape, Expand and the like demand
 
 
+@pytest.mark.slow
 def test_the_default_graph_needs_none(tmp_path, seeded):
     from gma_lib import export
 
@@ -146,6 +145,7 @@ def gather(tmp_path):
     return tmp_path / "in.onnx"
 
 
+@pytest.mark.slow
 def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path):
     """ascend.md 4.2."""
     rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)

@@ -51,6 +51,7 @@ def test_another_project_of_the_same_name_is_not_the_tool(standins, tmp_path):
     assert toolkit.find_ais_python() == sys.executable
 
 
+@pytest.mark.slow
 def test_a_setuptools_that_the_tool_does_not_run_with(standins, tmp_path):
     """The newer tool crashes without pkg_resources, the older one silently does something else."""
     tool = tmp_path / "ais_bench"

@@ -47,14 +47,14 @@ def test_models_that_the_backend_refuses(om, standins):
     another precision, is none.
     """
     options = backend.AscendOptions()
-    with pytest.raises(ValueError, match="computes in float16, not float32: run 03_convert again"):
+    with pytest.raises(ValueError, match=r"float16.*float32.*03_convert"):
         backend.AscendBackend(om, replace(options, precision="float32"))
-    with pytest.raises(ValueError, match="computes in float16 or float32, not bfloat16"):
+    with pytest.raises(ValueError, match="bfloat16"):
         backend.AscendBackend(om, replace(options, precision="bfloat16"))
     standins.setenv("STANDIN_SOC", "310P1")
     with pytest.raises(
         ValueError,
-        match=r"made for Ascend310P3, this machine has Ascend310P1: run 03_convert again",
+        match=r"Ascend310P3.*Ascend310P1.*03_convert",
     ):
         backend.AscendBackend(om, options)
     standins.setenv("STANDIN_SOC", "310P3")

@@ -234,7 +234,7 @@ def test_large_images_are_computed_smaller_and_it_is_said(photos, tmp_path):
         )
     frames = tmp_path / "1.png", tmp_path / "2.png"
     answer = gma("flow", *frames, "-o", tmp_path / "a.flo", "--max-pixels", 128 * 160, *FAST)
-    assert "computed at 160x128 px, 0.500 of the size, and the flow scaled back" in answer
+    assert re.search(r"160x128 px.*0\.500", answer)
     gma("flow", photos / "shot 1.png", photos / "shot 2.png", "-o", tmp_path / "b.flo", *FAST)
     large, small = read_flow(tmp_path / "a.flo"), read_flow(tmp_path / "b.flo")
     np.testing.assert_allclose(

@@ -76,9 +76,9 @@ def test_what_cannot_be_converted(prepared, tmp_path):
     folder, _ = prepared
     with pytest.raises(FileNotFoundError, match=r"gma\.onnx is missing: run 02_export"):
         convert("onnxruntime", tmp_path, checkpoint="seeded")
-    with pytest.raises(ValueError, match="at_once=3 does not divide the batch size, 2"):
+    with pytest.raises(ValueError, match=r"at_once=3.* 2"):
         convert("onnxruntime", folder, checkpoint="seeded", at_once=3)
-    with pytest.raises(ValueError, match="onnxruntime here computes in float32, not bfloat16"):
+    with pytest.raises(ValueError, match=r"onnxruntime.*bfloat16"):
         convert("onnxruntime", folder, checkpoint="seeded", precision="bfloat16")
     with pytest.raises(ValueError, match="unknown backend"):
         convert("tensorrt", folder, checkpoint="seeded")

@@ -104,9 +104,7 @@ def test_calibration_that_would_not_fit_is_refused(monkeypatch):
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3900000000")
     quantization.require_memory_to_calibrate(model)
     monkeypatch.setenv("GMA_MEMORY_BYTES", "3700000000")
-    with pytest.raises(
-        MemoryError, match=r"needs about 3\.5 GB .* this machine has 3\.7 GB: fewer updates"
-    ):
+    with pytest.raises(MemoryError, match=r"3\.5 GB.*3\.7 GB"):
         quantization.quantize(model, [], label="8-bit integers")
 
 
@@ -174,9 +172,7 @@ def _rounds(node) -> bool:
 
 
 def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
-    with pytest.raises(
-        ValueError, match=r"computes in 8-bit integers, not in float32: run 03_convert again"
-    ):
+    with pytest.raises(ValueError, match=r"float32.*03_convert"):
         load_backend("openvino", folder, precision="float32")
     model, checkpoint = trained
     export.export_whole(
@@ -188,9 +184,7 @@ def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
         checkpoint=checkpoint,
     )
     convert("openvino", tmp_path, checkpoint="gma-procedural")
-    with pytest.raises(
-        ValueError, match=r"computes in floating point, not in int8: run 03_convert again"
-    ):
+    with pytest.raises(ValueError, match=r"int8.*03_convert"):
         load_backend("openvino", tmp_path, precision="int8")
 
 
@@ -210,11 +204,11 @@ def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
     )
     with pytest.raises(
         ValueError,
-        match=r"openvino here computes in float32, not int8: .*without, float32 would run there",
+        match=r"openvino.*int8",
     ):
         load_backend("openvino", folder, precision="int8")
     monkeypatch.setattr("gma_lib.backends.list_precisions", lambda core, device: ("float32",))
-    with pytest.raises(ValueError, match="without, float32 would run there"):
+    with pytest.raises(ValueError, match=r"openvino.*int8"):
         convert(
             "openvino",
             folder,

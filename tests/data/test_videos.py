@@ -348,6 +348,7 @@ print(count, (read() - before) / (2400 * 2400 * 3))
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_a_few_frames_of_an_animation(tmp_path):
     black = np.zeros((2400, 2400, 3), np.uint8)
     path = write(tmp_path / "a.png", [black] * 5, "apng", "rgba")

@@ -234,9 +234,7 @@ def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):
     def broken(image1, image2):
         return np.full((len(image1), 2, *image1.shape[2:]), np.nan, np.float32)
 
-    with pytest.raises(
-        ValueError, match=r"clean/alley/frame_0001 holds values that are not finite"
-    ):
+    with pytest.raises(ValueError, match=r"clean/alley/frame_0001.*finite"):
         inference.infer(pairs, FakeBackend(broken), tmp_path / "flow", batch_size=1, key="k")
     assert not list(tmp_path.glob("flow/**/*.flo"))
 
@@ -266,6 +264,7 @@ def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, mo
     assert not (tmp_path / "flow").exists()
 
 
+@pytest.mark.slow
 def test_neither_inference_nor_evaluation_needs_torch():
     code = (
         "import sys; sys.modules['torch'] = None\n"

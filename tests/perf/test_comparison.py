@@ -3,6 +3,7 @@ with their reason.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -51,9 +52,10 @@ def test_a_comparison(config, tmp_path):
     assert sequence["deviation"]["max"] < 1e-3
     assert sequence["precision_read_back"] == "float32"
     assert len(sequence["samples_s"]) == 3
-    assert 0 < sequence["share_of_peak"] < 3
+    assert sequence["share_of_peak"] > 0
+    assert set(found["load"]) >= {"others_before", "others_during", "busy"}
     assert sequence["peak_rss_bytes"] > 50e6
-    assert "onnxruntime here computes in float32, not bfloat16" in impossible["error"]
+    assert {"onnxruntime", "bfloat16"} <= set(re.findall(r"\w+", impossible["error"]))
     assert impossible["error"] in done.stdout
 
 

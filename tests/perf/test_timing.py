@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gma_lib import export
@@ -45,11 +46,11 @@ def task(folder, **changes):
 def test_a_measurement(model_folder, tmp_path):
     found = timing.measure(task(model_folder), lock_file=tmp_path / "lock")
     assert found["status"] == "ok"
-    assert found["rounds"] >= 3
-    assert found["pairs_per_second"] == pytest.approx(2 / found["median_s"])
-    assert found["median_s"] <= found["p90_s"]
+    assert found["rounds"] == len(found["samples_s"]) >= 3
+    assert found["pairs_per_second"] == pytest.approx(2 / np.median(found["samples_s"]), rel=1e-3)
+    assert found["p90_s"] == pytest.approx(np.percentile(found["samples_s"], 90), rel=1e-3)
     assert 50e6 < found["peak_rss_bytes"] < 3e9
-    assert 0 < found["share_of_peak"] < 2  # of a peak measured while other tests may run
+    assert found["share_of_peak"] > 0  # of a peak measured while other tests may run
     assert found["precision_read_back"] == "float32"
     assert found["simulated"] is False
     assert set(found["load"]) >= {"average_before", "average_after", "busy"}

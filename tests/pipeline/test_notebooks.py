@@ -149,6 +149,7 @@ def test_exploring_never_touches_a_reproduced_run():
         assert stage == "01_data" or defaults["run"] == "interactive"
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_and_shows_one_picture(tmp_path, monkeypatch):
     """Two images, three lines, one picture; small, so that its model is soon made."""
     monkeypatch.setenv("GMA_CACHE", str(tmp_path / "cache"))

@@ -19,6 +19,7 @@ def scene():
     return frames, truth, occluded
 
 
+@pytest.mark.slow
 def test_every_figure_says_its_numbers(scene):
     (frame1, frame2), truth, occluded = scene
     drawn = {
@@ -85,6 +86,7 @@ def fields():
     return truth, [truth + step for step in (3, 2, 1)], occluded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("palette", PALETTES)
 def test_updates_and_aggregation_say_their_numbers(fields, palette):
     truth, flows, occluded = fields

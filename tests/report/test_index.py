@@ -26,3 +26,8 @@ def test_the_data_line_counts_pairs_scenes_and_ground_truth():
     assert index._describe_data(content) == (
         "Demo: 3 pairs of 1024x436 px in 2 scenes, 1 with ground truth."
     )
+
+
+def test_without_a_row_there_is_an_empty_table():
+    """As where the first stage of every run failed; the page then says so."""
+    assert index._tabulate_headline([], ["clean", "final"]).empty

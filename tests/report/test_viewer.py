@@ -49,6 +49,7 @@ def read_pairs(page):
     return json.loads(found[1])["pairs"]
 
 
+@pytest.mark.slow
 def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, tmp_path):
     for pair in pairs:
         write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))

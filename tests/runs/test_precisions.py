@@ -14,5 +14,5 @@ def test_names_are_of_known_precisions():
 
 def test_a_precision_that_would_run_as_another_is_refused():
     refuse_precision("torch", "float32", ("float32",), "on cpu")
-    with pytest.raises(ValueError, match=r"torch .*float32 or bfloat16, not int8: on cpu"):
+    with pytest.raises(ValueError, match=r"torch.*float32.*bfloat16.*int8.*on cpu"):
         refuse_precision("torch", "int8", ("float32", "bfloat16"), "on cpu")
