@@ -251,6 +251,11 @@ def half_precision() -> str:
     return f"{tabulate_study(study)}\n\n{len(found['pairs'])} pairs. {origin}"
 
 
+def pictures() -> str:
+    """What drew the pictures."""
+    return tell_origin("python docs/pictures.py", read("pictures"))
+
+
 def refined() -> str:
     """The network alone and refined, from the weights' card."""
     scores = read("card")["scores"]
@@ -273,7 +278,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
-        int8_speed_up, precision, half_precision, refined,
+        int8_speed_up, precision, half_precision, pictures, refined,
     )
 }  # fmt: skip
 
