@@ -12,6 +12,7 @@ stage before did; 2 wrong parameters; 124 too slow; 130 interrupted; 138 the ker
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -308,7 +309,7 @@ def _execute_cells(job: Job, running: Path) -> None:
             cwd=str(KERNEL_FOLDER),
             progress_bar=False,
             start_timeout=120,
-            execution_timeout=job.cell_limit_s,
+            execution_timeout=math.ceil(job.cell_limit_s),  # papermill takes whole seconds
             stdout_file=_Prefixed(job.label),
             # What a cell raises is in the notebook; the rest of the kernel's messages is noise.
             extra_arguments=["--log-level=CRITICAL"],
