@@ -148,7 +148,7 @@ def accuracy() -> str:
         for name in PASSES
     ]
     table = _table(["pass", "EPE", "1px"], rows)
-    return f"{table}\n\n{tell_origin('make reproduce', found, short=True)}"
+    return f"{table}\n\n{tell_origin('make reproduce', found)}"
 
 
 def demo() -> str:

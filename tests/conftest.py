@@ -18,6 +18,7 @@ from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.run import Run, open_run
 
 # A shell that starts the tests in the background ignores SIGINT, and so would every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -242,3 +243,15 @@ def _unexpected_skips(reporter) -> list[str]:
     }
     skipped = {report.nodeid for report in reporter.stats.get("skipped", [])}
     return sorted({re.sub(r"@\w+$", "", name) for name in skipped} - allowed)  # @: its group
+
+
+def open_finished(outputs: Path) -> Run:
+    """The run in ``finished``, or in a copy of it."""
+    return open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=2,
+        run="test",
+        outputs=str(outputs),
+    )

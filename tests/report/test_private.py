@@ -6,11 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import open_finished
 
 from gma_lib.report import private
 from gma_lib.report.index import write_archive
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.run import open_run
 from gma_lib.verify.replay import unpack_records
 from gma_lib.verify.values import collect_recorded
 
@@ -68,12 +68,5 @@ def test_an_archive_names_no_folder_of_this_machine(reported, tmp_path):
     assert str(reported) in (reported / "tiny/data/index.json").read_text()
     assert json.loads(texts["tiny/data/index.json"])["root"] == "outputs/tiny/data/frames"
     unpacked = unpack_records(archive, tmp_path)[0]
-    run = open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(reported),
-    )
+    run = open_finished(reported)
     assert collect_recorded(unpacked) == collect_recorded(run)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 from command_line import gma
+from conftest import open_finished
 
-from gma_lib.runs.run import open_run
 from gma_lib.verify import expected as expectations
 from gma_lib.verify.values import KINDS, Value, collect_values, read_run_parameters
 
@@ -76,17 +76,6 @@ def test_an_entry_more_or_less_fails(values):
 def test_without_digests_numbers_alone_count(values):
     assert judge(values, {"weights": Value("weights", "b" * 64)}, digests=False) == "equal"
     assert judge(values, {"count": Value("count", 99, 0.0)}, digests=False) == "outside"
-
-
-def open_finished(finished):
-    return open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(finished),
-    )
 
 
 def test_every_number_of_a_run_is_an_entry(finished, tmp_path):

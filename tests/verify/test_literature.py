@@ -6,10 +6,10 @@ from statistics import mean
 
 import pytest
 from command_line import gma
+from conftest import open_finished
 
 from gma_lib.evaluate import published
 from gma_lib.runs.records import read_json
-from gma_lib.runs.run import open_run
 from gma_lib.verify.expected import judge_values
 from gma_lib.verify.literature import (
     SOURCES,
@@ -43,14 +43,7 @@ def test_ptlflows_epe_is_an_entry():
 
 
 def test_scores_are_pooled_as_their_source_pools_them(finished):
-    run = open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=2,
-        run="test",
-        outputs=str(finished),
-    )
+    run = open_finished(finished)
     scores = read_json(run.folder / "metrics.json", made_by="05_evaluate")["clean"]
     assert collect_scores(run, 6)["clean/px1"].value == scores["all"]["px1"]
     per_pair = mean(pair["valid"]["px1"] for pair in scores["pairs"])
