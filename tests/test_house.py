@@ -23,7 +23,7 @@ READ_FROM_TOP_TO_BOTTOM = "network/model.py"  # the one module that may be longe
 HEAVY = {
     *("IPython", "acl", "ais_bench", "ipywidgets", "jupyter_client", "matplotlib", "nbclient"),
     *("nbconvert", "nbformat", "nncf", "onnx", "onnxruntime", "onnxscript", "openvino", "pandas"),
-    *("papermill", "pooch", "psutil", "rocrate", "safetensors", "scipy", "skimage", "torch"),
+    *("papermill", "psutil", "rocrate", "safetensors", "scipy", "skimage", "torch"),
     *("tqdm", "traitlets"),
 }
 # Names that two modules share because each is the usual word for what it does.

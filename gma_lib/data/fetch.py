@@ -1,62 +1,293 @@
-"""MPI Sintel from its own site: one archive, unpacked whole or not at all."""
+"""MPI Sintel from its own site: one archive, fetched and unpacked in steps that go on where they
+stopped.
+"""
 
+import json
 import logging
+import re
+import time
 import zipfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
-from gma_lib.runs.files import BadFile, reading, require_free_space, write_atomically
+import requests
+import urllib3
+
+from gma_lib.runs.files import BadFile, hash_file, reading, require_free_space, write_text
+from gma_lib.runs.processes import lock_path
+from gma_lib.runs.progress import Track, pass_silently
+from gma_lib.runs.records import Record
 
 logger = logging.getLogger(__name__)
 
-DOWNLOAD_URL = "https://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip"
-DOWNLOAD_BYTES = 5_700_000_000  # about 5.3 GiB; as much again and more when unpacked
-MOST_FILES = 100_000  # in its archive
+SINTEL_URLS = tuple(
+    f"{scheme}://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip" for scheme in ("https", "http")
+)
+MOST_FILES = 100_000  # in an archive
+MOST_GROWTH = 4  # of its bytes when it is unpacked
+BLOCK = 1_000_000  # bytes; a step of the progress shown
+SECONDS = 30.0  # without an answer
+SECONDS_BETWEEN_TRIES = 5.0
+TRIES = 4  # one after the other without a further byte
 
 
-def download(folder: Path, *, url: str = DOWNLOAD_URL, size: int = DOWNLOAD_BYTES) -> Path:
+def fetch_sintel(
+    folder: Path, *, urls: Sequence[str] = SINTEL_URLS, track: Track = pass_silently
+) -> Path:
     """Download and unpack the complete data set (5.3 GiB) into ``folder`` and return its root.
 
-    An archive that cannot be unpacked is moved aside and fetched again, once. The authors publish
-    no checksum: pooch prints the one it found, to compare with another copy.
+    A call goes on where an earlier one stopped. An archive that cannot be unpacked is moved aside
+    and fetched again, once. The authors publish no checksum: SHA-256 and size of the first download
+    are kept next to it, and a later one is compared with them.
 
     Parameters
     ----------
-    url, size
-        Where the archive is, and its size in bytes, of which it may unpack to twice as many.
+    urls
+        Where the archive is, tried in this order.
+    track
+        ``gma_lib.runs.progress.track`` to show progress.
+
+    Raises
+    ------
+    OSError
+        No server answers, or the disk is full.
+    BadFile
+        What came is no archive, not the one of an earlier download, or larger inside than it may
+        be.
+    """
+    root = Path(folder) / "MPI-Sintel-complete"
+    archive = root.with_name(f"{root.name}.zip")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path(root.with_name(f"{root.name}.lock"), wait=False):
+        for is_last in (False, True):
+            if root.is_dir():
+                break
+            try:
+                if not archive.is_file():
+                    _fetch_from_any(urls, archive, track)
+                unpack(archive, root, track=track)
+                note = _locate_note(archive)
+                write_text(note, json.dumps(_read_note(note) | {"sha256": hash_file(archive)}))
+            except BadFile as error:
+                if archive.is_file():
+                    archive.replace(root.with_name(f"{root.name}.damaged.zip"))
+                if is_last:
+                    raise
+                logger.warning("%s Fetching it again.", error)
+    return root
+
+
+def _fetch_from_any(urls: Sequence[str], path: Path, track: Track) -> None:
+    for url in urls:
+        try:
+            return fetch_file(url, path, track=track)
+        except (OSError, BadFile) as error:
+            is_of_the_disk = isinstance(error, OSError) and error.errno
+            if url == urls[-1] or is_of_the_disk:
+                raise
+            logger.warning("%s", error)
+
+
+def fetch_file(url: str, path: Path, *, track: Track = pass_silently) -> None:
+    """Download a file; what an earlier call left of it in ``<path>.partial`` is completed.
+
+    The server is asked again after an error or a pause of 30 seconds, four times without a further
+    byte. pooch would fetch all of it again each time.
+
+    Raises
+    ------
+    OSError
+        The server cannot be reached, refuses, or does not send all of it; or the disk is full.
+    BadFile
+        The answer is a web page, or not what the first download was.
+    """
+    partial, note = path.with_name(f"{path.name}.partial"), _locate_note(path)
+    most = failures = 0
+    while True:
+        try:
+            _request_rest(url, partial, note, track)
+            break
+        except (requests.RequestException, urllib3.exceptions.HTTPError, EOFError) as error:
+            size = _measure(partial)
+            refused = isinstance(error, requests.HTTPError) and _is_final(error)
+            failures = TRIES if refused else 1 if size > most else failures + 1
+            most = max(most, size)
+            if failures == TRIES:
+                raise OSError(
+                    f"{url}: {_shorten(error)}. Call it again later, which goes on from here, or "
+                    f"fetch the file otherwise and put it at {path}"
+                ) from error
+            logger.warning("%s: %s; asking again", url, _shorten(error))
+            time.sleep(SECONDS_BETWEEN_TRIES)
+    _compare_with_first(partial, note)
+    partial.replace(path)
+
+
+def _is_final(error: requests.HTTPError) -> bool:
+    """Whether a server that is asked again would say the same."""
+    code = 0 if error.response is None else error.response.status_code
+    return 400 <= code < 500 and code not in (408, 429)
+
+
+def _shorten(error: Exception) -> str:
+    """The innermost reason of an error: urllib3's are in those of requests."""
+    inner = getattr(error, "reason", None) or next(reversed(error.args), None)
+    if isinstance(inner, Exception):
+        return _shorten(inner)
+    return str(error).rpartition(">: ")[2].split(" for url")[0] or str(error)
+
+
+def _measure(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _request_rest(url: str, partial: Path, note: Path, track: Track) -> None:
+    """Ask for what is missing; write that, or all if the server sends all or another file."""
+    done, known = _measure(partial), _read_note(note)
+    headers = {"Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if known.get("validator"):
+            headers["If-Range"] = str(known["validator"])
+    with requests.get(url, headers=headers, stream=True, timeout=SECONDS) as answer:
+        found = _find_version(answer.headers)
+        start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        is_rest = answer.status_code == requests.codes.partial
+        fits = start and int(start[1]) == done and all(known.get(k) == found[k] for k in found)
+        if answer.status_code == requests.codes.range_not_satisfiable or (is_rest and not fits):
+            partial.unlink(missing_ok=True)
+            raise EOFError(f"what follows the {done:,} bytes that are here is not there")
+        answer.raise_for_status()
+        if urlsplit(url).scheme == "https" != urlsplit(answer.url).scheme:
+            raise BadFile(partial, f"sent on to {answer.url}", "an address with https")
+        if "html" in answer.headers.get("Content-Type", ""):
+            raise BadFile(partial, f"a web page from {answer.url}", "a file", "Look at that page")
+        if not is_rest:
+            write_text(note, json.dumps(known | found) + "\n")
+            done = 0
+        _write(answer.raw, partial, done, found["total"], track)
+
+
+def _find_version(headers: Mapping[str, str]) -> Record:
+    """What tells a file from its other versions: its bytes and, if the server knows it, a tag."""
+    total = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    tag = headers.get("ETag", "W/")
+    validator = headers.get("Last-Modified") if tag.startswith("W/") else tag
+    return {"total": int(total) if total.isdecimal() else None, "validator": validator}
+
+
+def _write(source: BinaryIO, partial: Path, done: int, total: int | None, track: Track) -> None:
+    """Append an answer to the first bytes of a file, which may then not be whole."""
+    left = None
+    if total is not None:
+        require_free_space(partial.parent, total - done + 2 * total)  # with what it unpacks to
+        left = (total - done) // BLOCK
+    with open(partial, "r+b" if done else "wb") as file, naming(partial):
+        file.seek(done)
+        for _ in track(_copy(source, file), label=partial.stem, unit="MB", total=left):
+            pass
+    if total is not None and _measure(partial) != total:
+        raise EOFError(f"{_measure(partial):,} of {total:,} bytes came")
+
+
+def _copy(source: BinaryIO, file: BinaryIO) -> Iterator[None]:
+    """Copy what comes, as it comes; yield after each block."""
+    written = 0
+    while data := source.read1(2**16):  # type: ignore[attr-defined]  # urllib3's response has it
+        file.write(data)
+        yield from [None] * ((written + len(data)) // BLOCK - written // BLOCK)
+        written += len(data)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the disk name a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+def _locate_note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_note(note: Path) -> Record:
+    """What is known of a file's download; nothing if the note is absent or damaged."""
+    with suppress(OSError, ValueError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        return known if isinstance(known, dict) else {}
+    return {}
+
+
+def _compare_with_first(partial: Path, note: Path) -> None:
+    """Refuse another file than that of the first download."""
+    wanted = _read_note(note).get("sha256")
+    if wanted and (found := hash_file(partial)) != wanted:
+        other = partial.with_suffix(".different")
+        partial.replace(other)
+        remedy = f"Remove {note} if its publisher has changed the file"
+        raise BadFile(other, f"SHA-256 {found}", f"{wanted}, as at the first download", remedy)
+
+
+def unpack(archive: Path, root: Path, *, track: Track = pass_silently) -> None:
+    """Unpack a zip file as a folder that appears when it is whole.
+
+    Files that an earlier call has unpacked, with the size and the CRC-32 that the archive says, are
+    kept.
 
     Raises
     ------
     BadFile
-        The archive is no zip file, or is larger inside than it may be.
+        It is no zip file, damaged, larger inside than it may be, or names files outside.
+    OSError
+        The disk is full.
     """
-    import pooch
-
-    root = Path(folder) / "MPI-Sintel-complete"
-    archive = root.with_suffix(".zip")
-    for is_last in (False, True):
-        if root.is_dir():
-            break
-        require_free_space(folder, 3 * size)
-        try:
-            pooch.retrieve(url, known_hash=None, path=folder, fname=archive.name, progressbar=True)
-            _unpack(archive, root, max_bytes=2 * size)
-        except (BadFile, OSError) as error:
-            if archive.is_file() and not root.is_dir():  # by another download, meanwhile
-                archive.replace(root.with_suffix(".damaged.zip"))
-            if is_last:
-                raise
-            logger.warning("%s Fetching it again.", error)
-    return root
-
-
-def _unpack(archive: Path, root: Path, *, max_bytes: int) -> None:
-    """Unpack a zip file as a folder that appears when it is whole."""
-    with (
-        reading(archive, f"a zip file of MPI Sintel ({DOWNLOAD_URL})", "Try again later"),
-        zipfile.ZipFile(archive) as packed,
-        write_atomically(root) as partial,
-    ):
+    partial = root.with_name(f"{root.name}.partial")
+    with reading(archive, "a zip file of MPI Sintel", "Fetch it again"):
+        packed = zipfile.ZipFile(archive)
+    with packed:
         entries = packed.infolist()
-        if sum(entry.file_size for entry in entries) > max_bytes or len(entries) > MOST_FILES:
-            raise ValueError(f"{len(entries)} files of more than {max_bytes:,} bytes inside")
-        packed.extractall(partial)
+        bytes_inside = sum(entry.file_size for entry in entries)
+        most = MOST_GROWTH * archive.stat().st_size
+        outside = [one.filename for one in entries if not _is_inside(one.filename)]
+        if outside or bytes_inside > most or len(entries) > MOST_FILES:
+            found = f"{len(entries)} files of {bytes_inside:,} bytes"
+            limits = f"at most {MOST_FILES:,} files of {most:,} bytes, all inside its folder"
+            raise BadFile(archive, (outside or [found])[0], limits, "Fetch it again")
+        missing = [one for one in entries if not _is_there(partial / one.filename, one)]
+        require_free_space(root.parent, sum(entry.file_size for entry in missing))
+        for entry in track(missing, label=f"unpacking {archive.name}", unit="file"):
+            with naming(partial):
+                _extract(packed, entry, partial)
+    partial.replace(root)
+
+
+def _extract(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
+    try:
+        packed.extract(entry, folder)
+    except OSError:
+        raise
+    except Exception as error:  # zlib.error, BadZipFile, RuntimeError for a password, struct.error
+        found = f"{entry.filename} cannot be unpacked ({error})"
+        raise BadFile(Path(str(packed.filename)), found, "a whole zip file") from error
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _is_there(path: Path, entry: zipfile.ZipInfo) -> bool:
+    """Whether a file, or a folder, was unpacked whole by an earlier call."""
+    if entry.is_dir():
+        return path.is_dir()
+    if not path.is_file() or path.stat().st_size != entry.file_size:
+        return False
+    return zlib.crc32(path.read_bytes()) == entry.CRC

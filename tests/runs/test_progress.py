@@ -33,6 +33,13 @@ def test_items_of_unknown_number_are_counted(lines):
     assert [line.split(" pairs")[0] for line in lines()] == ["flow: 1", "flow: 2", "flow: 2"]
 
 
+def test_a_long_loop_logs_about_sixty_lines(lines, monkeypatch):
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    assert len(list(progress.track(range(2082), label="flow", unit="pair"))) == 2082
+    assert 55 <= len(lines()) <= 65
+
+
 def run_cell(code, monkeypatch, capsys):
     """What a front end would show of a cell that raises."""
     from IPython.core.interactiveshell import InteractiveShell
