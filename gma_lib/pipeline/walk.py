@@ -3,11 +3,15 @@
 import logging
 from collections.abc import Sequence
 
-from gma_lib.pipeline.runner import NotReady, WritePage, run_stage
+from gma_lib.data.sintel import choose_subset, load_pairs
+from gma_lib.flow.files import count_flow_bytes
+from gma_lib.infer.inference import flow_path
+from gma_lib.pipeline.runner import EXIT, NotReady, WritePage, run_stage
 from gma_lib.pipeline.settings import make_run
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import read_stamp
-from gma_lib.runs.records import Record
+from gma_lib.runs.files import require_free_space
+from gma_lib.runs.records import Record, read_json
 
 # Seconds of the demo's stages on two cores, until this machine's own are known
 USUAL_S = {
@@ -69,7 +73,26 @@ def run_stages(
             ended.append("not started")
         if ended[-1] == "interrupted":
             break
+        if stage == "01_data" and "04_infer" in wanted and not EXIT[ended[-1]]:
+            _require_space(runs)
     return ended
+
+
+def _require_space(runs: Sequence[Record]) -> None:
+    """Ask for room for the flow of all batch sizes, before hours of work; raise OSError without."""
+    needed = 0
+    for parameters in runs:
+        run = make_run(parameters)
+        index = read_json(locate_record("01_data", run), made_by="01_data")
+        chosen, _ = choose_subset(
+            load_pairs(index),
+            batch_size=run.batch_size,
+            full_batch_size=parameters.get("full_batch_size"),
+            pairs_per_scene=parameters.get("subset_pairs_per_scene", 0),
+        )
+        missing = [pair for pair in chosen if not flow_path(run.flow_folder, pair).is_file()]
+        needed += len(missing) * count_flow_bytes(index["height"], index["width"])
+    require_free_space(run.folder, needed)
 
 
 def _estimate_left(plan: Sequence[tuple[str, Record]], number: int) -> str:

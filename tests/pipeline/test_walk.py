@@ -5,14 +5,37 @@ import pytest
 from gma_lib.pipeline import walk
 from gma_lib.pipeline.headlines import describe_result
 from gma_lib.pipeline.settings import make_run
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import Stamp, write_stamp
+from gma_lib.runs.records import write_json
+
+INDEX = {
+    "root": "/data",
+    "height": 100,
+    "width": 200,
+    "pairs": [
+        {
+            "name": f"clean/alley_1/frame_{number:04d}",
+            "pass_name": "clean",
+            "scene": "alley_1",
+            "number": number,
+            "files": {"image1": "a.png", "image2": "b.png"},
+            "sha256": {},
+        }
+        for number in range(10)
+    ],
+}
 
 
 @pytest.fixture
 def parameters(tmp_path):
     named = {"outputs": str(tmp_path), "profile": "demo", "run": "r", "backend": "openvino"}
-    return [named | {"batch_size": size} for size in (1, 4)]
+    sizes = [named | {"batch_size": size} for size in (1, 4)]
+    for one in (*sizes, sizes[0] | {"profile": "sintel"}):
+        path = locate_record("01_data", make_run(one))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, INDEX)
+    return sizes
 
 
 def say_places(parameters, monkeypatch):
@@ -42,6 +65,27 @@ def test_the_demo_s_usual_time_is_said_until_its_own_is_known(parameters, monkey
 def test_nothing_is_said_of_a_data_set_that_was_never_run(parameters, monkeypatch):
     sintel = [one | {"profile": "sintel"} for one in parameters]
     assert say_places(sintel, monkeypatch)[0] == "stage 1 of 13: "
+
+
+def test_room_for_the_flow_of_all_batch_sizes_is_asked_for_first(parameters, monkeypatch):
+    asked = []
+    monkeypatch.setattr(walk, "require_free_space", lambda folder, needed: asked.append(needed))
+    one = 12 + 8 * 100 * 200  # bytes of a flow file
+    say_places(parameters, monkeypatch)
+    subsets = {"full_batch_size": 1, "subset_pairs_per_scene": 3}
+    say_places([each | subsets for each in parameters], monkeypatch)
+    there = make_run(parameters[0]).flow_folder / "clean/alley_1/frame_0003.flo"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    say_places(parameters, monkeypatch)
+    assert asked == [20 * one, 13 * one, 19 * one]
+
+
+def test_no_room_stops_before_anything_is_computed(parameters, monkeypatch):
+    huge = INDEX | {"height": 10**6, "width": 10**6}
+    write_json(locate_record("01_data", make_run(parameters[0])), huge)
+    with pytest.raises(OSError, match="MB are free"):
+        say_places(parameters, monkeypatch)
 
 
 def test_headlines_of_what_was_not_computed():

@@ -1,0 +1,107 @@
+"""Rehearse full Sintel: its 23 scenes and 1,064 frames a pass, as copies of two rendered scenes, go
+through every stage at true size; ``python benchmarks/pages.py rehearsal``.
+
+Each stage runs in a process of its own, so that time, memory and disk are the stage's. Memory is
+the largest sum over its processes, shared pages counted once.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import psutil
+
+from gma_lib import runs
+from gma_lib.data.demo import DEMO_SCENES, render_demo
+from gma_lib.data.sintel import PASSES
+from gma_lib.perf.load import Load
+from gma_lib.pipeline.stages import STAGES
+from gma_lib.runs import track
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / "outputs" / "rehearsal"
+RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
+SECONDS_BETWEEN_LOOKS = 0.5
+SCENES = dict.fromkeys(
+    (
+        *("alley_1", "alley_2", "ambush_2", "ambush_4", "ambush_5", "ambush_6", "ambush_7"),
+        *("bamboo_1", "bamboo_2", "bandage_1", "bandage_2", "cave_2", "cave_4", "market_2"),
+        *("market_5", "market_6", "mountain_1", "shaman_2", "shaman_3", "sleeping_1"),
+        *("sleeping_2", "temple_2", "temple_3"),
+    ),
+    50,
+) | {"ambush_2": 21, "ambush_4": 33, "ambush_6": 20, "market_6": 40}  # frames
+assert sum(SCENES.values()) == 1064
+
+
+def make_tree(root: Path, *, scenes: dict[str, int] = SCENES, **size: int) -> Path:
+    """Render two scenes and copy their frames and truth to the scenes of Sintel."""
+    rendered = root.with_name("rendered") / "training"
+    if not rendered.is_dir():
+        with runs.write_atomically(rendered.parent) as partial:
+            render_demo(partial, frames=max(scenes.values()), track=track, **size)
+    for number, (scene, frames) in enumerate(scenes.items()):
+        source = DEMO_SCENES[number % len(DEMO_SCENES)].name
+        for kind in sorted(rendered.iterdir()):
+            folder = root / "training" / kind.name / scene
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted((kind / source).iterdir())[: frames - (kind.name not in PASSES)]:
+                shutil.copy2(path, folder / path.name)
+    return root
+
+
+def measure_disk(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measure_memory(process: psutil.Process) -> int:
+    """Return the bytes that a process and its children hold, shared pages counted once."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:  # it has ended
+            continue
+    return total
+
+
+def run(*arguments: str) -> runs.Record:
+    """Run ``gma reproduce``; return its seconds and peak memory."""
+    begun, peak = time.monotonic(), 0
+    process = subprocess.Popen([sys.executable, "-m", "gma_lib.cli", "reproduce", *arguments])
+    while process.poll() is None:
+        peak = max(peak, measure_memory(psutil.Process(process.pid)))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    if process.returncode:
+        raise click.ClickException(f"gma reproduce ended with exit code {process.returncode}")
+    return {"seconds": time.monotonic() - begun, "peak_bytes": peak}
+
+
+@click.command()
+@click.option("--precision", default="int8", show_default=True)
+def main(precision: str) -> None:
+    """Make the tree, run every stage, then all again with nothing to do."""
+    shutil.rmtree(HOME / "data", ignore_errors=True)
+    tree, results = make_tree(HOME / "data"), HOME / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir()
+    options = ("--profile", "sintel", "--sintel", str(tree), "--precision", precision)
+    options += ("--batch-size", "1", "--set", f"outputs={results}")
+    stages: runs.Record = {}
+    load = Load()
+    for stage in [*STAGES, "report", "nothing to do"]:
+        before = measure_disk(results)
+        stages[stage] = run(*options, *(["--until", stage] if stage in STAGES else []))
+        stages[stage]["disk_bytes"] = measure_disk(results) - before
+        print(stage, json.dumps(stages[stage]), flush=True)
+    found = load.add_to({"stages": stages, "data_bytes": measure_disk(tree)})
+    runs.write_json(RESULT, found | {"pairs": 2 * (1064 - len(SCENES)), "precision": precision})
+
+
+if __name__ == "__main__":
+    main()
