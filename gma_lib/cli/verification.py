@@ -66,7 +66,8 @@ def main(
 
     An interrupted verification goes on where it stopped; a finished one starts anew. Every entry
     has its tolerance, and its verdict stands in outputs/verify/<profile>/verdicts.json, with a
-    picture beside it. With --profile sintel, scores are compared with published ones instead.
+    picture beside it. Versions and hardware that differ are listed first. With --profile sintel,
+    scores are compared with published ones instead.
 
     Exit codes: 0 every entry is within its tolerance, or differs as another version or processor
     explains; 1 an entry is outside; 2 wrong parameters; otherwise as `gma reproduce`.
@@ -81,6 +82,7 @@ def main(
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
     expected = read_expected(expected_file)
     parameters = _resolve(profile, VERIFIED)
+    _list_differences(expected["surroundings"])
     folder = _start(VERIFIED, profile)
     run = _compute(parameters)
     require_same_work(expected, read_run_parameters(run))
@@ -121,8 +123,7 @@ def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
     for run in runs:
         overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
         surroundings = read_surroundings(run)
-        for difference in find_differences(surroundings).values():
-            click.echo(difference)
+        _list_differences(surroundings)
         expected = describe_values(collect_recorded(run), surroundings)
         parameters = _resolve(run.profile, REPLAYED, overrides)
         folder = _start(REPLAYED, run.profile, run.name, f"bs{run.batch_size}")
@@ -147,6 +148,11 @@ def record(profile: str, reason: str) -> None:
         click.echo(compared or "the earlier values are of other frames or settings")
     write_expected(path, values, parameters=parameters, reason=reason)
     click.echo(f"{shorten_path(path)}: {len(values)} values")
+
+
+def _list_differences(there: Record) -> None:
+    for difference in find_differences(there).values():
+        click.echo(difference)
 
 
 def _resolve(profile: str, outputs: str, overrides: Record | None = None) -> Record:
