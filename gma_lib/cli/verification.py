@@ -41,7 +41,7 @@ VERDICTS = "verdicts.json"
 
 
 @click.command("verify", epilog="Example: gma verify --quick")
-@click.option("--quick", is_flag=True, help="Fewer frames, of a quarter of the size.")
+@click.option("--quick", is_flag=True, help="Fewer frames, of half their width and height.")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option(
     "--no-digests", is_flag=True, help="Compare numbers only, neither pixels nor files bit by bit."
