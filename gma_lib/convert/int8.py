@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import nncf
 import numpy as np
 import openvino
 import rich
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-from nncf.quantization.range_estimator import (
-    AggregatorType,
-    RangeEstimatorParameters,
-    StatisticsCollectorParameters,
-    StatisticsType,
-)
+
+try:
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import (
+        AggregatorType,
+        RangeEstimatorParameters,
+        StatisticsCollectorParameters,
+        StatisticsType,
+    )
+except ModuleNotFoundError as error:
+    needed = "int8 needs nncf: pip install 'gma-lib[int8]'"
+    raise ModuleNotFoundError(needed, name=error.name) from error
 
 from gma_lib.convert.int8_attention import attend_in_integers
 from gma_lib.runs import RESOURCES, find_memory, track
