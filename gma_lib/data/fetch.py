@@ -257,9 +257,9 @@ def unpack(archive: Path, root: Path, *, track: Track = pass_silently) -> None:
         bytes_inside = sum(entry.file_size for entry in entries)
         most = MOST_GROWTH * archive.stat().st_size
         outside = [one.filename for one in entries if not _is_inside(one.filename)]
-        if outside or bytes_inside > most or len(entries) > MOST_FILES:
+        if outside or bytes_inside > most or not 0 < len(entries) <= MOST_FILES:
             found = f"{len(entries)} files of {bytes_inside:,} bytes"
-            limits = f"at most {MOST_FILES:,} files of {most:,} bytes, all inside its folder"
+            limits = f"1 to {MOST_FILES:,} files and at most {most:,} bytes, all inside its folder"
             raise BadFile(archive, (outside or [found])[0], limits, "Fetch it again")
         missing = [one for one in entries if not _is_there(partial / one.filename, one)]
         require_free_space(root.parent, sum(entry.file_size for entry in missing))

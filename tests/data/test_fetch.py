@@ -227,6 +227,7 @@ def test_a_later_download_is_compared_with_the_first(tmp_path, serve, later):
 BOMBS = {
     "large": pack({"a": bytes(10**6)}),
     "many": pack({str(number): b"" for number in range(30)}),
+    "empty": pack({}),
     "outside": pack({"../a": DATA}),
     "absolute": pack({"/tmp/a": DATA}),
     "garbage": b"still garbage",
