@@ -185,9 +185,12 @@ def kill(stage: str, number: int, *moments: Callable[[Runner], bool]) -> str:
     process.join(SECONDS_TO_END)
     if process.is_alive():
         alive.append(psutil.Process(process.pid))
-    left = [f"{one.pid} {one.status()} {one.cmdline()[:4]}" for one in alive if is_running(one)]
+    left = []
     for one in alive:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ends just now
+            if is_running(one):
+                left.append(f"{one.pid} {one.status()} {one.cmdline()[:4]}")
+            one.kill()
     process.join()
     if left:
         return f"still there after {SECONDS_TO_END:.0f} s: {'; '.join(left)}"
