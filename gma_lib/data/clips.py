@@ -17,6 +17,7 @@ from gma_lib.runs.files import BadFile, hash_file, hash_value, reading
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 ALL = slice(None)
+MOST_CHARACTERS, LONGEST_LINE = 2**24, 2**13  # of a list of pairs
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,15 @@ def read_pair_list(path: Path) -> list[tuple[Path, Path]]:
     where they hold spaces; what follows ``#`` is left out.
     """
     with reading(path, "text with two paths a line", "Write it anew") as path:
-        lines = [shlex.split(line, comments=True) for line in path.read_text("utf-8").splitlines()]
-    pairs = [line for line in lines if line]
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        lines = text.splitlines()
+        if len(text) > MOST_CHARACTERS or len(max(lines, key=len, default="")) > LONGEST_LINE:
+            raise ValueError(
+                f"too long: at most {MOST_CHARACTERS:,} characters, {LONGEST_LINE:,} a line"
+            )
+        words = [shlex.split(line, comments=True) for line in lines]
+    pairs = [line for line in words if line]
     if not pairs or any(len(pair) != 2 for pair in pairs):
         wrong = next((f"a line with {len(pair)} paths" for pair in pairs if len(pair) != 2), "none")
         raise BadFile(path, wrong, "two paths a line", "Quote paths that hold spaces")

@@ -162,6 +162,11 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoSt
         "err_detect": "crccheck+explode",
     }
     with reading(path, EXPECTED, REMEDY) as path, open(path, "rb") as file:
+        if file.read(12)[8:] == b"WEBP":
+            raise BadFile(
+                path, "WebP", f"{EXPECTED}; FFmpeg decodes no animated WebP", "Convert it"
+            )
+        file.seek(0)
         try:
             container = av.open(file, "r", options=options)
         except (av.error.FFmpegError, OSError) as error:
@@ -198,7 +203,7 @@ def _decode(
                 raise ValueError("a packet is incomplete")
             if packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            if packet.stream_index != stream.index:
+            if packet.stream.index != stream.index:  # its own stream_index is 0 at the end
                 continue
             stored, hidden = stored + (packet.size > 0), hidden + packet.is_discard
             if packet.size and not packet.is_keyframe and stored == early + 1:

@@ -237,6 +237,8 @@ class Estimator:
     ) -> np.ndarray:
         """Flow (N, 2, H, W) of the frames' own size, refined where that was asked for."""
         flow = view.enlarge(flow)
+        if not np.isfinite(flow).all():
+            raise ValueError(f"{self.checkpoint}: the network computes values that are not finite")
         if self.refine is None:
             return flow
         return np.stack([refine_flow(*pair) for pair in zip(images1, images2, flow, strict=True)])

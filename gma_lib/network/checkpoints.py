@@ -7,8 +7,8 @@ path as the checkpoint.
 
 import hashlib
 import io
-import pickle
 import pickletools
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +37,8 @@ SEED = 20210402
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 LONGEST_PREFIX = 4
+MOST_WRAPPERS = 4  # around one set of weights
+MOST_BYTES = 2**28  # of a file; ours have 24 million, with a training's state three times that
 COUNTER = "num_batches_tracked"  # of a norm, for training alone
 LONGEST_NAME = 200  # of a class in a pickle
 PICKLES = 5  # one after another in files of PyTorch before 1.6
@@ -118,6 +120,8 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         expected = f"a weights file, or one of {', '.join(list_checkpoints())}"
         raise MissingFile(path, "no such file", expected, "Check the name")
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes; at most {MOST_BYTES:,} are read")
         content = path.read_bytes()
         state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
     digest = hashlib.sha256(content).hexdigest()
@@ -143,7 +147,7 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
 
 def _decode(content: bytes, suffix: str) -> object:
     """What a file holds; ValueError where PyTorch would advise to run what it says."""
-    if suffix == ".safetensors":
+    if suffix == ".safetensors" or content[8:9] == b"{":  # whatever its name
         return safetensors.torch.load(content)
     file = io.BytesIO(content)
     if content.startswith(b"PK\3\4"):
@@ -153,13 +157,19 @@ def _decode(content: bytes, suffix: str) -> object:
         for entry in entries:
             if entry.filename.lower().endswith(".pkl"):
                 _check_names(archive.open(entry))
+        if damaged := archive.testzip():  # PyTorch does not look at checksums
+            raise ValueError(f"damaged: the checksum of {damaged} does not fit")
     else:
         for _ in range(PICKLES):
             _check_names(file)
     file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a pickle does; a TorchScript archive is a RuntimeError
         raise ValueError("damaged, or it holds other things than tensors") from error
 
 
@@ -176,11 +186,12 @@ def _unwrap(content: object) -> dict[str, Tensor]:
     """The state dict inside what others save, its names without the prefixes that all of them
     have.
     """
-    while isinstance(content, dict) and any(isinstance(content.get(key), dict) for key in WRAPPERS):
-        inside = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
+    for _ in range(MOST_WRAPPERS):
+        found = content if isinstance(content, dict) else {}
+        inside = [key for key in WRAPPERS if isinstance(found.get(key), dict)]
         if len(inside) > 1:
             raise ValueError(f"holds several sets of weights ({', '.join(inside)})")
-        content = content[inside[0]]
+        content = found[inside[0]] if inside else content
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
@@ -235,6 +246,8 @@ def _check_entry(name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
     converted = tensor.detach().to(wanted.dtype)
     if not torch.isfinite(converted).all():
         raise ValueError(f"{name} holds values that are not finite in float32")
+    if name.endswith("running_var") and (converted < 0).any():
+        raise ValueError(f"{name} holds negative variances")
     is_constant = not (wanted.is_floating_point() or name.endswith(COUNTER))
     if is_constant and not torch.equal(converted, wanted):
         raise ValueError(f"{name} is not the network's, of which there is one")

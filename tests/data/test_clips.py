@@ -1,6 +1,7 @@
 """Frames of a clip: their order and their one size."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,18 @@ def test_what_is_no_file_in_a_folder_is_refused_and_never_waited_for(tmp_path, p
     for look in (clips.hash_clip, clips.count_frames):
         with pytest.raises(BadFile, match=r"3\.png: a (folder|pipe)"):
             look(tmp_path)
+
+
+def test_a_list_of_pairs_is_bounded(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("a.png 'b c.png'  # one\n\n" * 3)
+    assert clips.read_pair_list(path) == [(tmp_path / "a.png", tmp_path / "b c.png")] * 3
+    path.write_text("a" * 10**6)
+    with pytest.raises(BadFile, match="too long"):
+        clips.read_pair_list(path)
+    with open(path, "wb") as file:
+        file.truncate(2**33)
+    start = time.monotonic()
+    with pytest.raises(BadFile, match="too long"):
+        clips.read_pair_list(path)
+    assert time.monotonic() - start < 2

@@ -16,6 +16,7 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
 from gma_lib.data import videos
 from gma_lib.runs.files import BadFile
@@ -221,6 +222,38 @@ def test_frames_before_the_first_key_frame_are_left_out_with_a_line(tmp_path):
     frames, _ = read(path, say=said.append)
     np.testing.assert_array_equal(frames, make_frames(8)[4:])
     assert "4 of 7 frames could be decoded" in said[0]
+
+
+TRACKS = {
+    "mp4": ["libx264", "aac"],
+    "mov": ["libx264", "aac"],
+    "mkv": ["libx264", "aac"],
+    "ts": ["libx264", "aac"],
+    "avi": ["mpeg4", "mp2"],
+    "webm": ["libvpx", "libvorbis"],
+}
+
+
+@pytest.mark.parametrize("order", ["01", "10"])
+@pytest.mark.parametrize("suffix", TRACKS)
+def test_sound_before_or_after_the_video_changes_nothing(tmp_path, suffix, order):
+    """The last frames come out when the decoder is emptied, at the end of all tracks."""
+    path, (video, sound) = tmp_path / f"a.{suffix}", TRACKS[suffix]
+    sources = ["-f", "lavfi", "-i", f"testsrc2=s={WIDTH}x{HEIGHT}:r=10:d=1"]
+    sources += ["-f", "lavfi", "-i", "sine=d=1:r=48000"]
+    coded = ["-map", order[0], "-map", order[1], "-c:v", video, "-bf", "2", "-c:a", sound]
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    subprocess.run([*ffmpeg, *sources, *coded, "-pix_fmt", "yuv420p", path], check=True)
+    said = []
+    frames, _ = read(path, say=said.append)
+    assert (len(frames), said) == (10, [])
+
+
+def test_an_animated_webp_is_named(tmp_path):
+    pictures = [Image.fromarray(frame) for frame in make_frames(3)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(BadFile, match="WebP"):
+        read(tmp_path / "a.webp")
 
 
 def test_what_is_no_video(tmp_path):

@@ -103,6 +103,13 @@ def test_weights_are_real_and_finite_in_float32(tmp_path, state, change, complai
     assert equal(checkpoints.load_checkpoint(tmp_path / "a.pth").state, state)
 
 
+def test_variances_are_not_negative(tmp_path, state):
+    name = "cnet.norm1.running_var"
+    torch.save(state | {name: -state[name] - 1}, tmp_path / "a.pth")
+    with pytest.raises(BadFile, match=f"{name} holds negative"):
+        checkpoints.load_checkpoint(tmp_path / "a.pth")
+
+
 def test_the_indices_of_positions_are_those_of_the_network(tmp_path, state):
     name = "att.pos_emb.rel_ind"
     torch.save(state | {name: state[name] + 1}, tmp_path / "a.pth")
@@ -273,3 +280,48 @@ def test_bundled_weights_that_changed_are_refused(tmp_path, monkeypatch):
         with pytest.raises(BadFile, match=r"gma-procedural\.safetensors.* Reinstall"):
             load(name)
     assert checkpoints.load_checkpoint(file).trained
+
+
+def test_a_wrapper_around_itself_ends(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "circle.pth")
+    with pytest.raises(BadFile, match="not tensors"):
+        checkpoints.load_checkpoint(tmp_path / "circle.pth")
+
+
+def test_one_changed_byte_is_found(tmp_path, state):
+    """PyTorch itself loads such a file without a word."""
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    checkpoints.load_checkpoint(path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+    with pytest.raises(BadFile, match="checksum"):
+        checkpoints.load_checkpoint(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    for name in ("a.pth", "a.safetensors"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(2**32)
+        start = time.monotonic()
+        with pytest.raises(BadFile, match="at most"):
+            checkpoints.load_checkpoint(tmp_path / name)
+        assert time.monotonic() - start < 1
+
+
+def test_a_script_is_not_weights(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "a.pth")
+    recwarn.clear()
+    with pytest.raises(BadFile, match="other things than tensors") as error:
+        checkpoints.load_checkpoint(tmp_path / "a.pth")
+    assert "weights_only" not in str(error.value)
+    assert not recwarn.list
+
+
+def test_safetensors_under_another_name(tmp_path, state):
+    path = checkpoints.save_checkpoint(tmp_path / "a.safetensors", state)
+    path.rename(tmp_path / "a.pth")
+    assert equal(checkpoints.load_checkpoint(tmp_path / "a.pth").state, state)

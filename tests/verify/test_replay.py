@@ -134,3 +134,12 @@ def test_the_archive_is_an_ro_crate_without_a_folder_of_this_machine(archive, tm
     assert entities["#gma-lib"]["softwareVersion"]
     assert str(Path.home()) not in json.dumps(crate)
     assert ROCrate(tmp_path).root_dataset["citation"]  # as the library of the format reads it
+
+
+def test_records_that_unpack_to_more_than_records_do_stay_packed(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("tiny/test/bs1/metrics.json", b"[" * 10**7)
+    with pytest.raises(BadFile, match="unpack to"):
+        unpack_records(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
