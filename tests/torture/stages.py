@@ -68,6 +68,7 @@ def start(*stages: str, **settings: object) -> Runner:
 def run_stages_here(stages: tuple[str, ...], settings: Record) -> None:
     """Do so in this process; what is printed goes to a file."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup started, this one
     with open(PRINTED, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -339,7 +340,13 @@ def change(settings: Record) -> str:
         fresh = run_sizes(settings)
     except RuntimeError as error:
         return f"did not run: {error}"
-    return "held" if changed == fresh else "another result"
+    wrong = [
+        f"{name} bs{size}"
+        for size, one, other in zip((1, 4), changed, fresh, strict=True)
+        for name in sorted(one | other)
+        if one.get(name) != other.get(name)
+    ]
+    return f"another result: {', '.join(wrong[:3])}" if wrong else "held"
 
 
 def list_settings() -> Iterator[Case]:
