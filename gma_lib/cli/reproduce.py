@@ -1,7 +1,6 @@
 """``gma reproduce``: every notebook for every batch size, without a browser, then the report."""
 
 import re
-from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -81,14 +80,7 @@ def run_and_report(
     ended = run_stages(runs, until=until, write_page=notebook_to_html, force=force)
     if until is None and "interrupted" not in ended:
         page = outputs / profile / "index.html"
-        if ended.count("up to date") < len(ended) or not _is_current(page):
+        if ended.count("up to date") < len(ended) or not report.is_current(outputs, profile):
             report.write_index(outputs, profile)
         click.echo(f"report: {shorten_path(page)}")
     raise click.exceptions.Exit(next((EXIT[status] for status in ended if EXIT[status]), 0))
-
-
-def _is_current(page: Path) -> bool:
-    """Return whether the index page was written after the last stage ended."""
-    stamps = [*page.parent.glob("*/.*.json"), *page.parent.glob("*/bs*/.*.json")]
-    written = page.stat().st_mtime_ns if page.is_file() else 0
-    return all(stamp.stat().st_mtime_ns <= written for stamp in stamps)

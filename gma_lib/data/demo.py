@@ -143,17 +143,20 @@ def render_demo(
         for scene in scenes
     }
     todo = [(name, number) for name in renderers for number in range(1, frames + 1)]
-    folder = root / "training"
+    folder, written = root / "training", set()
     for name, number in track(todo, label="rendering", unit="frame"):
         rendering, file = renderers[name].render(number - 1), f"{name}/frame_{number:04d}"
-        write_frame(folder / "clean" / f"{file}.png", rendering.clean)
-        write_frame(folder / "final" / f"{file}.png", rendering.final)
-        if number < frames:
-            write_flow(folder / "flow" / f"{file}.flo", rendering.flow)
-            write_mask(folder / "occlusions" / f"{file}.png", rendering.occluded)
-            write_mask(folder / "invalid" / f"{file}.png", np.zeros_like(rendering.occluded))
-    for path in (path for name in renderers for path in folder.glob(f"*/{name}/frame_*")):
-        truth_lacks = path.parts[-3] not in ("clean", "final")
-        if int(path.stem.removeprefix("frame_")) > frames - truth_lacks:
-            path.unlink()  # of an earlier rendering with more frames
+        files = [
+            (write_frame, f"clean/{file}.png", rendering.clean),
+            (write_frame, f"final/{file}.png", rendering.final),
+            (write_flow, f"flow/{file}.flo", rendering.flow),
+            (write_mask, f"occlusions/{file}.png", rendering.occluded),
+            (write_mask, f"invalid/{file}.png", np.zeros_like(rendering.occluded)),
+        ]
+        for write, place, array in files[: 5 if number < frames else 2]:  # the last has no truth
+            write(folder / place, array)
+            written.add(folder / place)
+    for path in folder.rglob("*"):  # of an earlier rendering with more frames, or of anybody else
+        if path.is_symlink() or (path.is_file() and path not in written):
+            path.unlink()
     return root

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.flow.files import check_whole, count_flow_bytes, read_flow
-from gma_lib.flow.images import read_frame, read_image_size, read_mask
+from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
 from gma_lib.runs.files import (
     PROJECT,
     BadFile,
@@ -321,8 +321,11 @@ _FILES = ("image1", "image2", "flow", "occlusion", "invalid")
 
 def _index_pair(pair: FramePair, root: Path) -> Record:
     files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
-    for path in files.values():
+    for kind, path in files.items():
         check_whole(path)
+        if kind != "flow" and read_orientation(path) != 1:
+            expected = "a frame as it is stored, like its ground truth"
+            raise BadFile(path, "a tag that turns it", expected, "Save it without the tag")
     return {
         "name": pair.name,
         "pass_name": pair.pass_name,

@@ -100,6 +100,13 @@ def read_image_size(path: Path) -> tuple[int, int]:
     return header.height, header.width
 
 
+def read_orientation(path: Path) -> int:
+    """Return a picture's orientation tag, by which decoders turn it: 1 for none or upright."""
+    exif = Image.Exif()
+    exif.load(read_header(path).info.get("exif", b""))
+    return int(exif.get(0x0112, 1))
+
+
 def read_frame(path: Path) -> np.ndarray:
     """Read a picture as float32 (3, H, W), RGB, 0..255."""
     return read_photo(path)[0].astype(np.float32)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from gma_lib.pipeline.settings import read_settings_record
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.runs.digests import require_files
 from gma_lib.runs.files import hash_value, shorten_path
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
-from gma_lib.runs.run import Run
+from gma_lib.runs.run import Run, list_batch_sizes
 
 # Of a record: what tells of one call, one place or one moment, not of the result. Which batches
 # could be compared in time, and which other batch sizes were there to agree with, depends on it.
@@ -50,7 +51,7 @@ def read_records(run: Run, stage: str) -> dict[str, Record]:
         if not isinstance(made_from, dict):
             raise ValueError(f"{shorten_path(path)} is damaged: run {before} again")
         if before == "02_export":
-            sources[run.settings_file.name] = read_json(run.settings_file, made_by=before)
+            sources[run.settings_file.name] = read_settings_record(run)
         for source, digest in made_from.items():
             if source in sources and digest != digest_record(sources[source]):
                 raise ValueError(
@@ -65,7 +66,7 @@ def find_comparable(run: Run) -> list[Run]:
     """List the other batch sizes of a run that have to have the same flow: made from the same
     frames and weights with the same settings, and unchanged since.
     """
-    sizes = [int(folder.name[2:]) for folder in run.folder.parent.glob("bs*")]
+    sizes = list_batch_sizes(run.folder.parent)
     others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
     mine = _identify_flow(run)
     return [other for other in others if _identify_flow(other) == mine]

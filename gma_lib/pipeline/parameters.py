@@ -114,7 +114,7 @@ class Parameters(Settings, total=False):
     plain_names: bool
     palette: Literal["middlebury", "twilight"]
     full_batch_size: _Count | None
-    subset_pairs_per_scene: Annotated[int, Field(ge=0)]
+    subset_pairs_per_scene: Annotated[int, Field(ge=0, le=10**6)]
     weights_and_data_are_published: bool
     look_at: str | None
     classical_pairs: Annotated[int, Field(ge=0)]

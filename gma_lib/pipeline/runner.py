@@ -29,7 +29,7 @@ from typing import Protocol
 
 from gma_lib.pipeline.headlines import describe_result
 from gma_lib.pipeline.parameters import read_parameters
-from gma_lib.pipeline.settings import make_run
+from gma_lib.pipeline.settings import find_contradiction, make_run
 from gma_lib.pipeline.stages import (
     NOTEBOOKS,
     STAGES,
@@ -49,6 +49,7 @@ from gma_lib.pipeline.stamps import (
     read_stamp,
     write_stamp,
 )
+from gma_lib.runs.code import drop_stale_bytecode
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path, write_text
 from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers
@@ -146,6 +147,8 @@ def run_stage(
         for before in STAGES[stage].reads:
             if blocks(before, stage, run):
                 return _skip(job, before)
+        if "02_export" in STAGES[stage].reads and (other := find_contradiction(run, parameters)):
+            raise NotReady(f"{job.label}: not started: {other}")
         digests = Digests(run.outputs / ".digests.json")
         changes = find_changes(stage, run, mine, digests)
         if not force and not changes:
@@ -291,6 +294,7 @@ def _execute_cells(job: Job, running: Path) -> None:
 
     # The kernel's own files lie here, because a home may be read-only, and go with other leftovers.
     with _make_private(job.folder) as private:
+        drop_stale_bytecode()
         os.environ |= {
             "GMA_HEADLESS": "1",
             "IPYTHONDIR": private,

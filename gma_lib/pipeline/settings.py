@@ -45,18 +45,57 @@ def start_run(given: Mapping[str, object]) -> tuple[Run, Settings]:
 
 def write_settings(run: Run, settings: Settings) -> Record:
     """Write ``run.json``; return it as a record that 02_export's is made from."""
-    write_json(run.settings_file, dict(settings))
-    return {"schema": SCHEMA, **settings}
+    content = identify_run(run) | settings
+    write_json(run.settings_file, content)
+    return {"schema": SCHEMA, **content}
 
 
-def read_settings(run: Run) -> Settings:
-    """Read ``run.json``; FileNotFoundError or ValueError names the notebook to run."""
+def identify_run(run: Run) -> Record:
+    """What tells a run from a copy of its folder under another name."""
+    return {"profile": run.profile, "run": run.name, "batch_size": run.batch_size}
+
+
+def read_settings_record(run: Run) -> Record:
+    """Read all of ``run.json``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        It is missing, damaged, of another version, or of another run: its folder was copied or
+        renamed. The message names the notebook to run.
+    """
     content = dict.fromkeys(_OPTIONAL) | read_json(run.settings_file, made_by="02_export")
+    mine = identify_run(run)
     if not content.keys() >= set(SETTINGS):
         raise ValueError(
             f"{shorten_path(run.settings_file)} is of another version: run 02_export again"
         )
+    for name, value in mine.items():
+        if (other := content.get(name, value)) != value:
+            raise ValueError(
+                f"{shorten_path(run.settings_file)} is of {name} {other!r}, not {value!r}: its "
+                "folder was copied or renamed; run 02_export again"
+            )
+    return content
+
+
+def read_settings(run: Run) -> Settings:
+    """Read the settings of ``run.json``; raises as ``read_settings_record`` does."""
+    content = read_settings_record(run)
     return cast(Settings, {name: content[name] for name in SETTINGS})
+
+
+def find_contradiction(run: Run, parameters: Record) -> str | None:
+    """Say which setting of ``run.json`` is not what the parameters of a whole run ask for."""
+    recorded = dict(read_settings(run))
+    wanted = {name: parameters[name] for name in SETTINGS if name in parameters}
+    wanted |= {"precision": run.precision}
+    if "lookup" in wanted:
+        wanted["lookup"] = choose_lookup(run.backend, wanted["lookup"])
+    for name, value in wanted.items():
+        if recorded[name] != value:
+            return f"{name} is {recorded[name]!r} by now, not {value!r}: another run changed it"
+    return None
 
 
 def open_recorded(given: Mapping[str, object]) -> tuple[Run, Settings]:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from gma_lib.pipeline.chain import digest_record
+from gma_lib.pipeline.settings import read_settings_record
 from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
@@ -179,13 +180,14 @@ def read_statuses(run: Run) -> dict[str, str | None]:
     """Return how the last run of every stage ended, for a reader that computes nothing.
 
     ``altered``: its page, its record or another product, or what a stage before left for it, is not
-    what was left;
+    what was left, or its folder was copied or renamed;
     ``stale``: what it read has changed since, or has not ended well; None: it never ran.
     """
     digests = Digests(run.outputs / ".digests.json")
     left = {stage: digest_products(stage, run, digests) for stage in STAGES}
     statuses: dict[str, str | None] = {}
-    spoilt: set[str] = set()  # stages of which more than the page was altered
+    # stages of which more than the page was altered
+    spoilt = {"02_export"} if _is_of_another_run(run) else set()
     for stage, graph in STAGES.items():
         stamp = read_stamp(stage, run)
         if stamp is None or stamp.status != "ok":
@@ -208,6 +210,16 @@ def read_statuses(run: Run) -> dict[str, str | None]:
             )
             statuses[stage] = "stale" if stale else "ok"
     return statuses
+
+
+def _is_of_another_run(run: Run) -> bool:
+    try:
+        read_settings_record(run)
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def blocks(before: str, stage: str, run: Run) -> bool:

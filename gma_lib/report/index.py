@@ -20,10 +20,11 @@ from gma_lib.report.crate import BIBTEX, METADATA, describe_files
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
-from gma_lib.runs.files import shorten_path, write_atomically, write_text
-from gma_lib.runs.records import Record, describe_provenance, read_json
-from gma_lib.runs.run import Run, check_folder_name
+from gma_lib.runs.files import hash_file, shorten_path, write_atomically, write_text
+from gma_lib.runs.records import Record, describe_provenance, read_json, write_json
+from gma_lib.runs.run import Run, check_folder_name, list_batch_sizes
 
+SHOWN = ".index.json"  # digests of the page and of the stamps that it was written from
 SENT = (".html", ".ipynb", ".json", ".jpg", ".js")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
 WORDS = {
@@ -87,7 +88,24 @@ def write_index(outputs: Path, profile: str) -> Path:
         footer=f"{provenance} Every JSON file next to the notebooks carries versions and hashes.",
     )
     write_text(folder / "index.html", page)
+    write_json(folder / SHOWN, _digest_shown(folder))
     return folder / "index.html"
+
+
+def is_current(outputs: Path, profile: str) -> bool:
+    """Whether the index page is as it was written, from the stamps that are there now."""
+    folder = Path(outputs) / profile
+    try:
+        shown = read_json(folder / SHOWN, made_by="gma report")
+        return all(shown[name] == digest for name, digest in _digest_shown(folder).items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _digest_shown(folder: Path) -> Record:
+    stamps = [*folder.glob("*/.*.json"), *folder.glob("*/bs*/.*.json")]
+    digests = {str(path.relative_to(folder)): hash_file(path) for path in sorted(stamps)}
+    return {"page": hash_file(folder / "index.html"), "stamps": digests}
 
 
 def write_archive(outputs: Path, profile: str) -> Path:
@@ -138,11 +156,13 @@ def _find_profile(outputs: Path, profile: str) -> Path:
 def _find_runs(folder: Path) -> list[Run]:
     """Every run and batch size that has a stamp, sorted by name, then by size."""
     found = []
-    for path in folder.glob("*/bs*"):
-        size, known = path.name.removeprefix("bs"), _read(path / "run.json")
-        if size.isdigit() and any((path / f".{stage}.json").is_file() for stage in STAGES):
-            made_with = known.get("backend", "?"), known.get("precision", "?")
-            found.append(Run(folder.parent, folder.name, *made_with, int(size), path.parent.name))
+    for place in (path for path in folder.iterdir() if path.is_dir()):
+        for size in list_batch_sizes(place):
+            path = place / f"bs{size}"
+            if any((path / f".{stage}.json").is_file() for stage in STAGES):
+                known = _read(path / "run.json")
+                made_with = known.get("backend", "?"), known.get("precision", "?")
+                found.append(Run(folder.parent, folder.name, *made_with, size, place.name))
     return sorted(found, key=lambda run: (run.name, run.batch_size))
 
 

@@ -2,12 +2,27 @@
 
 import ast
 import sys
+from contextlib import suppress
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from gma_lib.runs.files import PACKAGE, hash_value
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def drop_stale_bytecode() -> None:
+    """Remove compiled modules of this package that are older than the last change of their source.
+
+    Python compares size and modification time, both of which a copied file may share with the one
+    that it replaces; the time of the last change cannot be set.
+    """
+    for source in PACKAGE.rglob("*.py"):
+        compiled = Path(cache_from_source(str(source)))
+        with suppress(OSError):  # none, or of an installation that cannot be written
+            if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
+                compiled.unlink()
 
 
 def list_loaded_modules() -> list[str]:

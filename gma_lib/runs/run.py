@@ -15,6 +15,9 @@ SIMULATED = (
 )
 
 
+TAKEN = ("data", "index.html")  # in a profile's folder
+
+
 class DoesNotFit(MemoryError):
     """A batch size does not fit the memory of this machine, or of its card.
 
@@ -88,8 +91,15 @@ def open_run(
 
 def check_folder_name(name: str) -> None:
     """Raise ValueError unless a profile or a run may have this name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name == "data":
-        raise ValueError("should be a folder's name: letters, digits, '_', '-', '.'; not 'data'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) or name.lower() in TAKEN:
+        taken = " or ".join(TAKEN)
+        raise ValueError(f"should be a folder's name: letters, digits, '_', '-', '.'; not {taken}")
+
+
+def list_batch_sizes(folder: Path) -> list[int]:
+    """The batch sizes that have a folder below that of a run, as this package names it."""
+    names = (re.fullmatch(r"bs([1-9][0-9]*)", path.name, re.ASCII) for path in folder.glob("bs*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def data_folder(*, profile: str, outputs: str | Path = "outputs") -> Path:

@@ -1,6 +1,7 @@
 """The demo set has Sintel's layout; the same seed gives the same pixels."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
@@ -67,3 +68,15 @@ def test_a_scene_follows_from_its_seed_and_speed():
 def test_one_frame_is_not_a_scene(tmp_path):
     with pytest.raises(ValueError, match="at least two frames, not 1"):
         render_demo(tmp_path, frames=1)
+
+
+def test_what_others_put_into_the_set_is_removed(tmp_path):
+    size = {"frames": 2, "height": 64, "width": 80}
+    render_demo(tmp_path, **size)
+    wanted = _digests(tmp_path)
+    clean = tmp_path / "training/clean"
+    shutil.copytree(clean / "rush", clean / "rush_copy")
+    shutil.copy(clean / "rush/frame_0001.png", clean / "rush/frame_0001 (copy).png")
+    (clean / "drift/frame_0003.png").symlink_to(clean / "rush/frame_0001.png")
+    render_demo(tmp_path, **size)
+    assert _digests(tmp_path) == wanted

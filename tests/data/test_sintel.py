@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gma_lib.data import sintel
 from gma_lib.flow.files import write_flow
@@ -220,3 +221,16 @@ def test_a_pair_loads_its_frames_and_the_truth_that_exists(tiny_sintel):
     assert (loaded.flow, loaded.occluded, loaded.invalid) == (None, None, None)
     with pytest.raises(FileNotFoundError, match="ground truth"):
         without.load_flow()
+
+
+def test_a_frame_that_a_tag_turns_is_refused(tiny_sintel):
+    """Decoders turn it, and nothing turns its ground truth."""
+    frame = next(tiny_sintel.glob("training/clean/*/frame_0001.png"))
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.open(frame).save(frame, exif=exif)
+    assert sintel.build_index(tiny_sintel, description="")["pairs"]
+    exif[0x0112] = 3
+    Image.open(frame).save(frame, exif=exif)
+    with pytest.raises(BadFile, match=frame.name):
+        sintel.build_index(tiny_sintel, description="")

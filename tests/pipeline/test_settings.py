@@ -1,6 +1,7 @@
 """run.json: what 02_export records, 03 to 06 follow; what contradicts it is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,14 @@ from command_line import gma
 
 from gma_lib.pipeline.chain import read_records, write_record
 from gma_lib.pipeline.parameters import SETTINGS, WrongParameters, read_parameters
-from gma_lib.pipeline.settings import open_recorded, start_run, write_settings
+from gma_lib.pipeline.settings import (
+    find_contradiction,
+    make_run,
+    open_recorded,
+    start_run,
+    write_settings,
+)
+from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.runs.files import PROJECT, hash_file
 from gma_lib.runs.records import write_json
 
@@ -117,3 +125,24 @@ def test_a_notebook_refuses_what_contradicts_its_run(finished, tmp_path):
 def test_a_folder_of_the_checkout_s_parents_holds_no_colon(monkeypatch):
     monkeypatch.setattr("gma_lib.cli.reproduce.PROJECT", PROJECT / "a:b")
     assert "colon" in gma("reproduce", "--profile", "tiny", exit_code=2)
+
+
+def test_a_copied_or_renamed_folder_is_of_another_run(lab):
+    run, _ = open_recorded(lab)
+    shutil.copytree(run.folder, run.folder.with_name("bs4"))
+    shutil.copytree(run.folder.parent, run.folder.parent.with_name("mine"))
+    shutil.copytree(run.folder.parents[1], run.outputs / "tiny")
+    others = {"batch_size": 4}, {"run": "mine"}, {"profile": "tiny"}
+    for other in others:
+        with pytest.raises(ValueError, match="copied or renamed; run 02_export"):
+            open_recorded(lab | other)
+        copied = make_run(lab | {"backend": "torch"} | other)
+        assert read_statuses(copied)["02_export"] is None  # as nothing there has a stamp
+
+
+def test_settings_that_another_run_changed_are_named(lab):
+    parameters = read_parameters("02_export") | {"outputs": lab["outputs"], "backend": "torch"}
+    run, settings = start_run(parameters)
+    assert find_contradiction(run, parameters) is None
+    write_settings(run, settings | {"num_updates": 3})
+    assert "num_updates is 3" in find_contradiction(run, parameters)

@@ -254,6 +254,31 @@ def test_a_record_of_another_model_is_refused(outputs):
         read_records(run, "05_evaluate")
 
 
+def test_a_copied_or_renamed_folder_is_not_shown_as_what_its_name_says(outputs):
+    run = open_tiny(outputs)
+    shutil.rmtree(open_tiny(outputs, batch_size=3).folder)
+    shutil.copytree(run.folder, run.folder.with_name("bs4"))
+    shutil.copytree(run.folder, run.folder.with_name("bs2.bak"))
+    assert find_comparable(run) == []
+    page = report.write_index(outputs, "tiny").read_text()
+    assert "altered: run 02_export again" in page
+    statuses = read_statuses(open_tiny(outputs, batch_size=4))
+    assert {statuses[stage] for stage in STAGES if stage > "02"} == {"altered"}
+    assert set(read_statuses(run).values()) == {"ok"}
+
+
+def test_an_index_page_that_was_edited_or_shows_a_run_that_is_gone_is_written_again(outputs):
+    page = report.write_index(outputs, "tiny")
+    assert report.is_current(outputs, "tiny")
+    text = page.read_text()
+    page.write_text(text.replace("EPE", "EPF"))
+    assert not report.is_current(outputs, "tiny")
+    page.write_text(text)
+    assert report.is_current(outputs, "tiny")
+    shutil.rmtree(open_tiny(outputs, batch_size=3).folder)
+    assert not report.is_current(outputs, "tiny")
+
+
 def test_only_runs_of_the_same_flow_are_compared(outputs):
     run, other = open_tiny(outputs), open_tiny(outputs, batch_size=3)
     assert find_comparable(run) == [other]

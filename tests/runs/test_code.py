@@ -1,5 +1,10 @@
 """Comments, docstrings and layout are not code; everything else is."""
 
+import os
+import py_compile
+import time
+from pathlib import Path
+
 import pytest
 
 from gma_lib.runs import code
@@ -42,3 +47,21 @@ def test_modules_are_found_by_name():
     for name in ("gma_lib", "gma_lib.runs", "gma_lib.runs.code"):
         assert len(digest_module(name)) == 64
     assert digest_module("gma_lib.runs.nothing") is None
+
+
+def test_bytecode_older_than_its_source_is_removed(tmp_path, monkeypatch):
+    """Another source of the same size and time, as `rsync -a` leaves it, would not run at all."""
+    monkeypatch.setattr(code, "PACKAGE", tmp_path)
+    compiled = {}
+    for name in ("same", "changed"):
+        source = tmp_path / f"{name}.py"
+        source.write_text("A = 1\n")
+        os.utime(source, (1, 1))
+        time.sleep(0.02)  # the clock of files has steps
+        compiled[name] = Path(py_compile.compile(str(source)))
+    time.sleep(0.02)
+    (tmp_path / "changed.py").write_text("A = 2\n")
+    os.utime(tmp_path / "changed.py", (1, 1))
+    code.drop_stale_bytecode()
+    assert compiled["same"].is_file()
+    assert not compiled["changed"].exists()
