@@ -7,6 +7,7 @@ path as the checkpoint.
 
 import hashlib
 import io
+import json
 import pickletools
 import warnings
 import zipfile
@@ -266,10 +267,16 @@ def _find_twin(name: str) -> str | None:
 def save_checkpoint(
     path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> Path:
-    """Write a state dict as safetensors, each shared norm once."""
+    """Write a state dict as safetensors, each shared norm once; the same bytes every time."""
     kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
+    packed = safetensors.torch.save(kept)
+    size = int.from_bytes(packed[:8], "little")
+    # safetensors itself writes metadata in an order that changes from run to run
+    about = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    head = json.dumps(about | json.loads(packed[8 : 8 + size]), separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # tensors are aligned
     with write_atomically(path) as partial:
-        safetensors.torch.save_file(kept, partial, metadata=metadata)
+        partial.write_bytes(len(head).to_bytes(8, "little") + head + packed[8 + size :])
     return Path(path)
 
 

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gma_lib import network
@@ -38,6 +39,20 @@ def test_official_file(tmp_path, state):
 def test_safetensors_holds_each_shared_norm_once(tmp_path, state):
     path = checkpoints.save_checkpoint(tmp_path / "a.safetensors", state, metadata={"note": "x"})
     assert equal(checkpoints.load_checkpoint(path).state, state)
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path, state):
+    metadata = {name: name for name in "badcfe"}
+    written = {
+        checkpoints.save_checkpoint(
+            tmp_path / "a.safetensors", state, metadata=metadata
+        ).read_bytes()
+        for _ in range(5)
+    }
+    assert len(written) == 1
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+    assert equal(checkpoints.load_checkpoint(tmp_path / "a.safetensors").state, state)
 
 
 @pytest.mark.parametrize("left_out", [".norm3.", ".downsample.1."])
