@@ -54,17 +54,22 @@ def main(
     """
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     try:
-        overrides = dict(map(parse_override, [*given, *others]))
+        named = [parse_override(text) for text in (*given, *others)]
+        overrides = dict(named)
+        if len(overrides) < len(named):
+            names = [name for name, _ in named]
+            raise WrongParameters(f"{max(names, key=names.count)} is given more than once")
         if re.search(r"[:\n]", str(PROJECT)):
             raise WrongParameters(
                 f"{PROJECT}: search paths break at a colon or a newline: rename it"
             )
         if "batch_size" in overrides:
             raise WrongParameters("batch_size has an option of its own: --batch-size")
-        runs = [
+        resolved = (
             resolve_parameters(profile, overrides | dict([parse_override(f"batch_size={size}")]))
-            for size in dict.fromkeys(batch_sizes)
-        ]
+            for size in batch_sizes
+        )
+        runs = list({one["batch_size"]: one for one in resolved}.values())
     except WrongParameters as error:
         click.echo(f"{error}", err=True)
         raise click.exceptions.Exit(2) from None

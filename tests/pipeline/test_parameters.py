@@ -177,6 +177,8 @@ def test_the_names_are_those_that_the_library_knows():
         ["--batch-size", "1", "--batch-size", "many"],
         ["--set", "limit_s=nan"],
         ["--set", "batch_size=3"],
+        ["--set", "num_updates=2", "--set", "num_updates=3"],
+        ["--updates", "2", "--set", "num_updates=2"],
         ["--until", "05_evaluatee"],
     ],
 )
