@@ -29,6 +29,7 @@ from gma_lib.flow.consistency import find_occluded, warp_to_first
 from gma_lib.flow.images import write_frame
 from gma_lib.infer.estimator import Estimator, load
 from gma_lib.runs import Record
+from gma_lib.runs.files import name_file
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 
@@ -72,9 +73,11 @@ def main(
         raise ValueError("two first images have one name: give them different names")
     check_flow_suffix(outputs[0])
     if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:
-        raise ValueError(f"{figure}: a figure ends in {', '.join(FIGURE_SUFFIXES)}")
+        raise ValueError(f"{name_file(figure)}: a figure ends in {', '.join(FIGURE_SUFFIXES)}")
     if figure is not None and (not is_one or figure == output):
-        raise ValueError(f"{figure}: a figure is for one pair, and needs a name of its own")
+        raise ValueError(
+            f"{name_file(figure)}: a figure is for one pair, and needs a name of its own"
+        )
     for path in outputs:
         for file in _name_checks(path) if check else [path]:
             refuse_existing(file, overwrite)
@@ -143,9 +146,9 @@ def _compute(
         **estimator.to_record(),
     }
     line = (
-        f"{output}: {flow.shape[2]}x{flow.shape[1]} px, mean speed {speed.mean():.2f} px, "
-        f"fastest {speed.max():.2f} px{noise}; {seconds:.1f} s on {estimator.device} in "
-        f"{estimator.precision}{ending}"
+        f"{name_file(output)}: {flow.shape[2]}x{flow.shape[1]} px, "
+        f"mean speed {speed.mean():.2f} px, fastest {speed.max():.2f} px{noise}; {seconds:.1f} s "
+        f"on {estimator.device} in {estimator.precision}{ending}"
     )
     if backward is not None:
         found = _write_checks(output, image1, image2, flow, backward)
@@ -155,7 +158,7 @@ def _compute(
     if figure is not None:
         drawn = report.draw_flow(image1, flow, title=f"{frame1.name} to {frame2.name}{noise}")
         report.save_figure(drawn, figure)
-        remark(f"{figure}: the figure")
+        remark(f"{name_file(figure)}: the figure")
 
 
 def _write_checks(

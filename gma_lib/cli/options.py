@@ -16,7 +16,7 @@ from typing import Any, TypedDict, TypeVar
 import click
 
 from gma_lib.flow import FLOW_SUFFIXES
-from gma_lib.runs.files import RESOURCES, make_plain
+from gma_lib.runs.files import RESOURCES, make_plain, name_file
 from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record, load_record
 
@@ -190,18 +190,18 @@ def show_waiting(what: str) -> Iterator[None]:
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise ValueError if a result would replace a file, or cannot be written."""
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists; name another file or add --overwrite")
+        raise ValueError(f"{name_file(path)} exists; name another file or add --overwrite")
     _refuse_unwritable(path)
 
 
 def refuse_used_folder(folder: Path) -> None:
     """Raise ValueError if a folder holds something, or cannot be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; name another one")
+        raise ValueError(f"{name_file(folder)} exists and is not an empty folder; name another one")
     _refuse_unwritable(folder)
 
 
 def _refuse_unwritable(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path}: cannot write to {folder}")
+        raise ValueError(f"{name_file(path)}: cannot write to {name_file(folder)}")

@@ -8,12 +8,14 @@ import numpy as np
 from gma_lib.cli.options import PATH, FiniteRange, refuse_existing, remark
 from gma_lib.flow import (
     PALETTES,
+    check_picture_suffix,
     choose_radius,
     flow_to_rgb,
     read_flow_file,
     read_photo,
     write_frame,
 )
+from gma_lib.runs.files import BadFile, name_file
 
 
 @click.command("show", epilog="Example: gma show flow.flo -o flow.png --over frame.jpg")
@@ -41,8 +43,11 @@ def main(
 
     Pixels without flow are black.
     """
+    check_picture_suffix(output)
     refuse_existing(output, overwrite)
     field, valid = read_flow_file(flow)
+    if not valid.any():
+        raise BadFile(flow, "its flow is known in no pixel", "flow to draw", "Name another file")
     field = np.where(valid, field, np.nan)
     radius = radius or choose_radius(field)
     picture = flow_to_rgb(field, radius, palette).transpose(2, 0, 1).astype(np.float32)
@@ -52,10 +57,10 @@ def main(
             remark(sentence)
         if frame.shape != picture.shape:
             raise ValueError(
-                f"{over} is {frame.shape[2]}x{frame.shape[1]} px and {flow} is "
-                f"{picture.shape[2]}x{picture.shape[1]} px; give the frame of this flow"
+                f"{name_file(over)} is {frame.shape[2]}x{frame.shape[1]} px and {name_file(flow)} "
+                f"is {picture.shape[2]}x{picture.shape[1]} px; give the frame of this flow"
             )
         picture = (picture + frame) / 2
     write_frame(output, picture)
     height, width = picture.shape[1:]
-    click.echo(f"{output}: {width}x{height} px, full saturation from {radius:.2f} px")
+    click.echo(f"{name_file(output)}: {width}x{height} px, full saturation from {radius:.2f} px")

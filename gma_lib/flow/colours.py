@@ -9,9 +9,12 @@ from gma_lib.flow.files import UNKNOWN_FLOW, find_known
 
 
 def choose_radius(*flows: np.ndarray) -> float:
-    """Speed that gets full colour: the 99.5th percentile over all fields, at least 1 px."""
+    """Speed that gets full colour: the 99.5th percentile over all fields, at least 1 px, which it
+    also is where all flow is unknown.
+    """
     speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
-    return max(1.0, float(np.percentile(speeds[speeds < UNKNOWN_FLOW], 99.5)))
+    known = speeds[speeds < UNKNOWN_FLOW]
+    return max(1.0, float(np.percentile(known, 99.5))) if known.size else 1.0
 
 
 def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:

@@ -15,7 +15,7 @@ from gma_lib.flow.images import (
     MAX_PIXELS,
     PNG_SIGNATURE,
     check_pixels,
-    decode_image,
+    decode_values,
     encode_image,
 )
 from gma_lib.runs.files import BadFile, reading, write_atomically
@@ -67,7 +67,7 @@ def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         check_pixels(height, width, max_pixels)
         found, wanted = path.stat().st_size, count_flow_bytes(height, width)
         if found != wanted:
-            raise ValueError(f"{found} bytes, where {width}x{height} flow has {wanted}; truncated?")
+            raise ValueError(f"{found} bytes, where {width}x{height} flow has {wanted}")
         flow = np.fromfile(file, "<f4", count=2 * width * height).reshape(height, width, 2)
     return np.ascontiguousarray(flow.transpose(2, 0, 1), dtype=np.float32)
 
@@ -90,15 +90,18 @@ def count_flow_bytes(height: int, width: int) -> int:
 
 def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
     """Read KITTI's 16-bit PNG of 64 * flow + 2**15 as (flow (2, H, W), valid (H, W))."""
-    stored = decode_image(path, max_pixels=max_pixels)
+    stored = decode_values(path, max_pixels=max_pixels)
+    expected = "KITTI's flow, a 16-bit PNG of three channels, the third one value or zero"
     if stored.dtype != np.uint16 or stored.ndim != 3:
-        found = f"{stored.dtype} of shape {stored.shape}"
-        raise BadFile(path, found, "KITTI's flow, a 16-bit PNG of three channels")
+        raise BadFile(path, f"{stored.dtype} of shape {stored.shape}", expected)
+    marks = stored[:, :, 0]
+    if ((marks > 0) & (marks < marks.max())).any():
+        raise BadFile(path, "several values besides zero in the third channel", expected)
     flow = np.empty((2, *stored.shape[:2]), np.float32)
     steps = np.moveaxis(stored[:, :, 2:0:-1], 2, 0)  # OpenCV hands over (valid, v, u)
     np.divide(steps, np.float32(64), out=flow, dtype=np.float32)
     flow -= LARGEST_KITTI
-    return flow, stored[:, :, 0] > 0
+    return flow, marks > 0
 
 
 def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
@@ -165,7 +168,7 @@ def _read_npy(path: Path, *, max_pixels: int) -> np.ndarray:
         check_pixels(*shape[1:], max_pixels)
         found, wanted = path.stat().st_size - file.tell(), math.prod(shape) * dtype.itemsize
         if found != wanted:
-            raise ValueError(f"{found} bytes of values, where its header says {wanted}; truncated?")
+            raise ValueError(f"{found} bytes of values, where its header says {wanted}")
         flow = np.empty(shape, np.float32, order="F" if by_column else "C")
         values = flow.ravel("K")
         for start in range(0, values.size, 2**20):  # doubles take twice the memory of the result

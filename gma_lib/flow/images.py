@@ -7,17 +7,22 @@ error.
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from gma_lib.runs.files import BadFile, reading, write_atomically
+from gma_lib.runs.files import BadFile, name_file, reading, write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # of pictures written here
+LOSSY = ("JPEG", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of TIFF
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B")
 # of a JPEG: the end, or the begin of a segment, whose length follows
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -27,7 +32,9 @@ AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # without alpha, upright
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
     """Raise ValueError for a size that is empty or above the limit."""
-    if min(height, width) < 1 or height * width > max_pixels:
+    if min(height, width) < 1:
+        raise ValueError(f"{width}x{height} px, which is no size")
+    if height * width > max_pixels:
         raise ValueError(f"{width}x{height} px; at most {max_pixels:,} pixels are read")
 
 
@@ -66,16 +73,83 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if (found := path.stat().st_size) > (most := 2**25 + 16 * header.height * header.width):
             raise ValueError(f"{found:,} bytes, where a picture of its size has at most {most:,}")
         content = path.read_bytes()
-        if header.format == "PNG":  # OpenCV makes room for what a chunk says to hold, up to 4 GB
-            Image.open(io.BytesIO(content), formats=["PNG"]).verify()
-        elif header.format in ("JPEG", "MPO") and (scans := _count_scans(content)) > MOST_SCANS:
-            raise ValueError(f"{scans} scans; at most {MOST_SCANS} are read")
-        image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
+        _check_content(header, content)
+        decode = _decode_with_pillow if _is_for_pillow(header) else _decode_with_opencv
+        image = (_decode_text if content[:2] in (b"P2", b"P3") else decode)(content)
         if image is None:
-            raise ValueError("truncated or damaged")
+            raise ValueError("damaged, or in a form that is not read")
         if image.shape[0] * image.shape[1] != header.height * header.width:
             raise ValueError("it changed while it was read")
     return image
+
+
+def _check_content(header: ImageFile.ImageFile, content: bytes) -> None:
+    """Raise an error for what decoders take without a word, or without a limit."""
+    if header.format == "PNG":  # OpenCV makes room for what a chunk says to hold, up to 4 GB
+        Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+    elif header.format in ("JPEG", "MPO"):
+        if (scans := _count_scans(content)) > MOST_SCANS:
+            raise ValueError(f"{scans} scans; at most {MOST_SCANS} are read")
+        try:
+            simplejpeg.decode_jpeg(content, "GRAY")
+        except ValueError as error:  # a form that it does not read may be one that OpenCV reads
+            if "Corrupt" in str(error) or "Premature" in str(error):
+                raise
+    elif header.format == "TIFF" and not _is_for_pillow(header):
+        tags = header.tag_v2
+        for found, applies in (
+            ("inverted or indexed values", tags.get(262) not in (1, 2)),
+            ("separate planes", tags.get(277, 1) > 1 and tags.get(284, 1) != 1),
+            ("colours multiplied by alpha", 1 in tags.get(338, ())),
+        ):
+            if applies:
+                raise ValueError(f"{found} of more than 8 bits, a form that is not read")
+
+
+def _is_for_pillow(header: ImageFile.ImageFile) -> bool:
+    """Whether OpenCV would change the values: it multiplies the colours of a TIFF and of a GIF by
+    alpha, and spreads the 5 bits of a BMP to 0..248.
+    """
+    if header.format != "TIFF":
+        return header.format in ("BMP", "GIF")
+    tags = header.tag_v2
+    return max(tags.get(258, (1,))) <= 8 and set(tags.get(339, (1,))) == {1}
+
+
+def _decode_with_pillow(content: bytes) -> np.ndarray:
+    with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        warnings.simplefilter("ignore")
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _decode_with_opencv(content: bytes) -> np.ndarray | None:
+    with _silence_opencv():
+        return cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
+
+
+def _decode_text(content: bytes) -> np.ndarray:
+    """Decode a PGM or PPM that holds its values as text, which OpenCV clamps and rounds."""
+    numbers = np.fromstring(re.sub(rb"#[^\r\n]*", b" ", content)[2:], np.int32, sep=" ")
+    (width, height, largest), values = numbers[:3], numbers[3:]
+    values = values[: height * width * (3 if content[1:2] == b"3" else 1)]
+    if values.min() < 0 or values.max() > largest:
+        raise ValueError(f"a value outside 0..{largest}, which its header says")
+    pixels = values.astype(np.uint8 if largest < 256 else np.uint16).reshape(height, width, -1)
+    return np.ascontiguousarray(pixels[:, :, ::-1].squeeze(axis=2 if pixels.shape[2] == 1 else ()))
+
+
+@contextmanager
+def _silence_opencv() -> Iterator[None]:
+    """Keep OpenCV from printing what goes wrong, which is said by who calls it."""
+    logging = cv2.utils.logging
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
 
 
 def _count_scans(content: bytes) -> int:
@@ -87,11 +161,24 @@ def _count_scans(content: bytes) -> int:
     return scans
 
 
+def check_picture_suffix(path: Path) -> None:
+    """Raise BadFile for a file name whose suffix is no format that pictures are written in."""
+    if (suffix := Path(path).suffix).lower() not in SUFFIXES:
+        found = f"ends in {suffix or 'no suffix'}"
+        raise BadFile(path, found, ", ".join(SUFFIXES), "Name another file")
+
+
 def encode_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W) or (H, W, 3), blue first, in the format of the path's suffix."""
+    check_picture_suffix(path)
+    content: np.ndarray | None = None
+    with _silence_opencv(), suppress(cv2.error):
+        content = cv2.imencode(Path(path).suffix, image)[1]
+    if content is None or not len(content):
+        found = f"{image.shape[1]}x{image.shape[0]} px do not fit into this format"
+        raise BadFile(path, found, "a smaller picture", "Name a .png file")
     with write_atomically(path) as partial:
-        if not cv2.imwrite(str(partial), image):
-            raise OSError(f"{path}: cannot write the image; is the disk full?")
+        partial.write_bytes(content)
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -142,8 +229,10 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     largest = np.iinfo(stored.dtype).max
     if header.format == "PPM" and header.mode != "1" and isinstance(header.tile[0].args, tuple):
         largest = header.tile[0].args[-1]  # whatever its header declares
+        if (found := stored.max()) > largest:
+            raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
     remarks = [
-        f"{path} {remark}"
+        f"{name_file(path)} {remark}"
         for remark, applies in (
             ("is grey: its channel is used three times", header.mode in GREY),
             ("has an alpha channel, which is ignored", header.has_transparency_data),
@@ -177,7 +266,34 @@ def write_frame(path: Path, frame: np.ndarray) -> None:
 
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask of any depth as bool (H, W); any value above zero is True, as in Sintel's."""
-    return np.asarray((np.atleast_3d(decode_image(path)) > 0).any(axis=2))
+    return np.asarray((np.atleast_3d(decode_values(path)) > 0).any(axis=2))
+
+
+def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture whose values are no light but flow or a mask, like ``decode_image``.
+
+    Raises
+    ------
+    BadFile
+        Its values are not whole numbers from zero, were changed by compression, are not all
+        opaque, or would be turned by an orientation tag, which would not turn the vectors.
+    """
+    header = read_header(path, max_pixels=max_pixels)
+    stored = decode_image(path, max_pixels=max_pixels)
+    wanted = "values stored without loss, opaque and upright"
+    with reading(path, wanted, "Save it as PNG, grey or RGB") as path:
+        if header.format in LOSSY or header.info.get("compression") in LOSSY:
+            raise ValueError("its compression changes values")
+        if stored.dtype.kind != "u":
+            raise ValueError(f"stores {stored.dtype}")
+        with Image.open(path, formats=FORMATS) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if image.getexif().get(0x0112, 1) != 1:  # may stand behind the pixels
+                raise ValueError("an orientation tag turns it")
+            has_alpha = header.has_transparency_data
+            if has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                raise ValueError("its pixels are not all opaque")
+    return stored
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

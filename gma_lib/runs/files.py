@@ -26,6 +26,11 @@ except FileNotFoundError:
 REMEDY = "Replace the file"
 
 
+def name_file(path: Path) -> str:
+    """Return a path as it is put into a message, which is always one line."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
 class BadFile(ValueError):
     """A file that cannot be used: what was found, what was expected, what to do."""
 
@@ -34,8 +39,7 @@ class BadFile(ValueError):
 
     def __str__(self) -> str:
         path, found, expected, remedy = self.args
-        name = str(path) if str(path).isprintable() else repr(str(path))  # always one line
-        return f"{name}: {found}; expected {expected}. {remedy}."
+        return f"{name_file(path)}: {found}; expected {expected}. {remedy}."
 
 
 class MissingFile(BadFile, FileNotFoundError):

@@ -52,6 +52,29 @@ def test_unknown_pixels_are_black_and_do_not_count(tmp_path):
     assert picture[:, 1, 1].max() > 0
 
 
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.exr", "a.pbm"])
+def test_what_no_picture_is_written_in_is_refused_before_the_flow_is_read(tmp_path, name):
+    said = gma("show", tmp_path / "none.flo", "-o", tmp_path / name, exit_code=1)
+    assert "ends in" in said
+    assert ".png" in said
+
+
+def test_flow_that_is_known_nowhere_is_not_drawn(tmp_path):
+    write_flow_file(tmp_path / "a.flo", np.full((2, 4, 4), np.nan, np.float32))
+    write_kitti_flow(tmp_path / "k.png", np.ones((2, 4, 4), np.float32), np.zeros((4, 4), bool))
+    for name in ("a.flo", "k.png"):
+        said = gma("show", tmp_path / name, "-o", tmp_path / "b.png", exit_code=1)
+        assert "known in no pixel" in said
+        assert not (tmp_path / "b.png").exists()
+
+
+def test_a_name_of_two_lines_makes_one_line(flow, tmp_path):
+    (tmp_path / "a\nb.png").touch()
+    said = gma("show", tmp_path / "flow.npy", "-o", tmp_path / "a\nb.png", exit_code=1)
+    assert said.strip().count("\n") == 0
+    assert "exists" in said
+
+
 @pytest.mark.parametrize("options", [("--radius", 0), ("--radius", "nan"), ("--palette", "jet")])
 def test_wrong_options_are_refused(flow, tmp_path, options):
     gma("show", tmp_path / "flow.npy", "-o", tmp_path / "a.png", *options, exit_code=2)

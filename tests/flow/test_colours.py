@@ -40,6 +40,8 @@ def test_radius_ignores_a_few_wild_pixels():
     flow[:, 0, 0] = 1e6
     assert choose_radius(flow) == pytest.approx(np.sqrt(2))
     assert choose_radius(np.zeros((2, 4, 4))) == 1
+    assert choose_radius(np.full((2, 4, 4), np.nan)) == 1
+    assert choose_radius(np.full((2, 4, 4), 1e10), flow) == pytest.approx(np.sqrt(2))
 
 
 @pytest.mark.parametrize("palette", PALETTES)

@@ -51,7 +51,9 @@ def test_a_mask_of_any_depth_is_true_above_zero(tmp_path, stored, true):
     mask[:, :4] = true
     cv2.imwrite(str(tmp_path / "a.png"), mask)
     assert images.read_mask(tmp_path / "a.png").tolist() == [[True] * 4 + [False] * 4] * 8
-    coloured = np.dstack([mask * 0, mask * 0, mask, mask * 0 + 255])  # red, and opaque
+    coloured = np.dstack(
+        [mask * 0, mask * 0, mask, mask * 0 + np.iinfo(stored).max]
+    )  # red, and opaque
     cv2.imwrite(str(tmp_path / "b.png"), coloured)
     assert images.read_mask(tmp_path / "b.png").sum() == 32
     Image.fromarray(mask > 0).save(tmp_path / "c.png")  # one bit
@@ -93,6 +95,7 @@ ROTATED[274] = 6  # as a telephone held upright writes
         *(("a.png", mode, {}) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
         *(("a.tif", mode, {}) for mode in ("RGB", "RGBA", "L", "P", "1", "CMYK")),
         *(("a.webp", "RGB", {"lossless": True}), ("a.gif", "P", {}), ("a.bmp", "RGB", {})),
+        *(("a.gif", "P", {"transparency": 3}), ("a.tif", "RGB", {"compression": "zstd"})),
         *(("a.ppm", "RGB", {}), ("a.pgm", "L", {}), ("A.JPG", "RGB", {}), ("a.jpg", "L", {})),
         *((f"a.{kind}", "RGB", {"exif": ROTATED}) for kind in ("png", "jpg", "tif", "webp")),
     ],
@@ -102,6 +105,172 @@ def test_a_photo_is_what_a_viewer_shows(tmp_path, picture, name, mode, options):
     frame, _ = images.read_photo(tmp_path / name)
     shown = ImageOps.exif_transpose(Image.open(tmp_path / name)).convert("RGB")
     np.testing.assert_array_equal(frame, np.asarray(shown).transpose(2, 0, 1))
+
+
+def write_tiff(path, pixels, **tags):
+    """Write (H, W, channels) as TIFF without compression; tags by number, after an underscore."""
+    order = pixels.dtype.newbyteorder("<")
+    rows, bits = pixels.astype(order).tobytes(), 8 * pixels.dtype.itemsize
+    height, width, channels = pixels.shape
+    known = {256: width, 257: height, 258: (bits,) * channels, 259: 1, 262: 2, 277: channels}
+    known |= {273: 8, 278: height, 279: len(rows)}
+    known |= {int(name[1:]): value for name, value in tags.items()}
+    entries, more, at = b"", b"", 8 + len(rows) + 2 + 12 * len(known) + 4
+    for tag, value in sorted(known.items()):
+        values = value if isinstance(value, tuple) else (value,)
+        held = np.array(values, "<u2" if tag in (258, 338) else "<u4").tobytes()
+        if len(held) > 4:
+            held, more = (at + len(more)).to_bytes(4, "little"), more + held
+        head = np.array([tag, 3 if tag in (258, 338) else 4], "<u2").tobytes()
+        entries += head + len(values).to_bytes(4, "little") + held.ljust(4, b"\0")
+    count = len(known).to_bytes(2, "little")
+    path.write_bytes(b"II*\0" + (8 + len(rows)).to_bytes(4, "little") + rows + count + entries)
+    with open(path, "ab") as file:
+        file.write(bytes(4) + more)
+
+
+def test_alpha_of_a_tiff_leaves_its_colours(tmp_path, picture):
+    """OpenCV would multiply them."""
+    alpha = np.random.default_rng(0).integers(0, 256, (24, 40, 1), np.uint8)
+    wanted = picture.transpose(2, 0, 1)
+    for scale, depth in ((1, np.uint8), (257, np.uint16)):
+        pixels = np.dstack([picture, alpha]).astype(depth) * depth(scale)
+        write_tiff(tmp_path / "a.tif", pixels, _338=(2,))
+        frame, remarks = images.read_photo(tmp_path / "a.tif")
+        np.testing.assert_allclose(frame, wanted, atol=1e-4)
+        assert "alpha" in remarks[0]
+
+
+def test_an_inverted_tiff_is_not_read_as_its_negative(tmp_path, picture):
+    grey = picture[:, :, :1]
+    write_tiff(tmp_path / "a.tif", grey, _262=0)
+    np.testing.assert_array_equal(images.read_photo(tmp_path / "a.tif")[0][0], 255 - grey[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("tags", "channels", "complaint"),
+    [
+        ({"_262": 0}, 1, "inverted"),
+        ({"_284": 2, "_278": 8}, 3, "planes"),
+        ({"_338": (1,)}, 4, "multiplied"),
+        ({"_262": 5}, 4, "inverted or indexed"),
+    ],
+)
+def test_a_deep_tiff_of_another_form_is_refused(tmp_path, picture, tags, channels, complaint):
+    pixels = np.resize(picture, (24, 40, channels)).astype(np.uint16)
+    write_tiff(tmp_path / "a.tif", pixels, **tags)
+    with pytest.raises(BadFile, match=f"{complaint}.*not read"):
+        images.read_photo(tmp_path / "a.tif")
+    write_tiff(
+        tmp_path / "a.tif", pixels[..., :3] if channels > 1 else pixels, _262=min(channels, 2)
+    )
+    images.read_photo(tmp_path / "a.tif")
+
+
+def test_white_is_white_in_a_bmp_of_five_bits(tmp_path):
+    size = np.array([40, 8, 4, 1 + (16 << 16), 3, 64, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F], "<u4")
+    head = b"BM" + np.array([130, 0, 66], "<u4").tobytes() + size.tobytes()
+    (tmp_path / "a.bmp").write_bytes(head + b"\xff\xff" * 31 + bytes(2))
+    frame, _ = images.read_photo(tmp_path / "a.bmp")
+    assert [frame.min(), np.unique(frame).tolist()] == [0, [0, 255]]
+
+
+def test_values_above_the_largest_of_a_pgm_are_refused(tmp_path):
+    path = tmp_path / "a.ppm"
+    for content in (b"P5 2 1 100\n\x64\xff", b"P5 2 1 999\n\3\0\9\0", b"P2 2 1 9\n1 12\n"):
+        path.write_bytes(content)
+        with pytest.raises(BadFile, match="its header says"):
+            images.read_photo(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"P2 2 1 5\n1 5", [[51, 255]] * 3),
+        (b"P2 # by hand\n2 1\n1000 0 200", [[0, 51]] * 3),
+        (b"P3 1 1 255 1 2 3", [[1], [2], [3]]),
+    ],
+)
+def test_a_pgm_in_text_needs_no_last_newline(tmp_path, content, wanted):
+    (tmp_path / "a.ppm").write_bytes(content)
+    np.testing.assert_allclose(images.read_photo(tmp_path / "a.ppm")[0][:, 0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_damage_inside_a_jpeg_is_noticed(tmp_path, picture, options, capfd):
+    """OpenCV and Pillow would fill in what is missing."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture).resize((160, 96)).save(path, quality=95, **options)
+    content = path.read_bytes()
+    images.read_photo(path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(500) + content[middle + 500 :])
+    with pytest.raises(BadFile, match=r"a\.jpg: Corrupt"):
+        images.read_photo(path)
+    at = content.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0") + 5
+    path.write_bytes(content[:at] + (4000).to_bytes(2) * 2 + content[at + 4 :])
+    with pytest.raises(BadFile, match=r"a\.jpg: Corrupt"):
+        images.read_photo(path)
+
+
+def test_decoders_print_nothing_of_their_own(tmp_path, picture, capfd):
+    (tmp_path / "b.ppm").write_bytes(b"P6 40 24 255\nabc")
+    cv2.imwrite(str(tmp_path / "c.tif"), picture.astype(np.uint16) * 257)
+    content = bytearray((tmp_path / "c.tif").read_bytes())
+    content[20:60] = bytes(40)
+    (tmp_path / "c.tif").write_bytes(content)
+    for name in ("b.ppm", "c.tif"):
+        with pytest.raises(BadFile):
+            images.read_photo(tmp_path / name)
+    assert capfd.readouterr() == ("", "")
+    assert cv2.utils.logging.getLogLevel() > cv2.utils.logging.LOG_LEVEL_SILENT
+
+
+def test_a_remark_is_one_line(tmp_path, picture):
+    Image.fromarray(picture[..., 0]).save(tmp_path / "a\nb.png")
+    assert [line.count("\n") for line in images.read_photo(tmp_path / "a\nb.png")[1]] == [0]
+
+
+def test_a_mask_is_stored_without_loss_opaque_and_upright(tmp_path, picture):
+    white = Image.fromarray(np.full((8, 12), 255, np.uint8))
+    see_through = white.convert("LA")
+    see_through.putpixel((1, 1), (255, 0))
+    faults = {"a.jpg": white, "a.webp": white, "b.png": see_through}
+    faults["float.tif"] = Image.fromarray(np.full((8, 12), np.nan, np.float32))
+    faults["int.tif"] = Image.fromarray(np.full((8, 12), -1, np.int32))
+    for name, mask in faults.items():
+        mask.save(tmp_path / name)
+    white.save(tmp_path / "jpeg.tif", compression="jpeg")
+    for name in ("turned.png", "turned.tif"):
+        white.save(tmp_path / name, exif=ROTATED)
+    for name in (*faults, "jpeg.tif", "turned.png", "turned.tif"):
+        with pytest.raises(BadFile, match="opaque and upright"):
+            images.read_mask(tmp_path / name)
+    for name in ("a.png", "a.tif", "a.gif", "a.bmp", "a.pgm"):
+        white.save(tmp_path / name)
+        assert images.read_mask(tmp_path / name).all()
+
+
+@pytest.mark.parametrize("suffix", [*images.SUFFIXES, ".JPG", ".Png"])
+def test_pictures_are_written_by_their_suffix(tmp_path, picture, suffix):
+    images.write_frame(tmp_path / f"a{suffix}", picture.transpose(2, 0, 1).astype(np.float32))
+    assert (
+        np.abs(images.read_frame(tmp_path / f"a{suffix}") - picture.transpose(2, 0, 1)).mean() < 9
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "complaint"),
+    [
+        *((f"a{suffix}", 4, "ends in") for suffix in (".xyz", "", ".exr", ".pbm")),
+        *((f"a{suffix}", 70000, "do not fit") for suffix in (".jpg", ".webp")),
+    ],
+)
+def test_a_picture_that_cannot_be_written(tmp_path, name, size, complaint, capfd):
+    with pytest.raises(BadFile, match=complaint):
+        images.encode_image(tmp_path / name, np.zeros((4, size), np.uint8))
+    assert [*tmp_path.iterdir()] == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_cmyk_photo_is_converted_and_it_is_said(tmp_path, picture):
@@ -155,7 +324,7 @@ def write_refused(folder, picture):
     return {
         **dict.fromkeys(("animated.png", "animated.gif", "animated.webp"), "several images"),
         **{"pages.tif": "several images", "lab.tif": "LAB", "float.tif": "float32"},
-        **{"deep.tif": "int32", "cut.jpg": "damaged", "padded.png": "at most"},
+        **{"deep.tif": "int32", "cut.jpg": "Premature end", "padded.png": "at most"},
         **dict.fromkeys(("a.exr", "text.png", "empty.png"), "not a readable image"),
         **{"folder.png": "a folder", "none.png": "no such file", "none.ppm": "expected"},
         **dict.fromkeys(("large.png", "large.gif", "large.ppm"), "at most 67,108,864 pixels"),
@@ -219,7 +388,7 @@ def test_a_picture_that_changes_while_it_is_read(tmp_path, picture, monkeypatch)
 
     monkeypatch.setattr(images, "read_header", read_and_change)
     with pytest.raises(BadFile, match="changed while it was read"):
-        images.read_mask(path)
+        images.decode_image(path)
 
 
 MEASURE = """
