@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from gma_lib.runs.files import BadFile, name_file, reading, write_atomically
 
@@ -75,7 +76,7 @@ def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         content = path.read_bytes()
         _check_content(header, content)
         decode = _decode_with_pillow if _is_for_pillow(header) else _decode_with_opencv
-        image = (_decode_text if content[:2] in (b"P2", b"P3") else decode)(content)
+        image = decode(content)
         if image is None:
             raise ValueError("damaged, or in a form that is not read")
         if image.shape[0] * image.shape[1] != header.height * header.width:
@@ -95,7 +96,7 @@ def _check_content(header: ImageFile.ImageFile, content: bytes) -> None:
         except ValueError as error:  # a form that it does not read may be one that OpenCV reads
             if "Corrupt" in str(error) or "Premature" in str(error):
                 raise
-    elif header.format == "TIFF" and not _is_for_pillow(header):
+    elif isinstance(header, TiffImageFile) and not _is_for_pillow(header):
         tags = header.tag_v2
         for found, applies in (
             ("inverted or indexed values", tags.get(262) not in (1, 2)),
@@ -110,10 +111,10 @@ def _is_for_pillow(header: ImageFile.ImageFile) -> bool:
     """Whether OpenCV would change the values: it multiplies the colours of a TIFF and of a GIF by
     alpha, and spreads the 5 bits of a BMP to 0..248.
     """
-    if header.format != "TIFF":
+    if not isinstance(header, TiffImageFile):
         return header.format in ("BMP", "GIF")
     tags = header.tag_v2
-    return max(tags.get(258, (1,))) <= 8 and set(tags.get(339, (1,))) == {1}
+    return bool(max(tags.get(258, (1,))) <= 8 and set(tags.get(339, (1,))) == {1})
 
 
 def _decode_with_pillow(content: bytes) -> np.ndarray:
@@ -125,19 +126,11 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
 
 
 def _decode_with_opencv(content: bytes) -> np.ndarray | None:
+    if content[-1:].isdigit():  # as of a PGM in text: it is read only if something follows
+        content += b"\n"
     with _silence_opencv():
-        return cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
-
-
-def _decode_text(content: bytes) -> np.ndarray:
-    """Decode a PGM or PPM that holds its values as text, which OpenCV clamps and rounds."""
-    numbers = np.fromstring(re.sub(rb"#[^\r\n]*", b" ", content)[2:], np.int32, sep=" ")
-    (width, height, largest), values = numbers[:3], numbers[3:]
-    values = values[: height * width * (3 if content[1:2] == b"3" else 1)]
-    if values.min() < 0 or values.max() > largest:
-        raise ValueError(f"a value outside 0..{largest}, which its header says")
-    pixels = values.astype(np.uint8 if largest < 256 else np.uint16).reshape(height, width, -1)
-    return np.ascontiguousarray(pixels[:, :, ::-1].squeeze(axis=2 if pixels.shape[2] == 1 else ()))
+        image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
+    return image
 
 
 @contextmanager
@@ -178,7 +171,7 @@ def encode_image(path: Path, image: np.ndarray) -> None:
         found = f"{image.shape[1]}x{image.shape[0]} px do not fit into this format"
         raise BadFile(path, found, "a smaller picture", "Name a .png file")
     with write_atomically(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(content.tobytes())
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -227,7 +220,10 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         found = "LAB colours" if header.mode == "LAB" else stored.dtype
         raise BadFile(path, f"stores {found}", "RGB or grey of 8 or 16 bits", "Save it as PNG")
     largest = np.iinfo(stored.dtype).max
-    if header.format == "PPM" and header.mode != "1" and isinstance(header.tile[0].args, tuple):
+    # of text, OpenCV scales 8 bits itself
+    is_pnm = header.format == "PPM" and header.mode != "1"
+    is_scaled = is_pnm and "plain" in header.tile[0].codec_name and largest == 255
+    if is_pnm and not is_scaled and isinstance(header.tile[0].args, tuple):
         largest = header.tile[0].args[-1]  # whatever its header declares
         if (found := stored.max()) > largest:
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
@@ -291,7 +287,7 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             if image.getexif().get(0x0112, 1) != 1:  # may stand behind the pixels
                 raise ValueError("an orientation tag turns it")
             has_alpha = header.has_transparency_data
-            if has_alpha and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("its pixels are not all opaque")
     return stored
 
