@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Peak memory grows with the square of the area. At 1280x720, a first call, which exports with
-# PyTorch, was measured to stay below 4 GB.
+# At 1280x720, a first call, which exports with PyTorch, was measured to stay below 4 GB.
 MAX_PIXELS = 1280 * 720
 MEMORY_BYTES = 4e9
 
@@ -48,9 +47,8 @@ Frame = TypeVar("Frame", np.ndarray, "torch.Tensor")
 
 
 def cache_folder() -> Path:
-    """Where prepared models lie: ``$GMA_CACHE``, else ``gma`` in the system's folder for caches.
-
-    That is ``~/.cache/gma`` on Linux. The folder may be deleted at any time.
+    """Where prepared models lie, and may be deleted: ``$GMA_CACHE``, else ``gma`` in the system's
+    folder for caches.
     """
     if "GMA_CACHE" in os.environ:
         return Path(os.environ["GMA_CACHE"]).expanduser()

@@ -412,3 +412,16 @@ def test_memory_of_16_bits(tmp_path, picture, brightest):
         [sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 6
+
+
+def test_bytes_between_a_jpeg_and_its_end_are_left_out(tmp_path):
+    """As some cameras write them; libjpeg warns of them as it does of damage."""
+    path, rng = tmp_path / "a.jpg", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    whole = images.read_frame(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes(7) + content[-2:])
+    np.testing.assert_array_equal(images.read_frame(path), whole)
+    path.write_bytes(content[: len(content) // 2] + bytes(90) + content[len(content) // 2 + 90 :])
+    with pytest.raises(BadFile, match="Corrupt"):
+        images.read_frame(path)
