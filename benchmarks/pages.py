@@ -70,7 +70,6 @@ MEASUREMENTS = {
     "updates-12": _bench("updates-12", 15),
     "updates-32": _bench("updates-32", 20),
     "precision": Measurement(("-m gma_lib.cli precision",), 20),
-    "rehearsal": Measurement(("benchmarks/rehearsal.py",), 40, is_timed=True),
     # these two need frames of Sintel, which are no part of the package
     "half-precision": Measurement(
         (
@@ -257,28 +256,6 @@ def pictures() -> str:
     return tell_origin("python docs/pictures.py", read("pictures"))
 
 
-def rehearsal() -> str:
-    """Time, memory and disk of every stage at the size of full Sintel."""
-    found = read("rehearsal")
-    rows = [
-        [
-            name,
-            f"{one['seconds'] / 60:.1f}",
-            f"{one['peak_bytes'] / 1e9:.1f}",
-            f"{one['disk_bytes'] / 1e9:.2f}",
-        ]
-        for name, one in found["stages"].items()
-    ]
-    titles = ["stage", "minutes", "peak memory, GB", "written, GB"]
-    minutes = sum(one["seconds"] for one in found["stages"].values()) / 60
-    origin = tell_origin("python benchmarks/pages.py rehearsal", found)
-    return (
-        f"{_table(titles, rows)}\n\n{found['pairs']:,} pairs in {found['precision']}, "
-        f"{minutes:.0f} minutes in all; the frames and their truth take "
-        f"{found['data_bytes'] / 1e9:.1f} GB. {origin}"
-    )
-
-
 def refined() -> str:
     """The network alone and refined, from the weights' card."""
     scores = read("card")["scores"]
@@ -301,7 +278,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
-        int8_speed_up, precision, half_precision, pictures, refined, rehearsal,
+        int8_speed_up, precision, half_precision, pictures, refined,
     )
 }  # fmt: skip
 

@@ -1,5 +1,5 @@
 """Rehearse full Sintel: its 23 scenes and 1,064 frames a pass, as copies of two rendered scenes, go
-through every stage at true size; ``python benchmarks/pages.py rehearsal``.
+through every stage at true size: ``python benchmarks/rehearsal.py``.
 
 Each stage runs in a process of its own, so that time, memory and disk are the stage's. Memory is
 the largest sum over its processes, shared pages counted once.
@@ -24,7 +24,7 @@ from gma_lib.runs import track
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "outputs" / "rehearsal"
-RESULT = ROOT / "benchmarks" / "results" / "rehearsal.json"
+RESULT = HOME / "rehearsal.json"
 SECONDS_BETWEEN_LOOKS = 2.0  # each takes a tenth of a second
 SCENES = dict.fromkeys(
     (
