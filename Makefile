@@ -11,12 +11,12 @@ TORCH ?= torch==2.13.0
 # Without an NVIDIA GPU PyTorch's CPU wheels are tried first: the plain ones bring several GB of CUDA on Linux.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 # Recipes get these from the environment as they were typed: neither make nor the shell reads anything into them.
-GIVEN := PROFILE BS BACKEND PRECISION RUN SINTEL CHECKPOINT UPDATES SOC KEEP DEVICE AIS_PYTHON PARAMS
+GIVEN := PROFILE BS BACKEND PRECISION RUN SINTEL CHECKPOINT UPDATES CLUSTER SOC KEEP DEVICE AIS_PYTHON PARAMS
 $(foreach v,$(GIVEN),$(if $(filter command environment,$(firstword $(origin $v))),$(eval override $v := $$(value $v))))
 export $(GIVEN)
 option = $${$2:+--$1="$$$2"}
 SIZES = $$(printf -- '--batch-size=%s ' $${BS:-none})
-OPTIONS = $(foreach name,backend precision run sintel checkpoint updates,$(call option,$(name),$(shell echo $(name) | tr a-z A-Z)))
+OPTIONS = $(foreach name,backend precision run sintel checkpoint updates cluster,$(call option,$(name),$(shell echo $(name) | tr a-z A-Z)))
 SETTINGS = $(foreach name,soc keep device ais_python,$(call option,set=$(name),$(shell echo $(name) | tr a-z A-Z))) $${PARAMS:+$$(printf -- '--set=%s ' $$PARAMS)}
 GMA = $(PYTHON) -m gma_lib.cli
 ENV := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)

@@ -33,6 +33,7 @@ from gma_lib.runs.records import Record
 @click.option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
 @click.option("--checkpoint", metavar="NAME|FILE", help="Weights.")
 @click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
+@click.option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option("--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after it.")
 @click.option("--force", is_flag=True, help="Run even what is up to date.")

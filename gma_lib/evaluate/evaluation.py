@@ -3,7 +3,9 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -14,7 +16,9 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer.inference import flow_path
+from gma_lib.infer.shards import cut_shards
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
+from gma_lib.runs.clusters import compute_shards
 
 Item = TypeVar("Item")
 
@@ -24,6 +28,7 @@ def score_folder(
     folder: Path,
     *,
     written: Mapping[str, str],
+    executor: Executor | None = None,
     track: Track = pass_silently,
 ) -> dict[str, Record]:
     """Score the flow of every pair that has ground truth.
@@ -36,6 +41,9 @@ def score_folder(
         Its flow folder.
     written
         Pair -> SHA-256 of its file, as inference recorded them.
+    executor
+        Scores shards; its workers read the files under the same paths as this process. The sums of
+        the pairs are added here, in the given order.
 
     Returns
     -------
@@ -52,10 +60,12 @@ def score_folder(
         When a file is not what inference wrote, or does not fit its ground truth.
     """
     check_complete(pairs, folder, written)
+    scored = [pair for pair in pairs if pair.flow is not None]
+    answers = compute_shards(executor, partial(score_shard, folder), cut_shards(scored))
+    found = chain.from_iterable(zip(*answer, strict=True) for answer in answers)
     sums = {
-        pair.name: score_pair(pair, folder)
-        for pair in track(pairs, label="scores", unit="pair")
-        if pair.flow is not None
+        pair.name: groups
+        for pair, groups in track(found, label="scores", unit="pair", total=len(scored))
     }
     return {
         name: _summarise_pass([pair for pair in pairs if pair.pass_name == name], sums)
@@ -91,6 +101,11 @@ def _summarise_pass(pairs: list[FramePair], sums: dict[str, dict[str, ErrorSums]
 
 def _to_metrics(sums: dict[str, ErrorSums]) -> dict[str, Record]:
     return {group: value.to_metrics() for group, value in sums.items()}
+
+
+def score_shard(folder: Path, pairs: list[FramePair]) -> list[dict[str, ErrorSums]]:
+    """In a worker: ``score_pair`` for every pair."""
+    return [score_pair(pair, folder) for pair in pairs]
 
 
 def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:

@@ -16,6 +16,7 @@ from gma_lib.ascend.chip import to_soc_version
 from gma_lib.backends import BACKENDS
 from gma_lib.network import ATTENTIONS, OPSETS, SEEDED, SMALLEST_SIDE
 from gma_lib.pipeline.stages import STAGES, read_cells
+from gma_lib.runs.clusters import check_cluster
 from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
 from gma_lib.runs.precisions import PRECISIONS, PRECISIONS_V2
 from gma_lib.runs.records import Record, parse_yaml
@@ -101,6 +102,7 @@ class Parameters(Settings, total=False):
     outputs: _Path
     profile: _Folder
     run: _Folder | None
+    cluster: Annotated[str, _pass_through(check_cluster)]
     limit_s: _Seconds
     cell_limit_s: _Seconds
     sintel_root: _Path | None

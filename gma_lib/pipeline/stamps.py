@@ -107,7 +107,8 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     consumed |= {
         f"parameter {name}": repr(value)
         for name, value in parameters.items()
-        if name != "outputs"  # a folder that was moved holds the same results
+        # a folder that was moved holds the same results, and so does another set of workers
+        if name not in ("outputs", "cluster")
     }
     consumed |= {f"library {name}": version for name, version in find_versions().items()}
     consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))

@@ -52,6 +52,8 @@ def resolve(*settings, profile="tiny"):
         ("passes=[sharp]", "'sharp'"),
         ("scenes=[1]", "1"),
         ("split=validation", "'training' or 'test'"),
+        ("cluster=dask", "serial, processes:N"),
+        ("cluster=processes:0", "serial, processes:N"),
         ("palette=red", "'middlebury' or 'twilight'"),
         ("limit_s=nan", "'nan'"),
         ("limit_s=NaN", "nan"),
@@ -92,6 +94,7 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
         ("lookup=null", None),
         ("lookup=gather", "gather"),
         ("soc=910_9391", "910_9391"),
+        ("cluster=dask:tcp://10.0.0.1:8786", "dask:tcp://10.0.0.1:8786"),
         ("at_once=null", None),
         ("tensors=true", True),
         ("run=1e3", "1e3"),
@@ -212,11 +215,12 @@ def test_make_hands_on_what_was_typed(tmp_path):
         )
 
     path = "/d/null x, y)( #y $HOME $(shell id) \"'`id` 😀 <b>"
-    done = make("reproduce", SINTEL=path, CHECKPOINT="~", PARAMS="a=$b c='d'", BS="2 3")
+    given = {"SINTEL": path, "CHECKPOINT": "~", "PARAMS": "a=$b c='d'", "BS": "2 3"}
+    done = make("reproduce", **given, CLUSTER="processes:2")
     assert done.returncode == 0, done.stderr
     handed = done.stdout.splitlines()
     assert f"--sintel={path}" in handed
-    assert {"--checkpoint=~", "--set=a=$b", "--set=c='d'"} <= set(handed)
+    assert {"--checkpoint=~", "--cluster=processes:2", "--set=a=$b", "--set=c='d'"} <= set(handed)
     assert [word for word in handed if "batch" in word] == ["--batch-size=2", "--batch-size=3"]
     assert "--until" not in handed
     assert make("04_infer").stdout.splitlines()[-2:] == ["--until", "04_infer"]

@@ -103,8 +103,8 @@ def test_perf_holds_what_was_measured(finished):
 
 def test_the_last_batch_is_filled_and_cut(finished):
     assert (
-        content(finished / "tiny/test/bs3/infer.json")["summary"]["filled"] == 1
-    )  # 8 pairs in batches of 3
+        content(finished / "tiny/test/bs3/infer.json")["summary"]["filled"] == 4
+    )  # 8 pairs, 2 of each scene, in batches of 3
     assert len(list((finished / "tiny/test/bs3/flow").rglob("frame_*.flo"))) == 8
 
 

@@ -97,6 +97,7 @@ def test_what_a_stage_consumes(finished, monkeypatch, tmp_path):
     after = {stage: consumed(stage) for stage in STAGES}
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["04_infer"]
     assert consumed("05_evaluate", passes=["clean"]) != after["05_evaluate"]
+    assert consumed("05_evaluate", cluster="processes:2") == after["05_evaluate"]
     weights = tmp_path / "w.pth"
     weights.write_bytes(b"1")
     one = consumed("02_export", checkpoint=str(weights))

@@ -1,0 +1,312 @@
+"""Where shards of work are computed: in this process, in others of this machine, or by Dask.
+
+Inference and evaluation take any ``concurrent.futures.Executor``; this module opens those that the
+parameter ``cluster`` names. Whoever reaches a Dask scheduler can run code on its workers, so that
+of ``dask:local`` listens to this machine alone.
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import platform
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import gma_lib
+from gma_lib.runs.files import PACKAGE, hash_file, hash_value
+from gma_lib.runs.machine import VERSIONED, count_cores, find_memory, find_versions
+from gma_lib.runs.processes import end_with_parent
+from gma_lib.runs.records import Record
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Shard = TypeVar("Shard")
+Answer = TypeVar("Answer")
+
+TRIES = 3  # of one shard whose worker is killed
+SECONDS = 10  # for a scheduler to answer, and for its first worker
+LOOPBACK = "127.0.0.1"
+_FORM = re.compile(r"serial|processes:[1-9]\d{0,3}|dask:(local|([a-z]+://)?[^\s/]+:\d{1,5})")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What computes.
+
+    Attributes
+    ----------
+    executor
+        Takes the shards; None: this process computes them, one after the other.
+    threads
+        Of each worker.
+    here
+        How many of them share this machine.
+    """
+
+    executor: Executor | None
+    threads: int
+    here: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """This machine's memory for each worker that shares it."""
+        return find_memory() // self.here
+
+
+def check_cluster(text: str) -> None:
+    """Raise ValueError unless ``cluster`` may have this value here."""
+    if not _FORM.fullmatch(text):
+        raise ValueError("should be serial, processes:N, dask:local or dask:HOST:PORT")
+    if text.startswith("dask:") and find_spec("distributed") is None:
+        raise ValueError(
+            "should be serial or processes:N without Dask (pip install 'gma-lib[distributed]')"
+        )
+
+
+@contextmanager
+def open_cluster(text: str) -> Iterator[Workers]:
+    """Open the workers that a value of the parameter ``cluster`` names.
+
+    Parameters
+    ----------
+    text
+        ``serial``: this process, with all cores. ``processes:N``: worker processes of this machine,
+        which share its cores. ``dask:local``: the same by Dask. ``dask:ADDRESS``: the workers of a
+        scheduler; each computes one shard at a time, with the threads that Dask gave it.
+
+    Raises
+    ------
+    ValueError
+        For another value, or where workers have different numbers of threads.
+    OSError
+        When no scheduler answers within ten seconds, or it has no worker.
+    """
+    check_cluster(text)
+    kind, _, where = text.partition(":")
+    if kind == "serial":
+        yield Workers(None, count_cores(), 1)
+    elif kind == "processes":
+        with _Processes(int(where)) as executor:
+            threads = max(1, count_cores() // int(where))
+            logger.info("worker processes: %s; threads of each: %d", where, threads)
+            yield Workers(executor, threads, int(where))
+    else:
+        with _connect(where) as workers:
+            yield workers
+
+
+def compute_shards(
+    executor: Executor | None, compute: Callable[[Shard], Answer], shards: Sequence[Shard]
+) -> Iterator[tuple[Shard, Answer]]:
+    """Yield each shard with what ``compute`` made of it, as soon as it is done.
+
+    Parameters
+    ----------
+    executor
+        None computes here, in order. Its workers need the same versions of this package and its
+        libraries.
+    compute
+        A function of a module, or a ``partial`` of one: workers import it.
+
+    Raises
+    ------
+    ValueError
+        A worker has other versions; the message names both.
+    RuntimeError
+        A worker was killed again and again, or the scheduler is gone.
+    """
+    if executor is None:
+        yield from ((shard, compute(shard)) for shard in shards)
+        return
+    software = describe_software()
+    futures = {executor.submit(compute_alike, software, compute, one): one for one in shards}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except CancelledError as error:
+        raise RuntimeError(
+            "the connection to the scheduler is lost: start it again, then this; what is done is "
+            "kept"
+        ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def compute_alike(software: Record, compute: Callable[[Shard], Answer], shard: Shard) -> Answer:
+    """In a worker: compute a shard where the software is the same; else raise ValueError."""
+    _require_alike(describe_software(), software, platform.node())
+    return compute(shard)
+
+
+def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
+    for name in sorted(theirs.keys() | mine.keys()):
+        if theirs.get(name) != mine.get(name):
+            raise ValueError(
+                f"{name} is {theirs.get(name)} on the worker {worker}, and {mine.get(name)} here: "
+                "install the same on both"
+            )
+
+
+@cache
+def describe_software() -> Record:
+    """Versions of this package, of its code and of the libraries that decide numbers."""
+    code = {str(path.relative_to(PACKAGE)): hash_file(path) for path in PACKAGE.rglob("*.py")}
+    own = {"gma_lib": gma_lib.__version__, "the code of gma_lib": hash_value(code)[:12]}
+    return own | find_versions()
+
+
+# --- processes of this machine --------------------------------------------------------------------
+
+
+class _Processes(ThreadPoolExecutor):
+    """Worker processes, each fed by a thread of its own, so that one that is killed is replaced
+    and disturbs no other.
+    """
+
+    def __init__(self, count: int):
+        super().__init__(count)
+        self._mine = threading.local()
+        self._running: dict[ProcessPoolExecutor, int] = {}
+        self._is_closing = False
+
+    def submit(
+        self, fn: Callable[..., Answer], /, *args: object, **kwargs: object
+    ) -> Future[Answer]:
+        return super().submit(self._compute, fn, *args, **kwargs)
+
+    def _compute(self, fn: Callable[..., Answer], /, *args: object, **kwargs: object) -> Answer:
+        for number in range(1, TRIES + 1):
+            try:
+                process = self._process()
+                if self._is_closing:  # since it was started, and so it was not ended
+                    raise CancelledError
+                return process.submit(fn, *args, **kwargs).result()
+            except BrokenProcessPool:
+                self._running.pop(self._mine.__dict__.pop("pool"), None)
+                if self._is_closing:
+                    raise
+                logger.warning("a worker was killed in try %d of %d of a shard", number, TRIES)
+        raise RuntimeError(
+            f"a worker was killed {TRIES} times at one shard, most likely for lack of memory: try "
+            "fewer workers, or a smaller batch size"
+        )
+
+    def _process(self) -> ProcessPoolExecutor:
+        """The process of this thread, started if need be."""
+        if "pool" not in self._mine.__dict__:
+            self._mine.pool = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
+            )
+            self._running[self._mine.pool] = self._mine.pool.submit(os.getpid).result()
+        pool: ProcessPoolExecutor = self._mine.pool
+        return pool
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """End the processes; after an error, without waiting for what they compute."""
+        self._is_closing = kind is not None
+        for number in list(self._running.values()) if self._is_closing else ():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        self.shutdown(cancel_futures=True)
+        for pool in list(self._running):
+            pool.shutdown()
+
+
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
+    end_with_parent(parent)
+
+
+# --- Dask -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _connect(where: str) -> Iterator[Workers]:
+    """Connect to a scheduler, or start one with workers on this machine, which ends with this."""
+    from distributed import Client, LocalCluster
+
+    # A lost scheduler is this module's to tell, in a sentence
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    with ExitStack() as stack:
+        address, here = where, 1
+        if where == "local":
+            cluster = stack.enter_context(
+                LocalCluster(
+                    host=LOOPBACK,
+                    dashboard_address=f"{LOOPBACK}:0",
+                    memory_limit=None,
+                    silence_logs=logging.ERROR,
+                )
+            )
+            address, here = cluster.scheduler_address, len(cluster.workers)
+        try:
+            with ThreadPoolExecutor(1) as thread:  # a notebook's own has a running loop
+                thread.submit(asyncio.run, _greet(address)).result()
+            client = stack.enter_context(Client(address, timeout=SECONDS, set_as_default=False))
+            client.wait_for_workers(1, timeout=SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise OSError(
+                f"no Dask scheduler with a worker answers at {address} within {SECONDS} s: start "
+                "both (docs/clusters.md), or correct the address"
+            ) from error
+        _require_same_software(client)
+        threads = sorted(set(client.nthreads().values()))
+        if len(threads) > 1:
+            raise ValueError(
+                f"the workers at {address} have {threads} threads: give all the same number (dask "
+                "worker --nthreads), so that their flow is the same"
+            )
+        client.subscribe_topic("all", _report_lost)
+        stack.callback(client.unsubscribe_topic, "all")
+        logger.info("Dask workers: %d; threads of each: %d", len(client.nthreads()), threads[0])
+        logger.info("Dask's dashboard, where bokeh is installed: %s", client.dashboard_link)
+        yield Workers(client.get_executor(pure=False), threads[0], here)
+
+
+async def _greet(address: str) -> None:
+    """Raise OSError unless a scheduler answers; Client waits without end for a silent server."""
+    from distributed import Security
+    from distributed.comm.core import connect
+
+    options = Security().get_connection_args("client")
+    comm = await asyncio.wait_for(connect(address, timeout=SECONDS, **options), SECONDS)
+    comm.abort()
+
+
+def _require_same_software(client: "Client") -> None:
+    """As ``compute_alike``, before any work: a worker that cannot import this package would end,
+    and its shard wait for others.
+    """
+    names = ("python", "gma_lib", *VERSIONED)
+    found = cast(Record, client.get_versions(packages=names[1:]))
+    mine = {name: found["client"]["packages"].get(name) for name in names}
+    for worker, about in found["workers"].items():
+        _require_alike({name: about["packages"].get(name) for name in names}, mine, worker)
+
+
+def _report_lost(event: tuple[float, Record]) -> None:
+    """Say that a worker is gone; Dask gives its shards to another."""
+    _, what = event
+    if what.get("action") == "remove-worker" and what["processing-tasks"]:
+        logger.warning("the worker %s was lost; its shard goes to another", what["worker"])
