@@ -145,7 +145,8 @@ def list_command(outputs, *settings, until=None, batch_sizes=(2,)) -> list[str]:
     command = [sys.executable, "-m", "gma_lib.cli", "reproduce", "--profile=tiny"]
     command += [f"--until={until}"] if until else []
     command += [f"--batch-size={size}" for size in batch_sizes]
-    return command + [f"--set={item}" for item in (f"outputs={outputs}", "run=test", *settings)]
+    named = {"outputs": f"{outputs}", "run": "test"} | dict(one.split("=", 1) for one in settings)
+    return command + [f"--set={name}={value}" for name, value in named.items()]
 
 
 def run_stage(stage, outputs, *settings, batch_size=2):
