@@ -10,7 +10,6 @@ import click
 
 import gma_lib
 from gma_lib import runs
-from gma_lib.runs.files import name_file
 
 # Command -> where it is and its line of help. A module is imported when its command runs, so that
 # `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
@@ -82,7 +81,7 @@ class LazyGroup(click.Group):
 def _describe(error: Exception) -> str:
     """One sentence; where the system refused a file or a folder, with its name and a remedy."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        name = name_file(error.filename)
+        name = runs.name_file(error.filename)
         return f"{name}: {error.strerror}. Correct that, or name another file or folder."
     return str(error) or type(error).__name__
 

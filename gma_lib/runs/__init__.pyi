@@ -7,6 +7,7 @@ from .files import BadFile as BadFile
 from .files import hash_file as hash_file
 from .files import hash_value as hash_value
 from .files import make_plain as make_plain
+from .files import name_file as name_file
 from .files import reading as reading
 from .files import require_free_space as require_free_space
 from .files import shorten_path as shorten_path
