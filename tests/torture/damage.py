@@ -1,6 +1,7 @@
 """Valid files of every kind, and ways to damage them."""
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -224,7 +225,7 @@ def change_json(content: object, rng: random.Random) -> None:
     if rng.random() < 0.2:
         del inside[key]
     else:
-        inside[key] = rng.choice(VALUES)
+        inside[key] = copy.deepcopy(rng.choice(VALUES))  # changed itself, it would hold itself
 
 
 def rewrite_json(content: bytes, rng: random.Random) -> bytes:
