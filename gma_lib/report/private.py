@@ -19,6 +19,7 @@ from gma_lib.runs.run import Run
 _ORDER = ["run.json", *(stage.products[0] for stage in STAGES.values())]
 SHORT = 8  # characters, which pictures in base64 may hold by chance
 _APART = r"(?:(?<=\\n)|(?<=://)|(?<![\w+/=]))"  # not in the middle of such a picture
+NOBODY = ("", "root", "home", "user", "users")  # names of home folders that are no user's
 _HOME = re.compile(_APART + r"((?:/home|[a-zA-Z]:\\+Users|/Users)[/\\]+)[^/\\\s\"'<>&:;,)]+")
 
 
@@ -101,6 +102,6 @@ def make_shortener(folders: dict[str, str]) -> Callable[[str], str]:
     def shorten(text: str) -> str:
         text = known.sub(lambda found: words[found[0]], text) if words else text
         text = _HOME.sub(r"\1user", text)
-        return text if user in ("", "root") else elsewhere.sub(r"\1user", text)
+        return text if user.lower() in NOBODY else elsewhere.sub(r"\1user", text)
 
     return shorten
