@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gma_lib.data.sintel import FramePair, find_pairs
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline.stages import STAGES
@@ -65,6 +66,16 @@ def tiny_sintel(tmp_path: Path) -> Path:
     for its second pair.
     """
     return write_tiny_sintel(tmp_path / "tiny-sintel")
+
+
+@pytest.fixture
+def pairs(tiny_sintel: Path) -> list[FramePair]:
+    """The pairs of both passes of ``tiny_sintel``."""
+    return [
+        pair
+        for pass_name in ("clean", "final")
+        for pair in find_pairs(tiny_sintel, pass_name=pass_name)
+    ]
 
 
 def write_tiny_sintel(root: Path) -> Path:

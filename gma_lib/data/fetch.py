@@ -9,7 +9,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -17,7 +17,14 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from gma_lib.runs.files import BadFile, hash_file, reading, require_free_space, write_text
+from gma_lib.runs.files import (
+    BadFile,
+    hash_file,
+    naming,
+    reading,
+    require_free_space,
+    write_text,
+)
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -201,17 +208,6 @@ def _copy(source: BinaryIO, file: BinaryIO) -> Iterator[None]:
         file.write(data)
         yield from [None] * ((written + len(data)) // BLOCK - written // BLOCK)
         written += len(data)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of the disk name a file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno and not error.filename:
-            error.filename = str(path)
-        raise
 
 
 def _locate_note(path: Path) -> Path:

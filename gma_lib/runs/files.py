@@ -94,16 +94,24 @@ def write_atomically(path: Path) -> Iterator[Path]:
     remove_leftovers_once(path.parent)
     partial = name_partial(path)
     try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    except OSError as error:
-        if error.errno and error.filename in (None, str(partial)):  # a full disk names no file
-            error.filename = str(path)
-        raise
+        with naming(path, partial):
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
     finally:
         remove(partial)
+
+
+@contextmanager
+def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Let an error of the disk name ``path``: a full disk names no file, or its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, str(partial)):
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,15 +16,6 @@ from gma_lib.data.guide_tensors import (
 from gma_lib.flow.images import read_frame
 
 
-@pytest.fixture
-def pairs(tiny_sintel):
-    return [
-        pair
-        for pass_name in ("clean", "final")
-        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
-    ]
-
-
 def test_the_guides_tensors(pairs, tmp_path):
     folder = tmp_path / "tensors"
     numbers = write_guide_tensors(pairs, folder, plain_names=True)

@@ -16,15 +16,6 @@ from gma_lib.runs.run import open_run
 
 
 @pytest.fixture
-def pairs(tiny_sintel):
-    return [
-        pair
-        for pass_name in ("clean", "final")
-        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
-    ]
-
-
-@pytest.fixture
 def flow_folder(pairs, tmp_path):
     """Zero flow for every pair: an error of 5 px everywhere."""
     inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")

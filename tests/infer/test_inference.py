@@ -33,15 +33,6 @@ def first_value(image1, image2):
     )
 
 
-@pytest.fixture
-def pairs(tiny_sintel):
-    return [
-        pair
-        for pass_name in ("clean", "final")
-        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
-    ]
-
-
 @pytest.mark.parametrize(("batch_size", "filled"), [(1, 0), (2, 0), (3, 4), (16, 56)])
 def test_every_pair_gets_its_own_flow(pairs, tmp_path, batch_size, filled):
     backend = FakeBackend(first_value)

@@ -12,7 +12,6 @@ from dying import die_the_first_time
 from openvino import opset13 as operations
 
 from gma_lib.backends import FakeBackend
-from gma_lib.data import sintel
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer.inference import LEDGER, infer, read_hashes
@@ -88,15 +87,6 @@ def model(tmp_path):
     device = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
     files = hash_files(folder.iterdir())
     return StoredModel("openvino", folder, "float32", files, device, threads=1)
-
-
-@pytest.fixture
-def pairs(tiny_sintel):
-    return [
-        pair
-        for pass_name in ("clean", "final")
-        for pair in sintel.find_pairs(tiny_sintel, pass_name=pass_name)
-    ]
 
 
 def compute(pairs, model, folder, executor=None):
