@@ -236,7 +236,7 @@ def precision() -> str:
     titles = ["precision", "family", "scenes", "EPE float32", "EPE", "change", "1px float32, %"]
     titles += ["1px, %", "lost, points", "distance, px"]
     verdicts = [
-        f"{name} {'**is**' if costs['recommended'] else 'is **not**'}"
+        f"{name}: {'yes' if costs['recommended'] else 'no'}"
         for name, costs in found["precisions"].items()
     ]
     origin = tell_origin("gma precision", found)

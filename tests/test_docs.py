@@ -104,7 +104,7 @@ def test_every_test_that_the_docs_name_exists():
         assert any(map(pattern.search, sources)), f"{page} names {file}::{test}"
     defects = re.findall(
         r"^\| (\d+) \|.*`test_\w+\.py::\w+`[^|]*\|$",
-        (PROJECT / "docs" / "ascend.md").read_text(),
+        (PROJECT / "docs" / "original-scripts.md").read_text(),
         re.M,
     )
     assert [int(number) for number in defects] == list(range(1, 55))

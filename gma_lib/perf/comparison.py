@@ -235,8 +235,8 @@ def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.
 def tabulate_comparison(found: runs.Record) -> str:
     """Return the comparison as a Markdown table."""
     lines = [
-        "| variant | times as fast | interquartile range | s per pair | of the peak | memory, GB "
-        "| start, s | off by, px: mean | 99 % |",
+        "| variant | speed-up | interquartile range | s per pair | share of peak | memory, GB "
+        "| load, s | error, px: mean | 99th percentile |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found["variants"].items():
