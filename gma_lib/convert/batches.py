@@ -73,7 +73,7 @@ def compare_together(
             spec.backend, Path(folder), precision=spec.precision, **options
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
-    return {f"{_count(spec.batch_size)} of {height}x{width}, computed together": found}
+    return {f"{_count(spec.batch_size)} of {width}x{height} px, computed together": found}
 
 
 def gather_batch(
@@ -95,7 +95,7 @@ def gather_batch(
         Seconds that PyTorch and the converted model may need for the whole batch, judged by the
         second pair.
     """
-    size, full = spec.batch_size, f"{spec.height}x{spec.width}"
+    size, full = spec.batch_size, f"{spec.width}x{spec.height} px"
     needed = predict_memory("torch", "float32", 1, spec.height, spec.width) or 0
     if size > 1 and needed > SHARE_OF_MEMORY * runs.find_memory():
         why = f"PyTorch needs {needed / 1e9:.1f} GB for another one"

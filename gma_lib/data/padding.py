@@ -12,7 +12,7 @@ from gma_lib.network.sizes import SMALLEST_SIDE, STRIDE
 class Padding:
     """How many pixels are replicated on each side of a frame.
 
-    Sintel's 436x1024 becomes 440x1024 by two rows above and two below, as the authors pad it.
+    Sintel's 1024x436 px become 1024x440 px by two rows above and two below, as the authors pad it.
 
     Examples
     --------
@@ -32,7 +32,7 @@ class Padding:
         pixel below, right).
         """
         if height < 1 or width < 1:
-            raise ValueError(f"a frame has at least one pixel a side, not {height}x{width}")
+            raise ValueError(f"a frame has at least one pixel a side, not {width}x{height}")
         rows, columns = _missing(height), _missing(width)
         return cls(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
 

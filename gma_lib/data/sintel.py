@@ -267,15 +267,15 @@ def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
     for pair in pairs:
         for path in (pair.image1, pair.image2, pair.occlusion, pair.invalid):
             if path is not None and read_image_size(path) != size:
-                found = "x".join(map(str, read_image_size(path)))
+                height, width = read_image_size(path)
                 raise ValueError(
-                    f"{path} is {found}, while {pairs[0].image1} is {size[0]}x{size[1]}: "
-                    "one size a run"
+                    f"{path} has {width}x{height} px, and {pairs[0].image1} has "
+                    f"{size[1]}x{size[0]} px: one size a run"
                 )
         if pair.flow is not None and pair.flow.stat().st_size != count_flow_bytes(*size):
             raise ValueError(
                 f"{pair.flow} has {pair.flow.stat().st_size} bytes; "
-                f"the flow of a {size[0]}x{size[1]} frame has {count_flow_bytes(*size)}"
+                f"the flow of {size[1]}x{size[0]} px has {count_flow_bytes(*size)}"
             )
     return size
 

@@ -382,7 +382,7 @@ class RelativePosition(nn.Module):
         if max(height, width) > self.max_cells:
             raise ValueError(
                 f"position attention covers {self.max_cells} cells ({self.max_cells * STRIDE} px) "
-                f"a side; this frame has {height}x{width} cells"
+                f"a side; this frame has {width}x{height} cells"
             )
         along_y = self.rel_height(self.rel_ind[:height, :height])  # (h, h, C): from row y to row v
         along_x = self.rel_width(self.rel_ind[:width, :width])  # (w, w, C)

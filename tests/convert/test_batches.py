@@ -35,7 +35,7 @@ def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, pla
     np.testing.assert_array_equal(batch.image1[0], pairs[2].load().frame1)
     assert len({frames.tobytes() for frames in batch.image1}) == places
     assert len({flow.tobytes() for flow in batch.flow}) == places
-    assert batch.what == ("1 pair" if places == 1 else f"{places} different pairs") + " of 128x160"
+    assert batch.what == ("1 pair" if places == 1 else f"{places} different pairs") + " of 160x128 px"
 
 
 def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
@@ -45,7 +45,7 @@ def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
     batch = batches.gather_batch(*frames, SPEC, reference, limit_s=0)
     assert (batch.image1 == batch.image1[0]).all()
     assert (batch.flow == reference).all()
-    assert "1 pair of 128x160 in all 3 places" in batch.what
+    assert "1 pair of 160x128 px in all 3 places" in batch.what
     monkeypatch.setenv("GMA_MEMORY_BYTES", "1000000")
     batch = batches.gather_batch(*frames, SPEC, reference)
     assert "PyTorch needs" in batch.what
@@ -62,7 +62,7 @@ def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pai
     spec = ModelSpec("seeded", 440, 1024, backend=backend, num_updates=1, batch_size=3)
     frames = batches.read_different_pairs(pairs, spec, first=pairs[0].name)
     [(what, found)] = batches.compare_together(*frames, spec).items()
-    assert what == "3 different pairs of 128x160, computed together"
+    assert what == "3 different pairs of 160x128 px, computed together"
     assert found.is_rounding
     assert opened[0].at_once == 3
 

@@ -32,7 +32,7 @@ def test_a_size_that_fits_is_left_alone():
 
 
 def test_no_pixels_is_an_error():
-    with pytest.raises(ValueError, match="0x5"):
+    with pytest.raises(ValueError, match="5x0"):
         Padding.for_size(0, 5)
 
 

@@ -129,7 +129,7 @@ def test_one_size_a_run(tiny_sintel):
     write_frame(
         tiny_sintel / "training/clean/cave/frame_0003.png", np.zeros((3, 128, 168), np.float32)
     )
-    with pytest.raises(ValueError, match=r"cave/frame_0003\.png is 128x168"):
+    with pytest.raises(ValueError, match=r"cave/frame_0003\.png has 168x128 px"):
         sintel.frame_size(pairs)
 
 
