@@ -28,6 +28,7 @@ COMMANDS = {
     "flow": ("gma_lib.cli.flow:main", "Flow from FRAME1 to FRAME2, two images of one size."),
     "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
+    "plan": ("gma_lib.cli.plan:main", "Estimate the time on more workers."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
     "report": ("gma_lib.cli.report:main", "Write the report from what is there."),
     "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),

@@ -18,10 +18,11 @@ ECCV 2012.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -73,6 +74,18 @@ class FramePair:
     def name(self) -> str:
         """``clean/alley_1/frame_0002``: unique, and the stem of the pair's files."""
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
+
+    def move(self, locate: Callable[[Path], Path]) -> Self:
+        """The same pair with its files in other places."""
+        files: Record = {
+            kind: locate(path) for kind in _FILES if (path := getattr(self, kind)) is not None
+        }
+        return replace(self, **files)
+
+    def list_truth(self) -> dict[Path, str]:
+        """Path -> SHA-256 of the ground truth that exists."""
+        files = {kind: path for kind in _FILES[2:] if (path := getattr(self, kind)) is not None}
+        return {path: self.sha256.get(kind) or hash_file(path) for kind, path in files.items()}
 
     def load(self) -> "LoadedPair":
         """Read the frames and all the ground truth that exists."""

@@ -16,9 +16,10 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer.inference import flow_path
-from gma_lib.infer.shards import cut_shards
+from gma_lib.infer.shards import Shard, cut_shards
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.parcels import Sent, place_files
 
 Item = TypeVar("Item")
 
@@ -42,8 +43,8 @@ def score_folder(
     written
         Pair -> SHA-256 of its file, as inference recorded them.
     executor
-        Scores shards; its workers read the files under the same paths as this process. The sums of
-        the pairs are added here, in the given order.
+        Scores shards. A worker reads its own copies of the files, or is sent them. The sums of the
+        pairs are added here, in the given order.
 
     Returns
     -------
@@ -61,8 +62,16 @@ def score_folder(
     """
     check_complete(pairs, folder, written)
     scored = [pair for pair in pairs if pair.flow is not None]
-    answers = compute_shards(executor, partial(score_shard, folder), cut_shards(scored))
-    found = chain.from_iterable(zip(*answer, strict=True) for answer in answers)
+    shards = [
+        Shard(
+            shard,
+            {flow_path(folder, pair): written[pair.name] for pair in shard}
+            | {path: digest for pair in shard for path, digest in pair.list_truth().items()},
+        )
+        for shard in cut_shards(scored)
+    ]
+    answers = compute_shards(executor, partial(score_shard, folder), shards)
+    found = chain.from_iterable(zip(one.pairs, sums, strict=True) for one, sums in answers)
     sums = {
         pair.name: groups
         for pair, groups in track(found, label="scores", unit="pair", total=len(scored))
@@ -103,9 +112,10 @@ def _to_metrics(sums: dict[str, ErrorSums]) -> dict[str, Record]:
     return {group: value.to_metrics() for group, value in sums.items()}
 
 
-def score_shard(folder: Path, pairs: list[FramePair]) -> list[dict[str, ErrorSums]]:
+def score_shard(folder: Path, shard: Shard, sent: Sent) -> list[dict[str, ErrorSums]]:
     """In a worker: ``score_pair`` for every pair."""
-    return [score_pair(pair, folder) for pair in pairs]
+    with place_files(shard.files, sent) as locate:
+        return [score_pair(pair.move(locate), locate(folder)) for pair in shard.pairs]
 
 
 def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ import numpy as np
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
 from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
-from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
+from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards
 from gma_lib.runs import Record, Track, hash_file, hash_value, pass_silently, require_free_space
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.parcels import Sent, place_files
 
 LEDGER = "ledger.jsonl"
 ENTRY = ("pair", "key", "sha256")  # of the ledger: strings
@@ -45,6 +47,9 @@ class InferenceSummary:
         Of each worker, where a ``StoredModel`` sets them.
     workers
         Of an executor: name -> ``pairs``, ``seconds_computing``, ``pairs_per_second``.
+    shards
+        What was computed together, in the order in which it was begun: ``first`` pair, ``pairs``,
+        ``worker``, ``start`` in seconds since the call began, ``seconds``.
     """
 
     pairs: int
@@ -55,19 +60,24 @@ class InferenceSummary:
     seconds_computing: float
     threads: int | None = None
     workers: dict[str, Record] = field(default_factory=dict)
+    shards: list[Record] = field(default_factory=list)
 
     def to_record(self) -> Record:
         rate = self.computed / self.seconds if self.computed else None
         return asdict(self) | {"pairs_per_second_end_to_end": rate}
 
 
-class Written(NamedTuple):
-    """A flow file: its pair, its SHA-256, the seconds in the backend, the process that wrote it."""
+class Computed(NamedTuple):
+    """A pair's flow (2, H, W), the seconds in the backend, the process that computed it, and its
+    clock before the frames were read and when the flow was there.
+    """
 
-    pair: str
-    sha256: str
+    pair: FramePair
+    flow: np.ndarray
     seconds: float
     process: str
+    begun: float
+    ended: float
 
 
 def infer(
@@ -83,7 +93,7 @@ def infer(
     """Write the flow of every pair to ``folder/<pass>/<scene>/frame_NNNN.flo``, unpadded.
 
     A pair is computed only if its file is missing, was written under another key, or has changed
-    since. A ledger in ``folder``, which this process alone writes, records every file, so an
+    since. This process alone writes flow, and a ledger in ``folder`` that records every file, so an
     interrupted call can be repeated. Where the backend computes pair by pair and in parts, the
     features of a frame that two pairs of a shard share are computed once.
 
@@ -97,36 +107,43 @@ def infer(
     key
         What the flow depends on besides the frames: model, backend, precision.
     executor
-        Computes shards, and needs a ``StoredModel``; its workers read frames and model and write
-        flow under the same paths as this process. None: this process computes.
+        Computes shards, and needs a ``StoredModel``. A worker reads its own copies of the frames
+        and the model, or is sent them, and sends the flow. None: this process computes.
     track
         ``gma_lib.runs.progress.track`` to show progress.
     """
-    start = time.monotonic()
+    start, clock = time.monotonic(), time.time()
     folder = Path(folder)
-    keys = {
-        pair.name: hash_value([key, hash_file(pair.image1), hash_file(pair.image2)])
-        for pair in pairs
-    }
+    frames = {path: hash_file(path) for path in _list_frames(pairs)}
+    keys = {one.name: hash_value([key, frames[one.image1], frames[one.image2]]) for one in pairs}
     opening: AbstractContextManager[Backend | StoredModel] = nullcontext(backend)
     if executor is None and isinstance(backend, StoredModel):
         opening = backend.load()
     with opening as opened:
-        shards = _find_work(pairs, folder, keys, batch_size, isinstance(opened, FolderBackend))
-        done = []
-        for written in _compute(shards, opened, folder, batch_size, executor, track):
-            _record(folder, written, keys[written.pair])
-            done.append(written)
+        groups = _find_work(pairs, folder, keys, batch_size, isinstance(opened, FolderBackend))
+        shards = [Shard(one, {path: frames[path] for path in _list_frames(one)}) for one in groups]
+        done: list[Computed] = []
+        for computed in _compute(shards, opened, batch_size, executor, track):
+            name, path = computed.pair.name, flow_path(folder, computed.pair)
+            write_flow(path, computed.flow)
+            _record(folder, {"pair": name, "key": keys[name], "sha256": hash_file(path)})
+            done.append(computed._replace(flow=np.empty(0)))
     return InferenceSummary(
         pairs=len(pairs),
         computed=len(done),
         reused=len(pairs) - len(done),
-        filled=sum(-len(shard) % batch_size for shard in shards),
+        filled=sum(-len(group) % batch_size for group in groups),
         seconds=time.monotonic() - start,
-        seconds_computing=sum(written.seconds for written in done),
+        seconds_computing=sum(one.seconds for one in done),
         threads=backend.threads if isinstance(backend, StoredModel) else None,
         workers={} if executor is None else _summarise_workers(done),
+        shards=_summarise_shards(groups, done, clock),
     )
+
+
+def _list_frames(pairs: list[FramePair]) -> dict[Path, None]:
+    """The frames of pairs, each once."""
+    return dict.fromkeys(path for pair in pairs for path in (pair.image1, pair.image2))
 
 
 def _find_work(
@@ -145,75 +162,49 @@ def _find_work(
 
 
 def _compute(
-    shards: list[list[FramePair]],
+    shards: list[Shard],
     backend: Backend | StoredModel,
-    folder: Path,
     batch_size: int,
     executor: Executor | None,
     track: Track,
-) -> Iterator[Written]:
-    """Yield each pair's file as soon as it is written, or its shard is, by a worker."""
+) -> Iterator[Computed]:
+    """Yield the flow of each pair as soon as it, or a worker's shard, is computed."""
+    total = sum(len(shard.pairs) for shard in shards)
     if isinstance(backend, StoredModel):
-        answers = compute_shards(
-            executor, partial(infer_shard, backend, folder, batch_size), shards
-        )
-        written = (one for _, answer in answers for one in answer)
-        yield from track(written, label="flow", unit="pair", total=sum(map(len, shards)))
-    elif executor is None:
-        yield from _write_flow(shards, backend, folder, batch_size, track)
-    else:
+        answers = compute_shards(executor, partial(infer_shard, backend, batch_size), shards)
+        found = chain.from_iterable(answer for _, answer in answers)
+    elif executor is not None:
         raise ValueError("an executor's workers load their model themselves: give a StoredModel")
-
-
-def infer_shard(
-    model: StoredModel, folder: Path, batch_size: int, shard: list[FramePair]
-) -> list[Written]:
-    """In a worker: write the flow of a shard."""
-    with borrow_backend(model) as backend:
-        return [*_write_flow([shard], backend, folder, batch_size, pass_silently)]
-
-
-def _write_flow(
-    shards: list[list[FramePair]], backend: Backend, folder: Path, batch_size: int, track: Track
-) -> Iterator[Written]:
-    predicted: Iterator[tuple[FramePair, np.ndarray, float]]
-    if isinstance(backend, FolderBackend):
-        predicted = chain.from_iterable(_predict_folders(one, backend, track) for one in shards)
+    elif isinstance(backend, FolderBackend):  # shows its progress itself
+        yield from chain.from_iterable(
+            _predict_folders(shard.pairs, backend, track) for shard in shards
+        )
+        return
     else:
-        predicted = _predict_batches(shards, backend, batch_size, track)
-    process = f"{platform.node()} {os.getpid()}"
-    for pair, flow, seconds in predicted:
-        path = flow_path(folder, pair)
-        write_flow(path, flow)
-        yield Written(pair.name, hash_file(path), seconds, process)
+        found = chain.from_iterable(
+            _predict_batches(shard.pairs, backend, batch_size) for shard in shards
+        )
+    yield from track(found, label="flow", unit="pair", total=total)
 
 
-def _summarise_workers(done: list[Written]) -> dict[str, Record]:
-    """What each worker did, numbered: host names are nobody's business."""
-    workers: dict[str, Record] = {}
-    for place, process in enumerate(dict.fromkeys(one.process for one in done), start=1):
-        each = [one.seconds for one in done if one.process == process]
-        workers[f"worker {place}"] = {
-            "pairs": len(each),
-            "seconds_computing": sum(each),
-            "pairs_per_second": len(each) / sum(each),
-        }
-    return workers
+def infer_shard(model: StoredModel, batch_size: int, shard: Shard, sent: Sent) -> list[Computed]:
+    """In a worker: the flow of a shard."""
+    with borrow_backend(model, sent) as backend, place_files(shard.files, sent) as locate:
+        pairs = [pair.move(locate) for pair in shard.pairs]
+        if isinstance(backend, FolderBackend):
+            return [*_predict_folders(pairs, backend, pass_silently)]
+        return [*_predict_batches(pairs, backend, batch_size)]
 
 
 def _predict_batches(
-    shards: list[list[FramePair]], backend: Backend, batch_size: int, track: Track
-) -> Iterator[tuple[FramePair, np.ndarray, float]]:
-    """Yield each pair with its flow (2, H, W) and its share of the seconds in the backend."""
+    pairs: list[FramePair], backend: Backend, batch_size: int
+) -> Iterator[Computed]:
+    """Yield the flow of the pairs of a shard, each with its share of the seconds of its batch."""
     sequence = None
     if isinstance(backend, SplitBackend) and backend.at_once == 1:
         sequence = AlongSequence(backend)
-    batches = [
-        shard[first : first + batch_size]
-        for shard in shards
-        for first in range(0, len(shard), batch_size)
-    ]
-    for batch in track(batches, label="flow", unit="batch"):
+    for first in range(0, len(pairs), batch_size):
+        batch, begun = pairs[first : first + batch_size], time.time()
         images1, images2, padding = read_batch(batch, batch_size)
         before = time.monotonic()
         if sequence is None:
@@ -227,18 +218,20 @@ def _predict_batches(
             flow = np.concatenate(flows)
         seconds = (time.monotonic() - before) / len(batch)
         _check_flow(flow, images1, batch)
+        ended = time.time()
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
-            yield pair, pair_flow, seconds
+            yield Computed(pair, pair_flow, seconds, _name_process(), begun, ended)
 
 
 def _predict_folders(
     pairs: list[FramePair], backend: FolderBackend, track: Track
-) -> Iterator[tuple[FramePair, np.ndarray, float]]:
+) -> Iterator[Computed]:
     """As ``_predict_batches``, for one pass and the guide's way: a folder of tensors per frame.
 
     The tensors need 10.8 MB a pair at Sintel's size; they lie in a temporary folder.
     """
     with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
+        begun = time.time()
         numbers = write_guide_tensors(pairs, Path(place), with_truth=False, track=track)
         numbered = {numbers[pair.name]: pair for pair in pairs}
         folder = Path(place) / pairs[0].pass_name
@@ -247,8 +240,45 @@ def _predict_folders(
             folder / "image1", folder / "image2", track=track
         ):
             pair, seconds = numbered[number], time.monotonic() - before
-            yield pair, Padding.for_size(*read_image_size(pair.image1)).unpad(flow), seconds
-            before = time.monotonic()
+            cut = Padding.for_size(*read_image_size(pair.image1)).unpad(flow)
+            yield Computed(pair, cut, seconds, _name_process(), begun, time.time())
+            begun, before = time.time(), time.monotonic()
+
+
+def _name_process() -> str:
+    return f"{platform.node()} {os.getpid()}"
+
+
+def _name_workers(done: list[Computed]) -> dict[str, str]:
+    """Process -> ``worker 1``: host names are nobody's business."""
+    processes = dict.fromkeys(one.process for one in done)
+    return {process: f"worker {place}" for place, process in enumerate(processes, start=1)}
+
+
+def _summarise_workers(done: list[Computed]) -> dict[str, Record]:
+    """What each worker did."""
+    workers: dict[str, Record] = {}
+    for process, name in _name_workers(done).items():
+        each = [one.seconds for one in done if one.process == process]
+        workers[name] = {
+            "pairs": len(each),
+            "seconds_computing": sum(each),
+            "pairs_per_second": len(each) / sum(each),
+        }
+    return workers
+
+
+def _summarise_shards(
+    groups: list[list[FramePair]], done: list[Computed], clock: float
+) -> list[Record]:
+    """Who computed each shard, and when."""
+    computed, names, shards = {one.pair.name: one for one in done}, _name_workers(done), []
+    for group in groups:
+        each = [computed[pair.name] for pair in group]
+        begun, ended = min(one.begun for one in each), max(one.ended for one in each)
+        who = {"first": group[0].name, "pairs": len(group), "worker": names[each[0].process]}
+        shards.append(who | {"start": begun - clock, "seconds": ended - begun})
+    return sorted(shards, key=itemgetter("start"))
 
 
 def inference_key(converted: Record) -> str:
@@ -281,8 +311,7 @@ def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> 
             raise ValueError(f"the flow of {pair.name} holds values that are not finite")
 
 
-def _record(folder: Path, written: Written, key: str) -> None:
-    entry = {"pair": written.pair, "key": key, "sha256": written.sha256}
+def _record(folder: Path, entry: Record) -> None:
     with open(folder / LEDGER, "a", encoding="utf-8") as ledger:
         # The line break comes first: a line that an interruption cut short then spoils no other.
         ledger.write("\n" + json.dumps(entry))

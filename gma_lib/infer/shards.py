@@ -2,19 +2,27 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from itertools import groupby
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from gma_lib.backends.base import Backend, find_backend, load_backend
 from gma_lib.data.sintel import FramePair
 from gma_lib.runs.digests import require_files
+from gma_lib.runs.parcels import Sent, place_files
 from gma_lib.runs.records import Record
 
 SHARD_PAIRS = 16  # at most, unless the batch size is larger
+
+
+class Shard(NamedTuple):
+    """Pairs for one worker, and the files that it reads: path -> SHA-256."""
+
+    pairs: list[FramePair]
+    files: Mapping[Path, str]
 
 
 def cut_shards(pairs: Sequence[FramePair], batch_size: int = 1) -> list[list[FramePair]]:
@@ -32,7 +40,8 @@ def cut_shards(pairs: Sequence[FramePair], batch_size: int = 1) -> list[list[Fra
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in a run's folder, which every worker process loads for itself, once.
+    """A model in a run's folder, which every worker process loads for itself, once, from there or
+    from what it is sent.
 
     Attributes
     ----------
@@ -79,28 +88,32 @@ class StoredModel:
 
 
 _in_turn = threading.Lock()  # a Dask worker may have several threads, and one model
-_kept: list[tuple[StoredModel, Backend]] = []
+_kept: list[tuple[StoredModel, Backend, ExitStack]] = []
 
 
 @contextmanager
-def borrow_backend(model: StoredModel) -> Iterator[Backend]:
+def borrow_backend(model: StoredModel, sent: Sent) -> Iterator[Backend]:
     """In a worker: the model of the shard before, where it is the same, or else loaded now.
 
     Raises
     ------
+    Lacking
+        This worker neither has the model's files nor was sent them.
     ValueError
-        This worker's device is another than 03_convert's.
+        Its device, or its copy of a file, is another than 03_convert's.
     """
     with _in_turn:
         if not _kept or _kept[0][0] != model:
             while _kept:
-                _kept.pop()[1].close()
-            backend = model.load()
-            if backend.device != model.device:
-                backend.close()
-                raise ValueError(
-                    f"{model.backend} computes on {backend.device} in a worker, and on "
-                    f"{model.device} in 03_convert: use workers like that one"
-                )
-            _kept.append((model, backend))
+                _kept.pop()[2].close()
+            with ExitStack() as stack:
+                files = {model.folder / name: digest for name, digest in model.files.items()}
+                locate = stack.enter_context(place_files(files, sent))
+                backend = stack.enter_context(replace(model, folder=locate(model.folder)).load())
+                if backend.device != model.device:
+                    raise ValueError(
+                        f"{model.backend} computes on {backend.device} in a worker, and on "
+                        f"{model.device} in 03_convert: use workers like that one"
+                    )
+                _kept.append((model, backend, stack.pop_all()))
         yield _kept[0][1]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gma_lib.report.figures import BLUE, DPI, GREEN, ORANGE, PURPLE, WIDTH, Picture
+from gma_lib.runs.records import Record
 
 
 def _make_chart(width: float, height: float) -> tuple[Figure, Axes]:
@@ -156,6 +157,29 @@ def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     axes.legend(loc="lower right")
     return figure, (
         f"Time of {len(samples_s)} calls at batch size {batch_size}: median {median:.2f} s."
+    )
+
+
+def plot_timeline(shards: Sequence[Record]) -> Picture:
+    """Plot which worker computed which shard, and when, from ``infer.json``."""
+    workers = sorted({shard["worker"] for shard in shards}, key=lambda name: int(name.split()[1]))
+    ends = [shard["start"] + shard["seconds"] for shard in shards]
+    figure, axes = _make_chart(9, 1.2 + 0.35 * len(workers))
+    axes.barh(
+        [workers.index(shard["worker"]) for shard in shards],
+        [shard["seconds"] for shard in shards],
+        left=[shard["start"] for shard in shards],
+        color=BLUE,
+        edgecolor="white",
+    )
+    axes.set(xlabel="seconds since the start, a bar per shard", xlim=(0, max(ends)))
+    axes.set_yticks(range(len(workers)), workers)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    busy = sum(shard["seconds"] for shard in shards) / (max(ends) * len(workers))
+    return figure, (
+        f"{len(shards)} shards on {len(workers)} workers in {max(ends):.1f} s; the workers "
+        f"computed {busy:.0%} of the time."
     )
 
 

@@ -13,25 +13,28 @@ import platform
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
+    FIRST_COMPLETED,
     CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
-    as_completed,
+    wait,
 )
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import gma_lib
 from gma_lib.runs.files import PACKAGE, hash_file, hash_value
 from gma_lib.runs.machine import VERSIONED, count_cores, find_memory, find_versions
+from gma_lib.runs.parcels import Lacking, Sent
 from gma_lib.runs.processes import end_with_parent
 from gma_lib.runs.records import Record
 
@@ -43,6 +46,7 @@ Answer = TypeVar("Answer")
 
 TRIES = 3  # of one shard whose worker is killed
 SECONDS = 10  # for a scheduler to answer, and for its first worker
+SECONDS_IDLE = 150  # after which a worker that computes nothing counts as hanging
 LOOPBACK = "127.0.0.1"
 _FORM = re.compile(r"serial|processes:[1-9]\d{0,3}|dask:(local|([a-z]+://)?[^\s/]+:\d{1,5})")
 
@@ -106,8 +110,8 @@ def open_cluster(text: str) -> Iterator[Workers]:
     if kind == "serial":
         yield Workers(None, count_cores(), 1)
     elif kind == "processes":
-        with _Processes(int(where)) as executor:
-            threads = max(1, count_cores() // int(where))
+        threads = max(1, count_cores() // int(where))
+        with _Processes(int(where), threads) as executor:
             logger.info("worker processes: %s; threads of each: %d", where, threads)
             yield Workers(executor, threads, int(where))
     else:
@@ -116,9 +120,11 @@ def open_cluster(text: str) -> Iterator[Workers]:
 
 
 def compute_shards(
-    executor: Executor | None, compute: Callable[[Shard], Answer], shards: Sequence[Shard]
+    executor: Executor | None, compute: Callable[[Shard, Sent], Answer], shards: Sequence[Shard]
 ) -> Iterator[tuple[Shard, Answer]]:
     """Yield each shard with what ``compute`` made of it, as soon as it is done.
+
+    At most two shards for each worker are on their way, so memory does not grow with their number.
 
     Parameters
     ----------
@@ -126,37 +132,70 @@ def compute_shards(
         None computes here, in order. Its workers need the same versions of this package and its
         libraries.
     compute
-        A function of a module, or a ``partial`` of one: workers import it.
+        A function of a module, or a ``partial`` of one: workers import it. It takes a shard and the
+        files that were sent along. Where it raises ``Lacking``, it is called again with those
+        files, here or in another worker.
 
     Raises
     ------
     ValueError
-        A worker has other versions; the message names both.
+        A worker has other versions, or other files; the message names both.
     RuntimeError
         A worker was killed again and again, or the scheduler is gone.
     """
     if executor is None:
-        yield from ((shard, compute(shard)) for shard in shards)
+        yield from ((shard, compute(shard, None)) for shard in shards)
         return
-    software = describe_software()
-    futures = {executor.submit(compute_alike, software, compute, one): one for one in shards}
+    software, left = describe_software(), iter(shards)
+    waiting: dict[Future[Answer | Lacking], tuple[Shard, dict[str, bytes]]] = {}
+
+    def submit(shard: Shard, sent: dict[str, bytes]) -> None:
+        future = executor.submit(compute_alike, software, compute, shard, sent)
+        waiting[future] = shard, sent
+
     try:
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        while True:
+            room = max(0, 2 * _count_workers(executor) - len(waiting))
+            for shard in islice(left, room):
+                submit(shard, {})
+            if not waiting:
+                return
+            for future in wait(waiting, SECONDS, FIRST_COMPLETED).done:
+                (shard, sent), answer = waiting.pop(future), future.result()
+                if isinstance(answer, Lacking):
+                    submit(shard, sent | answer.read())
+                else:
+                    yield shard, answer
     except CancelledError as error:
         raise RuntimeError(
             "the connection to the scheduler is lost: start it again, then this; what is done is "
             "kept"
         ) from error
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()
 
 
-def compute_alike(software: Record, compute: Callable[[Shard], Answer], shard: Shard) -> Answer:
+def _count_workers(executor: Executor) -> int:
+    """How many there are; those of Dask come and go."""
+    if client := getattr(executor, "_client", None):
+        with suppress(OSError):  # the scheduler is lost, as the futures will say
+            return len(client.nthreads())
+    return getattr(executor, "_max_workers", 1)
+
+
+def compute_alike(
+    software: Record,
+    compute: Callable[[Shard, Sent], Answer],
+    shard: Shard,
+    sent: Mapping[str, bytes],
+) -> Answer | Lacking:
     """In a worker: compute a shard where the software is the same; else raise ValueError."""
     _require_alike(describe_software(), software, platform.node())
-    return compute(shard)
+    try:
+        return compute(shard, sent)
+    except Lacking as lacking:
+        return lacking
 
 
 def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
@@ -181,11 +220,12 @@ def describe_software() -> Record:
 
 class _Processes(ThreadPoolExecutor):
     """Worker processes, each fed by a thread of its own, so that one that is killed is replaced
-    and disturbs no other.
+    and disturbs no other. Each stays on cores of its own, where the system can do that.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, threads: int):
         super().__init__(count)
+        self._cores = iter([_share_cores(place, threads) for place in range(count)])
         self._mine = threading.local()
         self._running: dict[ProcessPoolExecutor, int] = {}
         self._is_closing = False
@@ -201,7 +241,7 @@ class _Processes(ThreadPoolExecutor):
                 process = self._process()
                 if self._is_closing:  # since it was started, and so it was not ended
                     raise CancelledError
-                return process.submit(fn, *args, **kwargs).result()
+                return _await(process.submit(fn, *args, **kwargs), self._running[process])
             except BrokenProcessPool:
                 self._running.pop(self._mine.__dict__.pop("pool"), None)
                 if self._is_closing:
@@ -214,9 +254,14 @@ class _Processes(ThreadPoolExecutor):
 
     def _process(self) -> ProcessPoolExecutor:
         """The process of this thread, started if need be."""
+        if "cores" not in self._mine.__dict__:
+            self._mine.cores = next(self._cores)
         if "pool" not in self._mine.__dict__:
             self._mine.pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
+                1,
+                multiprocessing.get_context("spawn"),
+                _start_worker,
+                (os.getpid(), self._mine.cores),
             )
             self._running[self._mine.pool] = self._mine.pool.submit(os.getpid).result()
         pool: ProcessPoolExecutor = self._mine.pool
@@ -233,9 +278,43 @@ class _Processes(ThreadPoolExecutor):
             pool.shutdown()
 
 
-def _start_worker(parent: int) -> None:
+def _share_cores(place: int, threads: int) -> list[int]:
+    """The cores of the worker at a place; none where the system has no affinity."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[(place * threads + number) % len(cores)] for number in range(threads)]
+
+
+def _start_worker(parent: int, cores: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
     end_with_parent(parent)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def _await(future: Future[Answer], number: int) -> Answer:
+    """Return what a process answers; one that hangs is killed."""
+    used = -1.0
+    while not wait([future], SECONDS_IDLE).done:
+        before, used = used, _count_processor_seconds(number)
+        if used <= before:
+            logger.warning("a worker used no processor time for %d s: it is killed", SECONDS_IDLE)
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+    return future.result()
+
+
+def _count_processor_seconds(number: int) -> float:
+    """What a process and those that it started have used; 0 if it is gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(number)
+        alive = [process, *process.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:4]) for one in alive)  # with its children that have ended
+    except psutil.NoSuchProcess:
+        return 0
 
 
 # --- Dask -----------------------------------------------------------------------------------------

@@ -1,6 +1,12 @@
 """The same flow and the same scores, whoever computes and whoever dies."""
 
 import dataclasses
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
-from dying import die_the_first_time
+from dying import die_at_first
 from openvino import opset13 as operations
 
 from gma_lib.backends import FakeBackend
@@ -16,8 +22,10 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer.inference import LEDGER, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
+from gma_lib.runs import clusters
 from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.digests import hash_files
+from gma_lib.runs.files import PROJECT
 
 
 def scene(name, pairs, pass_name="clean"):
@@ -98,13 +106,16 @@ def compute(pairs, model, folder, executor=None):
 
 
 class Dying(Executor):
-    """Workers of which one is killed when it has computed a shard, before it says so."""
+    """Workers of which the first get a signal when they have computed a shard, before they say
+    so.
+    """
 
-    def __init__(self, workers, marker):
-        self.workers, self.marker = workers, marker
+    def __init__(self, workers, folder, signals):
+        self.workers, self.folder, self.signals = workers, folder, signals
+        folder.mkdir()
 
     def submit(self, fn, /, *args, **kwargs):
-        return self.workers.submit(die_the_first_time, self.marker, fn, *args, **kwargs)
+        return self.workers.submit(die_at_first, self.folder, self.signals, fn, *args, **kwargs)
 
 
 def test_any_executor_gives_the_same(pairs, model, tmp_path):
@@ -114,7 +125,7 @@ def test_any_executor_gives_the_same(pairs, model, tmp_path):
         found = compute(pairs, model, tmp_path / "threads", executor)
         assert found[:2] == (flow, scores)
         assert found[2].workers["worker 1"]["pairs"] == 8
-        with borrow_backend(model) as backend:
+        with borrow_backend(model, None) as backend:
             assert backend.options.threads == 1
         again = infer(pairs, model, tmp_path / "threads", batch_size=1, key="k", executor=executor)
     assert (again.computed, again.reused) == (0, 8)
@@ -132,7 +143,7 @@ def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
         weights = model.folder / "gma_refine.bin"
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
         changed = dataclasses.replace(model, threads=2)  # not the one that is loaded
-        with pytest.raises(ValueError, match=r"gma_refine\.bin.*03_convert"):
+        with pytest.raises(ValueError, match=r"gma_refine\.bin has SHA-256"):
             infer(pairs, changed, tmp_path / "flow", **more)
     assert not (tmp_path / "flow").exists()
 
@@ -161,17 +172,91 @@ def open_workers(kind):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["processes", "dask"])
-def test_the_same_bytes_from_real_workers_and_after_a_kill(pairs, model, tmp_path, messages, kind):
-    """Two processes with a thread each; the second time one is killed with its shard done."""
+def test_the_same_bytes_from_real_workers_and_after_two_kills(
+    pairs, model, tmp_path, messages, kind
+):
+    """Two processes with a thread each; the second time, two are killed with their shards done."""
     expected = compute(pairs, model, tmp_path / "serial")[:2]
     with open_workers(kind) as workers:
         assert workers.threads == 1
         found = compute(pairs, model, tmp_path / "plain", workers.executor)
         assert found[:2] == expected
         assert not [line for line in messages if "killed" in line or "lost" in line]
-        dying = Dying(workers.executor, tmp_path / "marker")
+        dying = Dying(workers.executor, tmp_path / "markers", [signal.SIGKILL] * 2)
         survived = compute(pairs, model, tmp_path / "killed", dying)
-    assert (tmp_path / "marker").exists()
+    assert len([*(tmp_path / "markers").iterdir()]) == 2
     assert survived[:2] == expected
     assert survived[2].computed == 8
-    assert len([line for line in messages if "killed" in line or "lost" in line]) == 1
+    assert len([line for line in messages if "killed" in line or "lost" in line]) == 2
+
+
+@pytest.mark.exhaustive
+def test_the_same_bytes_after_a_worker_hangs(pairs, model, tmp_path, messages, monkeypatch):
+    monkeypatch.setattr(clusters, "SECONDS_IDLE", 3)
+    expected = compute(pairs, model, tmp_path / "serial")[:2]
+    with open_cluster("processes:2") as workers:
+        hanging = Dying(workers.executor, tmp_path / "markers", [signal.SIGSTOP])
+        survived = compute(pairs, model, tmp_path / "hung", hanging)
+    assert survived[:2] == expected
+    assert survived[2].computed == 8
+    assert len([line for line in messages if "no processor time" in line]) == 1
+
+
+# Two hosts, each a network namespace with one cable to this one, and an empty folder instead of the
+# data set, the model and the results. Arguments: that folder, a Python program, its arguments.
+HOSTS = """
+ip link set lo up
+folder=$1; shift
+python=$1; shift
+"$python" -m distributed.cli.dask_scheduler --host 0.0.0.0 --port 8786 --no-dashboard &
+for number in 1 2; do
+    unshare --net --mount sh -ec '
+        mount -t tmpfs none "$1" && mkdir "$1/tmp" && cd "$1/tmp"
+        until ip addr add "10.77.$3.2/24" dev eth0 2>/dev/null; do sleep 0.1; done
+        ip link set eth0 up && ip link set lo up
+        TMPDIR="$1/tmp" exec "$2" -m distributed.cli.dask_worker "tcp://10.77.$3.1:8786" \
+            --nthreads 1 --no-dashboard
+    ' worker "$folder" "$python" "$number" &
+    while [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
+    ip link add "cable$number" type veth peer name eth0 netns $!
+    ip addr add "10.77.$number.1/24" dev "cable$number"
+    ip link set "cable$number" up
+done
+"$python" "$@"
+"""
+COMPUTE = """
+import os, pickle, sys
+from pathlib import Path
+sys.path.append("tests/infer")
+from test_shards import compute
+from gma_lib.runs import clusters
+from gma_lib.runs.clusters import open_cluster
+pairs, model, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
+with open_cluster("dask:127.0.0.1:8786") as workers:
+    workers.executor._client.wait_for_workers(2, timeout=60)
+    hidden = workers.executor.submit(os.path.exists, folder / "tiny-sintel").result()
+    flow, scores, summary = compute(pairs, model, folder / "hosts", workers.executor)
+Path(sys.argv[1]).write_bytes(pickle.dumps([hidden, flow, scores, len(summary.workers)]))
+"""
+
+
+@pytest.mark.exhaustive
+def test_two_hosts_without_a_common_folder_compute_the_same(pairs, model, tmp_path):
+    namespace = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc"]
+    namespace += ["--fork", "--kill-child", "sh", "-ec"]
+    probe = [
+        *namespace,
+        "ip link add cable1 type veth peer name cable2 && mount -t tmpfs none /mnt",
+    ]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("needs permission for network namespaces")
+    expected = compute(pairs, model, tmp_path / "serial")[:2]
+    given = tmp_path / "given.pickle"
+    given.write_bytes(pickle.dumps([pairs, model, tmp_path]))
+    command = [*namespace, HOSTS, "hosts", tmp_path, sys.executable, "-c", COMPUTE, given]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), "tests"])}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=PROJECT, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pickle.loads(given.read_bytes()) == [False, *expected, 2]

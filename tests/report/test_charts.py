@@ -28,11 +28,30 @@ GUIDE = {1: 0.766, 4: 0.772, 8: 0.678}
         ),
         (charts.plot_rounds([1.0, 1.1, 0.9], 4), "3 calls at batch size 4: median 1.00 s"),
         (
+            charts.plot_timeline(
+                [
+                    {"worker": "worker 1", "start": 1.0, "seconds": 3.0},
+                    {"worker": "worker 10", "start": 1.0, "seconds": 2.0},
+                    {"worker": "worker 10", "start": 3.0, "seconds": 1.0},
+                ]
+            ),
+            "3 shards on 2 workers in 4.0 s; the workers computed 75% of the time",
+        ),
+        (
             charts.plot_throughput({"run": {1: 0.6, 16: None}}, {"run": {1: 0.8}}, GUIDE),
             "run bs1: 0.60, bs1: 0.80 GB; ",
         ),
     ],
-    ids=["curve", "no curve", "work", "parts", "parts without a peak", "rounds", "throughput"],
+    ids=[
+        "curve",
+        "no curve",
+        "work",
+        "parts",
+        "parts without a peak",
+        "rounds",
+        "timeline",
+        "throughput",
+    ],
 )
 def test_every_chart_says_its_numbers(chart, words):
     figure, text = chart

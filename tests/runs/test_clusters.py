@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 
 import psutil
 import pytest
-from dying import die
+from dying import die, name, sleep
 
 from gma_lib.runs import clusters
 from gma_lib.runs.clusters import check_cluster, compute_alike, compute_shards, open_cluster
@@ -44,17 +44,17 @@ def test_without_dask_the_extra_is_named(monkeypatch):
 
 @pytest.mark.parametrize("executor", [None, ThreadPoolExecutor(2)])
 def test_every_shard_has_its_own_answer(executor):
-    found = dict(compute_shards(executor, hex, range(20)))
+    found = dict(compute_shards(executor, name, range(20)))
     assert found == {number: hex(number) for number in range(20)}
 
 
 def test_other_software_is_refused_by_both_names():
     here = clusters.describe_software()
-    assert compute_alike(here, hex, 3) == "0x3"
+    assert compute_alike(here, name, 3, {}) == "0x3"
     with pytest.raises(ValueError, match=rf"gma_lib is {here['gma_lib']} on .*, and 0.0.7 here"):
-        compute_alike(here | {"gma_lib": "0.0.7"}, hex, 3)
+        compute_alike(here | {"gma_lib": "0.0.7"}, name, 3, {})
     with pytest.raises(ValueError, match="numpy-of-mine is None on"):
-        compute_alike(here | {"numpy-of-mine": "1"}, hex, 3)
+        compute_alike(here | {"numpy-of-mine": "1"}, name, 3, {})
 
 
 def test_another_file_of_the_package_is_other_software(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ class Gone(Executor):
 
 def test_a_lost_scheduler_is_a_sentence():
     with pytest.raises(RuntimeError, match="scheduler") as refused:
-        dict(compute_shards(Gone(), hex, [1, 2]))
+        dict(compute_shards(Gone(), name, [1, 2]))
     assert isinstance(refused.value.__cause__, CancelledError)
 
 
@@ -98,10 +98,22 @@ def test_a_shard_that_kills_its_workers_ends(messages):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
+def test_workers_share_the_cores():
+    """Each keeps its own, also when there are more workers than cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    found = [clusters._share_cores(place, 1) for place in range(len(cores) + 1)]
+    assert found == [[core] for core in [*cores, cores[0]]]
+    assert clusters._share_cores(0, len(cores)) == cores
+    with open_cluster(f"processes:{len(cores)}") as workers:
+        assert workers.executor.submit(os.sched_getaffinity, 0).result() == {cores[0]}
+
+
+@pytest.mark.slow
 def test_an_error_does_not_wait_for_the_other_shards():
     start = time.monotonic()
     with pytest.raises(TypeError):
-        compute("processes:2", time.sleep, [60, "a"])
+        compute("processes:2", sleep, [60, "a"])
     assert time.monotonic() - start < 30
 
 
@@ -122,7 +134,7 @@ def list_children():
 @pytest.mark.exhaustive
 def test_dask_on_this_machine_listens_to_it_alone():
     with open_cluster("dask:local") as workers:
-        found = dict(compute_shards(workers.executor, hex, range(5)))
+        found = dict(compute_shards(workers.executor, name, range(5)))
         assert found == {number: hex(number) for number in range(5)}
         processes = [psutil.Process(), *list_children()]
         listening = [

@@ -1,0 +1,46 @@
+"""``gma plan``: how long more workers would take."""
+
+from pathlib import Path
+
+import click
+
+from gma_lib.cli.options import PATH
+from gma_lib.network.memory import predict_memory
+from gma_lib.perf.plan import Plan
+from gma_lib.runs.records import read_json
+
+
+@click.command("plan", epilog="Example: gma plan outputs/demo/openvino-float32/bs1")
+@click.argument("run", type=PATH)
+@click.option(
+    "-n",
+    "--workers",
+    "counts",
+    multiple=True,
+    type=click.IntRange(1),
+    help="How many; may be repeated.  [default: 1, 2, 4, ... as many as there are shards]",
+)
+def main(run: Path, counts: tuple[int, ...]) -> None:
+    """Estimate 04_infer's time, memory and disk on more workers like those of RUN, a folder bs<N>
+    of results.
+
+    The shards are replayed in order with their measured times. The start and loading the model
+    count, and the workers that wait for the last shard.
+    """
+    inferred = read_json(run / "infer.json", made_by="04_infer")
+    exported = read_json(run / "export.json", made_by="02_export")
+    converted = read_json(run / "convert.json", made_by="03_convert")
+    summary, size = inferred["summary"], exported["size"]
+    names = (converted["backend"], converted["precision"], inferred["batch_size"])
+    memory = predict_memory(*names, size["height"], size["width"], converted["at_once"])
+    shards = len(summary.get("shards", []))
+    counts = counts or tuple(2**power for power in range((shards - 1).bit_length() + 1))
+    click.echo(f"{'workers':>7}{'seconds':>10}{'busy':>7}{'memory':>10}  limited by")
+    for plan in [Plan.of_summary(summary, count) for count in counts]:
+        taken = f"{plan.workers * memory / 1e9:.1f} GB" if memory else "unknown"
+        click.echo(
+            f"{plan.workers:>7}{plan.seconds:>10,.1f}{plan.busy:>7.0%}{taken:>10}  {plan.limit}"
+        )
+    flow = sum(path.stat().st_size for path in (run / "flow").rglob("*.flo"))
+    click.echo(f"{summary['computed']} pairs in {shards} shards; all flow: {flow / 1e6:,.1f} MB")
+    click.echo(f"Each worker is taken to be as fast as the measured, on {summary['threads']} cores")

@@ -1,0 +1,28 @@
+"""``gma plan`` reads a run's records."""
+
+from click.testing import CliRunner
+
+from gma_lib.cli import main
+from gma_lib.runs.records import write_json
+
+
+def test_the_plan_of_a_run(tmp_path):
+    shards = [
+        {"first": f"clean/a/frame_{n:04d}", "worker": "worker 1", "start": n - 0.5, "seconds": 10}
+        for n in (1, 2, 3)
+    ]
+    records = {
+        "infer": {"batch_size": 1, "summary": {"computed": 3, "threads": 4, "shards": shards}},
+        "export": {"size": {"height": 440, "width": 1024}},
+        "convert": {"backend": "openvino", "precision": "float32", "at_once": 1},
+    }
+    for name, record in records.items():
+        write_json(tmp_path / f"{name}.json", record)
+    done = CliRunner().invoke(main, ["plan", str(tmp_path), "-n", "1", "-n", "2"])
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines()]
+    assert [row[:3] for row in rows[1:3]] == [["1", "30.5", "98%"], ["2", "20.5", "73%"]]
+    (tmp_path / "infer.json").unlink()
+    refused = CliRunner().invoke(main, ["plan", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "04_infer" in refused.output
