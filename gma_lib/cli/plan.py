@@ -6,7 +6,7 @@ import click
 
 from gma_lib.cli.options import PATH
 from gma_lib.network.memory import predict_memory
-from gma_lib.perf.plan import Plan
+from gma_lib.perf.schedule import Plan
 from gma_lib.runs.records import read_json
 
 

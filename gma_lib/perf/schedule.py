@@ -38,7 +38,7 @@ class Plan:
         seconds = [shard["seconds"] for shard in shards]
         first = {shard["worker"]: shard["start"] for shard in reversed(shards)}
         start = median(first.values())
-        total = replay(seconds, start, workers)
+        total = replay_shards(seconds, start, workers)
         longest = max(shards, key=lambda shard: shard["seconds"])
         parts = {
             "computing": sum(seconds) / workers,
@@ -49,7 +49,7 @@ class Plan:
         return cls(workers, total, busy, max(parts, key=parts.__getitem__))
 
 
-def replay(seconds: Sequence[float], start: float, workers: int) -> float:
+def replay_shards(seconds: Sequence[float], start: float, workers: int) -> float:
     """Return the wall-clock of shards that are given in order to whoever is free.
 
     Parameters

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gma_lib.perf.plan import Plan, replay
+from gma_lib.perf.schedule import Plan, replay_shards
 
 SHARDS = some.lists(some.floats(0.01, 1e4), min_size=1, max_size=40)
 START = some.floats(0, 1e3)
@@ -12,13 +12,13 @@ START = some.floats(0, 1e3)
 
 @given(SHARDS, START)
 def test_one_worker_takes_the_sum_and_its_start(seconds, start):
-    assert replay(seconds, start, 1) == pytest.approx(start + sum(seconds))
+    assert replay_shards(seconds, start, 1) == pytest.approx(start + sum(seconds))
 
 
 @given(SHARDS, START, some.integers(1, 60))
 def test_workers_keep_their_bounds(seconds, start, workers):
     """Never below the longest shard or an even share; above by a shard at most (Graham 1969)."""
-    found = replay(seconds, start, workers) - start
+    found = replay_shards(seconds, start, workers) - start
     even = sum(seconds) / workers
     assert found >= max(max(seconds), even) * (1 - 1e-6) - 1e-6
     assert found <= (even + max(seconds)) * (1 + 1e-6) + 1e-6
@@ -26,7 +26,7 @@ def test_workers_keep_their_bounds(seconds, start, workers):
 
 @given(SHARDS, START, some.integers(0, 10))
 def test_more_workers_than_shards_add_nothing(seconds, start, more):
-    found = replay(seconds, start, len(seconds) + more)
+    found = replay_shards(seconds, start, len(seconds) + more)
     assert found == start + max(seconds)
 
 
