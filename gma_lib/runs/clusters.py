@@ -13,6 +13,7 @@ import platform
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -327,6 +328,7 @@ def _connect(where: str) -> Iterator[Workers]:
 
     # A lost scheduler is this module's to tell, in a sentence
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Sending large graph")  # a worker's files
     with ExitStack() as stack:
         address, here = where, 1
         if where == "local":
