@@ -178,11 +178,12 @@ def compute_shards(
 
 
 def _count_workers(executor: Executor) -> int:
-    """How many there are; those of Dask come and go."""
+    """How many there are, or will be: those of Dask come and go."""
+    count = getattr(executor, "_max_workers", 1)
     if client := getattr(executor, "_client", None):
         with suppress(OSError):  # the scheduler is lost, as the futures will say
-            return len(client.nthreads())
-    return getattr(executor, "_max_workers", 1)
+            count = len(client.nthreads())
+    return max(1, count)
 
 
 def compute_alike(

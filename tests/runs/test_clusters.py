@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -46,6 +47,25 @@ def test_without_dask_the_extra_is_named(monkeypatch):
 def test_every_shard_has_its_own_answer(executor):
     found = dict(compute_shards(executor, name, range(20)))
     assert found == {number: hex(number) for number in range(20)}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_shards_wait_for_dasks_workers_two_for_each(workers):
+    """Also where the last worker has left for a while."""
+    begun, handed_on = [], []
+
+    class Counting(ThreadPoolExecutor):
+        _client = SimpleNamespace(nthreads=lambda: dict.fromkeys(range(workers), 1))
+
+        def submit(self, fn, /, *arguments):
+            begun.append(arguments)
+            assert len(begun) - len(handed_on) <= 2 * max(1, workers)
+            return super().submit(fn, *arguments)
+
+    with Counting(1) as executor:
+        for shard, _ in compute_shards(executor, name, range(20)):
+            handed_on.append(shard)
+    assert sorted(handed_on) == [*range(20)]
 
 
 def test_other_software_is_refused_by_both_names():
