@@ -1,10 +1,10 @@
 """Two workers of one core against one: throughput, and how near `gma plan` comes.
 
-    python benchmarks/clusters.py RUN ROUNDS     # RUN: a folder bs<N> of results, such as
-                                                 # outputs/verify/quick/openvino-float32/bs1
+    python benchmarks/clusters.py RUN ROUNDS REPEATS
 
-Computes the pairs of the run again, REPEATS scenes of them, by one worker and by two, round after
-round in turn. Each plan is made from the one worker of the round before.
+RUN is a folder bs<N> of results, such as outputs/verify/quick/openvino-float32/bs1. Its pairs are
+computed REPEATS times by one worker and by two, round after round in turn. Each plan is made from
+the one worker of the round before.
 """
 
 import json
@@ -21,10 +21,8 @@ from gma_lib.infer.shards import StoredModel
 from gma_lib.perf.schedule import Plan
 from gma_lib.runs.clusters import open_cluster
 
-REPEATS = 4  # of each scene
 
-
-def measure(run: Path, workers: int) -> dict:
+def measure(run: Path, workers: int, repeats: int) -> dict:
     """The summary of a call on as many cores as workers."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:workers])
@@ -32,7 +30,7 @@ def measure(run: Path, workers: int) -> dict:
     index = json.loads((run.parents[1] / "data" / "index.json").read_text())
     pairs = [
         replace(pair, scene=f"{pair.scene}-{repeat}")
-        for repeat in range(REPEATS)
+        for repeat in range(repeats)
         for pair in load_pairs(index)
     ]
     try:
@@ -45,10 +43,10 @@ def measure(run: Path, workers: int) -> dict:
         os.sched_setaffinity(0, cores)
 
 
-def main(run: Path, rounds: int) -> None:
+def main(run: Path, rounds: int, repeats: int) -> None:
     before, gains, errors = None, [], []
     for number in range(rounds):
-        one, two = (measure(run, workers) for workers in (1, 2))
+        one, two = (measure(run, workers, repeats) for workers in (1, 2))
         gains.append(one["seconds"] / two["seconds"])
         rates = [
             sum(each["pairs_per_second"] for each in s["workers"].values()) for s in (one, two)
@@ -68,4 +66,4 @@ def main(run: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]))
+    main(Path(sys.argv[1]).absolute(), *map(int, sys.argv[2:]))

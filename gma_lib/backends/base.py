@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -353,7 +354,14 @@ def find_backend(name: str) -> BackendKind:
     return BACKENDS[name]
 
 
-def load_backend(name: str, model_folder: Path, *, precision: str, **options: object) -> Backend:
+def load_backend(
+    name: str,
+    model_folder: Path,
+    *,
+    precision: str,
+    threads: int | None = None,
+    **options: object,
+) -> Backend:
     """Load a run's model.
 
     Parameters
@@ -364,12 +372,16 @@ def load_backend(name: str, model_folder: Path, *, precision: str, **options: ob
         Where 03_convert left the model.
     precision
         Explicit, passed to the runtime and read back.
+    threads
+        Of the processor, for a backend that can be told; None: all cores.
     options
         Further fields of the backend's options.
     """
     kind = find_backend(name)
     try:
-        make, _ = kind.classes()
+        make, make_options = kind.classes()
+        if "threads" in signature(make_options).parameters:
+            options["threads"] = threads
         return make(
             Path(model_folder) / kind.model_file, kind.options(precision=precision, **options)
         )

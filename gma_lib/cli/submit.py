@@ -15,6 +15,7 @@ from gma_lib.cli.options import (
 )
 from gma_lib.infer.estimator import load
 from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
+from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.progress import track
 
 
@@ -25,15 +26,26 @@ from gma_lib.runs.progress import track
 )
 @click.option("--split", default="test", show_default=True, help="training, to try it out.")
 @click.option("--cold", is_flag=True, help="Start every pair from zero flow.")
+@click.option(
+    "--cluster",
+    default="serial",
+    show_default=True,
+    help="Compute scenes in processes:N, dask:local or dask:HOST:PORT.",
+)
 @network_options(updates=32)
-def main(sintel: Path, output: Path, split: str, cold: bool, **network: Unpack[Network]) -> None:
+def main(
+    sintel: Path, output: Path, split: str, cold: bool, cluster: str, **network: Unpack[Network]
+) -> None:
     """Flow for Sintel's benchmark from the data set's folder SINTEL: both passes, warm start, every
     file checked.
     """
     estimator = load(say=remark, **network)
-    pairs = write_submission(
-        sintel.absolute(), output, estimator, split=split, warm=not cold, track=track
-    )
+    more = {"split": split, "warm": not cold, "track": track}
+    with open_cluster(cluster) as workers:
+        estimator.threads = workers.threads if workers.executor else None
+        pairs = write_submission(
+            sintel.absolute(), output, estimator, executor=workers.executor, **more
+        )
     extra = ("" if estimator.trained else NOISE) + describe_refinement(network)
     click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size{extra}")
     if split == "test" and len(pairs) != 2 * PAIRS_IN_TEST_SPLIT:

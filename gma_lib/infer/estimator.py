@@ -113,6 +113,7 @@ class Estimator:
         self.max_pixels = max_pixels
         self.refine = refine
         self.say = say
+        self.threads: int | None = None  # of the processor; None: all cores
         # noise is what weights give that were not trained
         self._weights_sha256, self.trained = _identify_weights(self.checkpoint)
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
@@ -200,6 +201,10 @@ class Estimator:
         """What the loaded model computes on; None before the first call."""
         return self._loaded[1].device if self._loaded else None
 
+    def __getstate__(self) -> Record:
+        """Settings, for a worker, which loads the model itself."""
+        return vars(self) | {"_loaded": None}
+
     def __repr__(self) -> str:
         return (
             f"Estimator({Path(self.checkpoint).name!r}, backend={self.backend!r}, "
@@ -266,7 +271,10 @@ class Estimator:
                     f"{columns}x{rows} px: {error}; lower --max-pixels (max_pixels)"
                 ) from error
             folder = self._prepare(rows, columns, parts)
-            self._loaded = wanted, load_backend(self.backend, folder, precision=self.precision)
+            self._loaded = (
+                wanted,
+                load_backend(self.backend, folder, precision=self.precision, threads=self.threads),
+            )
         return self._loaded[1]
 
     def _load_split(self, view: "_View") -> SplitBackend:

@@ -20,7 +20,7 @@ import numpy as np
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
 from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
-from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards
+from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards, list_frames
 from gma_lib.runs import Record, Track, hash_file, hash_value, pass_silently, require_free_space
 from gma_lib.runs.clusters import compute_shards
 from gma_lib.runs.parcels import Sent, place_files
@@ -114,14 +114,14 @@ def infer(
     """
     start, clock = time.monotonic(), time.time()
     folder = Path(folder)
-    frames = {path: hash_file(path) for path in _list_frames(pairs)}
+    frames = {path: hash_file(path) for path in list_frames(pairs)}
     keys = {one.name: hash_value([key, frames[one.image1], frames[one.image2]]) for one in pairs}
     opening: AbstractContextManager[Backend | StoredModel] = nullcontext(backend)
     if executor is None and isinstance(backend, StoredModel):
         opening = backend.load()
     with opening as opened:
         groups = _find_work(pairs, folder, keys, batch_size, isinstance(opened, FolderBackend))
-        shards = [Shard(one, {path: frames[path] for path in _list_frames(one)}) for one in groups]
+        shards = [Shard(one, {path: frames[path] for path in list_frames(one)}) for one in groups]
         done: list[Computed] = []
         for computed in _compute(shards, opened, batch_size, executor, track):
             name, path = computed.pair.name, flow_path(folder, computed.pair)
@@ -139,11 +139,6 @@ def infer(
         workers={} if executor is None else _summarise_workers(done),
         shards=_summarise_shards(groups, done, clock),
     )
-
-
-def _list_frames(pairs: list[FramePair]) -> dict[Path, None]:
-    """The frames of pairs, each once."""
-    return dict.fromkeys(path for pair in pairs for path in (pair.image1, pair.image2))
 
 
 def _find_work(

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -23,6 +22,11 @@ class Shard(NamedTuple):
 
     pairs: list[FramePair]
     files: Mapping[Path, str]
+
+
+def list_frames(pairs: Sequence[FramePair]) -> list[Path]:
+    """The frames of pairs, in order, each once."""
+    return list(dict.fromkeys(path for pair in pairs for path in (pair.image1, pair.image2)))
 
 
 def cut_shards(pairs: Sequence[FramePair], batch_size: int = 1) -> list[list[FramePair]]:
@@ -81,10 +85,13 @@ class StoredModel:
     def load(self) -> Backend:
         """Load it after checking its files; FileNotFoundError or ValueError names what to run."""
         require_files(self.folder, dict(self.files), made_by="03_convert")
-        _, make_options = find_backend(self.backend).classes()
-        has_threads = "threads" in signature(make_options).parameters
-        options = dict(self.options) | ({"threads": self.threads} if has_threads else {})
-        return load_backend(self.backend, self.folder, precision=self.precision, **options)
+        return load_backend(
+            self.backend,
+            self.folder,
+            precision=self.precision,
+            threads=self.threads,
+            **self.options,
+        )
 
 
 _in_turn = threading.Lock()  # a Dask worker may have several threads, and one model

@@ -6,13 +6,28 @@ Pairs start warm, as the authors submit (https://github.com/zacjiang/GMA at 2f1f
 scene, moved along itself; the first pair of a scene starts from zero.
 """
 
+from concurrent.futures import Executor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
-from gma_lib.runs import Record, Track, pass_silently, read_json, require_free_space, write_json
+from gma_lib.infer.shards import Shard, list_frames
+from gma_lib.runs import (
+    Record,
+    Track,
+    hash_file,
+    pass_silently,
+    read_json,
+    require_free_space,
+    write_json,
+)
+from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.parcels import Sent, place_files
 
 UPDATES = 32
 PAIRS_IN_TEST_SPLIT = 552  # per pass, in the complete data set: 564 frames of 12 scenes
@@ -30,6 +45,7 @@ def write_submission(
     *,
     split: str = "test",
     warm: bool = True,
+    executor: Executor | None = None,
     track: Track = pass_silently,
 ) -> list[FramePair]:
     """Write the flow of every pair of both passes, check the result, and return the pairs.
@@ -48,6 +64,9 @@ def write_submission(
         It must not scale frames: the benchmark scores full size.
     split
         ``training`` for a trial run.
+    executor
+        Computes scenes. A worker reads its own copies of the frames, or is sent them, and builds
+        its own model. None: this process computes.
     """
     pairs = [
         pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)
@@ -69,13 +88,22 @@ def write_submission(
         if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
     ]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
-    for scene in track(todo, label="submission", unit="scene"):
-        frames = [scene[0].image1, *(pair.image2 for pair in scene)]
-        flows = estimator.along(map(read_frame, frames), warm=warm)
-        for pair, flow in zip(scene, flows, strict=True):
+    shards = [
+        Shard(scene, {path: hash_file(path) for path in list_frames(scene)}) for scene in todo
+    ]
+    answers = compute_shards(executor, partial(compute_scene, estimator, warm), shards)
+    for shard, flows in track(answers, label="submission", unit="scene", total=len(shards)):
+        for pair, flow in zip(shard.pairs, flows, strict=True):
             write_flow(submission_path(folder, pair), flow)
     check_submission(pairs, folder)
     return pairs
+
+
+def compute_scene(estimator: Estimator, warm: bool, scene: Shard, sent: Sent) -> list[np.ndarray]:
+    """In a worker: the flow of a scene."""
+    with place_files(scene.files, sent) as locate:
+        frames = [read_frame(locate(path)) for path in scene.files]
+        return list(estimator.along(frames, warm=warm))
 
 
 def check_submission(pairs: list[FramePair], folder: Path) -> None:

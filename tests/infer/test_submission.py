@@ -1,5 +1,8 @@
 """A submission is whole, named as the benchmark wants it, and warm along each scene."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -59,6 +62,20 @@ def test_every_pair_of_both_passes_each_scene_a_sequence_of_its_own(test_split, 
     assert len(pairs) == len(EXPECTED)
     assert estimator.sequences == [(2, True), (3, True)] * 2
     assert read_flow(tmp_path / "out/final/cave/frame0002.flo").max() == 2
+
+
+def test_a_worker_computes_scenes_with_a_model_of_its_own(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    estimator = Counting()
+    with ThreadPoolExecutor(2) as executor:
+        submission.write_submission(test_split, tmp_path / "by", estimator, executor=executor)
+    assert sorted(estimator.sequences) == sorted([(2, True), (3, True)] * 2)
+    for name in EXPECTED:
+        assert (tmp_path / "by" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    estimator._loaded = (), object()  # what a runtime made of a model
+    sent = pickle.loads(pickle.dumps(Estimator("seeded")))
+    assert sent.to_record() == estimator.to_record()
+    assert estimator.__getstate__()["_loaded"] is None
 
 
 def test_what_is_whole_is_not_computed_again(test_split, tmp_path):
