@@ -40,11 +40,16 @@ def main(
     file checked.
     """
     estimator = load(say=remark, **network)
-    more = {"split": split, "warm": not cold, "track": track}
     with open_cluster(cluster) as workers:
         estimator.threads = workers.threads if workers.executor else None
         pairs = write_submission(
-            sintel.absolute(), output, estimator, executor=workers.executor, **more
+            sintel.absolute(),
+            output,
+            estimator,
+            split=split,
+            warm=not cold,
+            executor=workers.executor,
+            track=track,
         )
     extra = ("" if estimator.trained else NOISE) + describe_refinement(network)
     click.echo(f"{output}: {len(pairs)} flow files, each there and of the right size{extra}")

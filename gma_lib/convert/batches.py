@@ -65,7 +65,7 @@ def compare_together(
     height, width = SMALL
     spec = replace(spec, height=height, width=width, at_once=None)
     image1, image2 = (images[..., :height, :width] for images in (image1, image2))
-    options = {"card": card} if spec.backend == "ascend" else {}
+    options: runs.Record = {"card": card} if spec.backend == "ascend" else {}
     reference = np.concatenate(list(_compute_references(spec, image1, image2)))
     with tempfile.TemporaryDirectory() as folder:
         prepare_model(spec, Path(folder), card=card)
