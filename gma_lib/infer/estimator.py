@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import cv2
 import numpy as np
 import platformdirs
 from PIL import Image
@@ -25,9 +24,9 @@ from PIL import Image
 import gma_lib
 from gma_lib import convert, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
-from gma_lib.data.padding import Padding
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
+from gma_lib.infer.views import View
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
 from gma_lib.runs.machine import find_processor, find_versions
@@ -236,7 +235,7 @@ class Estimator:
         return image
 
     def _finish(
-        self, view: "_View", images1: np.ndarray, images2: np.ndarray, flow: np.ndarray
+        self, view: View, images1: np.ndarray, images2: np.ndarray, flow: np.ndarray
     ) -> np.ndarray:
         """Flow (N, 2, H, W) of the frames' own size, refined where that was asked for."""
         flow = view.enlarge(flow)
@@ -246,8 +245,8 @@ class Estimator:
             return flow
         return np.stack([refine_flow(*pair) for pair in zip(images1, images2, flow, strict=True)])
 
-    def _view(self, height: int, width: int) -> "_View":
-        view = _View.fit(height, width, self.max_pixels)
+    def _view(self, height: int, width: int) -> View:
+        view = View.fit(height, width, self.max_pixels)
         if view.is_scaled and (height, width) not in self._reported:
             self._reported.add((height, width))
             factor = math.sqrt(view.height * view.width / (height * width))
@@ -258,7 +257,7 @@ class Estimator:
             )
         return view
 
-    def _load(self, view: "_View", *, parts: bool) -> Backend:
+    def _load(self, view: View, *, parts: bool) -> Backend:
         """The model for this size, from the cache; only the last one stays loaded."""
         rows, columns = view.padded
         wanted = (rows, columns, parts)
@@ -271,13 +270,13 @@ class Estimator:
                     f"{columns}x{rows} px: {error}; lower --max-pixels (max_pixels)"
                 ) from error
             folder = self._prepare(rows, columns, parts)
-            self._loaded = (
-                wanted,
-                load_backend(self.backend, folder, precision=self.precision, threads=self.threads),
+            model = load_backend(
+                self.backend, folder, precision=self.precision, threads=self.threads
             )
+            self._loaded = wanted, model
         return self._loaded[1]
 
-    def _load_split(self, view: "_View") -> SplitBackend:
+    def _load_split(self, view: View) -> SplitBackend:
         model = self._load(view, parts=True)
         if not isinstance(model, SplitBackend):
             raise ValueError(
@@ -394,56 +393,6 @@ def _match_type(
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(flow)).to(frame.device)
-
-
-class _View:
-    """How the network sees frames of one size: scaled down if too large, then padded."""
-
-    def __init__(self, full: tuple[int, int], height: int, width: int):
-        self.full = full
-        self.height, self.width = height, width
-        self.padding = Padding.for_size(height, width)
-        self.padded = self.padding.padded_size(height, width)
-        self.is_scaled = full != (height, width)
-
-    @classmethod
-    def fit(cls, height: int, width: int, max_pixels: int) -> "_View":
-        """The largest size of the same shape whose padded frame has at most ``max_pixels``; the
-        frame's own size where that fits.
-        """
-        view = cls((height, width), height, width)
-        step = 1.0
-        while view.padded[0] * view.padded[1] > max_pixels:
-            factor = step * math.sqrt(max_pixels / (height * width))
-            step *= 0.99
-            view = cls(
-                (height, width), max(1, round(height * factor)), max(1, round(width * factor))
-            )
-        return view
-
-    def shrink(self, frames: np.ndarray) -> np.ndarray:
-        """Frames (N, 3, H, W) at the computed size, padded."""
-        if self.is_scaled:
-            frames = _resize(frames, self.height, self.width, cv2.INTER_AREA)
-        return self.padding.pad(frames)
-
-    def enlarge(self, flow: np.ndarray) -> np.ndarray:
-        """Flow (N, 2, H, W) of a padded frame -> flow of the full frame, in its pixels."""
-        flow = self.padding.unpad(flow)
-        if self.is_scaled:
-            factors = np.array([self.full[1] / self.width, self.full[0] / self.height], np.float32)
-            flow = _resize(flow, *self.full, cv2.INTER_LINEAR) * factors[:, None, None]
-        return np.ascontiguousarray(flow)
-
-
-def _resize(arrays: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
-    pictures = [
-        cv2.resize(
-            np.ascontiguousarray(array.transpose(1, 2, 0)), (width, height), interpolation=method
-        )
-        for array in arrays
-    ]
-    return np.stack([picture.transpose(2, 0, 1) for picture in pictures])
 
 
 def _identify_weights(checkpoint: str) -> tuple[str, bool]:

@@ -17,6 +17,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
+from gma_lib.infer.views import View
 from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import PROJECT
@@ -231,7 +232,7 @@ def test_frames_that_fit_are_not_scaled(monkeypatch):
 
 @pytest.mark.parametrize(("height", "width"), [(100, 4000), (4000, 100), (2160, 3840)])
 def test_a_scaled_frame_never_exceeds_the_limit(height, width):
-    view = estimator._View.fit(height, width, 300_000)
+    view = View.fit(height, width, 300_000)
     assert view.padded[0] * view.padded[1] <= 300_000
     assert view.height / view.width == pytest.approx(height / width, rel=0.05)
 
