@@ -15,8 +15,16 @@ from gma_lib.cli.options import (
 )
 from gma_lib.infer.estimator import load
 from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
-from gma_lib.runs.clusters import open_cluster
+from gma_lib.runs.clusters import check_cluster, open_cluster
 from gma_lib.runs.progress import track
+
+
+def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
+    try:
+        check_cluster(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text} {error}") from error
+    return text
 
 
 @click.command("submit", epilog="Example: gma submit MPI-Sintel-complete -o submission")
@@ -30,6 +38,7 @@ from gma_lib.runs.progress import track
     "--cluster",
     default="serial",
     show_default=True,
+    callback=_check_cluster,
     help="Compute scenes in processes:N, dask:local or dask:HOST:PORT.",
 )
 @network_options(updates=32)

@@ -78,6 +78,12 @@ def test_a_worker_computes_scenes_with_a_model_of_its_own(test_split, tmp_path):
     assert estimator.__getstate__()["_loaded"] is None
 
 
+def test_a_cluster_that_there_is_not_is_refused_by_its_option(tmp_path):
+    done = CliRunner().invoke(main, ["submit", "a", "-o", str(tmp_path / "b"), "--cluster", "ray"])
+    assert done.exit_code == 2
+    assert "'--cluster': ray should be serial" in done.output
+
+
 def test_what_is_whole_is_not_computed_again(test_split, tmp_path):
     submission.write_submission(test_split, tmp_path / "out", Counting())
     (tmp_path / "out/final/cave/frame0002.flo").unlink()
