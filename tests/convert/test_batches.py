@@ -35,7 +35,8 @@ def test_every_place_has_a_pair_and_a_reference_of_its_own(pairs, reference, pla
     np.testing.assert_array_equal(batch.image1[0], pairs[2].load().frame1)
     assert len({frames.tobytes() for frames in batch.image1}) == places
     assert len({flow.tobytes() for flow in batch.flow}) == places
-    assert batch.what == ("1 pair" if places == 1 else f"{places} different pairs") + " of 160x128 px"
+    pairs = "1 pair" if places == 1 else f"{places} different pairs"
+    assert batch.what == f"{pairs} of 160x128 px"
 
 
 def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
