@@ -70,6 +70,8 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except (click.Abort, click.exceptions.Exit):  # RuntimeErrors too
             raise
+        except BrokenPipeError:  # as of `gma ... | head`: click ends without a word
+            raise
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None

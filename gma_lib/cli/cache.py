@@ -5,6 +5,7 @@ import shutil
 import click
 
 from gma_lib.infer.estimator import cache_folder
+from gma_lib.runs.sealed import SEAL
 
 
 @click.command("cache", epilog="Example: gma cache --clear")
@@ -12,7 +13,7 @@ from gma_lib.infer.estimator import cache_folder
 def main(clear: bool) -> None:
     """Show where cached models are and how large they are."""
     folder = cache_folder()
-    models = [path for path in folder.glob("[!.]*") if path.is_dir()]
+    models = [path.parent for path in folder.glob(f"[!.]*/{SEAL}")]  # and what others put there
     size = sum(file.stat().st_size for model in models for file in model.rglob("*"))
     if clear:
         for model in models:

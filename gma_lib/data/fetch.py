@@ -76,6 +76,8 @@ def fetch_sintel(
             try:
                 if not archive.is_file():
                     _fetch_from_any(urls, archive, track)
+                elif not archive.with_name(f"{root.name}.partial").is_dir():  # brought by hand
+                    _compare_with_first(archive, _locate_note(archive))
                 unpack(archive, root, track=track)
                 note = _locate_note(archive)
                 write_text(note, json.dumps(_read_note(note) | {"sha256": hash_file(archive)}))
@@ -85,6 +87,8 @@ def fetch_sintel(
                 if is_last:
                     raise
                 logger.warning("%s Fetching it again.", error)
+    if not (root / "training").is_dir() or not any((root / "training").glob("*/*/frame_*")):
+        raise BadFile(root, "holds no frames", "MPI Sintel", f"Remove it and {archive}")
     return root
 
 
@@ -246,6 +250,8 @@ def unpack(archive: Path, root: Path, *, track: Track = pass_silently) -> None:
         The disk is full.
     """
     partial = root.with_name(f"{root.name}.partial")
+    if link := next((one for one in (partial, *partial.rglob("*")) if one.is_symlink()), None):
+        raise BadFile(link, "a link", "what an earlier call unpacked", "Remove it")
     with reading(archive, "a zip file of MPI Sintel", "Fetch it again"):
         packed = zipfile.ZipFile(archive)
     with packed:

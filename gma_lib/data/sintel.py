@@ -17,6 +17,7 @@ ECCV 2012.
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -232,10 +233,25 @@ def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return numbered
 
 
+def _require_same_name(folder: Path, scene: str) -> None:
+    """Raise BadFile for truth whose folder's name differs from its scene's in case, or in how
+    accents are written, as file systems of other machines make of it.
+    """
+    for other in folder.iterdir() if folder.is_dir() and not (folder / scene).is_dir() else ():
+        if _fold(other.name) == _fold(scene):
+            raise BadFile(other, f"named {other.name!a}", f"{scene!a}, as its frames", "Rename it")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _pair_frames(
     folder: Path, pass_name: str, scene: str, frames: dict[int, Path]
 ) -> list[FramePair]:
     first, last = min(frames), max(frames)
+    for kind in _TRUTH_SUFFIX:
+        _require_same_name(folder / kind, scene)
     truth = {
         kind: _list_numbered(folder / kind / scene, suffix)
         for kind, suffix in _TRUTH_SUFFIX.items()

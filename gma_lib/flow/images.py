@@ -184,9 +184,15 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 def read_orientation(path: Path) -> int:
     """Return a picture's orientation tag, by which decoders turn it: 1 for none or upright."""
-    exif = Image.Exif()
-    exif.load(read_header(path).info.get("exif", b""))
-    return int(exif.get(0x0112, 1))
+    header = read_header(path)
+    with reading(path, "a picture", "Save it as PNG") as path:
+        if header.format != "PNG":
+            with Image.open(path, formats=FORMATS) as image:
+                return int(image.getexif().get(0x0112, 1))
+        exif, content = Image.Exif(), path.read_bytes()
+        if (at := content.rfind(b"eXIf")) >= 0:  # may stand behind the pixels, not decoded here
+            exif.load(content[at + 4 :])
+        return int(exif.get(0x0112, 1))
 
 
 def read_frame(path: Path) -> np.ndarray:

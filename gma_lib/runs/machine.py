@@ -28,16 +28,21 @@ def find_commit() -> str | None:
     """The commit of the checkout, with ``+changes`` where it differs; None for a package."""
     if not IN_CHECKOUT:  # the current folder may be in another project's repository
         return None
-    if (answer := ask_git("rev-parse", "HEAD")) is None:
+    if (answer := ask_git("rev-parse", "HEAD", "--show-prefix")) is None:
         return None
-    return answer.decode().strip() + ("+changes" if ask_git("status", "--porcelain") else "")
+    commit, folder, *_ = answer.decode().split("\n")
+    if folder:  # a copy inside another project's repository
+        return None
+    return commit + ("+changes" if ask_git("status", "--porcelain") else "")
 
 
 def ask_git(*arguments: str) -> bytes | None:
     """Return what git answers in the project; None where it refuses, or is not installed."""
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set while another one's hook runs
+    here = {name: value for name, value in os.environ.items() if name not in elsewhere}
     try:
         done = subprocess.run(
-            ["git", "-C", str(PROJECT), *arguments], capture_output=True, timeout=30
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, timeout=30, env=here
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -86,8 +86,12 @@ def test_the_cache_is_shown_and_cleared(photos, tmp_path, monkeypatch):
     assert "0 models" in gma("cache")
     frames = photos / "shot 1.png", photos / "shot 2.png"
     gma("flow", *frames, "-o", tmp_path / "a.flo", *FAST)
+    other = tmp_path / "cache" / "thesis" / "chapter1.tex"
+    other.parent.mkdir()
+    other.write_text("mine")
     assert "1 model," in gma("cache")
     assert "deleted" in gma("cache", "--clear")
     assert "0 models" in gma("cache")
+    assert other.read_text() == "mine"
     gma("flow", *frames, "-o", tmp_path / "b.flo", *FAST)
     assert (tmp_path / "a.flo").read_bytes() == (tmp_path / "b.flo").read_bytes()

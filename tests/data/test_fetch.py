@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -306,3 +307,32 @@ def test_only_one_process_fetches(tmp_path):
         pytest.raises(ValueError, match="another process"),
     ):
         fetch.fetch_sintel(tmp_path, urls=[])
+
+
+def test_an_archive_brought_by_hand_is_compared_with_the_first_download(serve, tmp_path):
+    urls, _ = serve(Answer(), Answer())
+    root = fetch.fetch_sintel(tmp_path, urls=urls)
+    shutil.rmtree(root)
+    (tmp_path / "MPI-Sintel-complete.zip").write_bytes(OTHER)
+    assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
+    assert (tmp_path / "MPI-Sintel-complete.different").read_bytes() == OTHER
+
+
+def test_a_folder_without_frames_is_no_data_set(serve, tmp_path):
+    urls, asked = serve()
+    (tmp_path / "MPI-Sintel-complete" / "training").mkdir(parents=True)
+    with pytest.raises(BadFile, match="no frames"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert not asked
+
+
+def test_nothing_is_unpacked_through_a_link(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    archive, root = tmp_path / "a.zip", tmp_path / "a"
+    archive.write_bytes(GOOD)
+    (tmp_path / "a.partial").mkdir()
+    (tmp_path / "a.partial" / "training").symlink_to(elsewhere)
+    with pytest.raises(BadFile, match="training"):
+        fetch.unpack(archive, root)
+    assert not list(elsewhere.iterdir())

@@ -234,3 +234,24 @@ def test_a_frame_that_a_tag_turns_is_refused(tiny_sintel):
     Image.open(frame).save(frame, exif=exif)
     with pytest.raises(BadFile, match=frame.name):
         sintel.build_index(tiny_sintel, description="")
+    content = frame.read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    behind = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    frame.write_bytes(behind)
+    with pytest.raises(BadFile, match=frame.name):
+        sintel.build_index(tiny_sintel, description="")
+
+
+@pytest.mark.parametrize(("frames", "truth"), [("caf\u00e9", "cafe\u0301"), ("cave", "Cave")])
+def test_truth_under_another_spelling_of_its_scene_is_refused(tiny_sintel, frames, truth):
+    """As a file system that does not keep the two apart leaves it; else no pair would be scored."""
+    training = tiny_sintel / "training"
+    for kind in sintel.PASSES:
+        (training / kind / "cave").rename(training / kind / frames)
+    before = sintel.find_pairs(tiny_sintel, scenes=[frames])
+    (training / "flow/cave").rename(training / "flow" / truth)
+    with pytest.raises(BadFile):
+        sintel.find_pairs(tiny_sintel, scenes=[frames])
+    (training / "flow" / truth).rename(training / "flow" / frames)
+    assert len(sintel.find_pairs(tiny_sintel, scenes=[frames])) == len(before)

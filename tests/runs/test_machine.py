@@ -1,5 +1,7 @@
 """The machine is described."""
 
+import subprocess
+
 from gma_lib.runs import machine
 
 
@@ -16,3 +18,22 @@ def test_memory_can_be_lowered_never_raised(monkeypatch):
 def test_versions_name_what_is_installed(monkeypatch):
     monkeypatch.setattr(machine, "VERSIONED", ("numpy", "no-such-package"))
     assert set(machine.find_versions()) == {"numpy"}
+
+
+def test_the_commit_is_this_project_s(tmp_path, monkeypatch):
+    """Not that of another repository whose hook runs, or that holds a copy of this one."""
+    mine = machine.find_commit()
+    other = tmp_path / "other"
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run([*git, "init", "-q", str(other)], check=True)
+    empty = ("commit", "-q", "--allow-empty", "-m", "other")
+    subprocess.run([*git, "-C", str(other), *empty], check=True)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert machine.find_commit() == mine
+    monkeypatch.delenv("GIT_DIR")
+    monkeypatch.setattr(machine, "IN_CHECKOUT", True)
+    monkeypatch.setattr(machine, "PROJECT", other)
+    assert machine.find_commit() is not None
+    (other / "copy").mkdir()
+    monkeypatch.setattr(machine, "PROJECT", other / "copy")
+    assert machine.find_commit() is None
