@@ -183,6 +183,8 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoSt
                 found = f"frames of {stream.width}x{stream.height} px"
                 raise BadFile(path, found, f"at most {max_pixels} pixels", "Scale the video first")
             stream.codec_context.options = options
+            # else FFmpeg leaves columns in that the stream says to cut off on the left
+            stream.codec_context.flags |= Flags.unaligned
             stream.codec_context.thread_count = 1  # one thread, whose messages can be told apart
             yield container, stream
 
@@ -282,7 +284,9 @@ def _convert(
             say(f"{path}: interlaced; frames are deinterlaced (bwdif)")
         filters = ["bwdif=mode=send_frame:deint=interlaced"] * interlaced
         turn = _find_turn(frame, path) if number == 1 else turn
-        filters += [*turn, "format=rgb24", "buffersink"]
+        filters += [*turn, "format=rgb24"]
+        # vflip alone leaves the rows where they are, from the last one up
+        filters += [*["copy"] * ("vflip" in turn), "buffersink"]
         settings = filters, frame.format.name, frame.colorspace, frame.color_range
         if settings != wanted:
             graph.vpush(None)

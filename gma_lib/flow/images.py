@@ -62,6 +62,9 @@ def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageF
             # a JPEG of several (MPO) is one photograph and its smaller or stereo versions
             if header.format != "MPO" and getattr(header, "is_animated", False):
                 raise BadFile(path, "holds several images", "one", several)
+            tags = header.tag_v2 if isinstance(header, TiffImageFile) else {}
+            if tags.get(254, 0) & 1 and 330 in tags:  # as of a camera's raw file
+                raise BadFile(path, "begins with a preview", "the picture itself", "Save it as PNG")
     return header
 
 
@@ -257,7 +260,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     for channel, plane in zip(frame, np.broadcast_to(planes, frame.shape), strict=True):
         channel[:] = plane
         channel /= np.float32(largest / 255)
-    if frame.max() <= 1:  # almost black: as whole numbers, nobody takes it for 0..1
+    if frame.max() < 2:  # almost black: as whole numbers, nobody takes it for 0..1
         frame = np.rint(frame, out=frame).astype(np.uint8)
     return frame, remarks
 

@@ -340,7 +340,7 @@ def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np
         array = np.stack([array] * 3)
     elif array.ndim == 3 and array.shape[2] == 3 and array.shape[0] != 3:
         array = array.transpose(2, 0, 1)
-    if array.ndim not in (3, 4) or array.shape[-3] != 3:
+    if array.ndim not in (3, 4) or array.shape[-3] != 3 or not len(array):
         raise ValueError(
             f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or "
             "(H, W) when grey"
@@ -359,8 +359,8 @@ def _to_array(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np
     """The values of an array, a tensor of any number format, or a picture of Pillow in any mode."""
     try:
         if isinstance(frame, Image.Image):
-            is_plain = frame.mode in ("RGB", "L", "I", "I;16", "F")  # a palette's indices are none
-            return np.asarray(frame if is_plain else frame.convert("RGB"))
+            is_plain = frame.mode in ("RGB", "L", "I", "F") or frame.mode.startswith("I;16")
+            return np.asarray(frame if is_plain else frame.convert("RGB"))  # not indices
         if isinstance(frame, np.ndarray) or not hasattr(frame, "detach"):
             return np.asarray(frame)
         frame = frame.detach().cpu()
@@ -373,7 +373,7 @@ def _check_range(array: np.ndarray, name: str, *, fractional: bool) -> None:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255 + 1e-3:
         raise ValueError(f"{name} holds values from {low:g} to {high:g}; frames are 0..255")
-    if fractional and 0 < high <= 1:
+    if fractional and 0 < high < 2:  # resizing can take what was 0..1 beyond 1
         raise ValueError(
             f"{name} holds values up to {high:g}; frames are 0..255: multiply by 255 what is 0..1"
         )

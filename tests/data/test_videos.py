@@ -102,6 +102,29 @@ def test_turned_and_flipped(turn, tmp_path):
     np.testing.assert_array_equal(read(path)[0], [shown(frame) for frame in make_frames(2)])
 
 
+def test_turned_and_stored_as_rgb(tmp_path):
+    """Nothing has to be converted then, and rows may be stored from the last one up."""
+    path = write(
+        tmp_path / "a.mov",
+        make_frames(2),
+        "png",
+        "rgb24",
+        prepare=lambda stream: stream.set_display_rotation(0, vflip=True),
+    )
+    np.testing.assert_array_equal(read(path)[0], [frame[::-1] for frame in make_frames(2)])
+
+
+@pytest.mark.parametrize("left", [4, 16])
+def test_what_a_stream_cuts_off_on_the_left_is_not_shown(left, tmp_path):
+    whole, cut = tmp_path / "a.mp4", tmp_path / "cut.mp4"
+    write(whole, make_frames(2), "libx264", "yuv420p")
+    crop = f"h264_metadata=crop_left={left}:crop_top=2"
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", whole, "-c", "copy"]
+    subprocess.run([*ffmpeg, "-bsf:v", crop, cut], check=True)
+    frames = [frame[2:, left:] for frame in read(whole)[0]]
+    np.testing.assert_allclose(read(cut)[0], frames, atol=2)  # colours are shared by 2 x 2 pixels
+
+
 def test_interlaced_frames_are_deinterlaced_and_a_line_says_so(tmp_path):
     first = [draw_bar(4 + 4 * number) for number in range(4)]
     woven = [draw_bar(6 + 4 * number) for number in range(4)]  # the lines above, half a frame later

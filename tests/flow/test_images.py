@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from gma_lib.flow import images
 from gma_lib.runs.files import BadFile
@@ -425,3 +426,14 @@ def test_bytes_between_a_jpeg_and_its_end_are_left_out(tmp_path):
     path.write_bytes(content[: len(content) // 2] + bytes(90) + content[len(content) // 2 + 90 :])
     with pytest.raises(BadFile, match="Corrupt"):
         images.read_frame(path)
+
+
+@pytest.mark.parametrize("is_preview", [False, True])
+def test_a_tiff_that_begins_with_its_preview_is_refused(is_preview, tmp_path):
+    """As cameras' raw files do, whose picture lies in a folder below."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[254] = int(is_preview)
+    tags[330] = 8
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.tif", tiffinfo=tags)
+    with pytest.raises(BadFile, match="preview") if is_preview else nullcontext():
+        assert images.read_header(tmp_path / "a.tif").size == (40, 24)

@@ -252,6 +252,9 @@ def test_a_scaled_frame_never_exceeds_the_limit(height, width):
         (torch.zeros(3, 20, 30).to_sparse(), "no array of numbers"),
         ([[1, 2], [3]], "no array of numbers"),
         (Image.new("I;16", (30, 20)), "uint16"),
+        (Image.new("I;16B", (30, 20)), "uint16"),
+        (np.full((20, 30, 3), 1.02), "multiply"),
+        (np.zeros((0, 3, 20, 30)), "shape"),
     ],
 )
 def test_what_is_no_frame_is_refused(frame, complaint):
