@@ -14,6 +14,7 @@ from gma_lib.report.charts import plot_deviations
 from gma_lib.report.figures import save_figure
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import locate_path, require_writable, shorten_path
+from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import Record, write_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.expected import (
@@ -117,7 +118,13 @@ def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
     Versions and hardware that differ are listed first. Verdicts and pictures lie in
     outputs/replay/. Exit codes as of `gma verify`.
     """
-    unpacked = locate_path(REPLAYED) / "archive"
+    home = locate_path(REPLAYED)
+    require_writable(home)
+    with lock_path(home / ".replay.lock", wait=False):
+        _replay(archive, home / "archive", sintel, checkpoint)
+
+
+def _replay(archive: Path, unpacked: Path, sintel: str | None, checkpoint: str | None) -> None:
     shutil.rmtree(unpacked, ignore_errors=True)
     runs = unpack_records(archive, unpacked)
     for run in runs:

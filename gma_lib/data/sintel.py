@@ -27,7 +27,7 @@ from typing import Self
 
 import numpy as np
 
-from gma_lib.flow.files import check_whole, count_flow_bytes, read_flow
+from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
 from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
 from gma_lib.runs.files import (
     PROJECT,
@@ -108,10 +108,15 @@ class FramePair:
         ------
         FileNotFoundError
             The pair has no ground truth.
+        BadFile
+            It leaves out pixels, which Sintel's never does; `gma evaluate` scores the others.
         """
         if self.flow is None:
             raise FileNotFoundError(f"{self.name} has no ground truth")
-        return read_flow(self._check("flow"))
+        flow = read_flow(self._check("flow"))
+        if not find_known(flow).all():
+            raise BadFile(self.flow, "leaves out pixels", "flow of every pixel", "Copy it again")
+        return flow
 
     def load_occluded(self) -> np.ndarray | None:
         """Read the mask of pixels that the next frame hides, bool (H, W); None without the file."""
@@ -216,6 +221,12 @@ def find_pairs(
             raise ValueError(
                 f"{frames_folder}: scene {scene!a} holds a newline, or bytes that are not "
                 "UTF-8: rename the folder"
+            )
+    for truth in sorted((folder / "flow").glob("*/frame_*")) if scenes is None else ():
+        if (scene := truth.parent.name) not in found:
+            raise FileNotFoundError(
+                f"{frames_folder} has no frames of {scene!r}, and {folder / 'flow'} has its ground "
+                "truth: copy them, or name the scenes wanted (parameter scenes)"
             )
     return [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])

@@ -255,3 +255,25 @@ def test_truth_under_another_spelling_of_its_scene_is_refused(tiny_sintel, frame
         sintel.find_pairs(tiny_sintel, scenes=[frames])
     (training / "flow" / truth).rename(training / "flow" / frames)
     assert len(sintel.find_pairs(tiny_sintel, scenes=[frames])) == len(before)
+
+
+@pytest.mark.parametrize(
+    "remove", [shutil.rmtree, lambda folder: [*map(os.remove, folder.iterdir())]]
+)
+def test_a_scene_whose_frames_are_gone_is_missed(tiny_sintel, remove):
+    """Its ground truth says that it should be there; a pass without it has another score."""
+    remove(tiny_sintel / "training/final/alley")
+    assert sintel.find_pairs(tiny_sintel, pass_name="clean")
+    assert sintel.find_pairs(tiny_sintel, pass_name="final", scenes=["cave"])
+    with pytest.raises(FileNotFoundError, match="alley"):
+        sintel.find_pairs(tiny_sintel, pass_name="final")
+
+
+def test_truth_that_leaves_out_pixels_is_refused(tiny_sintel):
+    """They would count as errors of a billion pixels."""
+    pair = sintel.find_pairs(tiny_sintel)[0]
+    flow = pair.load_flow()
+    flow[:, 0, 0] = 1e10
+    write_flow(pair.flow, flow)
+    with pytest.raises(BadFile, match="leaves out"):
+        pair.load_flow()
