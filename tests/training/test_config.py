@@ -43,7 +43,7 @@ def test_impossible_values_are_refused_by_name(tmp_path, tiny, name, value, mess
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("height", 100, "100x128"),
+        ("height", 100, "128x100"),
         ("steps", 0, "phases.1.steps: .*greater than 0, not 0"),
         ("photometric", 2.0, "phases.1.photometric: .*equal to 1, not 2.0"),
         ("relief", -0.1, "phases.1.relief: .*equal to 0, not -0.1"),
