@@ -69,20 +69,14 @@ def main(
     """
     pairs, is_one = _list_pairs(frames, listed)
     outputs = [output] if is_one else [output / f"{one.stem}.{kind}" for one, _ in pairs]
-    if len(set(outputs)) < len(outputs):
-        raise ValueError("two first images have one name: give them different names")
     check_flow_suffix(outputs[0])
     if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:
         raise ValueError(f"{name_file(figure)}: a figure ends in {', '.join(FIGURE_SUFFIXES)}")
-    if figure is not None and (not is_one or figure == output):
-        raise ValueError(
-            f"{name_file(figure)}: a figure is for one pair, and needs a name of its own"
-        )
-    for path in outputs:
-        for file in _name_checks(path) if check else [path]:
-            refuse_existing(file, overwrite)
-    if figure is not None:
-        refuse_existing(figure, overwrite)
+    if figure is not None and not is_one:
+        raise ValueError(f"{name_file(figure)}: a figure is for one pair")
+    results = [file for path in outputs for file in (_name_checks(path) if check else [path])]
+    results += [figure] if figure else []
+    refuse_existing(results, [frame for pair in pairs for frame in pair], overwrite)
     estimator = load(say=remark, **network)
     detail(repr(estimator))
     for (frame1, frame2), path in zip(pairs, outputs, strict=True):

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import get_terminal_size
@@ -187,15 +187,26 @@ def show_waiting(what: str) -> Iterator[None]:
             click.echo("\r\033[K", nl=False, err=True)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise ValueError if a result would replace a file, or cannot be written."""
-    if path.exists() and not overwrite:
-        raise ValueError(f"{name_file(path)} exists; name another file or add --overwrite")
-    _refuse_unwritable(path)
+def refuse_existing(results: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:
+    """Raise ValueError if a result would replace a source, another result or, unless ``overwrite``,
+    any other file; or cannot be written.
+    """
+    taken = {path.resolve() for path in sources}
+    for path in results:
+        if path.resolve() in taken:
+            raise ValueError(f"{name_file(path)} is also read, or named twice; name another file")
+        taken.add(path.resolve())
+        if path.is_dir():
+            raise ValueError(f"{name_file(path)} is a folder; name a file")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{name_file(path)} exists; name another file or add --overwrite")
+        _refuse_unwritable(path)
 
 
 def refuse_used_folder(folder: Path) -> None:
-    """Raise ValueError if a folder holds something, or cannot be made."""
+    """Raise ValueError if a folder holds something, is where one works, or cannot be made."""
+    if folder.is_symlink() or folder.resolve() == Path.cwd():
+        raise ValueError(f"{name_file(folder)} is a link or the current folder; name a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{name_file(folder)} exists and is not an empty folder; name another one")
     _refuse_unwritable(folder)

@@ -43,4 +43,4 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
         )
     flow = sum(path.stat().st_size for path in (run / "flow").rglob("*.flo"))
     click.echo(f"{summary['computed']} pairs in {shards} shards; all flow: {flow / 1e6:,.1f} MB")
-    click.echo(f"Each worker is taken to be as fast as the measured, on {summary['threads']} cores")
+    click.echo(f"Assumed: every worker is as fast, on {summary['threads']} cores")

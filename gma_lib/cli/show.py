@@ -44,7 +44,7 @@ def main(
     Pixels without flow are black.
     """
     check_picture_suffix(output)
-    refuse_existing(output, overwrite)
+    refuse_existing([output], [flow, over] if over else [flow], overwrite)
     field, valid = read_flow_file(flow)
     if not valid.any():
         raise BadFile(flow, "its flow is known in no pixel", "flow to draw", "Name another file")

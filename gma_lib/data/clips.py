@@ -15,7 +15,8 @@ from gma_lib.data.videos import count_video_frames, read_video
 from gma_lib.flow.images import MAX_PIXELS, read_photo
 from gma_lib.runs.files import BadFile, hash_file, hash_value, reading
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
 ALL = slice(None)
 MOST_CHARACTERS, LONGEST_LINE = 2**24, 2**13  # of a list of pairs
 
@@ -109,7 +110,7 @@ def read_pair_list(path: Path) -> list[tuple[Path, Path]]:
     where they hold spaces; what follows ``#`` is left out.
     """
     with reading(path, "text with two paths a line", "Write it anew") as path:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read(MOST_CHARACTERS + 1)
         lines = text.splitlines()
         if len(text) > MOST_CHARACTERS or len(max(lines, key=len, default="")) > LONGEST_LINE:

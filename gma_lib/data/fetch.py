@@ -76,7 +76,7 @@ def fetch_sintel(
             try:
                 if not archive.is_file():
                     _fetch_from_any(urls, archive, track)
-                elif not archive.with_name(f"{root.name}.partial").is_dir():  # brought by hand
+                else:  # it may have been brought by hand
                     _compare_with_first(archive, _locate_note(archive))
                 unpack(archive, root, track=track)
                 note = _locate_note(archive)

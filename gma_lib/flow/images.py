@@ -140,7 +140,7 @@ def _decode_with_opencv(content: bytes) -> np.ndarray | None:
 
 @contextmanager
 def _silence_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what goes wrong, which is said by who calls it."""
+    """Keep OpenCV from printing what goes wrong, which the caller reports."""
     logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
@@ -193,7 +193,7 @@ def read_orientation(path: Path) -> int:
             with Image.open(path, formats=FORMATS) as image:
                 return int(image.getexif().get(0x0112, 1))
         exif, content = Image.Exif(), path.read_bytes()
-        if (at := content.rfind(b"eXIf")) >= 0:  # may stand behind the pixels, not decoded here
+        if (at := content.rfind(b"eXIf")) >= 0:  # may follow the pixels, not decoded here
             exif.load(content[at + 4 :])
         return int(exif.get(0x0112, 1))
 
@@ -235,7 +235,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     is_pnm = header.format == "PPM" and header.mode != "1"
     is_scaled = is_pnm and "plain" in header.tile[0].codec_name and largest == 255
     if is_pnm and not is_scaled and isinstance(header.tile[0].args, tuple):
-        largest = header.tile[0].args[-1]  # whatever its header declares
+        largest = header.tile[0].args[-1]  # as its header declares
         if (found := stored.max()) > largest:
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
     remarks = [
@@ -295,7 +295,7 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ValueError(f"stores {stored.dtype}")
         with Image.open(path, formats=FORMATS) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if image.getexif().get(0x0112, 1) != 1:  # may stand behind the pixels
+            if image.getexif().get(0x0112, 1) != 1:  # may follow the pixels
                 raise ValueError("an orientation tag turns it")
             has_alpha = header.has_transparency_data
             if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:

@@ -33,6 +33,8 @@ def identify_safetensors(weights: Path) -> tuple[str, bool] | None:
     """
     from safetensors import safe_open
 
+    if not weights.is_file():  # a pipe would never end
+        return None
     try:
         with safe_open(weights, "numpy") as file:
             names = file.keys()

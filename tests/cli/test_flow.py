@@ -119,6 +119,35 @@ def test_a_result_is_not_overwritten_silently(photos, tmp_path):
     assert read_flow(tmp_path / "a.flo").shape == (2, 128, 160)
 
 
+def test_no_result_replaces_a_frame_or_another_result(photos, tmp_path, monkeypatch):
+    """Whatever --overwrite says, and however the file is spelled."""
+    folder = tmp_path / "clip"
+    shutil.copytree(photos, folder)
+    monkeypatch.chdir(folder)
+    frames = "shot 1.png", "shot 2.png"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "l.txt").write_text('"clip/shot 2.png" "clip/shot 1.png"\n')
+    (tmp_path / "f").mkdir()
+    for arguments in (
+        (*frames, "-o", "shot 1.png"),
+        (*frames, "-o", folder / "shot 2.png"),
+        (*frames, "-o", "a.png", "--figure", folder / "a.png"),
+        (*frames, "-o", "a.flo", "--check", "--figure", "a.occluded.png"),
+        (*frames, "-o", tmp_path / "f", "--format", "npy"),
+        ("--list", tmp_path / "l.txt", "-o", ".", "--format", "png"),
+    ):
+        gma("flow", *arguments, "--overwrite", *FAST, exit_code=1)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_pipe_is_no_checkpoint(suffix, photos, tmp_path):
+    os.mkfifo(tmp_path / f"a.{suffix}")
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    weights = "--checkpoint", tmp_path / f"a.{suffix}"
+    assert "a pipe" in gma("flow", *frames, "-o", tmp_path / "a.flo", *weights, exit_code=1)
+
+
 def test_a_place_that_cannot_be_written_to_is_refused_before_computing(
     photos, tmp_path, monkeypatch
 ):

@@ -150,6 +150,16 @@ def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+def test_a_link_and_the_current_folder_are_refused_before_computing(photos, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for output in (tmp_path / "link", ".", tmp_path / "empty"):
+        gma("video", photos, "-o", output, *FAST, exit_code=1)
+    assert not any(tmp_path.glob("*.partial*"))
+    assert not any(Path.cwd().iterdir())
+
+
 def test_two_runs_at_once_do_not_write_into_one_folder(photos, tmp_path):
     with lock_path(tmp_path / ".out.partial.lock"):
         answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
