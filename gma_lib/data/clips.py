@@ -15,8 +15,10 @@ from gma_lib.data.videos import count_video_frames, read_video
 from gma_lib.flow.images import MAX_PIXELS, read_photo
 from gma_lib.runs.files import BadFile, hash_file, hash_value, reading
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
-IMAGE_SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+}
 ALL = slice(None)
 MOST_CHARACTERS, LONGEST_LINE = 2**24, 2**13  # of a list of pairs
 
