@@ -333,8 +333,9 @@ load = Estimator  # the name that ``gma_lib`` offers
 def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
     """Return frames as float32 (N, 3, H, W), RGB, 0..255, checked; errors call them ``name``."""
     array = _to_array(frame, name)
-    if array.dtype == np.uint16 or array.dtype.kind not in "uif":
-        raise ValueError(f"{name} is {array.dtype}; frames are uint8 or floating point, 0..255")
+    kind = array.dtype.name  # of either byte order
+    if kind == "uint16" or array.dtype.kind not in "uif":
+        raise ValueError(f"{name} is {kind}; frames are uint8 or floating point, 0..255")
     fractional = np.issubdtype(array.dtype, np.floating)
     if array.ndim == 2:
         array = np.stack([array] * 3)
