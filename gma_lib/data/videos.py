@@ -1,8 +1,11 @@
 """Video files, decoded and encoded by FFmpeg's libraries, through PyAV."""
 
 import gc
+import io
 import logging
 import math
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -16,7 +19,8 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.filter import Graph
-from av.stream import Disposition
+from av.packet import Packet
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -32,6 +36,17 @@ REMEDY = (
 )
 # codecs of which each packet holds a frame; a field, where a video is interlaced
 ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d")
+# codecs that do not say of a frame whether it is interlaced: the file says it of all
+FLAGGED_BY_FILE = ("ffvhuff", "huffyuv", "jpeg2000", "mjpeg", "png", "tiff")
+FIELDS = {2: "tff", 3: "bff", 4: "tff", 5: "bff"}  # AVFieldOrder, as FFmpeg's raw decoder reads it
+# what FFmpeg logs as an error of a file that is right
+# codecs of which FFmpeg refuses what is right, where it is to stop at errors; it logs them, too
+STRICT_IS_WRONG = ("h264", "tiff")
+# side data of frames, by AVFrameSideDataType: from the one that PyAV 18 lists last up to Exif
+UNKNOWN_TO_PYAV = [f"sidedata=mode=delete:type={number}" for number in range(28, 40)]
+HARMLESS = ("Unknown or unsupported tag",)  # of a TIFF picture
+# until the second key frame: H.264 that was cut refers to pictures before
+HARMLESS_AT_START = (*HARMLESS, "mmco: unref short failure")
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -79,12 +94,15 @@ def read_video(
     path = Path(path)
     with _open(path, max_pixels) as (container, stream):
         step = 1 / Fraction(stream.guessed_rate or 25)
-        time = -step
-        for frame in _convert(_decode(container, stream, path, say), path, say):
-            time += step  # for raw streams, which hold no times, and AVI, which holds others
-            if frame.pts is not None and frame.time_base and container.format.name != "avi":
+        time = None
+        for frame in _convert(_decode(container, stream, path, say), stream, path, say):
+            stored = None  # in raw streams
+            if frame.pts is not None and frame.time_base:
                 stored = frame.pts * frame.time_base
-                time = stored if stored > time - step else time
+            if time is None:
+                time = stored or Fraction(0)
+            else:
+                time = stored if stored is not None and stored > time else time + step
             plane = frame.planes[0]
             shape, strides = (3, frame.height, frame.width), (1, plane.line_size, 3)
             del frame  # large frames, of which few should be there at once
@@ -182,6 +200,8 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoSt
             if stream.width * stream.height > max_pixels:
                 found = f"frames of {stream.width}x{stream.height} px"
                 raise BadFile(path, found, f"at most {max_pixels} pixels", "Scale the video first")
+            if stream.codec_context.name in STRICT_IS_WRONG:
+                options["err_detect"] = "crccheck"
             stream.codec_context.options = options
             # else FFmpeg leaves columns in that the stream says to cut off on the left
             stream.codec_context.flags |= Flags.unaligned
@@ -194,15 +214,11 @@ def _decode(
 ) -> Iterator[VideoFrame]:
     """Decode to the end, and compare it with what the file's header says."""
     packets = container.demux()
-    stored = early = hidden = decoded = 0
+    stored = early = hidden = decoded = keys = 0
     end = Fraction(0)
-    while True:
-        try:
-            packet = _attempt(next, packets, None)
-            if packet is None:
-                break
-            if packet.is_corrupt:
-                raise ValueError("a packet is incomplete")
+    shown: deque[int | None] = deque()  # AVI holds times in the order of its packets only
+    try:
+        while (packet := _read_packet(packets)) is not None:
             if packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
             if packet.stream.index != stream.index:  # its own stream_index is 0 at the end
@@ -211,18 +227,35 @@ def _decode(
             if packet.size and not packet.is_keyframe and stored == early + 1:
                 early += 1  # FFmpeg would decode grey, or nothing
                 continue
-            frames = _attempt(stream.decode, packet)
-        except ValueError as error:
-            raise ValueError(f"damaged after frame {decoded} ({error})") from error
-        decoded += len(frames)
-        yield from map(frames.pop, [0] * len(frames))  # large frames, kept no longer than needed
+            keys += packet.is_keyframe
+            if packet.size and container.format.name == "avi":
+                shown.append(packet.dts)
+            harmless = HARMLESS_AT_START if keys < 2 else HARMLESS
+            frames = _attempt(stream.decode, packet, harmless=harmless)
+            decoded += len(frames)
+            for index in range(len(frames) if shown else 0):
+                frames[index].pts = shown.popleft()
+            yield from map(
+                frames.pop, [0] * len(frames)
+            )  # large frames, kept no longer than needed
+    except ValueError as error:
+        raise ValueError(f"damaged after frame {decoded} ({error})") from error
     if _ends_early(container, stream, path, stored, end):
         raise ValueError(f"truncated after frame {decoded}")
     if decoded < stored - hidden and stream.codec_context.name in ONE_FRAME_A_PACKET:
         say(f"{path}: {decoded} of {stored - hidden} frames could be decoded")
 
 
-def _attempt(step: Callable[..., Result], *arguments: object) -> Result:
+def _read_packet(packets: "Iterator[Packet[Stream]]") -> "Packet[Stream] | None":
+    packet: Packet[Stream] | None = _attempt(next, packets, None)
+    if packet is not None and packet.is_corrupt:
+        raise ValueError("a packet is incomplete, as where two files were joined")
+    return packet
+
+
+def _attempt(
+    step: Callable[..., Result], *arguments: object, harmless: tuple[str, ...] = ()
+) -> Result:
     """Let FFmpeg do something; raise ValueError for what it raises and for what it only logs."""
     av.logging.set_level(av.logging.INFO)
     av.logging.set_skip_repeated(False)
@@ -234,7 +267,8 @@ def _attempt(step: Callable[..., Result], *arguments: object) -> Result:
     finally:
         av.logging.set_level(None)
     for level, _, message in sorted(logs):  # errors first
-        if level <= av.logging.ERROR or message.startswith("concealing"):
+        is_error = level <= av.logging.ERROR and not message.startswith(harmless)
+        if is_error or message.startswith("concealing"):
             raise ValueError(message.strip().rstrip("."))
     return result
 
@@ -266,11 +300,15 @@ def _ends_early(
 
 
 def _convert(
-    frames: Iterator[VideoFrame], path: Path, say: Callable[[str], None]
+    frames: Iterator[VideoFrame], stream: VideoStream, path: Path, say: Callable[[str], None]
 ) -> Iterator[VideoFrame]:
-    """Deinterlace, turn upright and convert to RGB, with the filters of the ffmpeg command."""
+    """Deinterlace, cut, turn upright and convert to RGB, with the filters of the ffmpeg command."""
     graph, wanted, size, interlaced = Graph(), None, None, False
+    crop = _find_crop(stream)
     turn: list[str] = []
+    fields = None
+    if stream.codec_context.name in FLAGGED_BY_FILE:
+        fields = FIELDS.get(stream.codec_context.field_order)
     numbers = count(1)
     for frame in frames:  # enumerate() would keep it while the next is decoded
         number = next(numbers)
@@ -279,10 +317,11 @@ def _convert(
             found = f"frame {number} has {frame.width}x{frame.height} px"
             expected = f"{size[0]}x{size[1]} px as before"
             raise BadFile(path, found, expected, f"Use the part before (`--end {number - 1}`)")
-        if frame.interlaced_frame and not interlaced:
+        if (frame.interlaced_frame or fields) and not interlaced:
             interlaced = True
             say(f"{path}: interlaced; frames are deinterlaced (bwdif)")
-        filters = ["bwdif=mode=send_frame:deint=interlaced"] * interlaced
+        which = f"all:parity={fields}" if fields else "interlaced"
+        filters = [f"bwdif=mode=send_frame:deint={which}"] * interlaced + crop
         turn = _find_turn(frame, path) if number == 1 else turn
         filters += [*turn, "format=rgb24"]
         # vflip alone leaves the rows where they are, from the last one up
@@ -301,9 +340,37 @@ def _convert(
     yield from _pull(graph)
 
 
+def _find_crop(stream: VideoStream) -> list[str]:
+    """Filter that cuts off the borders that the file says to leave out: ``clap`` of QuickTime,
+    ``PixelCrop`` of Matroska.
+
+    PyAV does not tell them, but FFmpeg writes them into a Matroska file (RFC 9559, section
+    5.1.4.1.28).
+    """
+    header = io.BytesIO()
+    try:
+        with av.open(header, "w", format="matroska") as copy:
+            copy.add_stream_from_template(stream)
+            copy.start_encoding()
+    except (av.error.FFmpegError, ValueError):  # a codec of other containers, which hold none
+        return []
+    found = re.findall(
+        rb"\x54([\xaa\xbb\xcc\xdd])(?:\x81(.)|\x82(..))", header.getvalue(), re.DOTALL
+    )
+    cut = {side: int.from_bytes(one or two) for side, one, two in found}
+    bottom, top, left, right = (cut.get(side, 0) for side in (b"\xaa", b"\xbb", b"\xcc", b"\xdd"))
+    return [f"crop=w=iw-{left + right}:h=ih-{top + bottom}:x={left}:y={top}"] if cut else []
+
+
 def _find_turn(frame: VideoFrame, path: Path) -> list[str]:
     """Filters that turn a frame as its display matrix says."""
-    matrix = cast(Mapping[str, bytes], frame.side_data).get("DISPLAYMATRIX")
+    try:
+        side_data = frame.side_data
+    except ValueError:  # a kind that PyAV does not know
+        graph = _build_graph(frame, [*UNKNOWN_TO_PYAV, "buffersink"])
+        graph.vpush(frame)
+        side_data = graph.vpull().side_data
+    matrix = cast(Mapping[str, bytes], side_data).get("DISPLAYMATRIX")
     if matrix is None:
         return []
     (a, b, _), (c, d, _), _ = np.frombuffer(matrix, "<i4").reshape(3, 3).tolist()

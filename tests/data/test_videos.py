@@ -5,6 +5,7 @@ import os
 import queue
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -78,6 +79,15 @@ def test_a_variable_frame_rate(name, tmp_path):
     np.testing.assert_array_equal(frames, make_frames(5))
 
 
+def test_times_below_zero(tmp_path):
+    ticks = [0, 250, 260, 440, 800]
+    write(source := tmp_path / "a.mkv", make_frames(5), ticks=ticks, prepare=set_milliseconds)
+    early = ["-muxdelay", "0", "-output_ts_offset", "-0.4", "-avoid_negative_ts", "disabled"]
+    run_ffmpeg("-i", source, "-c", "copy", *early, tmp_path / "a.ts")
+    times = read(tmp_path / "a.ts")[1]
+    assert times == [Fraction(tick - 400, 1000) for tick in ticks]
+
+
 def set_milliseconds(stream):
     stream.codec_context.time_base = Fraction(1, 1000)
 
@@ -123,6 +133,102 @@ def test_what_a_stream_cuts_off_on_the_left_is_not_shown(left, tmp_path):
     subprocess.run([*ffmpeg, "-bsf:v", crop, cut], check=True)
     frames = [frame[2:, left:] for frame in read(whole)[0]]
     np.testing.assert_allclose(read(cut)[0], frames, atol=2)  # colours are shared by 2 x 2 pixels
+
+
+def run_ffmpeg(*arguments):
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *arguments], check=True)
+
+
+def add_clap(movie, left, top):
+    """Say in a QuickTime file, in front of whose index nothing is inserted, to show the middle."""
+    size = (WIDTH - 2 * left, 1, HEIGHT - 2 * top, 1, 0, 1, 0, 1)
+    content, start = bytearray(movie.read_bytes()), 0
+    end, grown = len(content), []
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
+        while kind and content[start + 4 : start + 8] != kind:
+            start += int.from_bytes(content[start : start + 4])
+        grown.append(start)
+        end = start + int.from_bytes(content[start : start + 4])
+        start += 16 if kind == b"stsd" else 8
+    content[end:end] = struct.pack(">I4s8I", 40, b"clap", *size)
+    for start in grown:
+        length = int.from_bytes(content[start : start + 4]) + 40
+        content[start : start + 4] = length.to_bytes(4)
+    movie.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_what_a_file_cuts_off_is_not_shown(suffix, tmp_path):
+    movie = tmp_path / "a.mp4"
+    run_ffmpeg("-i", write(tmp_path / "whole.mp4", make_frames(2)), "-c", "copy", movie)
+    add_clap(movie, left=9, top=2)
+    run_ffmpeg("-i", movie, "-c", "copy", cut := tmp_path / f"cut.{suffix}")
+    frames, _ = read(cut)
+    np.testing.assert_array_equal(frames, [frame[2:-2, 9:-9] for frame in make_frames(2)])
+    assert decode_with_ffmpeg(cut) == b"".join(frame.tobytes() for frame in frames)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_frames_are_turned_as_their_exif_tag_says(orientation, tmp_path):
+    exif, pictures = Image.Exif(), tmp_path / "a.mjpeg"
+    exif[0x112] = orientation
+    for number, frame in enumerate(make_frames(2)):
+        Image.fromarray(frame).save(picture := tmp_path / f"{number}.jpg", exif=exif)
+        with open(pictures, "ab") as file:
+            file.write(picture.read_bytes())
+    run_ffmpeg("-i", pictures, "-c", "copy", movie := tmp_path / "a.mov")
+    frames, _ = read(movie)
+    assert frames[0].shape == ((HEIGHT, WIDTH, 3) if orientation < 5 else (WIDTH, HEIGHT, 3))
+    assert decode_with_ffmpeg(movie) == b"".join(frame.tobytes() for frame in frames)
+
+
+def test_pictures_with_unknown_tags_are_right(tmp_path):
+    run_ffmpeg("-i", write(tmp_path / "a.mp4", make_frames(2)), "-c:v", "tiff", tmp_path / "a.mov")
+    np.testing.assert_array_equal(read(tmp_path / "a.mov")[0], make_frames(2))
+
+
+def test_a_clip_cut_where_pictures_refer_to_earlier_ones_is_right(tmp_path):
+    groups = "open-gop=1:keyint=12:min-keyint=12:scenecut=0:bframes=3:ref=4:b-pyramid=normal"
+    source = ["-f", "lavfi", "-i", "testsrc2=size=192x128:rate=10:duration=6"]
+    run_ffmpeg(*source, "-c:v", "libx264", "-x264-params", groups, whole := tmp_path / "a.mp4")
+    run_ffmpeg("-ss", "3.6", "-i", whole, "-c", "copy", cut := tmp_path / "cut.mp4")
+    check = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", cut, "-f", "null", "-"]
+    assert b"mmco" in subprocess.run(check, capture_output=True).stderr  # else this shows nothing
+    frames, _ = read(cut)
+    assert len(frames) == 24
+    assert decode_with_ffmpeg(cut) == b"".join(frame.tobytes() for frame in frames)
+
+
+@pytest.mark.parametrize(("codec", "order"), [("huffyuv", "tff"), ("png", "bff"), ("mjpeg", "bff")])
+def test_a_file_says_that_it_is_interlaced(codec, order, tmp_path):
+    """Where frames themselves do not."""
+    source = write(tmp_path / "a.mp4", make_frames(4))
+    flags = ["-vf", f"setfield={order}", "-c:v", codec, "-q:v", "2"]
+    run_ffmpeg("-i", source, *flags, movie := tmp_path / "a.mov")
+    said = []
+    frames, _ = read(movie, say=said.append)
+    assert len(said) == 1
+    wanted = decode_with_ffmpeg(movie, "-vf", f"setfield={order},bwdif=mode=send_frame")
+    wanted = np.frombuffer(wanted, np.uint8).reshape(4, HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(frames[1:], wanted[1:])  # the first: see below
+    run_ffmpeg("-i", source, *flags[2:], movie := tmp_path / "progressive.mov")
+    frames, _ = read(movie, say=said.append)
+    assert len(said) == 1
+    assert decode_with_ffmpeg(movie) == b"".join(frame.tobytes() for frame in frames)
+
+
+@pytest.mark.parametrize("encoder", [["mjpeg"], ["mpeg4", "-bf", "2"], ["libx264", "-bf", "3"]])
+def test_dropped_frames_of_avi_leave_a_gap(encoder, tmp_path):
+    source = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=10:duration=3"]
+    dropped = ["-vf", "select='not(between(n,5,14))'", "-fps_mode", "vfr"]
+    run_ffmpeg(*source, "-c:v", *encoder, tmp_path / "a.avi")
+    assert read(tmp_path / "a.avi")[1] == [Fraction(number, 10) for number in range(30)]
+    run_ffmpeg(*source, *dropped, "-c:v", *encoder, tmp_path / "b.avi")
+    times = read(tmp_path / "b.avi")[1]
+    steps = [10 * (late - early) for early, late in itertools.pairwise(times)]
+    assert sorted(steps) == [1] * 18 + [11]
+    # AVI holds times in the order in which frames are decoded
+    assert 4 <= steps.index(11) <= (4 if encoder == ["mjpeg"] else 6)
 
 
 def test_interlaced_frames_are_deinterlaced_and_a_line_says_so(tmp_path):
