@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 inter
 ``gma reproduce`` has more.
 """
 
+import os
+import sys
 from pkgutil import resolve_name
 
 import click
@@ -106,4 +108,15 @@ def main() -> None:
     """Optical flow with GMA (Global Motion Aggregation): where every pixel of one frame is found in
     the next.
     """
+    _open_standard_streams()
     runs.show_messages()
+
+
+def _open_standard_streams() -> None:
+    """Give what a shell closed (``2>&-``) to nobody: else the next file that is opened gets its
+    number, and with it the messages of libraries.
+    """
+    names = ("stdin", "stdout", "stderr")
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(names):
+        setattr(sys, names[number], os.fdopen(number, "w" if number else "r"))
+    os.close(number)

@@ -17,6 +17,6 @@ def main(clear: bool) -> None:
     size = sum(file.stat().st_size for model in models for file in model.rglob("*"))
     if clear:
         for model in models:
-            shutil.rmtree(model)
+            model.unlink() if model.is_symlink() else shutil.rmtree(model)
     count = f"{len(models)} model{'s' * (len(models) != 1)}, {size / 1e6:.0f} MB"
     click.echo(f"{folder}: {count}{', deleted' * clear}")

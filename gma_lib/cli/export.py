@@ -7,7 +7,7 @@ import click
 
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
 from gma_lib.convert import ModelSpec, export_model
-from gma_lib.network.sizes import check_sides
+from gma_lib.network.sizes import MOST_UPDATES, check_sides
 
 
 class Size(TypedDict):
@@ -30,7 +30,7 @@ class Size(TypedDict):
     "--updates",
     default=6,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_UPDATES),
     help="Refinements, unrolled into the file.",
 )
 @click.option(

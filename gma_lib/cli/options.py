@@ -16,6 +16,7 @@ from typing import Any, TypedDict, TypeVar
 import click
 
 from gma_lib.flow import FLOW_SUFFIXES
+from gma_lib.network.sizes import MOST_UPDATES
 from gma_lib.runs.files import RESOURCES, make_plain, name_file
 from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record, load_record
@@ -77,7 +78,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             "num_updates",
             default=updates,
             show_default=True,
-            type=click.IntRange(1),
+            type=click.IntRange(1, MOST_UPDATES),
             help="Refinements.",
         ),
         click.option(

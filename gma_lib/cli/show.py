@@ -23,7 +23,7 @@ from gma_lib.runs.files import BadFile, name_file
 @click.option("-o", "--output", required=True, type=PATH, help="Image of the flow's size.")
 @click.option(
     "--radius",
-    type=FiniteRange(0, min_open=True),
+    type=FiniteRange(0, 1e9, min_open=True),
     help="Speed of full saturation, px.  [default: the 99.5th percentile]",
 )
 @click.option(

@@ -267,6 +267,10 @@ def _pair_frames(
         kind: _list_numbered(folder / kind / scene, suffix)
         for kind, suffix in _TRUTH_SUFFIX.items()
     }
+    for kind in ("occlusions", "invalid"):  # else its pixels are counted in other groups
+        if truth[kind] and (lacking := truth["flow"].keys() - truth[kind].keys()):
+            file = folder / kind / scene / f"frame_{min(lacking):04d}.png"
+            raise FileNotFoundError(f"{file} is missing, as its scene has others: copy it")
     # A pair needs its second frame; ground truth says how far the scene should reach.
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
     missing = [number for number in range(first, needed_to + 1) if number not in frames]

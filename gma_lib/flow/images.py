@@ -114,10 +114,11 @@ def _check_content(header: ImageFile.ImageFile, content: bytes) -> None:
 
 def _is_for_pillow(header: ImageFile.ImageFile) -> bool:
     """Whether OpenCV would change the values: it multiplies the colours of a TIFF and of a GIF by
-    alpha, and spreads the 5 bits of a BMP to 0..248.
+    alpha, spreads the 5 bits of a BMP to 0..248, and rounds down what is written as text.
     """
     if not isinstance(header, TiffImageFile):
-        return header.format in ("BMP", "GIF")
+        is_text = header.format == "PPM" and "plain" in header.tile[0].codec_name
+        return header.format in ("BMP", "GIF") or (is_text and header.mode in ("L", "RGB"))
     tags = header.tag_v2
     return bool(max(tags.get(258, (1,))) <= 8 and set(tags.get(339, (1,))) == {1})
 
@@ -125,9 +126,16 @@ def _is_for_pillow(header: ImageFile.ImageFile) -> bool:
 def _decode_with_pillow(content: bytes) -> np.ndarray:
     with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         warnings.simplefilter("ignore")
+        _forget_xmp(image)
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _forget_xmp(image: Image.Image) -> None:
+    """Leave the orientation to Exif, by which OpenCV turns pictures; Pillow looks here, too."""
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
 
 
 def _decode_with_opencv(content: bytes) -> np.ndarray | None:
@@ -191,6 +199,7 @@ def read_orientation(path: Path) -> int:
     with reading(path, "a picture", "Save it as PNG") as path:
         if header.format != "PNG":
             with Image.open(path, formats=FORMATS) as image:
+                _forget_xmp(image)
                 return int(image.getexif().get(0x0112, 1))
         exif, content = Image.Exif(), path.read_bytes()
         if (at := content.rfind(b"eXIf")) >= 0:  # may follow the pixels, not decoded here
@@ -231,7 +240,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         found = "LAB colours" if header.mode == "LAB" else stored.dtype
         raise BadFile(path, f"stores {found}", "RGB or grey of 8 or 16 bits", "Save it as PNG")
     largest = np.iinfo(stored.dtype).max
-    # of text, OpenCV scales 8 bits itself
+    # of text, 8 bits were scaled when they were decoded
     is_pnm = header.format == "PPM" and header.mode != "1"
     is_scaled = is_pnm and "plain" in header.tile[0].codec_name and largest == 255
     if is_pnm and not is_scaled and isinstance(header.tile[0].args, tuple):
@@ -295,6 +304,7 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ValueError(f"stores {stored.dtype}")
         with Image.open(path, formats=FORMATS) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _forget_xmp(image)
             if image.getexif().get(0x0112, 1) != 1:  # may follow the pixels
                 raise ValueError("an orientation tag turns it")
             has_alpha = header.has_transparency_data

@@ -99,10 +99,11 @@ class Estimator:
     ):
         check_refinement(refine)
         max_pixels = affordable_pixels(backend, precision) if max_pixels is None else max_pixels
-        if max_pixels < 128 * 128:
+        network.check_updates(num_updates)
+        if not isinstance(max_pixels, (int, np.integer)) or max_pixels < 128 * 128:
             raise ValueError(
-                f"max_pixels: at least {128 * 128} (the smallest frame that the network takes), "
-                f"not {max_pixels}"
+                f"max_pixels: a whole number from {128 * 128} (the smallest frame that the network "
+                f"takes) up, not {max_pixels!r}"
             )
         find_backend(backend).options(precision=precision).require()  # before a model is built
         file = Path(checkpoint).expanduser()

@@ -19,8 +19,10 @@ from .model import ResidualBlock as ResidualBlock
 from .model import correlation_pyramid as correlation_pyramid
 from .model import upsample_flow as upsample_flow
 from .sizes import ATTENTIONS as ATTENTIONS
+from .sizes import MOST_UPDATES as MOST_UPDATES
 from .sizes import OPSETS as OPSETS
 from .sizes import SEEDED as SEEDED
 from .sizes import SMALLEST_SIDE as SMALLEST_SIDE
 from .sizes import STRIDE as STRIDE
 from .sizes import check_sides as check_sides
+from .sizes import check_updates as check_updates

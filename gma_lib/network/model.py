@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gma_lib.network.sizes import ATTENTIONS, STRIDE, check_sides
+from gma_lib.network.sizes import ATTENTIONS, STRIDE, check_sides, check_updates
 
 HIDDEN = 128
 CONTEXT = 128
@@ -48,8 +48,7 @@ class GMAConfig:
     lookup: str = "matmul"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_updates, int) or self.num_updates < 1:
-            raise ValueError(f"num_updates is a whole number from 1 up, not {self.num_updates!r}")
+        check_updates(self.num_updates)
         for field, known in (("attention", ATTENTIONS), ("lookup", LOOKUPS)):
             if getattr(self, field) not in known:
                 raise ValueError(

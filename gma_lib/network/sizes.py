@@ -1,9 +1,12 @@
 """What the network can be asked for: sizes and names. Importing this loads no PyTorch."""
 
+import numpy as np
+
 STRIDE = 8  # frame pixels per feature cell
 # The coarsest pyramid level is 1/64 of the frame; below two cells a side, sampling it is no longer
 # defined.
 SMALLEST_SIDE = 128
+MOST_UPDATES = 1000  # each adds its operators to a graph; the authors submit with 32
 SEEDED = "seeded"  # weights that are noise, the same everywhere
 ATTENTIONS = ("content", "position", "position_and_content")
 # Form of the correlation lookup -> opsets in which all its operators exist; grid_sample's name for
@@ -14,6 +17,15 @@ OPSETS = {
     "gather": range(12, 20),
     "grid_sample": range(16, 20),
 }
+
+
+def check_updates(num_updates: int) -> None:
+    """Raise ValueError unless this is a whole number from 1 to ``MOST_UPDATES``."""
+    is_whole = isinstance(num_updates, (int, np.integer)) and not isinstance(num_updates, bool)
+    if not is_whole or not 1 <= num_updates <= MOST_UPDATES:
+        raise ValueError(
+            f"num_updates is a whole number from 1 to {MOST_UPDATES}, not {num_updates!r}"
+        )
 
 
 def check_sides(height: int, width: int) -> None:

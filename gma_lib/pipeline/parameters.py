@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.backends import BACKENDS
-from gma_lib.network import ATTENTIONS, OPSETS, SEEDED, SMALLEST_SIDE
+from gma_lib.network import ATTENTIONS, MOST_UPDATES, OPSETS, SEEDED, SMALLEST_SIDE
 from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.clusters import check_cluster
 from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
@@ -79,7 +79,7 @@ class Settings(TypedDict, total=False):
     precision: Annotated[str, _one_of(PRECISIONS)] | None
     batch_size: _Count
     checkpoint: _Path
-    num_updates: _Count
+    num_updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)]
     attention: Annotated[str, _one_of(ATTENTIONS)]
     lookup: Annotated[str, _one_of(OPSETS)] | None
     opset: int

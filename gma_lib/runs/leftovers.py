@@ -18,7 +18,10 @@ def name_partial(path: Path) -> Path:
     """Return the name under which this process writes ``path``: same folder and suffix, and a dot
     in front, so that no reader of this package takes it for a result.
     """
-    return path.with_name(f".gma-{_name_owner(os.getpid())}.{path.name}")
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # file systems take 255
+        name = hashlib.sha256(os.fsencode(name)).hexdigest() + path.suffix
+    return path.with_name(f".gma-{_name_owner(os.getpid())}.{name}")
 
 
 def remove(path: Path) -> None:

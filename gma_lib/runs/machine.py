@@ -77,13 +77,15 @@ def count_cores() -> int:
 def find_memory() -> int:
     """Bytes that this process can use: the machine's memory, or the container's lower limit.
 
-    The environment variable GMA_MEMORY_BYTES lowers it further, on shared machines.
+    GMA_MEMORY_BYTES, an environment variable, lowers it further, on shared machines.
     """
     import psutil
 
     limits: list[int] = [psutil.virtual_memory().total]
     if "GMA_MEMORY_BYTES" in os.environ:
-        limits.append(int(os.environ["GMA_MEMORY_BYTES"]))
+        if not (given := os.environ["GMA_MEMORY_BYTES"]).isdecimal():
+            raise ValueError(f"GMA_MEMORY_BYTES is a whole number of bytes, not {given!r}")
+        limits.append(int(given))
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             limits.append(int(Path(file).read_text()))

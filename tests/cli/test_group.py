@@ -1,6 +1,7 @@
 """``gma``: help at once, exit codes."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -73,3 +74,13 @@ def test_help_needs_nothing_that_only_posix_has():
     done = subprocess.run([sys.executable, "-c", NO_POSIX], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage: ") == len(COMMANDS) + 1
+
+
+def test_messages_go_nowhere_where_stderr_is_closed(tmp_path):
+    """Not into the next file that is opened, which gets the number of what is closed."""
+    code = "from gma_lib.cli import main; import os, sys\n"
+    code += "try: main(['show', 'none.flo', '-o', 'a.png'])\n"
+    code += "except SystemExit as error:\n    with open('result', 'w') as file:\n"
+    code += "        os.write(2, b'a message'); print(error.code, file.fileno() > 2, file=file)"
+    subprocess.run(f"{sys.executable} -c {shlex.quote(code)} 2>&-", shell=True, cwd=tmp_path)
+    assert (tmp_path / "result").read_text() == "1 True\n"

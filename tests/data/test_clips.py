@@ -77,3 +77,30 @@ def test_a_list_of_pairs_is_bounded(tmp_path):
     with pytest.raises(BadFile, match="too long"):
         clips.read_pair_list(path)
     assert time.monotonic() - start < 2
+
+
+def test_a_long_list_is_read_quickly(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("a.png b.png\n" * 100_000)
+    start = time.monotonic()
+    assert clips.read_pair_list(path) == [(tmp_path / "a.png", tmp_path / "b.png")] * 100_000
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "gaps"),
+    [
+        ((1, 2, 3, 4), []),
+        ((0, 5, 10, 15), []),
+        ((1, 2, 3, 7, 8), ["f3.png and f7.png;"]),
+        ((1, 2, 7, 8, 9, 11), ["f2.png and f7.png, and in 1 more place;"]),
+    ],
+)
+def test_frames_that_are_missing_are_named(tmp_path, numbers, gaps):
+    for number in numbers:
+        write_frame(tmp_path / f"f{number}.png", np.zeros((3, 16, 16)))
+    said = []
+    assert len(list(clips.read_clip(tmp_path, say=said.append))) == len(numbers)
+    assert len(said) == len(gaps)
+    for line, gap in zip(said, gaps, strict=True):
+        assert f"frames are missing between {gap}" in line

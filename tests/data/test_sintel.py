@@ -82,6 +82,16 @@ def test_a_missing_last_frame_is_an_error_where_truth_asks_for_it(tiny_sintel):
         sintel.find_pairs(tiny_sintel)
 
 
+@pytest.mark.parametrize("kind", ["occlusions", "invalid"])
+def test_masks_are_there_for_every_flow_or_for_none(tiny_sintel, kind):
+    masks = tiny_sintel / "training" / kind
+    (masks / "alley/frame_0002.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{kind}/alley/frame_0002\.png is missing"):
+        sintel.find_pairs(tiny_sintel)
+    shutil.rmtree(masks)
+    assert len(sintel.find_pairs(tiny_sintel)) == 4
+
+
 def test_a_lone_frame_is_an_error(tiny_sintel):
     for number in (2, 3):
         (tiny_sintel / f"training/clean/cave/frame_000{number}.png").unlink()

@@ -178,9 +178,9 @@ def test_white_is_white_in_a_bmp_of_five_bits(tmp_path):
 
 def test_values_above_the_largest_of_a_pgm_are_refused(tmp_path):
     path = tmp_path / "a.ppm"
-    for content in (b"P5 2 1 100\n\x64\xff", b"P5 2 1 999\n\3\0\9\0"):
+    for content in (b"P5 2 1 100\n\x64\xff", b"P5 2 1 999\n\3\0\9\0", b"P2 2 1 100\n3 101\n"):
         path.write_bytes(content)
-        with pytest.raises(BadFile, match="its header says"):
+        with pytest.raises(BadFile, match=r"its header says|too large"):
             images.read_photo(path)
 
 
@@ -190,6 +190,7 @@ def test_values_above_the_largest_of_a_pgm_are_refused(tmp_path):
         (b"P2 2 1 5\n1 5", [[51, 255]] * 3),
         (b"P2 # by hand\n2 1\n1000 0 200", [[0, 51]] * 3),
         (b"P3 1 1 255 1 2 3", [[1], [2], [3]]),
+        (b"P3 1 1 200 1 99 3", [[1], [126], [4]]),  # to the nearest of 256
     ],
 )
 def test_a_pgm_in_text_needs_no_last_newline(tmp_path, content, wanted):
@@ -437,3 +438,18 @@ def test_a_tiff_that_begins_with_its_preview_is_refused(is_preview, tmp_path):
     Image.new("RGB", (40, 24)).save(tmp_path / "a.tif", tiffinfo=tags)
     with pytest.raises(BadFile, match="preview") if is_preview else nullcontext():
         assert images.read_header(tmp_path / "a.tif").size == (40, 24)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg", "a.webp"])
+def test_a_tag_of_xmp_turns_no_picture(tmp_path, picture, name):
+    """Viewers look at Exif."""
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    tags = {"tiffinfo": {700: xmp}} if name == "a.tif" else {"xmp": xmp}
+    Image.fromarray(picture).save(tmp_path / name, **tags)
+    assert Image.open(tmp_path / name).getexif()[0x112] == 6  # as Pillow understands it
+    assert images.read_photo(tmp_path / name)[0].shape[1:] == picture.shape[:2]
+    assert images.read_orientation(tmp_path / name) == 1

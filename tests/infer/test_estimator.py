@@ -294,6 +294,12 @@ def test_grey_and_dark_frames_are_frames():
         ),
         ({"backend": "cuda", "precision": "int8"}, "cuda here computes in .* not int8"),
         ({"backend": "tensorrt"}, "unknown backend 'tensorrt'"),
+        ({"num_updates": 0}, "num_updates is a whole number from 1"),
+        ({"num_updates": 2.5}, "num_updates is a whole number from 1"),
+        ({"num_updates": True}, "num_updates is a whole number from 1"),
+        ({"num_updates": 10**11}, "num_updates is a whole number from 1"),
+        ({"max_pixels": "x"}, "max_pixels: a whole number from 16384"),
+        ({"max_pixels": float("nan")}, "max_pixels: a whole number from 16384"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_before_a_model_is_made(wrong, complaint):

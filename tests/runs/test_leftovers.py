@@ -62,3 +62,12 @@ def test_files_of_another_machine_stay(tmp_path, monkeypatch):
         path.write_text("half")
     leftovers.remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [elsewhere]
+
+
+def test_a_name_as_long_as_file_systems_take_can_be_written(tmp_path):
+    path = tmp_path / ("é" * 125 + ".flo")
+    partial = leftovers.name_partial(path)
+    partial.touch()
+    assert partial.suffix == ".flo"
+    assert leftovers.name_partial(path.with_stem("e" + path.stem[1:])) != partial
+    partial.rename(path)

@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from gma_lib.runs import machine
 
 
@@ -13,6 +15,9 @@ def test_memory_can_be_lowered_never_raised(monkeypatch):
     assert machine.find_memory() == 1_000_000
     monkeypatch.setenv("GMA_MEMORY_BYTES", str(2 * found))
     assert machine.find_memory() == found
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "4GB")
+    with pytest.raises(ValueError, match="GMA_MEMORY_BYTES is a whole number of bytes, not '4GB'"):
+        machine.find_memory()
 
 
 def test_versions_name_what_is_installed(monkeypatch):
