@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 inter
 
 import os
 import sys
+from pathlib import Path
 from pkgutil import resolve_name
 
 import click
@@ -47,8 +48,14 @@ COMMANDS = {
     "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
 }
 
-# Which extra of pyproject.toml brings a module; what is not here comes with [notebooks].
-EXTRAS = {"nncf": "int8", "skimage": "training"}
+# Which extra of pyproject.toml brings a module; what is not here comes without one.
+EXTRAS = {"nncf": "int8", "skimage": "training", "distributed": "distributed"} | dict.fromkeys(
+    (
+        *("IPython", "ipykernel", "ipywidgets", "latex2mathml", "nbclient", "nbconvert"),
+        *("nbformat", "onnxruntime", "pandas", "papermill", "rocrate"),
+    ),
+    "notebooks",
+)
 
 
 class LazyGroup(click.Group):
@@ -67,7 +74,23 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: object,
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except OSError as error:  # of what click prints itself, as help
+            raise click.ClickException(_describe(error)) from error
+
     def invoke(self, ctx: click.Context) -> object:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            raise click.ClickException("the current folder is gone: change to another") from None
         try:
             return super().invoke(ctx)
         except (click.Abort, click.exceptions.Exit):  # RuntimeErrors too
@@ -79,7 +102,7 @@ class LazyGroup(click.Group):
             raise click.exceptions.Exit(130) from None
         except ModuleNotFoundError as error:
             raise click.ClickException(_name_extra(error)) from error
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
             raise click.ClickException(_describe(error)) from error
 
 
@@ -88,6 +111,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         name = runs.name_file(error.filename)
         return f"{name}: {error.strerror}. Correct that, or name another file or folder."
+    if isinstance(error, OSError) and error.strerror:  # files that are written are named
+        return f"cannot print: {error.strerror}"
     return str(error) or type(error).__name__
 
 
@@ -95,8 +120,8 @@ def _name_extra(error: ModuleNotFoundError) -> str:
     """Say which extra brings a module that is not installed, where the error names one."""
     if error.name is None or error.name.startswith("gma_lib"):
         return str(error)
-    extra = EXTRAS.get(error.name, "notebooks")
-    return f"{error.name} is not installed: pip install 'gma-lib[{extra}]'"
+    extra = f"[{EXTRAS[error.name]}]" if error.name in EXTRAS else ""
+    return f"{error.name} is not installed: pip install 'gma-lib{extra}'"
 
 
 @click.group(

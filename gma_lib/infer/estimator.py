@@ -49,8 +49,8 @@ def cache_folder() -> Path:
     """Where prepared models lie, and may be deleted: ``$GMA_CACHE``, else ``gma`` in the system's
     folder for caches.
     """
-    if "GMA_CACHE" in os.environ:
-        return Path(os.environ["GMA_CACHE"]).expanduser()
+    if given := os.environ.get("GMA_CACHE"):
+        return Path(given).expanduser()
     return platformdirs.user_cache_path("gma", appauthor=False)
 
 

@@ -111,6 +111,8 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno and error.filename in (None, str(partial)):
             error.filename = str(path)
+        elif not error.errno:  # as NumPy says that less was written
+            raise OSError(f"{name_file(path)}: {error}; is the disk full?") from error
         raise
 
 

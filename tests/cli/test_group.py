@@ -9,7 +9,7 @@ import time
 import pytest
 from command_line import gma, loaded_by
 
-from gma_lib.cli import COMMANDS, main
+from gma_lib.cli import COMMANDS, _name_extra, main
 from gma_lib.cli.options import show_waiting
 
 
@@ -84,3 +84,25 @@ def test_messages_go_nowhere_where_stderr_is_closed(tmp_path):
     code += "        os.write(2, b'a message'); print(error.code, file.fileno() > 2, file=file)"
     subprocess.run(f"{sys.executable} -c {shlex.quote(code)} 2>&-", shell=True, cwd=tmp_path)
     assert (tmp_path / "result").read_text() == "1 True\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "flow --help", "cache"])
+def test_a_full_disk_behind_the_output_is_a_sentence(arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "gma_lib.cli", *arguments.split()]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["Error: cannot print: No space left on device"]
+
+
+def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "current folder is gone" in gma("flow", "a.png", "b.png", "-o", "c.flo", exit_code=1)
+
+
+def test_a_missing_module_is_named_with_what_brings_it():
+    for module, wanted in (("cv2", "'gma-lib'"), ("papermill", "'gma-lib[notebooks]'")):
+        error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+        assert _name_extra(error) == f"{module} is not installed: pip install {wanted}"

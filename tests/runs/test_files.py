@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +40,17 @@ def test_a_write_that_would_not_fit_is_refused_before_it_begins(tmp_path):
     files.require_free_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(OSError, match="MB are free"):
         files.require_free_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_a_file_that_is_cut_short_by_a_limit_is_named(tmp_path):
+    """NumPy says then how much was written, and nothing else."""
+    code = "import resource, sys, pathlib, numpy as np; from gma_lib.flow.files import write_flow\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    code += "write_flow(pathlib.Path(sys.argv[1]), np.zeros((2, 64, 64)))"
+    command = [sys.executable, "-c", code, tmp_path / "a.flo"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert re.search(r"a\.flo: 8192 requested and \d+ written; is the disk full\?", done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_whatever_a_decoder_raises_is_a_bad_file(tmp_path):
