@@ -1,13 +1,12 @@
 """Describe a shared report as an RO-Crate, the format that archives of research read."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import gma_lib
 from gma_lib.runs.records import trace_provenance
 
-METADATA = "ro-crate-metadata.json"  # the name that the format prescribes
 PAPER = "https://doi.org/10.48550/arXiv.2104.02409"
 LICENSE = "https://spdx.org/licenses/Apache-2.0"
 BIBTEX = f"""\
@@ -32,8 +31,8 @@ FORMATS = {
 }
 
 
-def describe_files(root: Path, files: Iterable[Path], profile: str) -> str:
-    """Return the text of ``ro-crate-metadata.json`` for files below ``root``.
+def describe_files(digests: Mapping[str, str], profile: str) -> str:
+    """Return the text of ``ro-crate-metadata.json`` for files, given as name -> SHA-256.
 
     It names the files, this package with the libraries it used, the machine's processor and memory,
     the paper and the licence; no user, no folder of this machine.
@@ -83,10 +82,8 @@ def describe_files(root: Path, files: Iterable[Path], profile: str) -> str:
     crate.root_dataset["citation"] = {"@id": PAPER}
     crate.root_dataset["instrument"] = {"@id": "#machine"}
     crate.root_dataset["mentions"] = software
-    for path in files:
-        crate.add_file(
-            path,
-            dest_path=path.relative_to(root).as_posix(),
-            properties={"encodingFormat": FORMATS[path.suffix]},
-        )
+    for name, digest in digests.items():
+        form = FORMATS[Path(name).suffix]
+        properties = {"encodingFormat": form, "sha256": digest}
+        crate.add_file(dest_path=name, properties=properties)
     return json.dumps(crate.metadata.generate(), indent=1)

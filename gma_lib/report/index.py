@@ -2,6 +2,7 @@
 wrote.
 """
 
+import hashlib
 import os
 import zipfile
 from collections.abc import Iterator
@@ -16,13 +17,14 @@ from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput
-from gma_lib.report.crate import BIBTEX, METADATA, describe_files
+from gma_lib.report.crate import BIBTEX, describe_files
 from gma_lib.report.figures import encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
 from gma_lib.runs.files import hash_file, shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json, write_json
 from gma_lib.runs.run import Run, check_folder_name, list_batch_sizes
+from gma_lib.verify.replay import METADATA
 
 SHOWN = ".index.json"  # digests of the page and of the stamps that it was written from
 SENT = (".html", ".ipynb", ".json", ".jpg", ".js")
@@ -124,11 +126,15 @@ def write_archive(outputs: Path, profile: str) -> Path:
     ):
         files = sorted({write_index(outputs, profile), *_list_vouched(folder)})
         texts = [path for path in files if path.suffix != ".jpg"]
+        sent = {path: path.read_bytes() for path in set(files).difference(texts)}
         for path, text in read_without_folders(texts, _find_runs(folder)):
-            content.writestr(path.relative_to(folder.parent).as_posix(), text)
-        for path in set(files).difference(texts):
-            content.write(path, path.relative_to(folder.parent))
-        content.writestr(METADATA, describe_files(folder.parent, files, profile))
+            sent[path] = text.encode()
+        digests = {}
+        for path in files:
+            name = path.relative_to(folder.parent).as_posix()
+            content.writestr(name, sent[path])
+            digests[name] = hashlib.sha256(sent[path]).hexdigest()
+        content.writestr(METADATA, describe_files(digests, profile))
     return archive
 
 

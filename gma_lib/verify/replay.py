@@ -1,5 +1,7 @@
 """Compute an archived run again, from what its records say."""
 
+import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.values import collect_recorded
 
+METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
 ARCHIVE = "a report that `gma report --archive` wrote"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
 MEMBER = re.compile(r"[\w.-]{1,100}/(data|[\w.-]{1,100}/bs[0-9]{1,4})/[a-z]{1,20}\.json", re.ASCII)
@@ -57,6 +60,7 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
         )
         if size > min(MOST_BYTES, MOST_GROWTH * packed):
             raise ValueError(f"records of {packed:,} bytes that unpack to {size:,}")
+        _check_listed(file, [member.filename for member in records])
         for member in records:
             if ".." in Path(member.filename).parts:
                 raise ValueError(f"{member.filename} is no record")
@@ -73,6 +77,23 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
     if not runs:
         raise BadFile(archive, "no run that was scored", ARCHIVE, "Share a run after 05_evaluate")
     return runs
+
+
+def _check_listed(file: zipfile.ZipFile, records: list[str]) -> None:
+    """Raise ValueError unless an archive has the records that it lists, as they are listed."""
+    with file.open(METADATA) as content:
+        entities = json.loads(content.read(MOST_BYTES))["@graph"]
+    listed = {
+        entity["@id"]: entity.get("sha256")  # archives of version 0.1 have none
+        for entity in entities
+        if MEMBER.fullmatch(entity["@id"]) and Path(entity["@id"]).name in RECORDS
+    }
+    for name in sorted({*listed, *records}):
+        if records.count(name) != 1 or name not in listed:
+            raise ValueError(f"{name} is missing, there twice or not listed in {METADATA}")
+        digest = hashlib.sha256(file.read(name)).hexdigest()
+        if digest != (listed[name] or digest):
+            raise ValueError(f"{name} was changed")
 
 
 def _find_runs(folder: Path) -> Iterator[Run]:
@@ -100,15 +121,18 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     """
     index = read_json(locate_record("01_data", run), made_by="01_data")
     exported = read_json(locate_record("02_export", run), made_by="02_export")
+    metrics = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")
     settings: Record = {**read_settings(run)}
     del settings["ais_python"]  # a file of another machine
     overrides = {name: value for name, value in settings.items() if value is not None}
     overrides |= {"run": run.name, "split": index["split"]}
     overrides["passes"] = list(dict.fromkeys(pair["pass_name"] for pair in index["pairs"]))
+    if "classical" in metrics:
+        overrides["classical_pairs"] = metrics["classical"]["pairs"]
     scenes = list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
     if index["description"].startswith("Demo set"):
         last = max(pair["number"] for pair in index["pairs"])
-        size = {"demo_height": index["height"], "demo_width": index["width"]}
+        size = {"demo_height": index["height"], "demo_width": index["width"], "scenes": scenes}
         overrides |= size | {"demo_frames": last + 1}
     elif sintel is None:
         raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
