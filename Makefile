@@ -41,7 +41,7 @@ train: $(ENV) ## train weights on scenes that the package draws (hours); goes on
 bench numbers: $(ENV) ## bench: compare variants of the network (an hour or two); numbers: measure all that the pages say, and write it there (hours, resumed)
 	$(PYTHON) benchmarks/pages.py $(if $(filter bench,$@),cpu updates-12 updates-32 precision) $(call option,sintel,SINTEL) $(if $(BUSY),--busy)
 test-fast test test-all: $(ENV) ## run tests: those below a second; all but whole documents, killed processes and full sizes; all
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup -m "$(if $(filter test-fast,$@),not slow and not exhaustive)$(if $(filter test,$@),not exhaustive)"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(if $(filter test-fast,$@),not slow and not exhaustive)$(if $(filter test,$@),not exhaustive)"
 ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
 torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs), wrong computations (computations)

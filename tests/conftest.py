@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.run import Run, open_run
 
-# A shell that starts the tests in the background ignores SIGINT, and so would every child.
+# A shell that starts the tests in the background ignores SIGINT, nohup ignores SIGHUP, and so would
+# every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HEIGHT, WIDTH = (
     128,
@@ -222,14 +225,19 @@ ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
 
 
 def pytest_collection_modifyitems(items):
-    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``). Those that read
-    the finished run are slow by its making.
+    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``), those with the
+    most slow tests first, so that no worker waits for the other at the end. Tests that read the
+    finished run are slow by its making.
     """
+    groups, slow = {}, Counter()
     for item in items:
         if "finished" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
         together = item.path.parent.name in ONE_AFTER_THE_OTHER or "finished" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("one" if together else item.path.stem))
+        groups[item] = "one" if together else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+        slow[groups[item]] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[groups[item]])
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,6 +2,7 @@
 do.
 """
 
+import shutil
 import sys
 
 import numpy as np
@@ -28,11 +29,14 @@ RUNTIMES = tuple(
 SMALL = {"height": 128, "width": 160}
 
 
-def prepare(folder, network, *, height, width, batch_size, at_once=1, backends=RUNTIMES):
+def prepare(
+    folder, network, *, height, width, batch_size, at_once=1, backends=RUNTIMES, parts=True
+):
     model, checkpoint = network
     size = {"height": height, "width": width, "batch_size": batch_size}
     export.export_whole(to_deploy_form(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
-    export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
+    if parts:
+        export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
     for name in backends:
         convert(name, folder, checkpoint="seeded", at_once=at_once)
     return folder
@@ -122,9 +126,8 @@ def test_coordinates_stay_in_float32(tmp_path):
     if not has_bf16():
         pytest.skip("needs a processor with bfloat16")
     trained = load_model("gma-procedural", GMAConfig(num_updates=3))
-    folder = prepare(
-        tmp_path, trained, height=128, width=1024, batch_size=1, backends=("openvino",)
-    )
+    size = {"height": 128, "width": 1024, "batch_size": 1}
+    folder = prepare(tmp_path, trained, **size, backends=("openvino",), parts=False)
     rng = np.random.default_rng(2)
     image1 = (
         rng.integers(0, 256, (1, 3, 16, 128)).astype(np.float32).repeat(8, axis=2).repeat(8, axis=3)
@@ -138,9 +141,19 @@ def test_coordinates_stay_in_float32(tmp_path):
     assert deviations[0] < 0.5 * deviations[1], deviations
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, shallow, small_frames):
-    folder = prepare(tmp_path, shallow, **SMALL, batch_size=1, backends=(name,))
+COMPILING = "openvino", "onnxruntime"  # what they compile is kept beside the model
+
+
+@pytest.fixture(scope="module")
+def one_pair(tmp_path_factory, shallow):
+    """Their files for one pair, which nothing has compiled yet."""
+    place = tmp_path_factory.mktemp("one")
+    return prepare(place, shallow, **SMALL, batch_size=1, backends=COMPILING, parts=False)
+
+
+@pytest.mark.parametrize("name", COMPILING)
+def test_the_second_start_finds_what_the_first_compiled(name, one_pair, tmp_path, small_frames):
+    folder = shutil.copytree(one_pair, tmp_path / "models")
     image1, image2 = (frames[:1] for frames in small_frames)
     flows, stored = [], []
     for _ in range(2):
@@ -169,11 +182,11 @@ def test_the_second_start_finds_what_the_first_compiled(name, tmp_path, shallow,
         )
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", COMPILING)
 def test_a_damaged_compiled_model_is_made_again_with_one_line(
-    name, tmp_path, shallow, small_frames, messages
+    name, one_pair, tmp_path, small_frames, messages
 ):
-    folder = prepare(tmp_path, shallow, **SMALL, batch_size=1, backends=(name,))
+    folder = shutil.copytree(one_pair, tmp_path / "models")
     pair = [frames[:1] for frames in small_frames]
 
     def compute():

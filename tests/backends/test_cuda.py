@@ -28,10 +28,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, seeded):
+def models(tmp_path_factory, shallow):
     """What 03 makes for a batch of two small pairs, computed one after the other."""
     folder = tmp_path_factory.mktemp("gpu")
-    network, checkpoint = seeded
+    network, checkpoint = shallow
     export.export_whole(
         to_deploy_form(network),
         folder / "gma.onnx",
@@ -45,8 +45,8 @@ def models(tmp_path_factory, seeded):
 
 
 @pytest.fixture(scope="module")
-def reference(seeded, small_frames):
-    return export.compute_reference(seeded[0], *small_frames)
+def reference(shallow, small_frames):
+    return export.compute_reference(shallow[0], *small_frames)
 
 
 def on_the_cpu(network, frames, precision):
@@ -60,8 +60,8 @@ def on_the_cpu(network, frames, precision):
 # --- the form of the network ----------------------------------------------------------------------
 
 
-def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
-    network = cuda.rearrange_for_gpu(seeded[0], "float32")
+def test_the_form_for_a_gpu_computes_the_same(shallow, small_frames, reference):
+    network = cuda.rearrange_for_gpu(shallow[0], "float32")
     assert network.cnet.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max < 1e-3
@@ -69,13 +69,13 @@ def test_the_form_for_a_gpu_computes_the_same(seeded, small_frames, reference):
     assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max > 1e-2
 
 
-def test_in_half_precision_everything_keeps_channels_last(seeded, small_frames, monkeypatch):
-    assert not_channels_last(seeded[0], small_frames) == {
+def test_in_half_precision_everything_keeps_channels_last(shallow, small_frames, monkeypatch):
+    assert not_channels_last(shallow[0], small_frames) == {
         "fnet.conv1",
         "cnet.conv1",
     }  # the frames themselves
     monkeypatch.setattr(cuda, "replace_instance_norm", lambda encoder: None)
-    assert "fnet.layer1.0.conv2" in not_channels_last(seeded[0], small_frames)  # the look notices
+    assert "fnet.layer1.0.conv2" in not_channels_last(shallow[0], small_frames)  # the look notices
 
 
 def not_channels_last(model, frames):
@@ -109,8 +109,8 @@ def test_batch_norms_of_weights_that_see_are_folded(small_frames):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_is_near_and_is_not_float32(precision, seeded, small_frames, reference):
-    network = cuda.rearrange_for_gpu(seeded[0], precision)
+def test_half_precision_is_near_and_is_not_float32(precision, shallow, small_frames, reference):
+    network = cuda.rearrange_for_gpu(shallow[0], precision)
     assert network.fnet.conv1.weight.dtype == getattr(torch, precision)
     deviation = Deviation.between(on_the_cpu(network, small_frames, precision), reference)
     assert 1e-4 < deviation.mean < 0.3

@@ -23,6 +23,17 @@ def test_operators(exported):
         assert export.list_wide_activations(path)
 
 
+def test_work_of_each_part_is_what_the_arithmetic_says(exported):
+    """In one of 22 of the cells of 440x1024, and 2 updates."""
+    _, path, _ = exported
+    work = {part: gmac * 22 / 2 for part, gmac in export.count_work(path).items()}  # of two pairs
+    assert work["feature encoder"] == pytest.approx(61.23, abs=0.01)
+    assert work["context encoder"] == pytest.approx(30.62, abs=0.01)
+    assert work["GRU"] == pytest.approx(2 * 13.84, abs=0.02)
+    assert work["upsampling weights"] == pytest.approx(3.11, abs=0.01)
+
+
+@pytest.mark.exhaustive
 def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
     """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's
     products (4.35).

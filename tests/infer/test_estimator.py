@@ -5,6 +5,7 @@ that is used, scaling that is said.
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def seeded_estimator(cache):
     return gma_lib.load("seeded", num_updates=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def images(small_frames):
     """Two photographs as libraries decode them: uint8 (120, 150, 3), which the network has to have
     padded.
@@ -146,6 +147,7 @@ def test_what_cannot_be_refined_is_refused_before_a_model_is_made(
         next(refining_estimator.along([frame, frame]))
 
 
+@pytest.mark.exhaustive
 def test_a_model_is_made_once_for_all_processes_and_then_needs_no_pytorch(
     images, tmp_path, monkeypatch
 ):
@@ -319,29 +321,44 @@ def test_unknown_weights_list_those_there_are():
         gma_lib.load("gma-sintel")
 
 
-def test_a_damaged_model_in_the_cache_is_built_again_with_one_line(images, cache):
-    def estimate():
-        said = []
-        flow = gma_lib.load("seeded", num_updates=2, say=said.append)(*images)
-        return flow, said
+def estimate(images):
+    """The flow of a model with two updates, and what was said."""
+    said = []
+    flow = gma_lib.load("seeded", num_updates=2, say=said.append)(*images)
+    return flow, said
 
+
+@pytest.fixture(scope="module")
+def made(cache, images):
+    """The folder of that model, and its flow."""
     before = set(cache.iterdir())
-    flow, said = estimate()
+    flow, said = estimate(images)
     assert len(said) == 1
     (folder,) = set(cache.iterdir()) - before
-    weights = folder / "gma.bin"
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
-    for name, damage in [
-        ("gma.bin", lambda: weights.write_bytes(content)),
-        ("gma.bin", lambda: os.truncate(weights, 1000)),
-        ("gma.xml", (folder / "gma.xml").unlink),
-    ]:
-        damage()
-        again, said = estimate()
-        np.testing.assert_array_equal(again, flow)
-        assert [name in sentence for sentence in said] == [True]
-        assert estimate()[1] == []
+    return folder, flow
+
+
+def _zero_in_the_middle(path):
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(4096))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("gma.bin", _zero_in_the_middle),
+        pytest.param("gma.bin", lambda path: os.truncate(path, 1000), marks=pytest.mark.exhaustive),
+        pytest.param("gma.xml", Path.unlink, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_damaged_model_in_the_cache_is_built_again_with_one_line(images, made, name, damage):
+    folder, flow = made
+    damage(folder / name)
+    again, said = estimate(images)
+    np.testing.assert_array_equal(again, flow)
+    assert [name in sentence for sentence in said] == [True]
+    assert estimate(images)[1] == []
 
 
 def test_what_calibrates_int8_models_decides_them(monkeypatch, tmp_path, cache):

@@ -105,14 +105,21 @@ def test_pairs_in_any_order_get_their_own_flow(pairs, tmp_path):
         ]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, shallow):
+    """The network and its parts, for batches of two."""
+    folder = tmp_path_factory.mktemp("exported")
+    size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": shallow[1]}
+    export.export_whole(shallow[0], folder / "gma.onnx", **size)
+    export.export_split(shallow[0], folder, **size)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, shallow):
-    size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": shallow[1]}
-    export.export_whole(shallow[0], tmp_path / "gma.onnx", **size)
-    export.export_split(shallow[0], tmp_path, **size)
-    convert(name, tmp_path, checkpoint="seeded")
-    with load_backend(name, tmp_path, precision="float32") as backend:
+def test_along_a_sequence_as_pair_by_pair(name, pairs, tmp_path, exported):
+    convert(name, exported, checkpoint="seeded")
+    with load_backend(name, exported, precision="float32") as backend:
         inference.infer(pairs[:4], backend, tmp_path / "flow", batch_size=2, key="k")
         for pair in pairs[:4]:
             image1, image2 = (read_frame(path)[None] for path in (pair.image1, pair.image2))

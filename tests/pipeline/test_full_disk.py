@@ -66,7 +66,7 @@ def test_no_room_for_the_notebook(tmp_path, cells):
     assert not list_left(tmp_path / "outputs")  # though its last cell had ended
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_file_that_cannot_grow(tmp_path):
     """A real run, in which no file may have more bytes than the notebook with its pictures."""
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))

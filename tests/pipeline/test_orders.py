@@ -11,7 +11,7 @@ from gma_lib.pipeline.chain import read_records
 from gma_lib.pipeline.stages import STAGES, locate_record, read_cells
 from gma_lib.runs.run import open_run
 
-TINY = {"profile": "tiny", "run": "test", "batch_size": 2, "checkpoint": "seeded"}
+TINY = {"profile": "tiny", "run": "test", "batch_size": 2, "checkpoint": "seeded", "budget_s": 0.5}
 
 
 def run_all(stage, outputs, **given):
@@ -62,6 +62,7 @@ def test_a_slow_machine_leaves_the_same_result(outputs, run, monkeypatch):
     assert after["compared"].keys() != before["compared"].keys()
 
 
+@pytest.mark.exhaustive
 def test_a_setting_is_changed_in_one_cell_of_02(outputs, run):
     """What was made before is refused by each notebook until those before it have run again."""
     assert run_all("05_evaluate", outputs) == ""

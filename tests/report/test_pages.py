@@ -149,7 +149,7 @@ def test_a_hostile_scene_is_text_in_a_page(name, tmp_path, monkeypatch):
     assert "".join(read.texts).count(name) >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_data_set_with_hostile_names_gives_a_page_of_text(tmp_path, tiny_sintel):
     for folder in tiny_sintel.glob("training/*"):
         (folder / "alley").rename(folder / HOSTILE[0])
