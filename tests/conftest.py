@@ -224,6 +224,7 @@ def reported(finished) -> Path:
 ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Say which tests share a worker where several run (``-n 2 --dist loadgroup``), those with the
     most slow tests first, so that no worker waits for the other at the end. Tests that read the
