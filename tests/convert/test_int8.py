@@ -6,6 +6,10 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from nncf.openvino.engine import OVCompiledModelEngine
+from nncf.openvino.statistics.aggregator import OVStatisticsAggregator
+from nncf.openvino.statistics.collectors import OV_REDUCERS_MAP, OVQuantileReducer
+from nncf.quantization.range_estimator import StatisticsType
 
 from gma_lib import export
 from gma_lib.backends import load_backend
@@ -26,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16"),
 ]
 UPDATES = 1
+IN_USE = OV_REDUCERS_MAP[StatisticsType.QUANTILE]
 
 
 @pytest.fixture(scope="module")
@@ -96,15 +101,71 @@ def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, ca
     assert all(line.startswith("8-bit integers for a layer: ") for line in lines)
 
 
+def _calibrate(monkeypatch, reducer):
+    """Ranges of two convolutions, the most numbers in one output of the model that took them, and
+    what kinds of operations OpenVINO computed for them, in its order.
+    """
+    kept, computed = [], []
+    begin = OVCompiledModelEngine.__init__
+
+    def look(self, compiled, stateful):
+        operations = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+        operations.sort(key=lambda about: int(about["execOrder"].astype(str)))
+        computed.append([about["layerType"].astype(str) for about in operations])
+        begin(self, compiled, stateful)
+
+    process = OVStatisticsAggregator._process_outputs
+
+    def measure(outputs):
+        kept.extend(value.size for value in outputs.values())
+        return process(outputs)
+
+    monkeypatch.setattr(OVStatisticsAggregator, "_process_outputs", staticmethod(measure))
+    monkeypatch.setattr(OVCompiledModelEngine, "__init__", look)
+    monkeypatch.setitem(OV_REDUCERS_MAP, StatisticsType.QUANTILE, reducer)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3), torch.nn.AvgPool2d(60)
+    )
+    model = openvino.convert_model(
+        layers, example_input=torch.zeros(1, 3, 64, 64), input=[1, 3, 64, 64]
+    )
+    draw = np.random.default_rng(0)
+    name = model.input(0).any_name
+    samples = [{name: draw.random((1, 3, 64, 64), dtype=np.float32) ** 9} for _ in range(3)]
+    made = quantization.quantize(model, samples, label="8-bit integers for two layers")
+    ranges = [
+        operation.input_value(port).get_node().data.ravel()
+        for operation in made.get_ordered_ops()
+        if operation.get_type_name() == "FakeQuantize"
+        for port in range(1, 5)
+    ]
+    monkeypatch.undo()
+    return ranges, max(kept), computed[0]
+
+
+def test_ranges_are_nncfs_own_without_its_copies(monkeypatch):
+    expected, kept, _ = _calibrate(monkeypatch, OVQuantileReducer)
+    assert kept == 8 * 62 * 62  # what flows from one convolution into the other
+    found, kept, computed = _calibrate(monkeypatch, IN_USE)
+    assert kept <= 8  # means of channels
+    assert computed.count("Reference") == 4  # two ends of two ranges,
+    rest = computed[len(computed) - computed[::-1].index("Reference") :]
+    assert rest.count("Convolution") == 1  # taken before the second convolution
+    assert len(found) == len(expected) >= 8
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_calibration_that_would_not_fit_is_refused(monkeypatch):
-    """A convolution that reads 0.25 GB, held four times beside 2.4 GB: 3.4 GB."""
+    """A convolution that reads 0.27 GB, held five times beside 1.3 GB: 2.6 GB."""
     model = openvino.convert_model(
         torch.nn.Conv2d(1, 1, 3), example_input=torch.zeros(1, 1, 16, 16), input=[1, 1, 8192, 8192]
     )
-    monkeypatch.setenv("GMA_MEMORY_BYTES", "3900000000")
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "3000000000")
     quantization.require_memory_to_calibrate(model)
-    monkeypatch.setenv("GMA_MEMORY_BYTES", "3700000000")
-    with pytest.raises(MemoryError, match=r"3\.5 GB.*3\.7 GB"):
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "2800000000")
+    with pytest.raises(MemoryError, match=r"2\.6 GB.*2\.8 GB"):
         quantization.quantize(model, [], label="8-bit integers")
 
 
