@@ -112,6 +112,8 @@ def _describe(error: Exception) -> str:
         name = runs.name_file(error.filename)
         return f"{name}: {error.strerror}. Correct that, or name another file or folder."
     if isinstance(error, OSError) and error.strerror:  # files that are written are named
+        with open(os.devnull, "w") as nowhere:  # else Python tries again at its end
+            os.dup2(nowhere.fileno(), 1)
         return f"cannot print: {error.strerror}"
     return str(error) or type(error).__name__
 
@@ -120,7 +122,8 @@ def _name_extra(error: ModuleNotFoundError) -> str:
     """Say which extra brings a module that is not installed, where the error names one."""
     if error.name is None or error.name.startswith("gma_lib"):
         return str(error)
-    extra = f"[{EXTRAS[error.name]}]" if error.name in EXTRAS else ""
+    name = error.name.partition(".")[0]
+    extra = f"[{EXTRAS[name]}]" if name in EXTRAS else ""
     return f"{error.name} is not installed: pip install 'gma-lib{extra}'"
 
 
