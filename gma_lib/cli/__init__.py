@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
+from traceback import walk_tb
 
 import click
 
@@ -111,7 +112,8 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         name = runs.name_file(error.filename)
         return f"{name}: {error.strerror}. Correct that, or name another file or folder."
-    if isinstance(error, OSError) and error.strerror:  # files that are written are named
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    if isinstance(error, OSError) and frame.f_code.co_name in ("echo", "emit"):  # which print
         with open(os.devnull, "w") as nowhere:  # else Python tries again at its end
             os.dup2(nowhere.fileno(), 1)
         return f"cannot print: {error.strerror}"

@@ -42,7 +42,7 @@ FIELDS = {2: "tff", 3: "bff", 4: "tff", 5: "bff"}  # AVFieldOrder, as FFmpeg's r
 # what FFmpeg logs as an error of a file that is right
 # codecs of which FFmpeg refuses what is right, where it is to stop at errors; it logs them, too
 STRICT_IS_WRONG = ("h264", "tiff")
-# side data of frames, by AVFrameSideDataType: from the one that PyAV 18 lists last up to Exif
+# side data of frames, by AVFrameSideDataType: after the last that PyAV 18 knows, Exif among them
 UNKNOWN_TO_PYAV = [f"sidedata=mode=delete:type={number}" for number in range(28, 40)]
 HARMLESS = ("Unknown or unsupported tag",)  # of a TIFF picture
 # until the second key frame: H.264 that was cut refers to pictures before
@@ -347,16 +347,18 @@ def _find_crop(stream: VideoStream) -> list[str]:
     PyAV does not tell them, but FFmpeg writes them into a Matroska file (RFC 9559, section
     5.1.4.1.28).
     """
+    if stream.container.format.name not in ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"):
+        return []
     header = io.BytesIO()
     try:
-        with av.open(header, "w", format="matroska") as copy:
+        with av.open(header, "w", format="matroska", options={"fflags": "+bitexact"}) as copy:
             copy.add_stream_from_template(stream)
             copy.start_encoding()
-    except (av.error.FFmpegError, ValueError):  # a codec of other containers, which hold none
+    except (av.error.FFmpegError, ValueError):  # a codec that Matroska does not hold
         return []
-    found = re.findall(
-        rb"\x54([\xaa\xbb\xcc\xdd])(?:\x81(.)|\x82(..))", header.getvalue(), re.DOTALL
-    )
+    private = stream.codec_context.extradata or b""  # in which the same bytes may be by chance
+    content = header.getvalue().replace(private, b"") if private else header.getvalue()
+    found = re.findall(rb"\x54([\xaa\xbb\xcc\xdd])(?:\x81(.)|\x82(..))", content, re.DOTALL)
     cut = {side: int.from_bytes(one or two) for side, one, two in found}
     bottom, top, left, right = (cut.get(side, 0) for side in (b"\xaa", b"\xbb", b"\xcc", b"\xdd"))
     return [f"crop=w=iw-{left + right}:h=ih-{top + bottom}:x={left}:y={top}"] if cut else []

@@ -54,9 +54,10 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
             for member in file.infolist()
             if MEMBER.fullmatch(member.filename) and Path(member.filename).name in RECORDS
         ]
+        parsed = [*records, *(one for one in file.infolist() if one.filename == METADATA)]
         size, packed = (
-            sum(one.file_size for one in records),
-            sum(one.compress_size for one in records),
+            sum(one.file_size for one in parsed),
+            sum(one.compress_size for one in parsed),
         )
         if size > min(MOST_BYTES, MOST_GROWTH * packed):
             raise ValueError(f"records of {packed:,} bytes that unpack to {size:,}")
@@ -84,7 +85,7 @@ def _check_listed(file: zipfile.ZipFile, records: list[str]) -> None:
     with file.open(METADATA) as content:
         entities = json.loads(content.read(MOST_BYTES))["@graph"]
     listed = {
-        entity["@id"]: entity.get("sha256")  # archives of version 0.1 have none
+        entity["@id"]: entity.get("sha256")  # older archives have none
         for entity in entities
         if MEMBER.fullmatch(entity["@id"]) and Path(entity["@id"]).name in RECORDS
     }

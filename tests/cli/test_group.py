@@ -95,6 +95,14 @@ def test_a_full_disk_behind_the_output_is_a_sentence(arguments):
     assert done.stderr.splitlines() == ["Error: cannot print: No space left on device"]
 
 
+def test_what_has_nothing_to_do_with_printing_is_not_called_so(monkeypatch):
+    def refuse():
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("gma_lib.cli.cache.cache_folder", refuse)
+    assert gma("cache", exit_code=1) == "Error: [Errno 111] Connection refused\n"
+
+
 def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

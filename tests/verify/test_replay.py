@@ -121,7 +121,7 @@ def test_records_that_are_not_as_written_are_refused(archive, tmp_path, file, be
                 if after is None:
                     continue
                 content = content.replace(before, after, 1)
-            if name == METADATA:  # as version 0.1 wrote it, which told no digests
+            if name == METADATA:  # as older archives have it, without digests
                 content = re.sub(rb',\s*"sha256": "[0-9a-f]{64}"', b"", content)
                 assert b"sha256" not in content
             new.writestr(name, content)
