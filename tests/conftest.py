@@ -241,6 +241,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[groups[item]])
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name long values and bytes by their length: two workers must find the same names, and an
+    archive's bytes tell when it was packed.
+    """
+    if isinstance(val, bytes) or (isinstance(val, str) and len(val) > 80):
+        return f"{argname} of {len(val)}"
+    return None
+
+
 def pytest_terminal_summary(terminalreporter):
     """Where skips are counted as failures (GMA_STRICT_SKIPS), say which were not expected."""
     unexpected = _unexpected_skips(terminalreporter)

@@ -210,7 +210,7 @@ def test_what_an_earlier_download_left_is_moved_aside(tmp_path, serve):
     assert (tmp_path / "MPI-Sintel-complete.damaged.zip").read_bytes() == b"garbage"
 
 
-@pytest.mark.parametrize("later", [GOOD, OTHER])
+@pytest.mark.parametrize("later", [GOOD, OTHER], ids=["the same", "another"])
 def test_a_later_download_is_compared_with_the_first(tmp_path, serve, later):
     urls, _ = serve(Answer())
     root = fetch.fetch_sintel(tmp_path, urls=urls)
