@@ -16,9 +16,9 @@ from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_
 from gma_lib.perf.results import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
-from gma_lib.report.charts import plot_throughput
+from gma_lib.report.charts import plot_throughput, plot_timeline
 from gma_lib.report.crate import BIBTEX, describe_files
-from gma_lib.report.figures import encode_figure
+from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
 from gma_lib.runs.files import hash_file, shorten_path, write_atomically, write_text
@@ -76,6 +76,7 @@ def write_index(outputs: Path, profile: str) -> Path:
         differences=table_to_html(list_differences(found), "How they were obtained", words=True),
         verdicts=_list_verdicts(found),
         throughput=_draw_throughput(runs),
+        timelines=[*_draw_timelines(statuses)],
         stages=list(STAGES),
         unvouched=any(word in UNVOUCHED for found in statuses.values() for word in found.values()),
         runs=[
@@ -342,7 +343,22 @@ def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | No
     if not any(rate is not None for sizes in rates.values() for rate in sizes.values()):
         return None
     published = {size: rate for size, rate in GUIDE_PAIRS_PER_SECOND.items() if rate}
-    figure, alt = plot_throughput(rates, memory_gb, published, doubtful)
+    return _embed(plot_throughput(rates, memory_gb, published, doubtful))
+
+
+def _draw_timelines(statuses: dict[Run, Statuses]) -> Iterator[dict[str, str]]:
+    """Of each run that several workers computed: who computed which shard, and when."""
+    for run, ended in statuses.items():
+        summary = _result(run, "04_infer", ended).get("summary", {})
+        if summary.get("workers"):
+            yield _embed(plot_timeline(summary["shards"])) | {
+                "title": f"{run.name}, batch size {run.batch_size}"
+            }
+
+
+def _embed(picture: Picture) -> dict[str, str]:
+    """A chart for the template."""
+    figure, alt = picture
     media_type, data = encode_figure(figure)
     return {"type": media_type, "data": data, "alt": alt}
 

@@ -3,7 +3,10 @@
 import pytest
 from command_line import gma
 
+from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index
+from gma_lib.report.charts import plot_timeline
+from gma_lib.runs.records import write_json
 
 
 @pytest.mark.parametrize("profile", ["tiny", "typo", "..", "", "a/b"])
@@ -31,3 +34,23 @@ def test_the_data_line_counts_pairs_scenes_and_ground_truth():
 def test_without_a_row_there_is_an_empty_table():
     """As where the first stage of every run failed; the page then says so."""
     assert index._tabulate_headline([], ["clean", "final"]).empty
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_timeline_where_workers_computed(tmp_path, monkeypatch, workers):
+    """None, and no empty section, for a run that the notebook computed itself."""
+    monkeypatch.setattr(index, "read_statuses", lambda run: dict.fromkeys(STAGES, "ok"))
+    folder = tmp_path / "tiny/openvino-float32/bs1"
+    folder.mkdir(parents=True)
+    (folder / ".04_infer.json").write_text("{}")
+    names = [f"worker {number + 1}" for number in range(workers)]
+    shards = [
+        {"first": "clean/a/frame_0001", "pairs": 2, "worker": name, "start": 1.0, "seconds": 3.0}
+        for name in names or ["worker 1"]
+    ]
+    summary = {"workers": {name: {"pairs": 2} for name in names}, "shards": shards}
+    write_json(folder / "infer.json", {"summary": summary, "subset": None})
+    page = index.write_index(tmp_path, "tiny").read_text()
+    said = plot_timeline(shards)[1]
+    assert page.count(f'alt="{said}"') == (workers > 0)
+    assert ("Workers" in page) == (workers > 0)
