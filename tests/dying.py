@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -29,3 +30,20 @@ def name(shard, sent):
 
 def sleep(shard, sent):
     time.sleep(shard)
+
+
+def meet(folder, shard, sent):
+    """Wait until two processes are in the folder: where this one may compute, and whether PyTorch
+    was there before.
+    """
+    (folder / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len([*folder.iterdir()]) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), cores, "torch" in sys.modules
+
+
+def see():
+    """Devices, as the environment of a worker names them."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")

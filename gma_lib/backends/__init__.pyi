@@ -10,6 +10,7 @@ from .base import Options as Options
 from .base import SplitBackend as SplitBackend
 from .base import find_backend as find_backend
 from .base import load_backend as load_backend
+from .cuda import GPUS as GPUS
 from .cuda import CudaBackend as CudaBackend
 from .cuda import CudaOptions as CudaOptions
 from .fake import FakeBackend as FakeBackend

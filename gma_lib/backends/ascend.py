@@ -2,6 +2,7 @@
 interpreter.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ from gma_lib.runs import (
     refuse_precision,
     require_free_space,
 )
+from gma_lib.runs.devices import Devices
+
+VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class AscendOptions:
             tuple(PRECISION_NAMES["atc"]),
             "atc's precision modes are mapped for these",
         )
+
+    def find_devices(self) -> Devices | None:
+        """What worker processes share; None where no card computes."""
+        return None if self.card.dry_run else Devices(VISIBLE, partial(list_cards, self.card))
 
 
 class AscendBackend(FolderBackend):
@@ -186,6 +194,31 @@ class DryRunBackend(AscendBackend):
 def open_ascend(path: Path, options: AscendOptions) -> AscendBackend:
     """Open the model for the card here, or what was brought back from another machine."""
     return (DryRunBackend if options.card.dry_run else AscendBackend)(path, options)
+
+
+def list_cards(card: Card) -> list[str]:
+    """Logic IDs of the chips that this process can use, as ASCEND_RT_VISIBLE_DEVICES names them.
+
+    Raises ValueError where there is none, or where ``card`` names one for all processes.
+    """
+    if card.device is not None:
+        raise ValueError(
+            f"device={card.device} is for one process: leave it null, and give the workers "
+            f"{VISIBLE}={card.device}"
+        )
+    named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    try:
+        chips = find_chips(environment=load_tool_environment(find_toolkit()))
+    except NoChipFound:
+        chips = []
+    listed = [str(chip.device) for chip in chips if chip.device is not None]
+    there = listed or named  # cards that cannot be asked: ais_bench will say
+    if found := [name for name in named or there if name in there]:
+        return found
+    raise ValueError(
+        f"no card can be used: npu-smi lists {', '.join(there) or 'none'}, and {VISIBLE} is "
+        f"{','.join(named) or 'not set'}"
+    )
 
 
 def require_chip(manifest: Record, environment: dict[str, str]) -> None:

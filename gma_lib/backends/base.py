@@ -11,6 +11,7 @@ import numpy as np
 
 from gma_lib import backends
 from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed
+from gma_lib.runs.devices import Devices
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
 
@@ -297,6 +298,8 @@ class BackendKind:
         ``gma_lib.network.model.LOOKUPS``.
     computes_on
         Whose peak its speed is compared with: ``cpu``, or ``cuda`` for an NVIDIA GPU.
+    devices
+        From fields of its options to what worker processes share, one each; None: the processor.
     """
 
     classes: Callable[[], tuple[Callable[..., Backend], Callable[..., Options]]]
@@ -304,6 +307,7 @@ class BackendKind:
     package: str
     lookup: str = "matmul"
     computes_on: str = "cpu"
+    devices: Callable[..., Devices | None] = lambda **options: None
 
     def options(self, **fields: object) -> Options:
         """Return its options, whose ``require()`` refuses what this machine cannot compute."""
@@ -330,6 +334,7 @@ BACKENDS = {
         "gma.safetensors",
         "torch",
         computes_on="cuda",
+        devices=lambda **options: backends.GPUS,
     ),
     # as the authors run it, operation by operation: what the one above is measured against
     "eager_cuda": BackendKind(
@@ -340,9 +345,13 @@ BACKENDS = {
         "gma.safetensors",
         "torch",
         computes_on="cuda",
+        devices=lambda **options: backends.GPUS,
     ),
     "ascend": BackendKind(
-        lambda: (backends.open_ascend, backends.AscendOptions), "gma.om", "ais_bench"
+        lambda: (backends.open_ascend, backends.AscendOptions),
+        "gma.om",
+        "ais_bench",
+        devices=lambda **options: backends.AscendOptions(**options).find_devices(),
     ),
 }
 

@@ -4,6 +4,7 @@ frames and flow copied while it computes.
 What has been checked without a GPU, and what only one can tell: docs/gpu.md.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gma_lib.backends.base import Encoded, SplitBackend, check_frames
 from gma_lib.backends.torch import load_network
 from gma_lib.network import GMA, Attention, Encoder, ResidualBlock, to_deploy_form
 from gma_lib.runs import DoesNotFit, refuse_precision
+from gma_lib.runs.devices import Devices
 
 # In the first, cuDNN chooses its algorithms; PyTorch asks for a few before recording.
 WARM_UP_CALLS = 3
@@ -52,6 +54,20 @@ class CudaOptions:
                 "the driver sees one; a version that ends in +cpu has no CUDA (delete .venv and "
                 "run make without TORCH_INDEX)"
             )
+
+
+def list_gpus() -> list[str]:
+    """GPUs that this process can use, as CUDA_VISIBLE_DEVICES names them: by number or UUID.
+
+    Raises ValueError where there is none.
+    """
+    CudaOptions().require()
+    count = torch.cuda.device_count()  # CUDA ends its list before the first that it cannot use
+    named = os.environ.get(GPUS.variable, ",".join(map(str, range(count))))
+    return [name.strip() for name in named.split(",")][:count]
+
+
+GPUS: Devices = Devices("CUDA_VISIBLE_DEVICES", list_gpus)
 
 
 # --- the network, rearranged ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from typing import Unpack
 
 import click
 
+from gma_lib.backends import find_backend
 from gma_lib.cli.options import (
     NOISE,
     PATH,
@@ -49,7 +50,7 @@ def main(
     file checked.
     """
     estimator = load(say=remark, **network)
-    with open_cluster(cluster) as workers:
+    with open_cluster(cluster, find_backend(estimator.backend).devices()) as workers:
         estimator.threads = workers.threads if workers.executor else None
         pairs = write_submission(
             sintel.absolute(),

@@ -33,6 +33,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import gma_lib
+from gma_lib.runs.devices import Devices, Place, share_machine
 from gma_lib.runs.files import PACKAGE, hash_file, hash_value
 from gma_lib.runs.machine import VERSIONED, count_cores, find_memory, find_versions
 from gma_lib.runs.parcels import Lacking, Sent
@@ -40,7 +41,7 @@ from gma_lib.runs.processes import end_with_parent
 from gma_lib.runs.records import Record
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
 Shard = TypeVar("Shard")
 Answer = TypeVar("Answer")
@@ -89,7 +90,7 @@ def check_cluster(text: str) -> None:
 
 
 @contextmanager
-def open_cluster(text: str) -> Iterator[Workers]:
+def open_cluster(text: str, devices: Devices | None = None) -> Iterator[Workers]:
     """Open the workers that a value of the parameter ``cluster`` names.
 
     Parameters
@@ -98,11 +99,15 @@ def open_cluster(text: str) -> Iterator[Workers]:
         ``serial``: this process, with all cores. ``processes:N``: worker processes of this machine,
         which share its cores. ``dask:local``: the same by Dask. ``dask:ADDRESS``: the workers of a
         scheduler; each computes one shard at a time, with the threads that Dask gave it.
+    devices
+        Each worker process has one of its own: those that are started here get it, and those of a
+        scheduler are asked. None: the processor computes.
 
     Raises
     ------
     ValueError
-        For another value, or where workers have different numbers of threads.
+        For another value, where workers have different numbers of threads, or where one has no
+        device of its own.
     OSError
         When no scheduler answers within ten seconds, or it has no worker.
     """
@@ -112,11 +117,11 @@ def open_cluster(text: str) -> Iterator[Workers]:
         yield Workers(None, count_cores(), 1)
     elif kind == "processes":
         threads = max(1, count_cores() // int(where))
-        with _Processes(int(where), threads) as executor:
+        with _Processes(share_machine(int(where), threads, devices)) as executor:
             logger.info("worker processes: %s; threads of each: %d", where, threads)
             yield Workers(executor, threads, int(where))
     else:
-        with _connect(where) as workers:
+        with _connect(where, devices) as workers:
             yield workers
 
 
@@ -222,12 +227,12 @@ def describe_software() -> Record:
 
 class _Processes(ThreadPoolExecutor):
     """Worker processes, each fed by a thread of its own, so that one that is killed is replaced
-    and disturbs no other. Each stays on cores of its own, where the system can do that.
+    and disturbs no other. Each keeps its place.
     """
 
-    def __init__(self, count: int, threads: int):
-        super().__init__(count)
-        self._cores = iter([_share_cores(place, threads) for place in range(count)])
+    def __init__(self, places: list[Place]):
+        super().__init__(len(places))
+        self._places = iter(places)
         self._mine = threading.local()
         self._running: dict[ProcessPoolExecutor, int] = {}
         self._is_closing = False
@@ -256,14 +261,14 @@ class _Processes(ThreadPoolExecutor):
 
     def _process(self) -> ProcessPoolExecutor:
         """The process of this thread, started if need be."""
-        if "cores" not in self._mine.__dict__:
-            self._mine.cores = next(self._cores)
+        if "place" not in self._mine.__dict__:
+            self._mine.place = next(self._places)
         if "pool" not in self._mine.__dict__:
             self._mine.pool = ProcessPoolExecutor(
                 1,
                 multiprocessing.get_context("spawn"),
                 _start_worker,
-                (os.getpid(), self._mine.cores),
+                (os.getpid(), self._mine.place),
             )
             self._running[self._mine.pool] = self._mine.pool.submit(os.getpid).result()
         pool: ProcessPoolExecutor = self._mine.pool
@@ -280,19 +285,10 @@ class _Processes(ThreadPoolExecutor):
             pool.shutdown()
 
 
-def _share_cores(place: int, threads: int) -> list[int]:
-    """The cores of the worker at a place; none where the system has no affinity."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    return [cores[(place * threads + number) % len(cores)] for number in range(threads)]
-
-
-def _start_worker(parent: int, cores: list[int]) -> None:
+def _start_worker(parent: int, place: Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
     end_with_parent(parent)
-    if cores:
-        os.sched_setaffinity(0, cores)
+    place.take()
 
 
 def _await(future: Future[Answer], number: int) -> Answer:
@@ -323,9 +319,9 @@ def _count_processor_seconds(number: int) -> float:
 
 
 @contextmanager
-def _connect(where: str) -> Iterator[Workers]:
+def _connect(where: str, devices: Devices | None) -> Iterator[Workers]:
     """Connect to a scheduler, or start one with workers on this machine, which ends with this."""
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     # A lost scheduler is this module's to tell, in a sentence
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
@@ -333,14 +329,7 @@ def _connect(where: str) -> Iterator[Workers]:
     with ExitStack() as stack:
         address, here = where, 1
         if where == "local":
-            cluster = stack.enter_context(
-                LocalCluster(
-                    host=LOOPBACK,
-                    dashboard_address=f"{LOOPBACK}:0",
-                    memory_limit=None,
-                    silence_logs=logging.ERROR,
-                )
-            )
+            cluster = stack.enter_context(_start_local(devices))
             address, here = cluster.scheduler_address, len(cluster.workers)
         try:
             with ThreadPoolExecutor(1) as thread:  # a notebook's own has a running loop
@@ -359,11 +348,57 @@ def _connect(where: str) -> Iterator[Workers]:
                 f"the workers at {address} have {threads} threads: give all the same number (dask "
                 "worker --nthreads), so that their flow is the same"
             )
+        if where == "local":
+            client.register_plugin(_keep_places(share_machine(here, threads[0], devices)))
+        elif devices:
+            _require_own_devices(client, devices)
         client.subscribe_topic("all", _report_lost)
         stack.callback(client.unsubscribe_topic, "all")
         logger.info("Dask workers: %d; threads of each: %d", len(client.nthreads()), threads[0])
         logger.info("Dask's dashboard, where bokeh is installed: %s", client.dashboard_link)
         yield Workers(client.get_executor(pure=False), threads[0], here)
+
+
+def _start_local(devices: Devices | None) -> "LocalCluster":
+    """As many workers as Dask finds best for the cores, or one for each device."""
+    from distributed import LocalCluster
+
+    count = len(devices.find()) if devices else None
+    return LocalCluster(
+        n_workers=count,
+        threads_per_worker=max(1, count_cores() // count) if count else None,
+        host=LOOPBACK,
+        dashboard_address=f"{LOOPBACK}:0",
+        memory_limit=None,
+        silence_logs=logging.ERROR,
+    )
+
+
+def _keep_places(places: list[Place]) -> "WorkerPlugin":
+    """Dask hands this to every worker, also one that replaces another, before its first shard."""
+    from distributed import WorkerPlugin
+
+    class KeepPlaces(WorkerPlugin):
+        def setup(self, worker: "Worker") -> None:
+            places[worker.name].take()
+
+    return KeepPlaces()
+
+
+def _require_own_devices(client: "Client", devices: Devices) -> None:
+    """Raise ValueError where a worker sees no device, or the first of another."""
+    users: dict[tuple[str, str], str] = {}
+    for worker, (node, device) in client.run(_find_first, devices).items():
+        other = users.setdefault((node, device), worker)
+        if other != worker:
+            raise ValueError(
+                f"the workers {other} and {worker} compute on the same device, {device} of {node}: "
+                f"start each with another {devices.variable} (docs/clusters.md)"
+            )
+
+
+def _find_first(devices: Devices) -> tuple[str, str]:
+    return platform.node(), devices.find()[0]
 
 
 async def _greet(address: str) -> None:

@@ -1,6 +1,7 @@
 """The Ascend backend, with stand-ins for the tools."""
 
 import os
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from ascend_tools import SHAPE
 
-from gma_lib.ascend import ais_bench
+from gma_lib.ascend import Card, ais_bench
 from gma_lib.backends import ascend as backend
+from gma_lib.backends import find_backend
 
 
 def test_no_room_for_outputs(om, standins, monkeypatch):
@@ -67,3 +69,38 @@ def test_models_that_the_backend_refuses(om, standins):
     om.unlink()
     with pytest.raises(FileNotFoundError, match="run 03_convert first"):
         backend.AscendBackend(om, options)
+
+
+@pytest.mark.parametrize(
+    ("smi", "visible", "found"),
+    [
+        ("310P", None, ["0", "1"]),
+        ("310P", "1", ["1"]),
+        ("310P", "1, 0", ["1", "0"]),
+        ("310P", "1,7", ["1"]),
+        ("nodriver", "4,5", ["4", "5"]),
+    ],
+)
+def test_cards_for_worker_processes(standins, smi, visible, found):
+    """Those that are there of those that may be seen; npu-smi lists all of the machine."""
+    standins.setenv("STANDIN_NPU_SMI", smi)
+    if visible:
+        standins.setenv(backend.VISIBLE, visible)
+    devices = find_backend("ascend").devices(card=Card())
+    assert devices.variable == "ASCEND_RT_VISIBLE_DEVICES"
+    assert pickle.loads(pickle.dumps(devices)).find() == found
+
+
+def test_no_card_for_worker_processes(standins):
+    """None is visible, none is there, or one was chosen for all; a dry run needs none."""
+    for card, smi, visible in (
+        (Card(), "310P", "7"),
+        (Card(), "nodriver", ""),
+        (Card(device=1), "310P", "1"),
+    ):
+        standins.setenv("STANDIN_NPU_SMI", smi)
+        standins.setenv(backend.VISIBLE, visible)
+        with pytest.raises(ValueError, match="ASCEND_RT_VISIBLE_DEVICES") as refused:
+            find_backend("ascend").devices(card=card).find()
+        assert len(str(refused.value).splitlines()) == 1
+    assert find_backend("ascend").devices(card=Card(dry_run="x")) is None

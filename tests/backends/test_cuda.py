@@ -3,6 +3,7 @@ all of it where there is a GPU.
 """
 
 import copy
+import pickle
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gma_lib import export
-from gma_lib.backends import cuda, load_backend
+from gma_lib.backends import cuda, find_backend, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.convert import convert
 from gma_lib.flow.metrics import Deviation
@@ -22,6 +23,7 @@ from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
+from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.run import DoesNotFit
 
 pytestmark = pytest.mark.slow
@@ -336,3 +338,35 @@ def test_on_a_gpu(precision, models, small_frames, reference):
             1e-3 if precision == "float32" else 0.3
         )
         assert backend.device_bytes() > 0
+
+
+# --- for worker processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "found"),
+    [
+        (None, 2, ["0", "1"]),
+        ("3,5", 2, ["3", "5"]),
+        ("GPU-1a, GPU-2b", 2, ["GPU-1a", "GPU-2b"]),
+        ("0,7", 1, ["0"]),
+        ("1,-1,0", 1, ["1"]),
+    ],
+)
+def test_gpus_for_worker_processes(monkeypatch, visible, count, found):
+    """As CUDA counts them in the list of those that may be seen."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for name in ("cuda", "eager_cuda"):
+        devices = pickle.loads(pickle.dumps(find_backend(name).devices()))
+        assert devices.variable == "CUDA_VISIBLE_DEVICES"
+        assert devices.find() == found
+
+
+def test_no_gpu_for_worker_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="NVIDIA GPU"):
+        open_cluster("processes:1", find_backend("cuda").devices()).__enter__()

@@ -118,18 +118,6 @@ def test_a_shard_that_kills_its_workers_ends(messages):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
-def test_workers_share_the_cores():
-    """Each keeps its own, also when there are more workers than cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    found = [clusters._share_cores(place, 1) for place in range(len(cores) + 1)]
-    assert found == [[core] for core in [*cores, cores[0]]]
-    assert clusters._share_cores(0, len(cores)) == cores
-    with open_cluster(f"processes:{len(cores)}") as workers:
-        assert workers.executor.submit(os.sched_getaffinity, 0).result() == {cores[0]}
-
-
-@pytest.mark.slow
 def test_an_error_does_not_wait_for_the_other_shards():
     start = time.monotonic()
     with pytest.raises(TypeError):
