@@ -28,6 +28,10 @@ def name(shard, sent):
     return hex(shard)
 
 
+def refuse(shard, sent):
+    raise OSError(f"no room for {shard}")
+
+
 def sleep(shard, sent):
     time.sleep(shard)
 

@@ -21,8 +21,9 @@ READ_FROM_TOP_TO_BOTTOM = "network/model.py"  # the one module that may be longe
 # Third-party packages that take long to import or need not be installed: these alone may be
 # imported where they are used.
 HEAVY = {
-    *("IPython", "acl", "ais_bench", "distributed", "ipywidgets", "jupyter_client", "matplotlib"),
+    *("IPython", "acl", "ais_bench", "dask", "distributed", "ipywidgets", "jupyter_client"),
     *(
+        "matplotlib",
         "nbclient",
         "nbconvert",
         "nbformat",

@@ -7,12 +7,8 @@ of ``dask:local`` listens to this machine alone.
 
 import asyncio
 import logging
-import multiprocessing
-import os
 import platform
 import re
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import (
@@ -20,16 +16,16 @@ from concurrent.futures import (
     CancelledError,
     Executor,
     Future,
-    ProcessPoolExecutor,
     ThreadPoolExecutor,
     wait,
 )
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
+from tempfile import gettempdir
+from traceback import format_exc
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import gma_lib
@@ -37,7 +33,7 @@ from gma_lib.runs.devices import Devices, Place, share_machine
 from gma_lib.runs.files import PACKAGE, hash_file, hash_value
 from gma_lib.runs.machine import VERSIONED, count_cores, find_memory, find_versions
 from gma_lib.runs.parcels import Lacking, Sent
-from gma_lib.runs.processes import end_with_parent
+from gma_lib.runs.pool import ProcessPool
 from gma_lib.runs.records import Record
 
 if TYPE_CHECKING:
@@ -46,9 +42,7 @@ if TYPE_CHECKING:
 Shard = TypeVar("Shard")
 Answer = TypeVar("Answer")
 
-TRIES = 3  # of one shard whose worker is killed
 SECONDS = 10  # for a scheduler to answer, and for its first worker
-SECONDS_IDLE = 150  # after which a worker that computes nothing counts as hanging
 LOOPBACK = "127.0.0.1"
 _FORM = re.compile(r"serial|processes:[1-9]\d{0,3}|dask:(local|([a-z]+://)?[^\s/]+:\d{1,5})")
 
@@ -117,7 +111,7 @@ def open_cluster(text: str, devices: Devices | None = None) -> Iterator[Workers]
         yield Workers(None, count_cores(), 1)
     elif kind == "processes":
         threads = max(1, count_cores() // int(where))
-        with _Processes(share_machine(int(where), threads, devices)) as executor:
+        with ProcessPool(share_machine(int(where), threads, devices)) as executor:
             logger.info("worker processes: %s; threads of each: %d", where, threads)
             yield Workers(executor, threads, int(where))
     else:
@@ -146,6 +140,8 @@ def compute_shards(
     ------
     ValueError
         A worker has other versions, or other files; the message names both.
+    OSError
+        A worker's disk is full; the message names its folder.
     RuntimeError
         A worker was killed again and again, or the scheduler is gone.
     """
@@ -153,10 +149,10 @@ def compute_shards(
         yield from ((shard, compute(shard, None)) for shard in shards)
         return
     software, left = describe_software(), iter(shards)
-    waiting: dict[Future[Answer | Lacking], tuple[Shard, dict[str, bytes]]] = {}
+    waiting: dict[Future[Answer | Exception], tuple[Shard, dict[str, bytes]]] = {}
 
     def submit(shard: Shard, sent: dict[str, bytes]) -> None:
-        future = executor.submit(compute_alike, software, compute, shard, sent)
+        future = executor.submit(_answer, software, compute, shard, sent)
         waiting[future] = shard, sent
 
     try:
@@ -171,7 +167,7 @@ def compute_shards(
                 if isinstance(answer, Lacking):
                     submit(shard, sent | answer.read())
                 else:
-                    yield shard, answer
+                    yield shard, _take(answer)
     except CancelledError as error:
         raise RuntimeError(
             "the connection to the scheduler is lost: start it again, then this; what is done is "
@@ -180,6 +176,12 @@ def compute_shards(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _take(answer: Answer | Exception) -> Answer:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _count_workers(executor: Executor) -> int:
@@ -196,13 +198,26 @@ def compute_alike(
     compute: Callable[[Shard, Sent], Answer],
     shard: Shard,
     sent: Mapping[str, bytes],
-) -> Answer | Lacking:
+) -> Answer:
     """In a worker: compute a shard where the software is the same; else raise ValueError."""
     _require_alike(describe_software(), software, platform.node())
+    return compute(shard, sent)
+
+
+def _answer(
+    software: Record,
+    compute: Callable[[Shard, Sent], Answer],
+    shard: Shard,
+    sent: Mapping[str, bytes],
+) -> Answer | Exception:
+    """As ``compute_alike``, but return what this package says in a sentence: of an error that is
+    raised, Dask prints the traceback where the worker was started.
+    """
     try:
-        return compute(shard, sent)
-    except Lacking as lacking:
-        return lacking
+        return compute_alike(software, compute, shard, sent)
+    except (Lacking, OSError, ValueError) as error:
+        error.add_note(format_exc())
+        return error
 
 
 def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
@@ -220,99 +235,6 @@ def describe_software() -> Record:
     code = {str(path.relative_to(PACKAGE)): hash_file(path) for path in PACKAGE.rglob("*.py")}
     own = {"gma_lib": gma_lib.__version__, "the code of gma_lib": hash_value(code)[:12]}
     return own | find_versions()
-
-
-# --- processes of this machine --------------------------------------------------------------------
-
-
-class _Processes(ThreadPoolExecutor):
-    """Worker processes, each fed by a thread of its own, so that one that is killed is replaced
-    and disturbs no other. Each keeps its place.
-    """
-
-    def __init__(self, places: list[Place]):
-        super().__init__(len(places))
-        self._places = iter(places)
-        self._mine = threading.local()
-        self._running: dict[ProcessPoolExecutor, int] = {}
-        self._is_closing = False
-
-    def submit(
-        self, fn: Callable[..., Answer], /, *args: object, **kwargs: object
-    ) -> Future[Answer]:
-        return super().submit(self._compute, fn, *args, **kwargs)
-
-    def _compute(self, fn: Callable[..., Answer], /, *args: object, **kwargs: object) -> Answer:
-        for number in range(1, TRIES + 1):
-            try:
-                process = self._process()
-                if self._is_closing:  # since it was started, and so it was not ended
-                    raise CancelledError
-                return _await(process.submit(fn, *args, **kwargs), self._running[process])
-            except BrokenProcessPool:
-                self._running.pop(self._mine.__dict__.pop("pool"), None)
-                if self._is_closing:
-                    raise
-                logger.warning("a worker was killed in try %d of %d of a shard", number, TRIES)
-        raise RuntimeError(
-            f"a worker was killed {TRIES} times at one shard, most likely for lack of memory: try "
-            "fewer workers, or a smaller batch size"
-        )
-
-    def _process(self) -> ProcessPoolExecutor:
-        """The process of this thread, started if need be."""
-        if "place" not in self._mine.__dict__:
-            self._mine.place = next(self._places)
-        if "pool" not in self._mine.__dict__:
-            self._mine.pool = ProcessPoolExecutor(
-                1,
-                multiprocessing.get_context("spawn"),
-                _start_worker,
-                (os.getpid(), self._mine.place),
-            )
-            self._running[self._mine.pool] = self._mine.pool.submit(os.getpid).result()
-        pool: ProcessPoolExecutor = self._mine.pool
-        return pool
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """End the processes; after an error, without waiting for what they compute."""
-        self._is_closing = kind is not None
-        for number in list(self._running.values()) if self._is_closing else ():
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        self.shutdown(cancel_futures=True)
-        for pool in list(self._running):
-            pool.shutdown()
-
-
-def _start_worker(parent: int, place: Place) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's business
-    end_with_parent(parent)
-    place.take()
-
-
-def _await(future: Future[Answer], number: int) -> Answer:
-    """Return what a process answers; one that hangs is killed."""
-    used = -1.0
-    while not wait([future], SECONDS_IDLE).done:
-        before, used = used, _count_processor_seconds(number)
-        if used <= before:
-            logger.warning("a worker used no processor time for %d s: it is killed", SECONDS_IDLE)
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-    return future.result()
-
-
-def _count_processor_seconds(number: int) -> float:
-    """What a process and those that it started have used; 0 if it is gone."""
-    import psutil
-
-    try:
-        process = psutil.Process(number)
-        alive = [process, *process.children(recursive=True)]
-        return sum(sum(one.cpu_times()[:4]) for one in alive)  # with its children that have ended
-    except psutil.NoSuchProcess:
-        return 0
 
 
 # --- Dask -----------------------------------------------------------------------------------------
@@ -361,17 +283,25 @@ def _connect(where: str, devices: Devices | None) -> Iterator[Workers]:
 
 def _start_local(devices: Devices | None) -> "LocalCluster":
     """As many workers as Dask finds best for the cores, or one for each device."""
+    import dask
     from distributed import LocalCluster
 
     count = len(devices.find()) if devices else None
-    return LocalCluster(
-        n_workers=count,
-        threads_per_worker=max(1, count_cores() // count) if count else None,
-        host=LOOPBACK,
-        dashboard_address=f"{LOOPBACK}:0",
-        memory_limit=None,
-        silence_logs=logging.ERROR,
-    )
+    try:
+        return LocalCluster(
+            n_workers=count,
+            threads_per_worker=max(1, count_cores() // count) if count else None,
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",
+            memory_limit=None,
+            silence_logs=logging.CRITICAL,  # tracebacks of what is raised here all the same
+        )
+    except (OSError, RuntimeError) as error:
+        folder = dask.config.get("temporary-directory") or gettempdir()
+        raise OSError(
+            f"Dask cannot start workers ({error}); their folder is {folder}: if it is full, make "
+            "room there, or name another with TMPDIR"
+        ) from error
 
 
 def _keep_places(places: list[Place]) -> "WorkerPlugin":

@@ -4,7 +4,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gma_lib.runs.files import hash_file
@@ -52,14 +52,26 @@ def place_files(files: Mapping[Path, str], sent: Sent) -> Iterator[Callable[[Pat
         return
     if lacking := {path: digest for path, digest in files.items() if digest not in sent}:
         raise Lacking(lacking)
-    with tempfile.TemporaryDirectory(prefix="gma_", ignore_cleanup_errors=True) as folder:
+    for path, digest in files.items():
+        _require_same(path, hashlib.sha256(sent[digest]).hexdigest(), digest)
+    with ExitStack() as stack:
+        try:
+            kept = tempfile.TemporaryDirectory(prefix="gma_", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(kept))
 
-        def locate(path: Path) -> Path:
-            return Path(folder) / path.relative_to(path.anchor)
+            def locate(path: Path) -> Path:
+                return folder / path.relative_to(path.anchor)
 
-        for path, digest in files.items():
-            _require_same(path, hashlib.sha256(sent[digest]).hexdigest(), digest)
-            _write(locate(path), sent[digest])
+            for path, digest in files.items():
+                locate(path).parent.mkdir(parents=True, exist_ok=True)
+                locate(path).write_bytes(sent[digest])
+        except OSError as error:
+            size = sum(map(len, sent.values()))
+            raise OSError(
+                f"the worker {platform.node()} cannot keep {size / 1e6:.1f} MB that it was sent in "
+                f"{tempfile.tempdir or 'TMPDIR'} ({error.strerror or error}): make room there, or "
+                "start it with another TMPDIR"
+            ) from error
         yield locate
 
 
@@ -69,14 +81,3 @@ def _require_same(path: Path, found: str, wanted: str) -> None:
             f"{path} has SHA-256 {found} on the worker {platform.node()}, and {wanted} where the "
             "work comes from: copy it again, or remove it from the worker"
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise OSError(
-            f"the worker {platform.node()} cannot write what it was sent to {path} "
-            f"({error.strerror}): make room there"
-        ) from error

@@ -12,6 +12,10 @@ from ascend_tools import SHAPE
 from gma_lib.ascend import Card, ais_bench
 from gma_lib.backends import ascend as backend
 from gma_lib.backends import find_backend
+from gma_lib.infer.inference import infer, read_hashes
+from gma_lib.infer.shards import StoredModel
+from gma_lib.runs import hash_files
+from gma_lib.runs.clusters import open_cluster
 
 
 def test_no_room_for_outputs(om, standins, monkeypatch):
@@ -104,3 +108,16 @@ def test_no_card_for_worker_processes(standins):
             find_backend("ascend").devices(card=card).find()
         assert len(str(refused.value).splitlines()) == 1
     assert find_backend("ascend").devices(card=Card(dry_run="x")) is None
+
+
+@pytest.mark.exhaustive
+def test_two_workers_with_a_card_each(om, standins, pairs, tmp_path):
+    """Each tells the tool device 0, which is the only one that it sees."""
+    device = "Ascend310P3 (SIMULATED)"
+    model = StoredModel("ascend", om.parent, "float16", hash_files(om.parent.iterdir()), device)
+    infer(pairs, model, tmp_path / "serial", batch_size=2, key="k")
+    with open_cluster("processes:2", find_backend("ascend").devices(card=Card())) as workers:
+        more = {"batch_size": 2, "key": "k", "executor": workers.executor}
+        summary = infer(pairs, model, tmp_path / "workers", **more)
+    assert summary.computed == len(pairs)
+    assert read_hashes(tmp_path / "workers") == read_hashes(tmp_path / "serial")

@@ -22,7 +22,7 @@ from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer.inference import LEDGER, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
-from gma_lib.runs import clusters
+from gma_lib.runs import pool
 from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.digests import hash_files
 from gma_lib.runs.files import PROJECT
@@ -192,7 +192,7 @@ def test_the_same_bytes_from_real_workers_and_after_two_kills(
 
 @pytest.mark.exhaustive
 def test_the_same_bytes_after_a_worker_hangs(pairs, model, tmp_path, messages, monkeypatch):
-    monkeypatch.setattr(clusters, "SECONDS_IDLE", 3)
+    monkeypatch.setattr(pool, "SECONDS_IDLE", 3)
     expected = compute(pairs, model, tmp_path / "serial")[:2]
     with open_cluster("processes:2") as workers:
         hanging = Dying(workers.executor, tmp_path / "markers", [signal.SIGSTOP])
@@ -229,7 +229,6 @@ import os, pickle, sys
 from pathlib import Path
 sys.path.append("tests/infer")
 from test_shards import compute
-from gma_lib.runs import clusters
 from gma_lib.runs.clusters import open_cluster
 pairs, model, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 with open_cluster("dask:127.0.0.1:8786") as workers:

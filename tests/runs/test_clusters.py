@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from dying import die, name, sleep
+from dying import die, name, refuse, sleep
 
-from gma_lib.runs import clusters
+from gma_lib.runs import clusters, pool
 from gma_lib.runs.clusters import check_cluster, compute_alike, compute_shards, open_cluster
 
 
@@ -113,7 +113,7 @@ def test_a_shard_that_kills_its_workers_ends(messages):
     """It has three tries, and leaves no process."""
     with pytest.raises(RuntimeError, match="memory"):
         compute("processes:1", die, [1])
-    assert sum("killed" in line for line in messages) == clusters.TRIES
+    assert sum("killed" in line for line in messages) == pool.TRIES
     assert not [one for one in list_children() if "spawn_main" in " ".join(one.cmdline())]
 
 
@@ -153,3 +153,25 @@ def test_dask_on_this_machine_listens_to_it_alone():
         ]
     assert len(listening) > workers.here
     assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cluster", ["processes:1", "dask:local"])
+def test_what_a_worker_is_refused_for_is_no_traceback_of_dask(cluster, capfd):
+    with pytest.raises(OSError, match="no room for 1") as refused:
+        compute(cluster, refuse, [1])
+    assert "dying.py" in refused.value.__notes__[0]  # where it was raised, for who asks
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_room_for_dasks_own_files(capfd):
+    import dask
+
+    with (
+        dask.config.set({"temporary-directory": "/dev/full"}),  # where no folder can be made
+        pytest.raises(OSError, match=r"/dev/full.*TMPDIR") as refused,
+    ):
+        open_cluster("dask:local").__enter__()
+    assert len(str(refused.value).splitlines()) == 1
+    assert not capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -76,13 +77,22 @@ def test_what_changed_on_its_way_is_refused(files, sent):
         pass
 
 
-def test_a_full_disk_is_a_sentence(files, sent, monkeypatch):
-    def refuse(path, content):
+@pytest.mark.parametrize(
+    ("where", "what"), [(tempfile, "mkdtemp"), (Path, "mkdir"), (Path, "write_bytes")]
+)
+def test_a_full_disk_is_a_sentence(files, sent, monkeypatch, tmp_path, where, what):
+    """That names the worker's folder, and leaves nothing there."""
+
+    def refuse(path, *content, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     for path in files:
         path.unlink()
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    match = r"worker .*No space left.*make room"
-    with pytest.raises(OSError, match=match), place_files(files, sent):
+    (folder := tmp_path / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(where, what, refuse)
+    match = rf"worker .* in {folder} \(No space left.*make room"
+    with pytest.raises(OSError, match=match) as refused, place_files(files, sent):
         pass
+    assert len(str(refused.value).splitlines()) == 1
+    assert not [*folder.iterdir()]

@@ -90,7 +90,8 @@ class Session:
     """Loads an .om, or says what the C++ part would say."""
 
     def __init__(self, path, device):
-        if device > 1:
+        cards = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "0,1").split(",")
+        if device >= len(cards) or int(cards[device]) > 1:
             log("ERROR", f"acl open device {device} failed")
             raise RuntimeError("[507033][ACL: device open failed]")
         if not os.path.isfile(path):
