@@ -48,9 +48,12 @@ class CudaOptions:
             "cuda", self.precision, ("float32", "bfloat16", "float16"), "on an NVIDIA GPU"
         )
         if not torch.cuda.is_available():
+            seen = os.environ.get(GPUS.variable)
             raise ValueError(
                 "backend cuda needs an NVIDIA GPU that PyTorch can use; PyTorch "
-                f"{torch.__version__} finds none. nvidia-smi says whether "
+                f"{torch.__version__} finds none"
+                + ("" if seen is None else f" with {GPUS.variable}={seen}")
+                + ". nvidia-smi says whether "
                 "the driver sees one; a version that ends in +cpu has no CUDA (delete .venv and "
                 "run make without TORCH_INDEX)"
             )

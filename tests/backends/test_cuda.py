@@ -18,12 +18,15 @@ from gma_lib.backends import cuda, find_backend, load_backend
 from gma_lib.backends.cuda import CudaOptions
 from gma_lib.convert import convert
 from gma_lib.flow.metrics import Deviation
+from gma_lib.infer.inference import infer
+from gma_lib.infer.shards import StoredModel
 from gma_lib.network import model
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs.clusters import open_cluster
+from gma_lib.runs.devices import Devices
 from gma_lib.runs.run import DoesNotFit
 
 pytestmark = pytest.mark.slow
@@ -368,5 +371,19 @@ def test_gpus_for_worker_processes(monkeypatch, visible, count, found):
 
 def test_no_gpu_for_worker_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="NVIDIA GPU"):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=7"):
         open_cluster("processes:1", find_backend("cuda").devices()).__enter__()
+
+
+@pytest.mark.exhaustive
+def test_a_gpu_that_a_worker_cannot_see_is_one_sentence(models, pairs, tmp_path):
+    """Though this process was told of it."""
+    unseen = Devices("CUDA_VISIBLE_DEVICES", lambda: ["1000"])
+    model = StoredModel("cuda", models, "float32", {}, "GPU")
+    with open_cluster("processes:1", unseen) as workers:
+        more = {"batch_size": 2, "key": "k", "executor": workers.executor}
+        with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=1000") as refused:
+            infer(pairs, model, tmp_path / "flow", **more)
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "flow").exists()
