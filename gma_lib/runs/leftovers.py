@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 _NAME = re.compile(r"\.gma-(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-(?P<started>\d+)\.")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux draws it anew at every start
 _CLOCK_SECONDS = 2  # when a process started is known to about a second
 
 
@@ -62,13 +63,21 @@ def _name_owner(pid: int) -> str:
 
 
 def _find_start(pid: int) -> float:
-    """When a process started, in seconds since 1970; minus infinity if it is gone."""
+    """When a process started; minus infinity if it is gone.
+
+    In seconds from a number that stands for this start of the machine, and not from 1970, because
+    somebody may set the clock.
+    """
     import psutil
 
     try:
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return float(process.create_time())
+        process, booted = psutil.Process(pid), psutil.boot_time()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return -math.inf
+        started = float(process.create_time() - booted)
     except psutil.NoSuchProcess:
-        pass
-    return -math.inf
+        return -math.inf
+    try:
+        return started + 1e5 * int(BOOT_ID.read_text()[:8], 16)
+    except OSError:  # not Linux
+        return started + float(booted)

@@ -1,6 +1,7 @@
 """Read and write the JSON files of this package: schema, provenance, content."""
 
 import json
+import math
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,17 +59,50 @@ def read_json(path: Path, *, made_by: str) -> Record:
 def load_record(path: Path, expected: str, remedy: str = REMEDY) -> Record:
     """Read a JSON file that holds an object; raise ``BadFile`` for any other."""
     with reading(path, expected, remedy) as path:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"holds a {type(content).__name__}")
     return content
+
+
+def parse_json(text: str | bytes) -> object:
+    """Return what JSON text says; ValueError for whatever is wrong with it.
+
+    What the digest of a record would not show is refused: a name twice in an object, of which the
+    last would count, and NaN, infinity and numbers beyond what floats hold.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_require_unique,
+            parse_constant=_parse_finite,
+            parse_float=_parse_finite,
+            parse_int=_parse_finite,
+        )
+    except RecursionError as error:
+        raise ValueError("objects or lists too deep inside each other") from error
+
+
+def _require_unique(pairs: list[tuple[str, object]]) -> Record:
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!a} stands there twice")
+    return found
+
+
+def _parse_finite(text: str) -> float:
+    """Return a number, whole where it is written so."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is none that a record holds")
+    return int(text) if text.lstrip("-").isdigit() else number
 
 
 def parse_yaml(text: str) -> object:
     """Return what YAML text says; ValueError for whatever is wrong with it.
 
     Aliases and deep nesting are refused: with them, a few lines can describe more than a memory
-    holds, or take minutes to read.
+    holds, or take minutes to read. So is a name twice, of which the last would count.
     """
     try:
         if len(text) > LONGEST_YAML:
@@ -79,9 +113,22 @@ def parse_yaml(text: str) -> object:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
                 raise ValueError(f"aliases (*name), or more than {DEEPEST} levels")
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _require_names_once(node)
+        return node and loader.construct_document(node)
     except Exception as error:  # its constructors raise anything
         raise ValueError(f"not readable YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def _require_names_once(node: object) -> None:
+    """Raise ValueError where a mapping of a YAML text holds a name twice."""
+    inside = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        _require_unique([(str(name.value), None) for name, _ in inside])
+        inside = [one for pair in inside for one in pair]
+    for one in inside:
+        _require_names_once(one)
 
 
 def trace_provenance() -> Record:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from gma_lib.runs import leftovers
@@ -51,6 +52,24 @@ def test_a_process_that_got_the_number_of_a_killed_one_is_another(writer, tmp_pa
         before, _, rest = path.name.partition(f"-{writer.pid}-")
         started, _, name = rest.partition(".")
         path.rename(tmp_path / f"{before}-{writer.pid}-{int(started) - 60}.{name}")
+    leftovers.remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_running_writer_s_files_stay_when_the_clock_is_set(writer, tmp_path, monkeypatch):
+    """Then the system tells another time since 1970 for the start of everything."""
+    created, booted = psutil.Process.create_time, psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: booted - 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda one: created(one) - 3600)
+    leftovers.remove_leftovers(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_same_numbers_after_a_restart_are_another_process(writer, tmp_path, monkeypatch):
+    """A machine that starts the same way each time gives its processes the same numbers."""
+    other = tmp_path.with_name("boot_id")
+    other.write_text("0b1c2d3e-0000")
+    monkeypatch.setattr(leftovers, "BOOT_ID", other)
     leftovers.remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 

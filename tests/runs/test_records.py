@@ -74,6 +74,31 @@ def test_a_record_that_is_not_as_it_was_written_is_refused(tmp_path, change):
             records.read_json(path, made_by="01_data")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"fl": null', '"fl": NaN'),
+        ('"fl": null', '"fl": 1e999'),
+        ('"fl": null', '"fl": 0.1, "fl": null'),
+        ('"fl": null', '"fl": ' + "1" * 400),
+        ('"fl": null', '"fl": ' + "1" * 5000),
+    ],
+    ids=["NaN", "infinite", "twice", "digits", "more-digits"],
+)
+def test_what_a_digest_would_not_show_is_refused(tmp_path, before, after):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"fl": None})
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ValueError, match=r"a\.json.*04_infer") as error:
+        records.read_json(path, made_by="04_infer")
+    assert len(str(error.value)) < 300
+
+
+def test_numbers_are_read_as_written():
+    text = "[1, -2, 1.0, 2e3, 12345678901234567890]"
+    assert json.dumps(records.parse_json(text)) == text.replace("2e3", "2000.0")
+
+
 def test_provenance_is_a_sentence():
     line = records.describe_provenance()
     assert line.startswith("Made by gma_lib ")
@@ -90,6 +115,8 @@ def test_provenance_is_a_sentence():
         "[" * 5000,
         "a: !!python/none x",
         "a" * 60_000,
+        "a: 1\nb: 2\na: 3",
+        "a: {b: 1, b: 1}",
     ],
 )
 def test_yaml_that_cannot_be_read_is_a_value_error(text):
