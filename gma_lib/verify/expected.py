@@ -5,17 +5,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
+from pydantic import Field, Strict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from gma_lib.runs.files import RESOURCES
+from gma_lib.runs.files import RESOURCES, BadFile
 from gma_lib.runs.machine import count_cores, find_commit, find_processor, find_versions
 from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.verify.values import KINDS, Value
 
 EXPECTED = RESOURCES / "expected"
 FAILURES = ("outside", "missing", "unexpected")
+
+
+_Text = Annotated[str, Strict()]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Tolerance = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+
+
+class _Kind(TypedDict):
+    depends_on: list[_Text]
+
+
+class _Judged(TypedDict):
+    surroundings: dict[str, _Text]
+    kinds: dict[str, _Kind]
+    values: dict[str, tuple[_Text, _Text, None] | tuple[_Text, _Number, _Tolerance]]
+
+
+class _Change(TypedDict):
+    date: _Text
+
+
+class _Expected(_Judged):
+    parameters: dict[str, object]
+    history: Annotated[list[_Change], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -86,8 +113,13 @@ def write_expected(
 def describe_values(values: Mapping[str, Value], surroundings: Mapping[str, str]) -> Record:
     """Put values into a record that ``judge_values`` takes: with their kinds, and what may decide
     digits, as ``describe_surroundings`` lists it.
+
+    Raises
+    ------
+    ValueError
+        An entry is neither a digest nor a finite number with a tolerance.
     """
-    return {
+    described: Record = {
         "surroundings": dict(surroundings),
         "kinds": {
             name: {"unit": kind.unit, "reason": kind.reason, "depends_on": list(kind.depends_on)}
@@ -95,6 +127,8 @@ def describe_values(values: Mapping[str, Value], surroundings: Mapping[str, str]
         },
         "values": {name: [one.kind, one.value, one.tolerance] for name, one in values.items()},
     }
+    _require_kind(_Judged, described)
+    return described
 
 
 def read_expected(path: Path) -> Record:
@@ -103,9 +137,27 @@ def read_expected(path: Path) -> Record:
     Raises
     ------
     FileNotFoundError, ValueError
-        There is no such file, it was changed, or it is of another version.
+        There is no such file, it was changed, it is of another version, or it holds an entry that
+        is neither a digest nor a finite number with a tolerance of at least zero.
     """
-    return read_json(path, made_by="gma record")
+    expected = read_json(path, made_by="gma record")
+    try:
+        _require_kind(_Expected, expected)
+    except ValueError as error:
+        found = "values as gma record writes them"
+        raise BadFile(path, str(error), found, "Take the file as it was") from None
+    return expected
+
+
+def _require_kind(kind: type, content: Record) -> None:
+    """Raise ValueError, with the first place, where content is not of a kind."""
+    try:
+        TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        wrong = error.errors()[-1]
+        place = " ".join(str(part) for part in wrong["loc"] if not str(part).startswith("tuple["))
+        found = wrong["msg"].removeprefix("Input ")
+        raise ValueError(f"{place} {found}, not {str(wrong['input'])[:40]!a}") from None
 
 
 def require_same_work(expected: Record, parameters: Record) -> None:
@@ -152,7 +204,7 @@ def judge_values(
         recorded = Value(*expected["values"].get(name, (None, None, None)))
         found = values.get(name, Value("", None))
         kind = recorded.kind or found.kind
-        if not digests and (recorded if recorded.kind else found).tolerance is None:
+        if not digests and recorded.tolerance is None and found.tolerance is None:
             continue
         ratio = _compare_one(recorded, found)
         depends_on = expected["kinds"].get(kind, {}).get("depends_on", ())
@@ -179,6 +231,8 @@ def judge_values(
 
 
 def _compare_one(recorded: Value, found: Value) -> float:
+    if recorded.kind != found.kind:
+        return math.inf
     if recorded.value == found.value:
         return 0.0
     if isinstance(recorded.value, str | None) or isinstance(found.value, str | None):

@@ -8,6 +8,8 @@ import pytest
 from command_line import gma
 from conftest import open_finished
 
+from gma_lib.runs.files import BadFile, hash_value
+from gma_lib.runs.records import SEAL
 from gma_lib.verify import expected as expectations
 from gma_lib.verify.values import KINDS, Value, collect_values, read_run_parameters
 
@@ -116,3 +118,54 @@ def test_pooling_per_pair_is_noticed(finished):
 def test_a_profile_without_expected_values_is_refused_before_work():
     gma("verify", "--profile", "tiny", exit_code=2)
     gma("verify", "--profile", "nothing", exit_code=2)
+
+
+def _rewrite(path, changed):
+    """Write an expected file by hand, digest and all."""
+    content = json.loads(path.read_text()) | changed
+    content.pop(SEAL)
+    path.write_text(json.dumps(content | {SEAL: hash_value(content)}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(["epe", 0.5, tolerance] for tolerance in (-1e-3, math.nan, math.inf, True, "1", None)),
+        *(["epe", value, 1e-3] for value in (math.nan, True, "0.5", None)),
+        ["weights", "a" * 64, 1e-3],
+        [],
+    ],
+    ids=str,
+)
+def test_expected_values_are_digests_or_numbers_with_a_tolerance(values, tmp_path, entry):
+    path = tmp_path / "quick.json"
+    expectations.write_expected(path, values, parameters={}, reason="first")
+    recorded = expectations.read_expected(path)["values"]
+    _rewrite(path, {"values": recorded})
+    assert expectations.read_expected(path)["values"] == recorded
+    _rewrite(path, {"values": recorded | {"epe": entry}})
+    with pytest.raises(BadFile) as error:
+        expectations.read_expected(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "part", [{"history": []}, {"kinds": []}, {"surroundings": {"numpy": 2}}, {"values": []}]
+)
+def test_an_expected_file_has_its_parts(values, tmp_path, part):
+    path = tmp_path / "quick.json"
+    expectations.write_expected(path, values, parameters={}, reason="first")
+    _rewrite(path, part)
+    with pytest.raises(BadFile):
+        expectations.read_expected(path)
+
+
+def test_an_entry_of_another_kind_is_outside(values):
+    """Else an error that is recorded as a distance might be any smaller one, and a number that is
+    recorded as a digest would not be compared without digests.
+    """
+    recorded = expectations.describe_values(values, expectations.describe_surroundings())
+    for entry in (["distance", 0.6, 1e-3], ["flow", "a" * 64, None]):
+        other = recorded | {"values": recorded["values"] | {"epe": entry}}
+        verdicts = expectations.judge_values(values, other, digests=False)
+        assert {v.name: v.status for v in verdicts}["epe"] == "outside"
