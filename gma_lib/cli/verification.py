@@ -1,7 +1,6 @@
 """``gma verify`` and ``gma record``: compare this machine's numbers with expected ones."""
 
 import math
-import shutil
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from gma_lib.report.charts import plot_deviations
 from gma_lib.report.figures import save_figure
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import locate_path, require_writable, shorten_path
+from gma_lib.runs.leftovers import remove
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import Record, write_json
 from gma_lib.runs.run import Run
@@ -121,19 +121,21 @@ def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
     home = locate_path(REPLAYED)
     require_writable(home)
     with lock_path(home / ".replay.lock", wait=False):
-        _replay(archive, home / "archive", sintel, checkpoint)
+        _replay(archive, home / ".archive", sintel, checkpoint)  # which no profile is called
 
 
 def _replay(archive: Path, unpacked: Path, sintel: str | None, checkpoint: str | None) -> None:
-    shutil.rmtree(unpacked, ignore_errors=True)
-    runs = unpack_records(archive, unpacked)
-    for run in runs:
+    remove(unpacked)
+    plan = []
+    for run in unpack_records(archive, unpacked):
         overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
+        parameters = _resolve(run.profile, REPLAYED, overrides)
+        plan.append((run, parameters, Path(run.profile, run.name, f"bs{run.batch_size}")))
+    folders = [_start(REPLAYED, place) for _, _, place in plan]
+    for (run, parameters, _), folder in zip(plan, folders, strict=True):
         surroundings = read_surroundings(run)
         _list_differences(surroundings)
         expected = describe_values(collect_recorded(run), surroundings)
-        parameters = _resolve(run.profile, REPLAYED, overrides)
-        folder = _start(REPLAYED, run.profile, run.name, f"bs{run.batch_size}")
         _judge(judge_values(collect_recorded(_compute(parameters)), expected), folder)
         click.echo(f"{run.name}, batch size {run.batch_size}: the numbers are the archive's")
 
@@ -170,11 +172,11 @@ def _resolve(profile: str, outputs: str, overrides: Record | None = None) -> Rec
         raise click.UsageError(str(error)) from None
 
 
-def _start(*names: str) -> Path:
+def _start(*names: str | Path) -> Path:
     """Return the folder of a computation; what an earlier one left there goes if it was judged."""
     folder = locate_path(Path(*names))
     if (folder / VERDICTS).is_file():
-        shutil.rmtree(folder)
+        remove(folder)
     require_writable(folder)
     return folder
 

@@ -1,14 +1,17 @@
 """Compute an archived run again, from what its records say."""
 
 import hashlib
-import json
 import re
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
-from gma_lib.data.sintel import find_root
+from gma_lib.data.sintel import choose_subset, find_pairs, find_root, load_pairs
 from gma_lib.network import SEEDED
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
@@ -18,16 +21,19 @@ from gma_lib.runs.files import (
     hash_file,
     locate_path,
     reading,
+    shorten_path,
     write_atomically,
 )
-from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.records import Record, parse_json, read_json
 from gma_lib.runs.run import Run
+from gma_lib.verify.expected import describe_values
 from gma_lib.verify.values import collect_recorded
 
 METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
-ARCHIVE = "a report that `gma report --archive` wrote"
+ARCHIVE, ASK = "a report that `gma report --archive` wrote", "Ask for it again"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
-MEMBER = re.compile(r"[\w.-]{1,100}/(data|[\w.-]{1,100}/bs[0-9]{1,4})/[a-z]{1,20}\.json", re.ASCII)
+FOLDER = r"[a-zA-Z0-9][\w.-]{0,99}"  # as check_folder_name has it
+MEMBER = re.compile(rf"{FOLDER}/(data|{FOLDER}/bs[1-9][0-9]{{0,3}})/[a-z]{{1,20}}\.json", re.ASCII)
 MOST_BYTES = 2**26  # of all records; full Sintel's metrics have 2**24, and need 20 times that
 
 MOST_GROWTH = 100  # of records when they are unpacked; ours grow tenfold
@@ -48,53 +54,72 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
         It is no such archive, holds no scored run, or a record in it is missing, was changed or is
         of another version.
     """
-    with reading(archive, ARCHIVE, "Ask for it again") as archive, zipfile.ZipFile(archive) as file:
-        records = [
-            member
-            for member in file.infolist()
-            if MEMBER.fullmatch(member.filename) and Path(member.filename).name in RECORDS
-        ]
-        parsed = [*records, *(one for one in file.infolist() if one.filename == METADATA)]
-        size, packed = (
-            sum(one.file_size for one in parsed),
-            sum(one.compress_size for one in parsed),
-        )
-        if size > min(MOST_BYTES, MOST_GROWTH * packed):
-            raise ValueError(f"records of {packed:,} bytes that unpack to {size:,}")
-        _check_listed(file, [member.filename for member in records])
-        for member in records:
-            if ".." in Path(member.filename).parts:
-                raise ValueError(f"{member.filename} is no record")
-            place = folder / member.filename
-            with write_atomically(place) as partial, file.open(member) as content:
-                partial.write_bytes(content.read(MOST_BYTES))
+    with reading(archive, ARCHIVE, ASK):
+        records = _read_records(archive)
+    for name, content in records.items():
+        with write_atomically(folder / name) as partial:
+            partial.write_bytes(content)
+    with reading(archive, ARCHIVE, ASK):
         try:
             runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
             for run in runs:
-                collect_recorded(run)
+                describe_values(collect_recorded(run), read_surroundings(run))
+                with suppress(ValueError):  # what is asked for, once all is read
+                    list_overrides(run, sintel=None, checkpoint=None)
         except (FileNotFoundError, ValueError) as error:
-            advice = "; expected |: run "  # for the run's owner
-            raise ValueError(re.split(advice, str(error))[0]) from error
+            advice = "; expected |[:;] run "  # for the run's owner
+            found = re.split(advice, str(error))[0].replace(f"{shorten_path(folder)}/", "")
+            raise ValueError(found) from error
     if not runs:
         raise BadFile(archive, "no run that was scored", ARCHIVE, "Share a run after 05_evaluate")
     return runs
 
 
-def _check_listed(file: zipfile.ZipFile, records: list[str]) -> None:
-    """Raise ValueError unless an archive has the records that it lists, as they are listed."""
-    with file.open(METADATA) as content:
-        entities = json.loads(content.read(MOST_BYTES))["@graph"]
-    listed = {
-        entity["@id"]: entity.get("sha256")  # older archives have none
-        for entity in entities
-        if MEMBER.fullmatch(entity["@id"]) and Path(entity["@id"]).name in RECORDS
-    }
-    for name in sorted({*listed, *records}):
-        if records.count(name) != 1 or name not in listed:
-            raise ValueError(f"{name} is missing, there twice or not listed in {METADATA}")
-        digest = hashlib.sha256(file.read(name)).hexdigest()
+def _read_records(archive: Path) -> dict[str, bytes]:
+    """Return the records of an archive that it lists, as they are listed."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            names = [one.filename for one in members if _is_record(one.filename)]
+            parsed = [one for one in members if one.filename in (METADATA, *names)]
+            size, packed = (
+                sum(one.file_size for one in parsed),
+                sum(one.compress_size for one in parsed),
+            )
+            if size > min(MOST_BYTES, MOST_GROWTH * packed):
+                raise ValueError(f"records of {packed:,} bytes that unpack to {size:,}")
+            content = {one.filename: file.read(one) for one in parsed}
+    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError("no zip file, or a damaged or encrypted one") from error
+    if METADATA not in content:
+        raise ValueError(f"an archive without {METADATA} at its top")
+    listed = _list_digests(content.pop(METADATA))
+    for name in sorted({*listed, *names}):
+        if name not in content:
+            raise ValueError(f"{name} is missing")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is there twice")
+        if name not in listed:
+            raise ValueError(f"{name} is not listed in {METADATA}: added or renamed")
+        digest = hashlib.sha256(content[name]).hexdigest()
         if digest != (listed[name] or digest):
             raise ValueError(f"{name} was changed")
+    return content
+
+
+def _is_record(name: str) -> bool:
+    return bool(MEMBER.fullmatch(name)) and Path(name).name in RECORDS
+
+
+def _list_digests(metadata: bytes) -> dict[str, str | None]:
+    """Record -> SHA-256, from ``ro-crate-metadata.json``; older archives have none."""
+    content = parse_json(metadata)
+    entities = content.get("@graph") if isinstance(content, dict) else None
+    if not isinstance(entities, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("@id"), str) for one in entities
+    ):
+        raise ValueError(f"{METADATA} lists no files")
+    return {one["@id"]: one.get("sha256") for one in entities if _is_record(one["@id"])}
 
 
 def _find_runs(folder: Path) -> Iterator[Run]:
@@ -128,6 +153,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     overrides = {name: value for name, value in settings.items() if value is not None}
     overrides |= {"run": run.name, "split": index["split"]}
     overrides["passes"] = list(dict.fromkeys(pair["pass_name"] for pair in index["pairs"]))
+    overrides |= _find_subset(run, index)
     if "classical" in metrics:
         overrides["classical_pairs"] = metrics["classical"]["pairs"]
     scenes = list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
@@ -139,7 +165,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
         raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
     else:
         overrides |= {"sintel_root": sintel, "scenes": scenes}
-        _require_frames(find_root(Path(sintel), index["split"]), index["pairs"])
+        _require_frames(Path(sintel), index, scenes)
     weights = exported["checkpoint"]
     if checkpoint is not None:
         overrides["checkpoint"] = checkpoint
@@ -157,13 +183,37 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     return overrides
 
 
-def _require_frames(root: Path, pairs: list[Record]) -> None:
+def _find_subset(run: Run, index: Record) -> Record:
+    """Parameters that choose the pairs that the run inferred; ValueError where none does."""
+    inferred = read_json(locate_record("04_infer", run), made_by="04_infer")["pairs"]
+    names = [pair["name"] for pair in index["pairs"]]
+    first = Counter(str(Path(name).parent) for name in inferred)
+    most = 0 if inferred == names else max(first.values(), default=0)
+    other = 2 if run.batch_size == 1 else 1  # the run's own size would infer all pairs
+    chosen, _ = choose_subset(
+        load_pairs(index), batch_size=run.batch_size, full_batch_size=other, pairs_per_scene=most
+    )
+    if [pair.name for pair in chosen] != inferred:
+        raise ValueError(
+            f"the run inferred {len(inferred)} of {len(names)} pairs, and not the first of each "
+            "scene: it cannot be computed again"
+        )
+    return {"subset_pairs_per_scene": most, "full_batch_size": other}
+
+
+def _require_frames(sintel: Path, index: Record, scenes: list[str]) -> None:
+    """Raise ValueError unless a data set holds the files that a run had, and no other pairs."""
+    root, pairs = find_root(sintel, index["split"]), index["pairs"]
     recorded = {
         pair["files"][kind]: pair["sha256"][kind] for pair in pairs for kind in pair["files"]
     }
     for name, digest in recorded.items():
         if not (root / name).is_file() or hash_file(root / name) != digest:
             raise ValueError(f"{root / name} is not the run's file, which has SHA-256 {digest}")
+    for name in dict.fromkeys(pair["pass_name"] for pair in pairs):
+        found = find_pairs(root, split=index["split"], pass_name=name, scenes=scenes)
+        if more := {pair.name for pair in found}.difference(pair["name"] for pair in pairs):
+            raise ValueError(f"{root} holds {min(more)}, which the run had not")
 
 
 def read_surroundings(run: Run) -> dict[str, str]:

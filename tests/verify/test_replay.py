@@ -5,12 +5,15 @@ import json
 import re
 import shutil
 import zipfile
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from command_line import gma
 from rocrate.rocrate import ROCrate
 
+from gma_lib.cli import verification
+from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.report.index import write_archive
@@ -56,10 +59,43 @@ def test_frames_and_weights_are_asked_for(archive, reported, tmp_path):
         list_overrides(run, sintel=frames, checkpoint=str(other))
     changed = tmp_path / "frames"
     shutil.copytree(frames, changed)
+    scene = changed / "training" / index["pairs"][0]["name"].rpartition("/")[0]
+    last = max(scene.iterdir())
+    more = last.with_name(f"frame_{int(last.stem[-4:]) + 1:04d}.png")
+    shutil.copy(last, more)
+    with pytest.raises(ValueError, match=last.stem):
+        list_overrides(run, sintel=str(changed), checkpoint=None)
+    more.unlink()
     first = changed / index["pairs"][0]["files"]["image1"]
     first.write_bytes(first.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=first.name):
         list_overrides(run, sintel=str(changed), checkpoint=None)
+
+
+def test_a_declared_subset_is_computed_again(archive, tmp_path):
+    """And no other pairs, whatever the profile says; a run of all pairs stays one."""
+    run = unpack_records(archive, tmp_path)[0]
+    index = read_json(run.data_folder / "index.json", made_by="01_data")
+    inferred = read_json(run.folder / "infer.json", made_by="04_infer")
+    pairs = load_pairs(index)
+    first, others = [], []
+    for _, scene in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene)):
+        one, *more = scene
+        first.append(one.name)
+        others.extend(pair.name for pair in more)
+    for names in (first, [pair.name for pair in pairs]):
+        write_json(run.folder / "infer.json", inferred | {"pairs": names})
+        again = resolve_parameters("tiny", list_overrides(run, sintel=None, checkpoint=None))
+        chosen, _ = choose_subset(
+            pairs,
+            batch_size=again["batch_size"],
+            full_batch_size=again["full_batch_size"],
+            pairs_per_scene=again["subset_pairs_per_scene"],
+        )
+        assert [pair.name for pair in chosen] == names
+    write_json(run.folder / "infer.json", inferred | {"pairs": others})
+    with pytest.raises(ValueError, match=f"{len(others)} of {len(pairs)} pairs"):
+        list_overrides(run, sintel=None, checkpoint=None)
 
 
 def test_weights_that_are_not_here_are_asked_for(archive, tmp_path):
@@ -156,6 +192,111 @@ def test_an_archive_holds_what_it_lists(archive, tmp_path, put, word):
         listed = {one["@id"]: one.get("sha256") for one in json.loads(old.read(METADATA))["@graph"]}
         for name in set(old.namelist()) - {METADATA}:
             assert hashlib.sha256(old.read(name)).hexdigest() == listed[name]
+
+
+def pack(archive, path, *, rename=(), edit=lambda content, is_metadata: content):
+    """Copy an archive with other names in it, and with other metadata."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(re.sub(*rename, name) if rename else name, edit(content, name == METADATA))
+    return path
+
+
+def encrypt(content):
+    """Set the mark of encrypted files in all headers of an archive."""
+    for header, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content = re.sub(
+            re.escape(header) + b".{%d}" % (place - 4),
+            lambda found: found[0] + b"\1",
+            content,
+            flags=re.DOTALL,
+        )
+    return content
+
+
+def longer(content, is_metadata):
+    return content.replace(b"{", b'{"x": ' + b"1" * 5000 + b", ", 1) if is_metadata else content
+
+
+def as_bs02(content, is_metadata):
+    return re.sub(rb"/bs(\d)", rb"/bs0\1", content) if is_metadata else content
+
+
+def in_top(content, is_metadata):
+    return content.replace(b"tiny/", b"top/") if is_metadata else content
+
+
+@pytest.mark.parametrize(
+    ("rename", "edit", "word"),
+    [
+        ((), longer, "the number 111"),
+        ((r"/bs(\d)", r"/bs0\1"), as_bs02, "no run"),
+        (("^tiny/", "top/"), in_top, "'tiny', not 'top'"),
+        (("^tiny/", "top/"), lambda content, _: content, "is missing"),
+        (("^", "top/"), lambda content, _: content, f"without {METADATA}"),
+    ],
+    ids=["digits", "bs02", "renamed", "renamed-unlisted", "packed-deeper"],
+)
+def test_an_odd_archive_is_refused_in_a_sentence(archive, tmp_path, rename, edit, word):
+    other = pack(archive, tmp_path / "other.zip", rename=rename, edit=edit)
+    with pytest.raises(BadFile, match=word) as error:
+        unpack_records(other, tmp_path / "unpacked")
+    assert str(tmp_path / "unpacked") not in str(error.value)
+
+
+def test_an_encrypted_archive_is_called_so(archive, tmp_path):
+    other = tmp_path / "other.zip"
+    shutil.copy(archive, other)
+    other.write_bytes(encrypt(other.read_bytes()))
+    with pytest.raises(BadFile, match="encrypted") as error:
+        unpack_records(other, tmp_path / "unpacked")
+    assert "Error" not in str(error.value)
+
+
+def test_a_full_disk_is_not_blamed_on_the_archive(archive, tmp_path):
+    (tmp_path / "unpacked").touch()
+    with pytest.raises(OSError, match="unpacked"):
+        unpack_records(archive, tmp_path / "unpacked")
+
+
+def test_nothing_of_an_earlier_archive_is_replayed(archive, tmp_path, monkeypatch):
+    """Not even through a link in the place where archives are unpacked."""
+    elsewhere = tmp_path / "elsewhere"
+    unpack_records(archive, elsewhere)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/.archive").symlink_to(elsewhere)
+    monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
+    text = tmp_path / "text.zip"
+    text.touch()
+    gma("replay", text, exit_code=1)
+    assert not (tmp_path / "home/.archive").exists()
+    assert elsewhere.is_dir()
+
+
+def test_nothing_is_computed_where_one_run_cannot_be(archive, tmp_path, monkeypatch):
+    """And no verdict of an earlier replay is left, where they can."""
+
+    def list_but_one(run, **given):
+        if run.batch_size == refused:
+            raise ValueError("asked for")
+        return list_overrides(run, **given)
+
+    def compute(parameters, **others):
+        computed.append(parameters)
+        assert not [*home.rglob(verification.VERDICTS)]
+        return ["failed"]
+
+    home, computed = tmp_path / "home", []
+    monkeypatch.setattr(verification, "REPLAYED", str(home))
+    monkeypatch.setattr(verification, "list_overrides", list_but_one)
+    monkeypatch.setattr(verification, "run_stages", compute)
+    earlier = home / "tiny/test/bs3"
+    earlier.mkdir(parents=True)
+    (earlier / verification.VERDICTS).touch()
+    for refused in (3, None):
+        gma("replay", archive, exit_code=1)
+        assert len(computed) == (refused is None)
 
 
 def test_the_archive_is_an_ro_crate_without_a_folder_of_this_machine(archive, tmp_path):
