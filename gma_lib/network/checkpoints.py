@@ -138,6 +138,16 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     )
 
 
+def find_same_weights(recorded: Record) -> str:
+    """Return the name or file of a record's weights (``Checkpoint.to_record``); ValueError where
+    they are others by now.
+    """
+    source = str(recorded["source"])
+    if load_checkpoint(source).sha256 != recorded["sha256"]:
+        raise ValueError(f"{source} has changed since 02_export: run 02_export again")
+    return source
+
+
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
     """Return the network with a checkpoint's weights, ready for inference, and the checkpoint."""
     loaded = load_checkpoint(checkpoint)

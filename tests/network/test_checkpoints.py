@@ -224,6 +224,19 @@ def test_something_else_in_a_pth(tmp_path):
         checkpoints.load_checkpoint(tmp_path / "a.pth")
 
 
+def test_weights_that_were_replaced_are_noticed(tmp_path, state):
+    """Between two stages, of which the later would compute with others than its record says."""
+    path = checkpoints.save_checkpoint(tmp_path / "a.safetensors", state)
+    recorded = checkpoints.load_checkpoint(path).to_record()
+    assert checkpoints.find_same_weights(recorded) == str(path)
+    bundled = checkpoints.load_checkpoint("seeded").to_record()
+    assert checkpoints.find_same_weights(bundled) == "seeded"
+    other = state | {"fnet.conv1.bias": state["fnet.conv1.bias"] + 1}
+    checkpoints.save_checkpoint(path, other)
+    with pytest.raises(ValueError, match="02_export"):
+        checkpoints.find_same_weights(recorded)
+
+
 def test_an_unknown_name_lists_the_shipped():
     with pytest.raises(FileNotFoundError, match=r"gma-sintle.*seeded"):
         checkpoints.load_checkpoint("gma-sintle")

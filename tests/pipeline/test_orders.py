@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from gma_lib.convert.batches import gather_batch
+from gma_lib.network import checkpoints
 from gma_lib.pipeline.chain import read_records
 from gma_lib.pipeline.stages import STAGES, locate_record, read_cells
 from gma_lib.runs.run import open_run
@@ -51,6 +52,13 @@ def test_a_notebook_names_the_one_to_run_first(outputs, run):
             first = "02_export" if missing == "01_data" and stage != "02_export" else missing
             assert f"run {first} first" in said, (missing, stage)
             assert len(said.splitlines()) == 1
+
+
+def test_weights_that_were_replaced_since_02_are_noticed(outputs, monkeypatch):
+    """Else 07 looks inside others than those that computed the flow, and 03 converts them."""
+    monkeypatch.setattr(checkpoints, "SEED", checkpoints.SEED + 1)
+    for stage in ("03_convert", "07_inside"):
+        assert "run 02_export again" in run_all(stage, outputs)
 
 
 def test_a_slow_machine_leaves_the_same_result(outputs, run, monkeypatch):
