@@ -1,6 +1,7 @@
 """``gma reproduce``: every notebook for every batch size, without a browser, then the report."""
 
 import re
+from functools import partial
 from typing import NoReturn
 
 import click
@@ -16,9 +17,12 @@ from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_p
 from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record
 
+# A value that is given twice is refused, as with --set; click would take the last
+_option = partial(click.option, multiple=True)
+
 
 @click.command("reproduce", epilog="Example: gma reproduce --profile tiny --batch-size 1")
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@_option("--profile", "profiles", default=("demo",), show_default=True, help="A file in params/.")
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -27,23 +31,23 @@ from gma_lib.runs.records import Record
     show_default=True,
     help="Pairs per call of the network; may be repeated.",
 )
-@click.option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
-@click.option("--run", help="Folder of the results; <backend>-<precision> unless named.")
-@click.option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
-@click.option("--checkpoint", metavar="NAME|FILE", help="Weights.")
-@click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
-@click.option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
+@_option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
+@_option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
+@_option("--run", help="Folder of the results; <backend>-<precision> unless named.")
+@_option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
+@_option("--checkpoint", metavar="NAME|FILE", help="Weights.")
+@_option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
+@_option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option("--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after it.")
 @click.option("--force", is_flag=True, help="Run even what is up to date.")
 def main(
-    profile: str,
+    profiles: tuple[str, ...],
     batch_sizes: tuple[str, ...],
     others: tuple[str, ...],
     until: str | None,
     force: bool,
-    **options: str | None,
+    **options: tuple[str, ...],
 ) -> None:
     """Run the notebooks 01_data to 07_inside for every batch size and write the index page.
 
@@ -53,12 +57,12 @@ def main(
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
     2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died. Of several, the first.
     """
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = [f"{name}={value}" for name, values in options.items() for value in values]
     try:
         named = [parse_override(text) for text in (*given, *others)]
         overrides = dict(named)
-        if len(overrides) < len(named):
-            names = [name for name, _ in named]
+        names = [name for name, _ in named] + 2 * ["profile" for _ in profiles[1:]]
+        if len(set(names)) < len(names):
             raise WrongParameters(f"{max(names, key=names.count)} is given more than once")
         if re.search(r"[:\n]", str(PROJECT)):
             raise WrongParameters(
@@ -67,7 +71,9 @@ def main(
         if "batch_size" in overrides:
             raise WrongParameters("batch_size has an option of its own: --batch-size")
         resolved = (
-            resolve_parameters(profile, overrides | dict([parse_override(f"batch_size={size}")]))
+            resolve_parameters(
+                profiles[0], overrides | dict([parse_override(f"batch_size={size}")])
+            )
             for size in batch_sizes
         )
         runs = list({one["batch_size"]: one for one in resolved}.values())

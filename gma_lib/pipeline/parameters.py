@@ -14,6 +14,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.backends import BACKENDS
+from gma_lib.data.demo import DEMO_SCENES
+from gma_lib.data.sintel import find_pairs
 from gma_lib.network import ATTENTIONS, MOST_UPDATES, OPSETS, SEEDED, SMALLEST_SIDE
 from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.clusters import check_cluster
@@ -200,7 +202,7 @@ def resolve_parameters(profile: str, overrides: Mapping[str, object]) -> Record:
     ------
     WrongParameters
         For a name that no notebook declares, with the nearest known one, a wrong value, or a data
-        set or weights that are not there.
+        set, scenes or weights that are not there.
     """
     merged = _read_yaml(PARAMS / "common.yaml") | _read_profile(profile)
     sizes = PARAMS / f"bs{overrides['batch_size']}.yaml"
@@ -224,7 +226,23 @@ def resolve_parameters(profile: str, overrides: Mapping[str, object]) -> Record:
         raise WrongParameters(
             f"checkpoint: {weights} is neither a file nor one of the bundled weights"
         )
+    if merged.get("scenes") is not None:
+        _require_scenes(merged)
     return merged
+
+
+def _require_scenes(given: Record) -> None:
+    """Raise WrongParameters unless the data set has the scenes that are asked for."""
+    root, scenes = given.get("sintel_root"), given["scenes"]
+    rendered = [scene.name for scene in DEMO_SCENES]
+    try:
+        if root is not None:
+            for name in given["passes"]:
+                find_pairs(Path(root), split=given["split"], pass_name=name, scenes=scenes)
+        elif unknown := [scene for scene in scenes if scene not in rendered]:
+            raise ValueError(f"no scene {unknown[0]!r}; there are: {', '.join(rendered)}")
+    except (ValueError, OSError) as error:
+        raise WrongParameters(f"scenes: {error}") from error
 
 
 def _read_profile(name: str) -> Record:

@@ -73,8 +73,11 @@ def run_stages(
             ended.append("not started")
         if ended[-1] == "interrupted":
             break
-        if stage == "01_data" and "04_infer" in wanted and not EXIT[ended[-1]]:
-            _require_space(runs)
+        if stage == "01_data" and not EXIT[ended[-1]]:
+            if "04_infer" in wanted:
+                _require_space(runs)
+            if "07_inside" in wanted:
+                _require_look_at(runs)
     return ended
 
 
@@ -93,6 +96,15 @@ def _require_space(runs: Sequence[Record]) -> None:
         missing = [pair for pair in chosen if not flow_path(run.flow_folder, pair).is_file()]
         needed += len(missing) * count_flow_bytes(index["height"], index["width"])
     require_free_space(run.folder, needed)
+
+
+def _require_look_at(runs: Sequence[Record]) -> None:
+    """Raise ValueError, before hours of work, where 07_inside is to look at no pair of the data."""
+    for parameters in runs:
+        index = read_json(locate_record("01_data", make_run(parameters)), made_by="01_data")
+        names = [None, *(pair["name"] for pair in index["pairs"])]
+        if (wanted := parameters.get("look_at")) not in names:
+            raise ValueError(f"look_at: there is no pair {wanted!r}; the first is {names[1]}")
 
 
 def _estimate_left(plan: Sequence[tuple[str, Record]], number: int) -> str:

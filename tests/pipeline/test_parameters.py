@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,7 @@ def resolve(*settings, profile="tiny"):
         ("passes=[clean, clean]", "each once"),
         ("passes=[sharp]", "'sharp'"),
         ("scenes=[1]", "1"),
+        ("scenes=[rush, alley_1]", "'alley_1'"),
         ("split=validation", "'training' or 'test'"),
         ("cluster=dask", "serial, processes:N"),
         ("cluster=processes:0", "serial, processes:N"),
@@ -89,7 +91,7 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
         ("budget_s=1e3", 1000.0),
         ("limit_s=5", 5),
         ("passes=[clean]", ["clean"]),
-        ('scenes=["a b", c d]', ["a b", "c d"]),
+        ("scenes=[rush]", ["rush"]),
         ("scenes=null", None),
         ("lookup=null", None),
         ("lookup=gather", "gather"),
@@ -104,6 +106,20 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
 )
 def test_other_values_are_what_they_say(setting, value):
     assert resolve(setting)[setting.partition("=")[0]] == value
+
+
+def test_scenes_are_those_of_the_data_set(tiny_sintel):
+    """Before a kernel starts, in every pass that is asked for."""
+    for folder in (tiny_sintel / "training").iterdir():
+        (folder / "alley").rename(folder / "a b")
+    data, scenes = f"sintel_root={tiny_sintel}", 'scenes=["a b", cave]'
+    assert resolve(data, scenes)["scenes"] == ["a b", "cave"]
+    with pytest.raises(WrongParameters, match=r"scenes.*'rush'"):
+        resolve(data, "scenes=[rush]")
+    shutil.rmtree(tiny_sintel / "training/final/cave")
+    with pytest.raises(WrongParameters, match="final"):
+        resolve(data, scenes)
+    assert resolve(data, scenes, "passes=[clean]")
 
 
 @pytest.mark.parametrize(
@@ -182,13 +198,16 @@ def test_the_names_are_those_that_the_library_knows():
         ["--set", "batch_size=3"],
         ["--set", "num_updates=2", "--set", "num_updates=3"],
         ["--updates", "2", "--set", "num_updates=2"],
+        ["--updates", "2", "--updates", "3"],
+        ["--profile", "quick", "--profile", "tiny"],
         ["--until", "05_evaluatee"],
     ],
 )
 def test_what_is_wrong_leaves_nothing(tmp_path, wrong):
     """No folder, no row, no page."""
     outputs = tmp_path / "outputs"
-    gma("reproduce", "--profile", "tiny", f"--set=outputs={outputs}", *wrong, exit_code=2)
+    given = wrong if "--profile" in wrong else ["--profile", "tiny", *wrong]
+    gma("reproduce", f"--set=outputs={outputs}", *given, exit_code=2)
     assert not outputs.exists()
 
 

@@ -88,6 +88,15 @@ def test_no_room_stops_before_anything_is_computed(parameters, monkeypatch):
         say_places(parameters, monkeypatch)
 
 
+def test_a_pair_to_look_at_is_one_of_the_data(parameters, monkeypatch):
+    """Known as soon as 01_data has listed the pairs, not after hours in 07_inside."""
+    known = {"look_at": INDEX["pairs"][3]["name"]}
+    assert say_places([each | known for each in parameters], monkeypatch)
+    other = parameters[-1] | {"look_at": "clean/alley_1/frame_0010"}
+    with pytest.raises(ValueError, match=r"look_at.*0010"):
+        say_places([parameters[0], other], monkeypatch)
+
+
 def test_headlines_of_what_was_not_computed():
     perf = {"status": "out_of_memory", "reason": "needs 9 GB"}
     assert describe_result("06_perf", perf) == "needs 9 GB"
