@@ -72,6 +72,9 @@ class Backend:
         """
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Load now what the first call of ``predict`` else loads, for whoever times both."""
+
     def to_record(self) -> Record:
         """What computes, and how, as a record."""
         names = ("device", "precision", "at_once", "simulated")
@@ -159,12 +162,18 @@ class FileBackend(SplitBackend, Generic[Loaded]):
     def _find(self, part: str) -> Loaded:
         """The loaded file of a part, loaded once; the whole network is the part without a name."""
         if part not in self._loaded:
-            name = f"{self.path.stem}_{part}" if part else self.path.stem
-            path = self.path.with_name(name + self.path.suffix)
-            if not path.is_file():
-                raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
-            self._loaded[part] = self._load(path)
+            self._loaded[part] = self._load(self._locate(part))
         return self._loaded[part]
+
+    def _locate(self, part: str) -> Path:
+        name = f"{self.path.stem}_{part}" if part else self.path.stem
+        path = self.path.with_name(name + self.path.suffix)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
+        return path
+
+    def prepare(self) -> None:
+        self._find("")
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         loaded = self._find(part)

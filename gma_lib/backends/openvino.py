@@ -61,30 +61,30 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         self.options.require()
         super().__init__(path)
         self._core = openvino.Core()
-        if self.path.is_file() and is_quantized(self.path) != (self.options.precision == "int8"):
-            made = "8-bit integers" if is_quantized(self.path) else "floating point"
+        whole = self._locate("")
+        if is_quantized(whole) != (self.options.precision == "int8"):
+            made = "8-bit integers" if is_quantized(whole) else "floating point"
             raise ValueError(
                 f"{self.path} computes in {made}, not in {self.options.precision}: run 03_convert "
                 "again with that precision"
             )
-        whole = self._find("")
-        self.shape = tuple(whole.input("image1").shape)
+        # Read, not compiled: along a sequence, only its parts compute
+        self.shape = tuple(self._core.read_model(whole).input("image1").shape)
         self.at_once = self.shape[0]
         self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
-        running = whole.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.precision = next(
-            (name for name, short in PRECISION_NAMES["openvino"].items() if short == running),
-            running,
-        )
-        if self.options.precision == "int8" and self.precision == "bfloat16":
-            self.precision = "int8"
-        if self.precision != self.options.precision:
-            raise RuntimeError(
-                f"{self.options.precision} was asked for, and openvino compiled for "
-                f"{self.precision}"
-            )
+        self.precision = self.options.precision  # or nothing is loaded
 
     def _load(self, path: Path) -> openvino.CompiledModel:
+        """Compile, and read back the precision."""
+        compiled = self._compile(path)
+        running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if running != PRECISION_NAMES["openvino"][self.precision]:
+            raise RuntimeError(
+                f"{self.precision} was asked for, and openvino compiled for {running}"
+            )
+        return compiled
+
+    def _compile(self, path: Path) -> openvino.CompiledModel:
         device, settings = self.options.device, self._settings()
         able = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         if not self.options.cache or "EXPORT_IMPORT" not in able:

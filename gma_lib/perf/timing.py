@@ -173,6 +173,7 @@ def _measure_here(task: Task) -> Record:
     image2 = np.roll(image1, 3, axis=-1)
     start = time.perf_counter()
     with load_backend(task.backend, Path(task.model_folder), precision=task.precision) as backend:
+        backend.prepare()
         loaded = time.perf_counter()
         backend.predict(image1, image2)
         first = time.perf_counter()

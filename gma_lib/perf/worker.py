@@ -103,6 +103,8 @@ def serve(folder: Path) -> None:
         frames = [file[name] for name in file.files]
     start = time.perf_counter()
     with load_backend(variant.backend, folder, precision=variant.precision) as backend:
+        if not variant.sequence:
+            backend.prepare()
         loaded = time.perf_counter()
         call = (
             _walk_sequence(cast(SplitBackend, backend), frames)

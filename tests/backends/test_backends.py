@@ -309,3 +309,25 @@ def test_a_real_pair(name, real_pair):
     with load_backend(name, folder, precision="float32") as backend:
         found = backend.predict(*frames)
     assert Deviation.between(found, reference).max < 1e-3
+
+
+def test_along_a_sequence_the_whole_network_is_not_loaded(models, small_frames, monkeypatch):
+    """It would take half of a worker's start, and memory; ``prepare`` loads it for who asks."""
+    loaded = []
+    load = OpenVinoBackend._load
+    monkeypatch.setattr(
+        OpenVinoBackend, "_load", lambda *args: loaded.append(args[1].stem) or load(*args)
+    )
+    with load_backend("openvino", models, precision="float32") as backend:
+        backend.features(small_frames[0])
+        assert loaded == ["gma_features"]
+        backend.prepare()
+        backend.predict(*small_frames)
+    assert loaded == ["gma_features", "gma"]
+
+
+def test_another_precision_than_asked_for_is_no_result(models):
+    with load_backend("openvino", models, precision="float32") as backend:
+        backend.precision = "bfloat16"  # as if it had been asked for
+        with pytest.raises(RuntimeError, match=r"bfloat16 .* f32"):
+            backend.prepare()
