@@ -52,10 +52,18 @@ def test_what_is_no_file_is_refused(name, place, tmp_path):
     assert readers.attempt(reader, tmp_path, place)[0] != "result" or place == "empty"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_refusal_is_reached(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert readers.cover(list(READERS), 60) == []
+
+
 def test_a_reader_that_raises_something_else_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = readers.Reader([b"abc"], lambda path: {}[path.name], "a.txt")
     monkeypatch.setattr(readers, "make_readers", lambda folder: {"wrong": wrong})
-    with pytest.raises(AssertionError, match="wrong 0: KeyError"):
-        readers.read_many("wrong", 0, 1)
-    assert next(tmp_path.iterdir()).name == "failed-wrong-0"
+    number = len(readers.damage.PLACES)  # the first that is a file
+    with pytest.raises(AssertionError, match=f"wrong {number}: KeyError"):
+        readers.read_many("wrong", number, 1)
+    assert next(tmp_path.iterdir()).name == f"failed-wrong-{number}"

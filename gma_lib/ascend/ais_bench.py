@@ -28,7 +28,7 @@ from gma_lib.ascend.errors import (
 )
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
-from gma_lib.runs import DoesNotFit, Track, reading
+from gma_lib.runs import DoesNotFit, Track, read_whole, reading
 
 LOOP, WARMUP = 100, 5  # calls on zeros that are timed, as in the guide, and calls before them
 
@@ -366,7 +366,7 @@ def read_summary(path: Path, *, loop: int = 1) -> Timing:
     copies once for all ``loop`` repetitions of a batch. Here the copies are those of one call.
     """
     with reading(path, "a summary of ais_bench", "Run ais_bench again"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
         times = [
             float(item[1] - item[0]) if isinstance(item, list) else float(item)
             for item in content["npu_compute_time_list"]

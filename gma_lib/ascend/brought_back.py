@@ -20,7 +20,7 @@ from gma_lib.ascend.ais_bench import (
 from gma_lib.ascend.atc import SUCCESS, AtcError, parse_memory
 from gma_lib.ascend.errors import explain_atc_error
 from gma_lib.ascend.toolkit import read_version
-from gma_lib.runs import Record, hash_file, read_json, reading, shorten_path
+from gma_lib.runs import Record, hash_file, read_json, read_whole, reading, shorten_path
 
 ABOUT, SENT, MEASURED = "dry_run.json", "sent.sha256", "measured"
 WROTE_IT = "make ascend-dry-run"
@@ -152,7 +152,7 @@ def list_places(passes: Iterable[str], batch_size: int) -> list[str]:
 def _read_sums(path: Path) -> dict[str, str]:
     """Name -> digest, of a file of ``sha256sum``."""
     with reading(path, "lines of sha256sum", BRING) as path:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_whole(path).decode().splitlines()
         parts = [re.fullmatch(r"([0-9a-f]{64})  (?:\./)?(.+)", line) for line in lines]
         sums = {part[2]: part[1] for part in parts if part}
         if not sums or len(sums) != len(lines):

@@ -6,9 +6,9 @@ error.
 
 import io
 import re
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from gma_lib.runs.files import BadFile, name_file, reading, write_atomically
+from gma_lib.runs.files import BadFile, name_file, read_whole, reading, write_atomically
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
@@ -47,7 +47,6 @@ def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageF
     BadFile
         It is no picture, holds several, or has more pixels than ``max_pixels``.
     """
-    several = "Give one file per picture, or a folder of them to `gma video`"
     with reading(path, "a picture", "Save it as PNG") as path, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about tags that no decoder here reads
         try:
@@ -59,32 +58,44 @@ def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageF
             raise ValueError(f"at most {max_pixels:,} pixels are read") from None
         with header:
             check_pixels(header.height, header.width, max_pixels)
-            # a JPEG of several (MPO) is one photograph and its smaller or stereo versions
-            if header.format != "MPO" and getattr(header, "is_animated", False):
-                raise BadFile(path, "holds several images", "one", several)
-            tags = header.tag_v2 if isinstance(header, TiffImageFile) else {}
-            if tags.get(254, 0) & 1 and 330 in tags:  # as of a camera's raw file
-                raise BadFile(path, "begins with a preview", "the picture itself", "Save it as PNG")
+            _require_one_picture(path, header)
     return header
 
 
-def decode_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def _require_one_picture(path: Path, header: ImageFile.ImageFile) -> None:
+    # a JPEG of several (MPO) is one photograph and its smaller or stereo versions
+    if header.format != "MPO" and getattr(header, "is_animated", False):
+        several = "Give one file per picture, or a folder of them to `gma video`"
+        raise BadFile(path, "holds several images", "one", several)
+    tags = header.tag_v2 if isinstance(header, TiffImageFile) else {}
+    if tags.get(254, 0) & 1 and 330 in tags:  # as of a camera's raw file
+        raise BadFile(path, "begins with a preview", "the picture itself", "Save it as PNG")
+
+
+def decode_image(
+    path: Path, *, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, ImageFile.ImageFile]:
     """Decode a picture as it is stored, upright and without alpha: (H, W), or (H, W, 3), blue
-    first.
+    first. The second result is the header of the very bytes that were decoded.
     """
-    header = read_header(path, max_pixels=max_pixels)
-    with reading(path, "a picture", "Save it again, as PNG") as path:
-        if (found := path.stat().st_size) > (most := 2**25 + 16 * header.height * header.width):
-            raise ValueError(f"{found:,} bytes, where a picture of its size has at most {most:,}")
-        content = path.read_bytes()
+    first = read_header(path, max_pixels=max_pixels)
+    with reading(path, "a picture", "Save it again, as PNG") as path, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = _read_content(path, first)
+        header = Image.open(io.BytesIO(content), formats=FORMATS)
+        _require_one_picture(path, header)
+        if (header.format, header.mode, header.size) != (first.format, first.mode, first.size):
+            raise ValueError("it changed while it was read")
         _check_content(header, content)
         decode = _decode_with_pillow if _is_for_pillow(header) else _decode_with_opencv
         image = decode(content)
-        if image is None:
+        if image is None or image.shape[0] * image.shape[1] != header.height * header.width:
             raise ValueError("damaged, or in a form that is not read")
-        if image.shape[0] * image.shape[1] != header.height * header.width:
-            raise ValueError("it changed while it was read")
-    return image
+    return image, header
+
+
+def _read_content(path: Path, header: ImageFile.ImageFile) -> bytes:
+    return read_whole(path, largest=2**25 + 16 * header.height * header.width)
 
 
 def _check_content(header: ImageFile.ImageFile, content: bytes) -> None:
@@ -141,21 +152,35 @@ def _forget_xmp(image: Image.Image) -> None:
 def _decode_with_opencv(content: bytes) -> np.ndarray | None:
     if content[-1:].isdigit():  # as of a PGM in text: it is read only if something follows
         content += b"\n"
-    with _silence_opencv():
+    with silence_opencv:
         image: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), AS_STORED)
     return image
 
 
-@contextmanager
-def _silence_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what goes wrong, which the caller reports."""
-    logging = cv2.utils.logging
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
+class _Silence:
+    """Keep OpenCV from printing what goes wrong, which the caller reports, while any thread is
+    inside: the level is one for the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = self._level = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._level = cv2.utils.logging.getLogLevel()
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                cv2.utils.logging.setLogLevel(self._level)
+
+
+silence_opencv = _Silence()
 
 
 def _count_scans(content: bytes) -> int:
@@ -178,7 +203,7 @@ def encode_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W) or (H, W, 3), blue first, in the format of the path's suffix."""
     check_picture_suffix(path)
     content: np.ndarray | None = None
-    with _silence_opencv(), suppress(cv2.error):
+    with silence_opencv, suppress(cv2.error):
         content = cv2.imencode(Path(path).suffix, image)[1]
     if content is None or not len(content):
         found = f"{image.shape[1]}x{image.shape[0]} px do not fit into this format"
@@ -201,7 +226,7 @@ def read_orientation(path: Path) -> int:
             with Image.open(path, formats=FORMATS) as image:
                 _forget_xmp(image)
                 return int(image.getexif().get(0x0112, 1))
-        exif, content = Image.Exif(), path.read_bytes()
+        exif, content = Image.Exif(), _read_content(path, header)
         if (at := content.rfind(b"eXIf")) >= 0:  # may follow the pixels, not decoded here
             exif.load(content[at + 4 :])
         return int(exif.get(0x0112, 1))
@@ -234,8 +259,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         For files that are no image, hold several images, or store floating point numbers of unknown
         range.
     """
-    header = read_header(path, max_pixels=max_pixels)
-    stored = decode_image(path, max_pixels=max_pixels)
+    stored, header = decode_image(path, max_pixels=max_pixels)
     if stored.dtype not in (np.uint8, np.uint16) or header.mode == "LAB":
         found = "LAB colours" if header.mode == "LAB" else stored.dtype
         raise BadFile(path, f"stores {found}", "RGB or grey of 8 or 16 bits", "Save it as PNG")
@@ -294,21 +318,20 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         Its values are not whole numbers from zero, were changed by compression, are not all
         opaque, or would be turned by an orientation tag, which would not turn the vectors.
     """
-    header = read_header(path, max_pixels=max_pixels)
-    stored = decode_image(path, max_pixels=max_pixels)
+    stored, header = decode_image(path, max_pixels=max_pixels)
     wanted = "values stored without loss, opaque and upright"
     with reading(path, wanted, "Save it as PNG, grey or RGB") as path:
         if header.format in LOSSY or header.info.get("compression") in LOSSY:
             raise ValueError("its compression changes values")
         if stored.dtype.kind != "u":
             raise ValueError(f"stores {stored.dtype}")
-        with Image.open(path, formats=FORMATS) as image, warnings.catch_warnings():
+        has_alpha = header.has_transparency_data
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _forget_xmp(image)
-            if image.getexif().get(0x0112, 1) != 1:  # may follow the pixels
+            _forget_xmp(header)
+            if header.getexif().get(0x0112, 1) != 1:  # may follow the pixels
                 raise ValueError("an orientation tag turns it")
-            has_alpha = header.has_transparency_data
-            if has_alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            if has_alpha and np.asarray(header.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("its pixels are not all opaque")
     return stored
 

@@ -21,7 +21,16 @@ from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBa
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
 from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
 from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards, list_frames
-from gma_lib.runs import Record, Track, hash_file, hash_value, pass_silently, require_free_space
+from gma_lib.runs import (
+    Record,
+    Track,
+    hash_file,
+    hash_value,
+    pass_silently,
+    read_whole,
+    reading,
+    require_free_space,
+)
 from gma_lib.runs.clusters import compute_shards
 from gma_lib.runs.parcels import Sent, place_files
 
@@ -319,7 +328,9 @@ def _read_ledger(folder: Path) -> Iterator[Record]:
     ledger = Path(folder) / LEDGER
     if not ledger.is_file():
         return
-    for line in ledger.read_bytes().split(b"\n"):
+    with reading(ledger, "the ledger of a run", "Delete it: all is computed again") as ledger:
+        lines = read_whole(ledger).split(b"\n")
+    for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):  # cut short, or not even UTF-8

@@ -29,6 +29,7 @@ from gma_lib.runs.files import (
     MissingFile,
     hash_value,
     locate_path,
+    read_whole,
     reading,
     write_atomically,
 )
@@ -121,9 +122,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         expected = f"a weights file, or one of {', '.join(list_checkpoints())}"
         raise MissingFile(path, "no such file", expected, "Check the name")
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"{size:,} bytes; at most {MOST_BYTES:,} are read")
-        content = path.read_bytes()
+        content = read_whole(path, largest=MOST_BYTES)
         state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
     digest = hashlib.sha256(content).hexdigest()
     if path == named:

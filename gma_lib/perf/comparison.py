@@ -53,7 +53,7 @@ def load_comparison(path: Path) -> Comparison:
     what the others start from; BadFile names what is unknown or missing.
     """
     with runs.reading(path, "a comparison of variants", "Correct the entry") as path:
-        content = cast(runs.Record, runs.parse_yaml(path.read_text(encoding="utf-8")))
+        content = cast(runs.Record, runs.read_yaml(path))
         given: dict[str, runs.Record] = content.get("variants") or {}
         baseline: runs.Record = next(iter(given.values()), {})
         variants = {name: baseline | settings for name, settings in given.items()}

@@ -21,7 +21,7 @@ from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.clusters import check_cluster
 from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
 from gma_lib.runs.precisions import PRECISIONS, PRECISIONS_V2
-from gma_lib.runs.records import Record, parse_yaml
+from gma_lib.runs.records import Record, parse_yaml, read_yaml
 from gma_lib.runs.run import check_folder_name
 
 PARAMS = RESOURCES / "params"
@@ -260,7 +260,7 @@ def _read_profile(name: str) -> Record:
 
 def _read_yaml(path: Path) -> Record:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8")) or {}
+        content = read_yaml(path) or {}
     except ValueError as error:
         raise WrongParameters(f"{shorten_path(path)}: {error}") from error
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ from .files import hash_file as hash_file
 from .files import hash_value as hash_value
 from .files import make_plain as make_plain
 from .files import name_file as name_file
+from .files import read_whole as read_whole
 from .files import reading as reading
 from .files import require_free_space as require_free_space
 from .files import shorten_path as shorten_path
@@ -32,8 +33,8 @@ from .progress import track as track
 from .records import Record as Record
 from .records import describe_provenance as describe_provenance
 from .records import load_record as load_record
-from .records import parse_yaml as parse_yaml
 from .records import read_json as read_json
+from .records import read_yaml as read_yaml
 from .records import write_json as write_json
 from .run import DoesNotFit as DoesNotFit
 from .run import Run as Run

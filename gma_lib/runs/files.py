@@ -24,6 +24,7 @@ try:
 except FileNotFoundError:
     raise FileNotFoundError("the current folder was deleted: change to another one") from None
 REMEDY = "Replace the file"
+LARGEST_TEXT = 2**26  # bytes; the largest record of full Sintel has half a million
 
 
 def name_file(path: Path) -> str:
@@ -70,6 +71,13 @@ def reading(path: Path, expected: str, remedy: str = REMEDY) -> Iterator[Path]:
         raise
     except Exception as error:  # decoders raise anything: AttributeError, TokenError, struct.error
         raise BadFile(path, _describe(error), expected, remedy) from error
+
+
+def read_whole(path: Path, *, largest: int = LARGEST_TEXT) -> bytes:
+    """Read a file; ValueError for one of more than ``largest`` bytes, before any is read."""
+    if (size := path.stat().st_size) > largest:
+        raise ValueError(f"{size:,} bytes; at most {largest:,} are read")
+    return path.read_bytes()
 
 
 def _describe(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import yaml
 
 import gma_lib
 from gma_lib.runs.code import list_loaded_modules
-from gma_lib.runs.files import REMEDY, hash_value, make_plain, reading, shorten_path, write_text
+from gma_lib.runs.files import (
+    REMEDY,
+    hash_value,
+    make_plain,
+    read_whole,
+    reading,
+    shorten_path,
+    write_text,
+)
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
 SCHEMA = 3
@@ -59,7 +68,7 @@ def read_json(path: Path, *, made_by: str) -> Record:
 def load_record(path: Path, expected: str, remedy: str = REMEDY) -> Record:
     """Read a JSON file that holds an object; raise ``BadFile`` for any other."""
     with reading(path, expected, remedy) as path:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_whole(path))
         if not isinstance(content, dict):
             raise ValueError(f"holds a {type(content).__name__}")
     return content
@@ -85,8 +94,8 @@ def parse_json(text: str | bytes) -> object:
 
 def _require_unique(pairs: list[tuple[str, object]]) -> Record:
     if len(found := dict(pairs)) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)!a} stands there twice")
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!a} stands there twice")
     return found
 
 
@@ -96,6 +105,11 @@ def _parse_finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:20]} is none that a record holds")
     return int(text) if text.lstrip("-").isdigit() else number
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a YAML file says; ValueError for whatever is wrong with it."""
+    return parse_yaml(read_whole(path, largest=4 * LONGEST_YAML).decode())
 
 
 def parse_yaml(text: str) -> object:

@@ -180,7 +180,7 @@ class TrainingConfig:
 def load_config(path: Path) -> TrainingConfig:
     """Read a configuration; errors name the entry that is unknown, missing or impossible."""
     with runs.reading(path, "a training configuration", "Correct the entry") as path:
-        return parse_config(cast(runs.Record, runs.parse_yaml(path.read_text(encoding="utf-8"))))
+        return parse_config(cast(runs.Record, runs.read_yaml(path)))
 
 
 def parse_config(content: runs.Record) -> TrainingConfig:
@@ -311,7 +311,7 @@ def load_recipe(path: Path) -> Recipe:
     say themselves.
     """
     with runs.reading(path, "a training recipe", "Correct the entry") as path:
-        content = runs.parse_yaml(path.read_text(encoding="utf-8"))
+        content = runs.read_yaml(path)
         if not isinstance(content, dict):
             raise ValueError(f"holds a {type(content).__name__}")
         settings, phase = (content.pop(name, {}) for name in ("settings", "phase"))

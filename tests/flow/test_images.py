@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import zlib
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import cv2
 import numpy as np
@@ -226,6 +226,15 @@ def test_decoders_print_nothing_of_their_own(tmp_path, picture, capfd):
             images.read_photo(tmp_path / name)
     assert capfd.readouterr() == ("", "")
     assert cv2.utils.logging.getLogLevel() > cv2.utils.logging.LOG_LEVEL_SILENT
+
+
+def test_silence_ends_with_the_last_thread_inside():
+    level = cv2.utils.logging.getLogLevel()
+    with ExitStack() as second:
+        with images.silence_opencv:
+            second.enter_context(images.silence_opencv)
+        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
+    assert cv2.utils.logging.getLogLevel() == level > cv2.utils.logging.LOG_LEVEL_SILENT
 
 
 def test_a_remark_is_one_line(tmp_path, picture):

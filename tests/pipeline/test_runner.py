@@ -251,7 +251,8 @@ def _kernel_of(pid):
     """The kernel process that a runner has started; waits for it, and a moment longer."""
     for _ in range(200):
         for child in psutil.Process(pid).children(recursive=True):
-            if any("ipykernel" in part for part in child.cmdline()):
+            # a zombie has none
+            if "ipykernel" in " ".join(child.as_dict(["cmdline"])["cmdline"] or []):
                 time.sleep(1.5)
                 return child.pid
         time.sleep(0.1)

@@ -56,6 +56,7 @@ PLACES: dict[str, Callable[[Path], object]] = {  # what may be where a file is e
     "zeros": lambda path: path.symlink_to("/dev/zero"),
     "terminal": lambda path: path.symlink_to("/dev/stdin"),
     "circle": lambda path: path.symlink_to(path),
+    "huge": lambda path: (path.touch(), os.truncate(path, 2**28 + 1)),  # takes no room
 }
 SMALL_NETWORK = {  # entries that stand for the network's 400, of every kind that it has
     "att.gamma": torch.ones(1),
@@ -64,6 +65,7 @@ SMALL_NETWORK = {  # entries that stand for the network's 400, of every kind tha
     "cnet.layer2.0.downsample.1.weight": torch.ones(2),
     "cnet.norm1.num_batches_tracked": torch.tensor(0),
     "att.rel_ind": torch.arange(3),
+    "cnet.norm1.running_var": torch.ones(2),
 }
 
 

@@ -25,9 +25,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import damage
+import edges
 import numpy as np
 import safetensors.torch
 import torch
@@ -35,22 +37,23 @@ import torch
 from gma_lib.ascend.ais_bench import read_summary
 from gma_lib.ascend.chip import parse_mapping, parse_table
 from gma_lib.data.guide_tensors import read_tensor, write_tensor
+from gma_lib.flow import images
 from gma_lib.flow.files import read_flow, read_flow_file, write_flow_file
-from gma_lib.flow.images import read_header, read_mask, read_photo
+from gma_lib.flow.images import read_header, read_mask, read_photo, write_mask
 from gma_lib.infer.inference import LEDGER, read_hashes
 from gma_lib.network import checkpoints
 from gma_lib.pipeline.stamps import locate_stamp, read_stamp
-from gma_lib.runs.files import PROJECT, BadFile, reading
-from gma_lib.runs.records import load_record, parse_yaml, read_json, write_json
+from gma_lib.runs.files import PROJECT, BadFile, read_whole, reading
+from gma_lib.runs.records import load_record, read_json, read_yaml, write_json
 from gma_lib.runs.run import open_run
-from gma_lib.training.config import load_config
+from gma_lib.training.config import load_config, load_recipe
 
 SLOWEST_S = 2.0
 SLACK_BYTES = 64 * 2**20  # what decoders allocate for the smallest picture
 GROUP = 100  # inputs between two looks at the memory
 PLACED = 500  # one input in so many is no file: a folder, a pipe, nothing
 SHARES = dict.fromkeys(("flo", "kitti", "npy", "png", "bin", "safetensors"), 10)
-SHARES["training"] = 0.1  # the inputs of others, times this
+SHARES |= {"training": 0.1, "recipe": 0.01}  # the inputs of others, times this
 STATE = PROJECT / "outputs" / "torture" / "readers.json"
 EXPECTED = "a valid one"
 
@@ -73,6 +76,8 @@ class Reader:
         Changes what a file says, and keeps its form; None: only bytes are changed.
     is_text
         Whether tokens are inserted too.
+    edges
+        Files for refusals that mutations do not reach.
     """
 
     seeds: list[bytes]
@@ -81,6 +86,12 @@ class Reader:
     header: str = "$^"
     rewrite: damage.Rewrite | None = None
     is_text: bool = False
+    edges: tuple[bytes, ...] = ()
+
+    @property
+    def first(self) -> list[bytes | str]:
+        """The first inputs: what is no file, the valid files, and the edges."""
+        return [*damage.PLACES, *self.seeds, *self.edges]
 
 
 def refuse_empty(found: object, path: Path) -> object:
@@ -92,13 +103,33 @@ def refuse_empty(found: object, path: Path) -> object:
 
 def read_chips(path: Path) -> object:
     with reading(path, EXPECTED):
-        text = path.read_text(errors="replace")
+        text = read_whole(path).decode(errors="replace")
         return refuse_empty(parse_mapping(text) + parse_table(text), path)
 
 
 def parse(path: Path) -> object:
     with reading(path, EXPECTED):
-        return parse_yaml(path.read_text(errors="replace"))
+        return read_yaml(path)
+
+
+def read_meanwhile_replaced(path: Path) -> object:
+    """Read a picture that becomes one of another size once its header is known."""
+    other = damage.save_bytes(lambda one: write_mask(one, np.ones((3, 9), bool)), "a.png")
+
+    def then_replace(*given: object, **named: object) -> object:
+        header = read_header(*given, **named)
+        path.write_bytes(other)
+        return header
+
+    with mock.patch.object(images, "read_header", then_replace):
+        return read_photo(path)
+
+
+def read_as_bundled(path: Path) -> object:
+    """Read weights under the name of bundled ones, whose card knows another hash."""
+    with mock.patch.object(checkpoints, "WEIGHTS_FOLDER", path.parent):
+        path.with_suffix(".json").write_text('{"sha256": "0"}')
+        return checkpoints.load_checkpoint(path.stem)
 
 
 def make_readers(folder: Path) -> dict[str, Reader]:
@@ -126,7 +157,9 @@ def make_readers(folder: Path) -> dict[str, Reader]:
     ledger = b'\n{"pair": "clean/a/frame_0001", "key": "k", "sha256": "00"}' * 3
     record = damage.save_bytes(lambda path: write_json(path, {"a": [1, {"b": None}]}), "a.json")
     no_json = "JSONDecodeError|UnicodeDecodeError|RecursionError|nothing in it"
-    training = (PROJECT / "params" / "train.yaml").read_bytes()
+    training, recipe = (
+        (PROJECT / "params" / name).read_bytes() for name in ("train.yaml", "recipe.yaml")
+    )
 
     def read_stamp_at(path: Path) -> object:
         if stamp := read_stamp("01_data", run):
@@ -169,6 +202,10 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             not_picture,
             damage.rewrite_png,
         ),
+        "flow of another name": Reader([flows("a.flo")], read_flow_file, "a.flow"),
+        "picture replaced": Reader(
+            pictures["png"], read_meanwhile_replaced, "a.png", not_picture, damage.rewrite_png
+        ),
         "mask": Reader(pictures.pop("mask"), read_mask, "a.png", not_picture, damage.rewrite_png),
         "bin": Reader([tensor], lambda path: read_tensor(path, flow.shape), "a.bin"),
         "safetensors": Reader(
@@ -179,6 +216,13 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             damage.rewrite_safetensors,
         ),
         "pth": Reader(pickles, checkpoints.load_checkpoint, "a.pth", is_zip, damage.rewrite_pth),
+        "bundled": Reader(
+            [safetensors.torch.save(weights)],
+            read_as_bundled,
+            "a.safetensors",
+            "SafetensorError",
+            damage.rewrite_safetensors,
+        ),
         "stamp": text(
             [damage.save_bytes(lambda path: write_json(path, stamp), "a")],
             read_stamp_at,
@@ -214,6 +258,13 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             "not readable YAML|Unicode",
             damage.rewrite_yaml,
         ),
+        "recipe": text(
+            [re.sub(rb"(?m)#.*", b"", recipe)],
+            load_recipe,
+            "a.yaml",
+            "not readable YAML|Unicode",
+            damage.rewrite_yaml,
+        ),
         "summary": text(
             [json.dumps(summary).encode()], read_summary, "a.json", no_json, damage.rewrite_json
         ),
@@ -221,15 +272,13 @@ def make_readers(folder: Path) -> dict[str, Reader]:
             [mapping, table], read_chips, "a.txt", "nothing in it", damage.rewrite_numbers
         ),
     }
-    return readers | {
-        name: Reader(
-            seeds,
-            read_photo,
-            f"a.{name.split()[0]}",
-            not_picture,
-            damage.rewrite_png if "png" in name else None,
-        )
-        for name, seeds in pictures.items()
+    for name, seeds in pictures.items():
+        rewrite = damage.rewrite_png if "png" in name else None
+        readers[name] = Reader(seeds, read_photo, f"a.{name.split()[0]}", not_picture, rewrite)
+    found = edges.make_edges()
+    return {
+        name: dataclasses.replace(reader, edges=found.get(name, ()))
+        for name, reader in readers.items()
     }
 
 
@@ -238,6 +287,8 @@ def make_readers(folder: Path) -> dict[str, Reader]:
 
 def make_input(reader: Reader, name: str, number: int) -> bytes | str:
     """The damaged file of a number, or the name of what lies there instead of a file."""
+    if number < len(reader.first):
+        return reader.first[number]
     rng = random.Random(f"{name} {number}")
     if rng.randrange(PLACED) == 0:
         return rng.choice(list(damage.PLACES))
@@ -414,29 +465,34 @@ def show(name: str, known: dict) -> None:
 # the functions that read what others made
 READING = {
     "flow/files": "check_flow_suffix read_flow_file read_flow read_kitti_flow _read_npy",
-    "flow/images": "check_pixels read_header decode_image read_photo read_mask",
+    "flow/images": "check_pixels read_header decode_image _require_one_picture _check_content"
+    " read_photo read_mask decode_values",
     "data/guide_tensors": "read_tensor",
     "network/checkpoints": "load_checkpoint _decode _unwrap _complete_state _check_entry",
-    "runs/files": "reading",
-    "runs/records": "read_json load_record parse_yaml",
+    "runs/files": "reading read_whole",
+    "runs/records": "read_json load_record read_yaml parse_yaml",
     "infer/inference": "_read_ledger read_hashes",
     "pipeline/stamps": "read_stamp",
-    "training/config": "load_config check_entries _check",
+    "training/config": "load_config load_recipe check_entries _check",
     "ascend/ais_bench": "read_summary",
     "ascend/chip": "parse_mapping parse_table",
 }
 
 
-def cover(names: list[str], inputs: int) -> None:
-    """Print how much of each reader was reached, and every refusal that was not."""
+def cover(names: list[str], inputs: int) -> list[str]:
+    """Print how much of each reader was reached, and return every refusal that was not."""
     import coverage
 
     files = {module: str(PROJECT / "gma_lib" / f"{module}.py") for module in READING}
     measured = coverage.Coverage(include=list(files.values()), data_file=None)
     measured.start()
+    with tempfile.TemporaryDirectory() as place:
+        fewest = {name: len(one.first) for name, one in make_readers(Path(place)).items()}
     for name in names:
-        show(name, read_many(name, 0, int(inputs * min(1, SHARES.get(name, 1)))))
+        count = int(inputs * min(1, SHARES.get(name, 1)))
+        show(name, read_many(name, 0, max(fewest[name], count)))
     measured.stop()
+    never = []
     for module, functions in READING.items():
         reached = set(measured.get_data().lines(files[module]) or ())
         for function in ast.walk(ast.parse(Path(files[module]).read_text())):
@@ -447,14 +503,20 @@ def cover(names: list[str], inputs: int) -> None:
                 for node in ast.walk(function)
                 if isinstance(node, ast.stmt) and node not in (function, function.body[0])
             ] or function.body
-            refusals = [node for node in statements if isinstance(node, ast.Raise | ast.Continue)]
+            refusals = [
+                node
+                for node in statements
+                if (isinstance(node, ast.Raise) and node.exc) or isinstance(node, ast.Continue)
+            ]
             missed = [node for node in statements if node.lineno not in reached]
-            left = [str(node.lineno) for node in missed if node in refusals]
+            left = [f"{module}.py:{node.lineno}" for node in missed if node in refusals]
+            never += left
             print(
                 f"{module}.{function.name}: {len(statements) - len(missed)} of {len(statements)} "
                 f"statements, {len(refusals) - len(left)} of {len(refusals)} refusals"
                 f"{', not ' * bool(missed)}{', '.join(str(node.lineno) for node in missed)}"
             )
+    return never
 
 
 def guide(name: str, seconds: int) -> None:
@@ -516,7 +578,7 @@ def main() -> None:
                 sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-1500:]}")
             print(f"{name}: {int(runs[1] or runs[2]):,} inputs", flush=True)
     elif options.coverage:
-        cover(names, min(options.inputs, 20_000))
+        print("\nnever reached:", ", ".join(cover(names, min(options.inputs, 20_000))) or "none")
     else:
         torture(names, options.inputs)
 
