@@ -16,12 +16,12 @@ from gma_lib.ascend.rewrite import rewrite_file, rewrite_with_vendor_tool
 from gma_lib.ascend.verify import in_a_sentence
 from gma_lib.cli.reproduce import run_and_report
 from gma_lib.data import load_pairs
+from gma_lib.pipeline.chain import read_index
 from gma_lib.pipeline.parameters import parse_override, resolve_parameters
-from gma_lib.pipeline.stages import locate_record
 from gma_lib.pipeline.stamps import read_given
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.precisions import PRECISION_NAMES
-from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, open_run
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -85,7 +85,7 @@ def dry_run(
     target = first.folder.parent / "ascend"
     write_folder(
         {size: one.model_folder for size, one in runs.items()},
-        load_pairs(read_json(locate_record("01_data", first), made_by="01_data")),
+        load_pairs(read_index(first)),
         target,
         precision,
         Card(soc=soc, keep=keep, precision_mode_v2=given.get("precision_mode_v2")),

@@ -19,6 +19,17 @@ from gma_lib.runs.run import Run, list_batch_sizes
 # could be compared in time, and which other batch sizes were there to agree with, depends on it.
 NOT_RESULT = ("provenance", "summary", "root", "model", "compared", "deviation", "agreement")
 
+RENDERED = "Demo set"  # how the description of frames begins that 01_data rendered
+
+
+def read_index(run: Run) -> Record:
+    """Read 01_data's record. Frames that it rendered lie beside it, wherever their folder was moved
+    since; raises as ``read_json`` does.
+    """
+    index = read_json(locate_record("01_data", run), made_by="01_data")
+    rendered = {"root": shorten_path(run.data_folder / "frames")}
+    return index | (rendered if str(index.get("description")).startswith(RENDERED) else {})
+
 
 def digest_record(record: Record) -> str:
     """SHA-256 of a record's result: the same work done again has the same digest."""
@@ -46,7 +57,7 @@ def read_records(run: Run, stage: str) -> dict[str, Record]:
         path = locate_record(before, run)
         if STAGES[stage].is_measurement and before == STAGES[stage].reads[-1] and not path.exists():
             continue
-        record = read_json(path, made_by=before)
+        record = read_index(run) if before == "01_data" else read_json(path, made_by=before)
         made_from = record.get("made_from", None if STAGES[before].reads else {})
         if not isinstance(made_from, dict):
             raise ValueError(f"{shorten_path(path)} is damaged: run {before} again")

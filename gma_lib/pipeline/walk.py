@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.flow.files import count_flow_bytes
 from gma_lib.infer.inference import flow_path
+from gma_lib.pipeline.chain import read_index
 from gma_lib.pipeline.runner import EXIT, NotReady, WritePage, run_stage
 from gma_lib.pipeline.settings import make_run
-from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.pipeline.stages import STAGES
 from gma_lib.pipeline.stamps import read_stamp
 from gma_lib.runs.files import require_free_space
-from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.records import Record
 
 # Seconds of the demo's stages on two cores, until this machine's own are known
 USUAL_S = {
@@ -86,7 +87,7 @@ def _require_space(runs: Sequence[Record]) -> None:
     needed = 0
     for parameters in runs:
         run = make_run(parameters)
-        index = read_json(locate_record("01_data", run), made_by="01_data")
+        index = read_index(run)
         chosen, _ = choose_subset(
             load_pairs(index),
             batch_size=run.batch_size,
@@ -101,7 +102,7 @@ def _require_space(runs: Sequence[Record]) -> None:
 def _require_look_at(runs: Sequence[Record]) -> None:
     """Raise ValueError, before hours of work, where 07_inside is to look at no pair of the data."""
     for parameters in runs:
-        index = read_json(locate_record("01_data", make_run(parameters)), made_by="01_data")
+        index = read_index(make_run(parameters))
         names = [None, *(pair["name"] for pair in index["pairs"])]
         if (wanted := parameters.get("look_at")) not in names:
             raise ValueError(f"look_at: there is no pair {wanted!r}; the first is {names[1]}")

@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 
 from gma_lib.data.sintel import choose_subset, find_pairs, find_root, load_pairs
 from gma_lib.network import SEEDED
+from gma_lib.pipeline.chain import RENDERED, read_index
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.runs.files import (
@@ -145,7 +146,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     ValueError
         Frames or weights are needed, with their digest, or a file given has another one.
     """
-    index = read_json(locate_record("01_data", run), made_by="01_data")
+    index = read_index(run)
     exported = read_json(locate_record("02_export", run), made_by="02_export")
     metrics = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")
     settings: Record = {**read_settings(run)}
@@ -157,7 +158,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     if "classical" in metrics:
         overrides["classical_pairs"] = metrics["classical"]["pairs"]
     scenes = list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
-    if index["description"].startswith("Demo set"):
+    if index["description"].startswith(RENDERED):
         last = max(pair["number"] for pair in index["pairs"])
         size = {"demo_height": index["height"], "demo_width": index["width"], "scenes": scenes}
         overrides |= size | {"demo_frames": last + 1}

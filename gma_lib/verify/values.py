@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gma_lib.data.sintel import load_pairs
-from gma_lib.pipeline.chain import read_records
+from gma_lib.pipeline.chain import read_index, read_records
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import locate_record
 from gma_lib.runs.records import Record, read_json
@@ -158,7 +158,7 @@ def collect_values(run: Run) -> dict[str, Value]:
     FileNotFoundError, ValueError
         A record or a frame is missing or changed; the message names the notebook to run.
     """
-    index = read_json(locate_record("01_data", run), made_by="01_data")
+    index = read_index(run)
     pixels = {
         f"01_data/{pair.name}/{name}": Value("pixels", _hash_array(array))
         for pair in load_pairs(index)
@@ -207,7 +207,7 @@ def _list_passes(metrics: Record) -> list[str]:
 
 def read_run_parameters(run: Run) -> Record:
     """What was computed, without where or on what: two runs of equal parameters have to agree."""
-    index = read_json(locate_record("01_data", run), made_by="01_data")
+    index = read_index(run)
     settings: Record = {**read_settings(run)}
     names = ("batch_size", "num_updates", "attention", "checkpoint")
     return {

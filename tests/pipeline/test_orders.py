@@ -7,9 +7,11 @@ import shutil
 import pytest
 
 from gma_lib.convert.batches import gather_batch
+from gma_lib.data.sintel import load_pairs
 from gma_lib.network import checkpoints
-from gma_lib.pipeline.chain import read_records
+from gma_lib.pipeline.chain import digest_record, read_index, read_records
 from gma_lib.pipeline.stages import STAGES, locate_record, read_cells
+from gma_lib.runs.records import read_json, write_json
 from gma_lib.runs.run import open_run
 
 TINY = {"profile": "tiny", "run": "test", "batch_size": 2, "checkpoint": "seeded", "budget_s": 0.5}
@@ -59,6 +61,19 @@ def test_weights_that_were_replaced_since_02_are_noticed(outputs, monkeypatch):
     monkeypatch.setattr(checkpoints, "SEED", checkpoints.SEED + 1)
     for stage in ("03_convert", "07_inside"):
         assert "run 02_export again" in run_all(stage, outputs)
+
+
+def test_rendered_frames_lie_beside_their_index_wherever_it_is(outputs, run, finished):
+    """A folder of results that was moved, or copied before the first one changed, can be gone on
+    with: the index names the place at which the frames were rendered.
+    """
+    index = read_records(run, "05_evaluate")["01_data"]
+    assert load_pairs(index)[0].image1.is_relative_to(outputs)
+    assert load_pairs(index)[0].load_frames()
+    recorded = read_json(locate_record("01_data", run), made_by="01_data")
+    assert digest_record(recorded) == digest_record(index)
+    write_json(locate_record("01_data", run), recorded | {"description": "MPI-Sintel"})
+    assert load_pairs(read_index(run))[0].image1.is_relative_to(finished)
 
 
 def test_a_slow_machine_leaves_the_same_result(outputs, run, monkeypatch):
