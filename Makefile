@@ -30,25 +30,25 @@ help: ## show this help
 	@echo "  variables: $(foreach v,$(GIVEN) FORCE PYTHON BASE_PYTHON TORCH TORCH_INDEX,$v=$($v))"
 reproduce: $(ENV) ## run every notebook for every batch size in BS and write the report
 	@$(GMA) reproduce --profile="$$PROFILE" $(SIZES) $(OPTIONS) $(SETTINGS) $(if $(FORCE),--force)
-01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside: $(ENV) ## run one stage, after those that it reads
+01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside: $(ENV) ## run one stage and the stages it depends on
 	@$(GMA) reproduce --profile="$$PROFILE" $(SIZES) $(OPTIONS) $(SETTINGS) $(if $(FORCE),--force) --until $@
-report share: $(ENV) ## write the index page from what is there; share: the whole report as one zip file to send
+report share: $(ENV) ## write the index page from existing results; share: pack the report into one zip file
 	@$(GMA) report --profile="$$PROFILE" $(if $(filter share,$@),--archive)
-verify: $(ENV) ## compute the demo anew and compare every number with the expected ones (docs/reproducibility.md)
+verify: $(ENV) ## recompute the demo and compare every number with the expected one (docs/reproducibility.md)
 	@$(GMA) verify
-train: $(ENV) ## train weights on scenes that the package draws (hours); goes on where it stopped
+train: $(ENV) ## train weights on procedural scenes (hours, resumed)
 	$(GMA) train --config params/train.yaml --out outputs/training $(if $(wildcard outputs/training/checkpoint.pt),--resume)
-bench numbers: $(ENV) ## bench: compare variants of the network (an hour or two); numbers: measure all that the pages say, and write it there (hours, resumed)
+bench numbers: $(ENV) ## bench: compare variants of the network (an hour or two); numbers: measure every table of README and docs again (hours, resumed)
 	$(PYTHON) benchmarks/pages.py $(if $(filter bench,$@),cpu updates-12 updates-32 precision) $(call option,sintel,SINTEL) $(if $(BUSY),--busy)
-test-fast test test-all: $(ENV) ## run tests: those below a second; all but whole documents, killed processes and full sizes; all
+test-fast test test-all: $(ENV) ## run the tests: only the fast ones; all but the exhaustive ones; all
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "$(if $(filter test-fast,$@),not slow and not exhaustive)$(if $(filter test,$@),not exhaustive)"
-ascend-dry-run: 02_export ## write a folder with all that a machine with CANN needs (SOC=310P3); gma ascend collect scores what it gives
+ascend-dry-run: 02_export ## write everything that a machine with CANN needs (SOC=310P3) to a folder; gma ascend collect scores its results
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
 torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs), wrong computations (computations)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
 audit: ## look up known vulnerabilities of the packages in requirements.lock (needs uv and a network)
 	uvx pip-audit==2.10.1 --disable-pip --require-hashes --requirement requirements.lock
-lint: $(ENV) ## check style, types and the order of packages, and that notebooks carry no outputs
+lint: $(ENV) ## check style, types, the order of packages, and that notebooks hold no outputs
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-cache --no-logo
@@ -62,9 +62,9 @@ lab: $(ENV) ## open copies of the notebooks (outputs/lab/notebooks) in JupyterLa
 	JUPYTER_CONFIG_PATH="$$PWD/notebooks" $(PYTHON) -m jupyterlab --notebook-dir=outputs/lab/notebooks --LabApp.default_url=/lab/tree/00_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 doctor: $(ENV) ## install, and check this machine
 	@$(GMA) doctor $(call option,ais-python,AIS_PYTHON)
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: ## regenerate requirements.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-package torch --extra dev pyproject.toml -o requirements.lock
-clean: ## delete what runs wrote for this profile
+clean: ## delete this profile's results
 	rm -rf "outputs/$${PROFILE:?name a profile}" "outputs/$$PROFILE.zip"
 distclean: ## delete all results and the environment
 	rm -rf outputs .venv

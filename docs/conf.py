@@ -73,6 +73,8 @@ extensions = [
     "sphinx_click",
 ]
 html_extra_path = ["viewers"]
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 exclude_patterns = ["_build", "viewers", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_math_renderer = "mathml"

@@ -20,7 +20,7 @@ from gma_lib import runs
 COMMANDS = {
     "ascend": (
         "gma_lib.cli.ascend_files:ascend",
-        "Write what an Ascend machine needs; score its results.",
+        "Write inputs for an Ascend machine; score its results.",
     ),
     "bench": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
     "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),
@@ -29,24 +29,24 @@ COMMANDS = {
     "doctor": ("gma_lib.cli.doctor:main", "Check this machine."),
     "evaluate": ("gma_lib.cli.evaluate:main", "Score flow files against ground truth."),
     "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
-    "flow": ("gma_lib.cli.flow:main", "Flow from FRAME1 to FRAME2, two images of one size."),
+    "flow": ("gma_lib.cli.flow:main", "Compute flow between two images, or many pairs."),
     "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
     "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
-    "plan": ("gma_lib.cli.plan:main", "Estimate the time on more workers."),
+    "plan": ("gma_lib.cli.plan:main", "Estimate time and memory on more workers."),
     "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
-    "report": ("gma_lib.cli.report:main", "Write the report from what is there."),
+    "report": ("gma_lib.cli.report:main", "Write the report from existing results."),
     "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),
-    "replay": ("gma_lib.cli.verification:replay", "Compute a shared report again and compare."),
+    "replay": ("gma_lib.cli.verification:replay", "Recompute a shared report and compare."),
     "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
     "rewrite": ("gma_lib.cli.ascend_files:rewrite", "Write an ONNX file with 32-bit integers."),
     "show": ("gma_lib.cli.show:main", "Show a flow file as an image."),
-    "submit": ("gma_lib.cli.submit:main", "Flow for Sintel's benchmark, every file checked."),
+    "submit": ("gma_lib.cli.submit:main", "Compute a submission to Sintel's benchmark."),
     "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
     "verify": (
         "gma_lib.cli.verification:main",
-        "Compare this machine's numbers with the expected.",
+        "Compare this machine's numbers with expected ones.",
     ),
-    "video": ("gma_lib.cli.video:main", "Flow along a folder of images or a video."),
+    "video": ("gma_lib.cli.video:main", "Compute flow along a video or a folder of images."),
 }
 
 # Which extra of pyproject.toml brings a module; what is not here comes without one.
@@ -135,9 +135,7 @@ def _name_extra(error: ModuleNotFoundError) -> str:
 )
 @click.version_option(gma_lib.__version__, prog_name="gma")
 def main() -> None:
-    """Optical flow with GMA (Global Motion Aggregation): where every pixel of one frame is found in
-    the next.
-    """
+    """Compute, score and reproduce optical flow with GMA (Global Motion Aggregation)."""
     _open_standard_streams()
     runs.show_messages()
 

@@ -29,7 +29,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.group(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")
 def ascend() -> None:
-    """Run on an Ascend card of another machine: write what it needs, and score what it gives."""
+    """Use an Ascend card of another machine: write its inputs, score its results."""
 
 
 @ascend.command("dry-run", epilog="Example: gma ascend dry-run --soc 310P3 --batch-size 1")
@@ -56,7 +56,7 @@ def ascend() -> None:
     default="guide",
     show_default=True,
     type=click.Choice(list(CHOICES)),
-    help="What stays float32.",
+    help="Operations kept in float32.",
 )
 @click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
 def dry_run(
@@ -68,7 +68,7 @@ def dry_run(
     keep: str,
     outputs: str,
 ) -> None:
-    """Write a folder with all that a machine with CANN needs, from what 02_export left."""
+    """Write everything that a machine with CANN needs to a folder, after 02_export."""
     runs = {
         size: open_run(
             profile=profile,
@@ -100,7 +100,7 @@ def dry_run(
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
 def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
-    """Score and time what another machine made of FOLDER: records and report as if it ran here."""
+    """Score the results of another machine in FOLDER; write records and report as usual."""
     about = read_about(folder)
     require_unchanged(folder)
     for size in about["sizes"]:
@@ -119,23 +119,23 @@ def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
 @click.command("rewrite", epilog="Example: gma rewrite gma.onnx narrow.onnx --size batch 2")
 @click.argument("source", type=FILE)
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--leave", multiple=True, help="An operator to leave as it is.")
+@click.option("--leave", multiple=True, help="Operator to leave unchanged; may be repeated.")
 @click.option(
     "--size",
     "sizes",
     type=(str, click.IntRange(min=0)),
     multiple=True,
-    help="What an open axis becomes for the comparison: its name and a size.",
+    help="Name and size of an open axis, for the comparison; may be repeated.",
 )
 @click.option(
     "--feeds",
     type=FILE,
     multiple=True,
-    help="Inputs to compare both graphs with, by name, as .npz; once for each set.",
+    help="Inputs for the comparison, by name, as .npz; may be repeated.",
 )
 @click.option(
     "--vendor-python",
-    help="Ask auto_optimizer instead, which this interpreter has; its result is verified.",
+    help="Interpreter with auto_optimizer: use that tool and verify its result.",
 )
 def rewrite(
     source: Path,
@@ -145,7 +145,7 @@ def rewrite(
     feeds: tuple[Path, ...],
     vendor_python: str | None,
 ) -> None:
-    """Write SOURCE to TARGET with 32-bit numbers in place of 64-bit ones, and say what changed."""
+    """Narrow the 64-bit numbers of SOURCE to 32 bits, write TARGET and print the changes."""
     with in_a_sentence("the feeds cannot be read"):
         given = [dict(np.load(path, allow_pickle=False)) for path in feeds] or None
     if vendor_python:

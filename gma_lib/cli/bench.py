@@ -28,10 +28,10 @@ from gma_lib.runs.precisions import PRECISIONS
     default="outputs/.machine.lock",
     show_default=True,
     type=PATH,
-    help="Held while measuring, as by 06_perf.",
+    help="Lock file held while measuring; 06_perf uses the same.",
 )
 def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
-    """Compare variants of the network, round by round, as each of CONFIGS says."""
+    """Compare variants of the network, as configured in CONFIGS (YAML), in interleaved rounds."""
     settings = {path.stem: load_comparison(path) for path in configs}  # all, before the first runs
     for name, comparison in settings.items():
         found = compare(comparison, lock_file=lock)
@@ -51,7 +51,7 @@ def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
     show_default=True,
     help="A reduced precision; may be repeated.",
 )
-@click.option("--out", default=PRECISION_RESULTS, type=PATH, help="Where to write the results.")
+@click.option("--out", default=PRECISION_RESULTS, type=PATH, help="JSON file for the results.")
 def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...], out: Path) -> None:
     """Score reduced precisions on held-out scenes, next to float32."""
     write_json(out, measure_precisions(checkpoint, backend, precisions))
@@ -61,10 +61,10 @@ def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...],
 @click.command("half-precision", epilog="Example: gma half-precision MPI-Sintel --most 2")
 @click.argument("sintel", type=PATH)
 @CHECKPOINT
-@click.option("--most", default=8, show_default=True, help="Pairs with ground truth, at most.")
-@click.option("--out", type=PATH, help="Where to write the results as JSON, too.")
+@click.option("--most", default=8, show_default=True, help="Largest number of pairs.")
+@click.option("--out", type=PATH, help="Also write the results to this JSON file.")
 def emulate_half(sintel: Path, checkpoint: str, most: int, out: Path | None) -> None:
-    """Emulate float16, part by part, on pairs of the data set's folder SINTEL."""
+    """Emulate float16, part by part, on pairs with ground truth from the folder SINTEL."""
     pairs = choose_pairs(sintel.absolute(), most)
     names = [pair.name for pair in pairs]
     click.echo(f"{len(pairs)} pairs: {', '.join(names)}; {checkpoint}\n")

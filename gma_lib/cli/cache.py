@@ -9,9 +9,9 @@ from gma_lib.runs.sealed import SEAL
 
 
 @click.command("cache", epilog="Example: gma cache --clear")
-@click.option("--clear", is_flag=True, help="Delete them; they are built again when needed.")
+@click.option("--clear", is_flag=True, help="Delete all cached models.")
 def main(clear: bool) -> None:
-    """Show where cached models are and how large they are."""
+    """Show the cache folder and the size of the cached models."""
     folder = cache_folder()
     models = [path.parent for path in folder.glob(f"[!.]*/{SEAL}")]  # and what others put there
     size = sum(file.stat().st_size for model in models for file in model.rglob("*"))

@@ -8,7 +8,7 @@ from gma_lib.doctor.checks import check_machine
 @click.command("doctor", epilog="Before an installation: python gma_lib/doctor/installation.py")
 @click.option("--ais-python", help="Interpreter that has ais_bench.")
 def main(ais_python: str | None) -> None:
-    """Check this machine: a line per finding; exit code 1 if something needed is missing."""
+    """Check this machine, one line per finding. Exit code 1 if something required is missing."""
     words = set()
     for finding in check_machine(ais_python):  # as they come: the last import what may be missing
         click.echo(str(finding))

@@ -16,18 +16,18 @@ from gma_lib.flow.metrics import GROUP_LABELS
 @click.option(
     "--occlusions",
     type=PATH,
-    help="Mask, or folder of masks named like the truth; white is occluded.",
+    help="Mask, or folder of masks named like the ground truth; white is occluded.",
 )
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print JSON: EPE in pixels, shares from 0 to 1, WAUC to 100.",
+    help="Print JSON: EPE in pixels, shares from 0 to 1, WAUC from 0 to 100.",
 )
 def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) -> None:
     """Score PREDICTION against TRUTH: two flow files, or two folders of them with the same names.
 
-    Pooled over all pixels whose truth is known. A missing prediction is an error.
+    Scores are pooled over all pixels with known ground truth. A missing prediction is an error.
     """
     files = match_files(prediction, truth)
     sums, unknown = score_files(files, occlusions=occlusions)
@@ -39,7 +39,7 @@ def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) 
     fields = f"{len(files)} flow field{'s' * (len(files) > 1)}"
     click.echo(f"{fields}; EPE in pixels; shares below 1, 3 and 5 px in %")
     if unknown:
-        click.echo(f"left out: {unknown:,} pixels whose truth is not known")
+        click.echo(f"left out: {unknown:,} pixels without ground truth")
     click.echo(f"{'':26}{'pixels':>12}{'EPE':>9}{'1px':>8}{'3px':>8}{'5px':>8}{'Fl':>8}")
     for group, score in scores.items():
         if score["pixels"]:

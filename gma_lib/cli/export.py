@@ -31,20 +31,20 @@ class Size(TypedDict):
     default=6,
     show_default=True,
     type=click.IntRange(1, MOST_UPDATES),
-    help="Refinements, unrolled into the file.",
+    help="Updates (refinement iterations), unrolled into the file.",
 )
 @click.option(
     "--lookup",
     default="matmul",
     show_default=True,
     type=click.Choice(("matmul", "rows", "gather", "grid_sample")),
-    help="grid_sample needs opset 16.",
+    help="Form of the correlation lookup; grid_sample needs opset 16.",
 )
 @click.option("--opset", default=13, show_default=True, type=int)
 @click.option(
     "--split",
     is_flag=True,
-    help="Also its parts gma_features, gma_context and gma_refine, for sequences.",
+    help="Also write the parts gma_features, gma_context and gma_refine, for sequences.",
 )
 def main(
     output: Path,

@@ -36,20 +36,22 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 
 @click.command("flow", epilog="Example: gma flow left right -o flows --check")
 @click.argument("frames", type=PATH, nargs=-1, metavar="FRAME1 FRAME2")
-@click.option("--list", "listed", type=PATH, help="File with two images a line, instead of FRAMEs.")
+@click.option(
+    "--list", "listed", type=PATH, help="File with two image paths per line, instead of FRAMEs."
+)
 @click.option(
     "-o",
     "--output",
     required=True,
     type=PATH,
-    help="Flow file (.flo, .npy, KITTI's .png); for many pairs a folder.",
+    help="Flow file (.flo, .npy or KITTI's .png), or a folder for many pairs.",
 )
 @FLOW_FORMAT
 @click.option("--figure", type=PATH, help="Also draw frame and flow (.png, .jpg, .svg or .pdf).")
 @click.option(
     "--check",
     is_flag=True,
-    help="Also backward flow, occlusion by forward-backward check, FRAME2 warped to FRAME1.",
+    help="Also write backward flow, occlusion mask and FRAME2 warped to FRAME1.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @output_options
@@ -64,8 +66,8 @@ def main(
     overwrite: bool,
     **network: Unpack[Network],
 ) -> None:
-    """Flow from FRAME1 to FRAME2: two images of one size, two folders of images with the same
-    names, or two patterns in quotes.
+    """Compute the flow from FRAME1 to FRAME2: two images of one size, two folders of images with
+    the same names, or two patterns in quotes.
     """
     pairs, is_one = _list_pairs(frames, listed)
     outputs = [output] if is_one else [output / f"{one.stem}.{kind}" for one, _ in pairs]

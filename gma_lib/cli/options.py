@@ -36,7 +36,7 @@ FLOW_FORMAT = click.option(
     default="flo",
     show_default=True,
     type=click.Choice([suffix[1:] for suffix in FLOW_SUFFIXES]),
-    help="Of flow files in a folder; png is KITTI's.",
+    help="Format of flow files in a folder; png is KITTI's.",
 )
 
 
@@ -79,7 +79,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             default=updates,
             show_default=True,
             type=click.IntRange(1, MOST_UPDATES),
-            help="Refinements.",
+            help="Updates (refinement iterations) of the flow.",
         ),
         click.option(
             "--backend",
@@ -98,13 +98,13 @@ def network_options(updates: int) -> Callable[[Command], Command]:
         click.option(
             "--max-pixels",
             type=click.IntRange(128 * 128),
-            help="Larger frames are computed smaller.  [default: what needs 4 GB, 1280x720]",
+            help="Downscale larger frames.  [default: what fits in 4 GB; 1280x720 on openvino]",
         ),
         click.option(
             "--refine",
             type=click.Choice(("variational",)),
             metavar="NAME",
-            help="variational: sharpen below a pixel (0.2 s).",
+            help="variational: sub-pixel refinement after the network (0.2 to 1 s).",
         ),
     )
     return decorate
@@ -126,7 +126,7 @@ def output_options(command: Command) -> Command:
     for flags, told in (
         (("-v", "--verbose"), "Also print the settings."),
         (("-q", "--quiet"), "Print errors only."),
-        (("--json", "as_json"), "Print results as JSON, one object a line."),
+        (("--json", "as_json"), "Print results as JSON, one object per line."),
     ):
         command = click.option(
             *flags, is_flag=True, expose_value=False, callback=_remember, help=told

@@ -18,14 +18,14 @@ from gma_lib.runs.records import read_json
     "counts",
     multiple=True,
     type=click.IntRange(1),
-    help="How many; may be repeated.  [default: 1, 2, 4, ... as many as there are shards]",
+    help="Number of workers; may be repeated.  [default: 1, 2, 4, ... as many as there are shards]",
 )
 def main(run: Path, counts: tuple[int, ...]) -> None:
-    """Estimate 04_infer's time, memory and disk on more workers like those of RUN, a folder bs<N>
-    of results.
+    """Estimate time, memory and disk of 04_infer on more workers, from RUN (a folder bs<N> of
+    results).
 
-    The shards are replayed in order with their measured times. The start and loading the model
-    count, and the workers that wait for the last shard.
+    The shards of RUN are replayed in order with their measured times, including the time to start,
+    to load the model and to wait for the last shard.
     """
     inferred = read_json(run / "infer.json", made_by="04_infer")
     exported = read_json(run / "export.json", made_by="02_export")

@@ -11,7 +11,7 @@ from gma_lib.runs.files import locate_path, shorten_path
 @click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
-    """Write the index page of a profile from what is there, and print its path."""
+    """Write the index page of a profile from existing results, and print its path."""
     folder = locate_path(outputs)
     click.echo(f"report: {shorten_path(write_index(folder, profile))}")
     if archive:

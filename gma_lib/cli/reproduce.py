@@ -33,14 +33,20 @@ _option = partial(click.option, multiple=True)
 )
 @_option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
 @_option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
-@_option("--run", help="Folder of the results; <backend>-<precision> unless named.")
-@_option("--sintel", "sintel_root", metavar="FOLDER", help="MPI Sintel's folder.")
-@_option("--checkpoint", metavar="NAME|FILE", help="Weights.")
-@_option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
+@_option("--run", help="Folder of the results.  [default: <backend>-<precision>]")
+@_option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
+@_option(
+    "--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a .pth or .safetensors file."
+)
+@_option(
+    "--updates", "num_updates", metavar="N", help="Updates (refinement iterations) of the flow."
+)
 @_option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
-@click.option("--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after it.")
-@click.option("--force", is_flag=True, help="Run even what is up to date.")
+@click.option(
+    "--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after this stage."
+)
+@click.option("--force", is_flag=True, help="Run stages even if they are up to date.")
 def main(
     profiles: tuple[str, ...],
     batch_sizes: tuple[str, ...],
@@ -51,11 +57,11 @@ def main(
 ) -> None:
     """Run the notebooks 01_data to 07_inside for every batch size and write the index page.
 
-    What is up to date is not run again. With --until, only that stage (01_data, ...) and those
-    that it reads are run. The executed notebooks lie in outputs/.
+    Stages that are up to date are skipped. With --until, only that stage (01_data, ...) and the
+    stages it depends on are run. Executed notebooks are written to outputs/.
 
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
-    2 wrong parameters; 124 too slow; 130 interrupted; 138 the kernel died. Of several, the first.
+    2 wrong parameters; 124 timeout; 130 interrupted; 138 the kernel died. The first failure counts.
     """
     given = [f"{name}={value}" for name, values in options.items() for value in values]
     try:

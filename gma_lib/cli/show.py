@@ -20,11 +20,11 @@ from gma_lib.runs.files import BadFile, name_file
 
 @click.command("show", epilog="Example: gma show flow.flo -o flow.png --over frame.jpg")
 @click.argument("flow", type=PATH)
-@click.option("-o", "--output", required=True, type=PATH, help="Image of the flow's size.")
+@click.option("-o", "--output", required=True, type=PATH, help="Image file, of the flow's size.")
 @click.option(
     "--radius",
     type=FiniteRange(0, 1e9, min_open=True),
-    help="Speed of full saturation, px.  [default: the 99.5th percentile]",
+    help="Speed of full saturation, px.  [default: 99.5th percentile of the speeds]",
 )
 @click.option(
     "--palette", type=click.Choice(list(PALETTES)), default="middlebury", show_default=True
@@ -39,7 +39,7 @@ def main(
     over: Path | None,
     overwrite: bool,
 ) -> None:
-    """Show a FLOW file (.flo, .npy or KITTI .png) in colours: hue is direction, saturation speed.
+    """Draw a FLOW file (.flo, .npy or KITTI .png): hue is direction, saturation is speed.
 
     Pixels without flow are black.
     """

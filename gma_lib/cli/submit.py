@@ -31,10 +31,10 @@ def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
 @click.command("submit", epilog="Example: gma submit MPI-Sintel-complete -o submission")
 @click.argument("sintel", type=PATH)
 @click.option(
-    "-o", "--output", required=True, type=PATH, help="Folder that Sintel's bundler is given."
+    "-o", "--output", required=True, type=PATH, help="Folder to give to Sintel's bundler."
 )
-@click.option("--split", default="test", show_default=True, help="training, to try it out.")
-@click.option("--cold", is_flag=True, help="Start every pair from zero flow.")
+@click.option("--split", default="test", show_default=True, help="test, or training to try it out.")
+@click.option("--cold", is_flag=True, help="No warm start: begin every pair with zero flow.")
 @click.option(
     "--cluster",
     default="serial",
@@ -46,8 +46,8 @@ def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
 def main(
     sintel: Path, output: Path, split: str, cold: bool, cluster: str, **network: Unpack[Network]
 ) -> None:
-    """Flow for Sintel's benchmark from the data set's folder SINTEL: both passes, warm start, every
-    file checked.
+    """Compute a submission to Sintel's benchmark from the folder SINTEL: both passes, with warm
+    start. Every file is checked.
     """
     estimator = load(say=remark, **network)
     with open_cluster(cluster, find_backend(estimator.backend).devices()) as workers:

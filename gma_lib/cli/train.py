@@ -40,8 +40,8 @@ DEVICE = click.option(
     "train", epilog="Example: gma train --config params/train.yaml --out outputs/training"
 )
 @click.option("--config", type=PATH, help="Configuration, such as params/train.yaml.")
-@click.option("--recipe", type=PATH, help="Recipe of several parts; a second call goes on with it.")
-@click.option("--short", is_flag=True, help="With --recipe: cut to a minute, on the CPU.")
+@click.option("--recipe", type=PATH, help="Recipe of several parts; the same command resumes it.")
+@click.option("--short", is_flag=True, help="With --recipe: a one-minute version, on the CPU.")
 @click.option("--out", type=PATH, help="Folder for checkpoints and the log.")
 @click.option("--resume", is_flag=True, help="With --config: continue the folder's checkpoint.")
 @click.option("--weights", help="With --config: start from these weights (a name or a file).")
@@ -55,10 +55,10 @@ def train_weights(
     weights: str | None,
     device: str,
 ) -> None:
-    """Train GMA on procedural scenes: by one configuration, or by a recipe.
+    """Train GMA on procedural scenes, from one configuration or a recipe.
 
-    OUT is outputs/training by default, outputs/recipe for a recipe, outputs/recipe-short for a
-    short one.
+    The default of --out is outputs/training, for a recipe outputs/recipe, for a short one
+    outputs/recipe-short.
     """
     if (config is None) == (recipe is None):
         raise click.UsageError("give either --config or --recipe")
@@ -91,9 +91,9 @@ def held_out(weights: str, config: Path, device: str) -> None:
 
 
 @click.command("card", epilog="Example: gma card --score")
-@click.option("--score", is_flag=True, help="Measure again first.")
+@click.option("--score", is_flag=True, help="Score the weights first.")
 @click.option("--sintel", type=PATH, help="With --score: a folder of Sintel, for real frames.")
-@click.option("--run", type=PATH, help="Take over the weights of this run of params/recipe.yaml.")
+@click.option("--run", type=PATH, help="First copy the weights of this run of params/recipe.yaml.")
 def card(score: bool, sintel: Path | None, run: Path | None) -> None:
     """Write the card of the bundled weights from its numbers."""
     click.echo(write_card(score=score, sintel=sintel, run=run)["note"])

@@ -42,11 +42,9 @@ VERDICTS = "verdicts.json"
 
 
 @click.command("verify", epilog="Example: gma verify --quick")
-@click.option("--quick", is_flag=True, help="Fewer frames, of half their width and height.")
+@click.option("--quick", is_flag=True, help="Fewer frames, at half width and height.")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
-@click.option(
-    "--no-digests", is_flag=True, help="Compare numbers only, neither pixels nor files bit by bit."
-)
+@click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
 @click.option("--sintel", metavar="FOLDER", help="For --profile sintel: the complete data set.")
 @click.option("--checkpoint", metavar="FILE", help="For --profile sintel: the authors' weights.")
 @click.option(
@@ -65,13 +63,12 @@ def main(
 ) -> None:
     """Compute the demo with the bundled weights and compare every number with expected/.
 
-    An interrupted verification goes on where it stopped; a finished one starts anew. Every entry
-    has its tolerance, and its verdict stands in outputs/verify/<profile>/verdicts.json, with a
-    picture beside it. Versions and hardware that differ are listed first. With --profile sintel,
-    scores are compared with published ones instead.
+    Versions and hardware that differ are listed first. Each entry has its own tolerance;
+    outputs/verify/<profile>/ holds the verdicts as JSON and as a picture. An interrupted
+    verification resumes. With --profile sintel, scores are compared with published ones instead.
 
-    Exit codes: 0 every entry is within its tolerance, or differs as another version or processor
-    explains; 1 an entry is outside; 2 wrong parameters; otherwise as `gma reproduce`.
+    Exit codes: 0 every entry is within its tolerance, or its difference is explained by another
+    version or processor; 1 an entry fails; 2 wrong parameters; otherwise as `gma reproduce`.
     """
     profile = "quick" if quick else profile
     if profile == "sintel":
@@ -110,13 +107,13 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
 
 @click.command("replay", epilog="Example: gma replay demo.zip")
 @click.argument("archive", type=click.Path(path_type=Path))
-@click.option("--sintel", metavar="FOLDER", help="The frames, where the run's were not rendered.")
-@click.option("--checkpoint", metavar="FILE", help="The weights, where they are not bundled.")
+@click.option("--sintel", metavar="FOLDER", help="Folder of MPI Sintel, if the run used it.")
+@click.option("--checkpoint", metavar="FILE", help="File of the weights, if they are not bundled.")
 def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
-    """Compute the runs of a shared report again and compare every number with its.
+    """Recompute the runs of a shared report and compare every number.
 
-    Versions and hardware that differ are listed first. Verdicts and pictures lie in
-    outputs/replay/. Exit codes as of `gma verify`.
+    Versions and hardware that differ are listed first. Verdicts and pictures are written to
+    outputs/replay/. Exit codes are those of `gma verify`.
     """
     home = locate_path(REPLAYED)
     require_writable(home)
@@ -142,11 +139,11 @@ def _replay(archive: Path, unpacked: Path, sintel: str | None, checkpoint: str |
 
 @click.command("record", epilog='Example: gma record --profile demo --reason "new weights"')
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
-@click.option("--reason", required=True, help="Why the numbers change, in one sentence.")
+@click.option("--reason", required=True, help="Reason for the change, in one sentence.")
 def record(profile: str, reason: str) -> None:
-    """Record this machine's numbers as those that every later `gma verify` has to give.
+    """Record this machine's numbers as the expected ones of `gma verify`.
 
-    The differences from the earlier record are shown. Reasons are kept in the file.
+    Differences from the earlier record are shown. The reason is kept in the file.
     """
     run, path = _compute(_resolve(profile, VERIFIED)), locate_expected(profile)
     values, parameters = collect_values(run), read_run_parameters(run)

@@ -54,7 +54,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--start", default=1, type=click.IntRange(1), help="First frame.  [default: 1]")
     @click.option("--end", type=click.IntRange(2), help="Last frame.  [default: the clip's]")
-    @click.option("--stride", default=1, type=click.IntRange(1), help="Take every n-th frame.")
+    @click.option("--stride", default=1, type=click.IntRange(1), help="Use every n-th frame.")
     @wraps(command)
     def collected(*, start: int, end: int | None, stride: int, **others: object) -> None:
         command(select=slice(start - 1, end, stride), **others)
@@ -75,7 +75,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--movie",
     is_flag=True,
-    help="Also write the flow's colours as flow.mp4, with one radius throughout.",
+    help="Also write flow.mp4 with the flow in colours, at one colour radius.",
 )
 @click.option("--above", is_flag=True, help="In the movie, put each frame above its flow.")
 @click.option(
@@ -99,9 +99,9 @@ def main(
     select: slice,
     **network: Unpack[Network],
 ) -> None:
-    """Flow along CLIP, a folder of images or a video; each frame is encoded once.
+    """Compute the flow along CLIP, a video or a folder of images.
 
-    The same command again continues what was interrupted.
+    Repeat the command to resume an interrupted run.
     """
     refuse_used_folder(output)
     frames_there = count_frames(clip, select)

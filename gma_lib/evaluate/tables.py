@@ -51,7 +51,7 @@ def _row(metrics: Record) -> Record:
         "3px, %": _percent(metrics["px3"]),
         "5px, %": _percent(metrics["px5"]),
         "Fl, %": _percent(metrics["fl"]),
-        "WAUC": metrics["wauc"],
+        "WAUC, 0 to 100": metrics["wauc"],
         "pixels": metrics["pixels"],
     }
 

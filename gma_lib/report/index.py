@@ -201,7 +201,7 @@ def _passes(metrics: Record) -> dict[str, Record]:
 
 def _describe_data(index: Record) -> str:
     if not index:
-        return "No data set: 01_data has not run, or what it left was altered."
+        return "No data set: 01_data has not run, or its results were altered."
     pairs = index["pairs"]
     scenes = len({pair["scene"] for pair in pairs})
     truth = sum("flow" in pair["files"] for pair in pairs)

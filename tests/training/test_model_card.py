@@ -36,6 +36,13 @@ def test_the_numbers_belong_to_the_weights():
     assert file.stat().st_size == NUMBERS["bytes"]
 
 
+def test_no_table_is_too_wide_for_a_page():
+    lines = (WEIGHTS_FOLDER / "gma-procedural.md").read_text().splitlines()
+    widths = [line.count("|") - 1 for line in lines if line.startswith("|---")]
+    assert len(widths) > 3
+    assert max(widths) <= 12
+
+
 def test_another_number_is_another_page():
     changed = json.loads(json.dumps(NUMBERS))
     changed["scores"]["held_out_families"]["layers"]["6"]["all"]["epe"] = 98.765
