@@ -31,7 +31,7 @@ class Size(TypedDict):
     default=6,
     show_default=True,
     type=click.IntRange(1, MOST_UPDATES),
-    help="Updates (refinement iterations), unrolled into the file.",
+    help="Refinement iterations, unrolled into the file.",
 )
 @click.option(
     "--lookup",

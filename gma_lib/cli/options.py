@@ -79,7 +79,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             default=updates,
             show_default=True,
             type=click.IntRange(1, MOST_UPDATES),
-            help="Updates (refinement iterations) of the flow.",
+            help="Refinement iterations.",
         ),
         click.option(
             "--backend",
@@ -104,7 +104,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             "--refine",
             type=click.Choice(("variational",)),
             metavar="NAME",
-            help="variational: sub-pixel refinement after the network (0.2 to 1 s).",
+            help="variational: sub-pixel refinement (0.2 to 1 s).",
         ),
     )
     return decorate

@@ -35,12 +35,8 @@ _option = partial(click.option, multiple=True)
 @_option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
 @_option("--run", help="Folder of the results.  [default: <backend>-<precision>]")
 @_option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
-@_option(
-    "--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a .pth or .safetensors file."
-)
-@_option(
-    "--updates", "num_updates", metavar="N", help="Updates (refinement iterations) of the flow."
-)
+@_option("--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a file.")
+@_option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
 @_option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option(

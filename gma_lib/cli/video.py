@@ -75,7 +75,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--movie",
     is_flag=True,
-    help="Also write flow.mp4 with the flow in colours, at one colour radius.",
+    help="Also write flow.mp4, the flow in colours.",
 )
 @click.option("--above", is_flag=True, help="In the movie, put each frame above its flow.")
 @click.option(
