@@ -82,7 +82,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     "--fps",
     type=float,
     callback=_check_rate,
-    help="Movie's frame rate.  [default: clip's, images 25]",
+    help="Movie's frame rate.  [default: as clip, or 25]",
 )
 @click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")
 @output_options
