@@ -27,7 +27,7 @@ from gma_lib.data import PASSES
 from gma_lib.perf.comparison import tabulate_comparison
 from gma_lib.perf.half_precision import tabulate_study
 from gma_lib.perf.load import Load
-from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
+from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.runs.machine import find_commit
 
 ROOT = Path(__file__).resolve().parents[1]

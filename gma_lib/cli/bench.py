@@ -9,7 +9,7 @@ from gma_lib.cli.options import CHECKPOINT, PATH
 from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
 from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
 from gma_lib.perf.precision import measure_precisions
-from gma_lib.perf.results import PRECISION_RESULTS, advise
+from gma_lib.perf.summary import PRECISION_RESULTS, advise
 from gma_lib.runs import track, write_json
 from gma_lib.runs.precisions import PRECISIONS
 

@@ -39,11 +39,11 @@ ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d")
 # codecs that do not say of a frame whether it is interlaced: the file says it of all
 FLAGGED_BY_FILE = ("ffvhuff", "huffyuv", "jpeg2000", "mjpeg", "png", "tiff")
 FIELDS = {2: "tff", 3: "bff", 4: "tff", 5: "bff"}  # AVFieldOrder, as FFmpeg's raw decoder reads it
-# what FFmpeg logs as an error of a file that is right
 # codecs of which FFmpeg refuses what is right, where it is to stop at errors; it logs them, too
 STRICT_IS_WRONG = ("h264", "tiff")
 # side data of frames, by AVFrameSideDataType: after the last that PyAV 18 knows, Exif among them
 UNKNOWN_TO_PYAV = [f"sidedata=mode=delete:type={number}" for number in range(28, 40)]
+# what FFmpeg logs as an error of a file that is right
 HARMLESS = ("Unknown or unsupported tag",)  # of a TIFF picture
 # until the second key frame: H.264 that was cut refers to pictures before
 HARMLESS_AT_START = (*HARMLESS, "mmco: unref short failure")

@@ -1,4 +1,4 @@
-"""Where the refinement of a pair may start: at the flow of the pair before, moved along itself."""
+"""Warm start: the updates of a pair begin at the flow of the pair before, moved along itself."""
 
 import numpy as np
 

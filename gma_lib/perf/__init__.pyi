@@ -1,1 +1,1 @@
-from .results import advise as advise
+from .summary import advise as advise

@@ -24,7 +24,7 @@ from gma_lib.data import DEMO_SCENES, Renderer, make_scene
 from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.load import Load
 from gma_lib.perf.peak import prepare_peak
-from gma_lib.perf.results import UNSTABLE_SPREAD, find_peak_memory
+from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
 from gma_lib.training.config import check_entries
 

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from gma_lib.perf.results import UNSTABLE_SPREAD
+from gma_lib.perf.summary import UNSTABLE_SPREAD
 from gma_lib.runs.records import Record
 
 SECONDS_BEFORE = 1.0

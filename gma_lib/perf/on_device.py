@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib import ascend, backends, runs
-from gma_lib.perf.results import summarize
+from gma_lib.perf.summary import summarize
 
 
 def measure_on_card(

@@ -23,7 +23,7 @@ from gma_lib.backends import Backend, find_backend, load_backend
 from gma_lib.perf.load import Load
 from gma_lib.perf.on_device import measure_on_card
 from gma_lib.perf.peak import measure_peak
-from gma_lib.perf.results import summarize
+from gma_lib.perf.summary import summarize
 from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.machine import exclusive_machine

@@ -1,4 +1,4 @@
-"""One variant in a process of its own, stopped until it is its turn."""
+"""Time one variant of `gma bench` in a process of its own, stopped until it is its turn."""
 
 import itertools
 import json

@@ -13,7 +13,7 @@ import pandas as pd
 from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
-from gma_lib.perf.results import find_peak_memory
+from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput, plot_timeline

@@ -1,4 +1,6 @@
-"""Processes end together: a child ends with this process, and holds its locks until then."""
+"""Lock files, and processes that end together: a child ends with this process, and holds its locks
+until then.
+"""
 
 import ctypes
 import logging

@@ -23,7 +23,7 @@ from gma_lib.runs.files import (
 )
 from gma_lib.runs.machine import describe_machine, find_commit, find_versions
 
-SCHEMA = 4
+SCHEMA = 3
 SEAL = "record_sha256"
 DEEPEST = 20  # levels of a YAML file
 LONGEST_YAML = 50_000  # characters, which take about a second

@@ -1,4 +1,4 @@
-"""Compute an archived run again, from what its records say."""
+"""Read the runs of an archived report, and with which parameters each is computed again."""
 
 import hashlib
 import re

@@ -11,7 +11,7 @@ import pytest
 from gma_lib import export
 from gma_lib.convert import convert
 from gma_lib.perf import timing
-from gma_lib.perf.results import tabulate_measurement
+from gma_lib.perf.summary import tabulate_measurement
 from gma_lib.perf.timing import Task
 
 pytestmark = pytest.mark.slow

@@ -139,7 +139,7 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("file", "before", "after", "word"),
     [
-        ("", b'"schema": 4', b'"schema": 3', "schema 3"),
+        ("", b'"schema": 3', b'"schema": 2', "schema 2"),
         ("metrics.json", b'"pairs_scored": ', b'"pairs_scored": 1', "changed"),
         ("bs2/convert.json", b"{", b"", "JSONDecodeError"),
         ("index.json", b"", None, "index.json is missing"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gma_lib import network
-from gma_lib.perf.results import (
+from gma_lib.perf.summary import (
     advise,
     advise_run,
     find_peak_memory,

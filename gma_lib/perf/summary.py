@@ -1,4 +1,4 @@
-"""What a measurement says: statistics of its samples, their cautions, and the table that shows
+"""What a measurement says: median and p90 of its samples, their cautions, and the table that shows
 them.
 """
 
