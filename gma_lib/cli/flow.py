@@ -25,7 +25,7 @@ from gma_lib.cli.options import (
 )
 from gma_lib.data.clips import match_images, read_pair_list
 from gma_lib.flow import check_flow_suffix, read_photo, write_flow_file, write_mask
-from gma_lib.flow.consistency import find_occluded, warp_to_first
+from gma_lib.flow.consistency import check_warpable, find_occluded, warp_to_first
 from gma_lib.flow.images import write_frame
 from gma_lib.infer.estimator import Estimator, load
 from gma_lib.runs import Record
@@ -123,6 +123,8 @@ def _compute(
     (image1, remarks1), (image2, remarks2) = read_photo(frame1), read_photo(frame2)
     for sentence in remarks1 + remarks2:
         remark(sentence)
+    if check:
+        check_warpable(*image1.shape[-2:])
     started = time.monotonic()
     with show_waiting(f"{frame1.name} to {frame2.name}"):
         flow = estimator(image1, image2)
@@ -149,7 +151,9 @@ def _compute(
     if backward is not None:
         found = _write_checks(output, image1, image2, flow, backward)
         record |= found
-        line += f"; occluded {found['occluded']:.1%}, warped {found['warp_error']:.1f} grey levels"
+        line += f"; occluded {found['occluded']:.1%}"
+        if found["warp_error"] is not None:
+            line += f", warped {found['warp_error']:.1f} grey levels"
     tell(record, line)
     if figure is not None:
         drawn = report.draw_flow(image1, flow, title=f"{frame1.name} to {frame2.name}{noise}")
@@ -161,7 +165,7 @@ def _write_checks(
     output: Path, image1: np.ndarray, image2: np.ndarray, flow: np.ndarray, backward: np.ndarray
 ) -> Record:
     """Write what ``--check`` adds; return the share of occluded pixels, and how far the warped
-    frame is from the first in the others, in grey levels.
+    frame is from the first in the others, in grey levels; None where all are occluded.
     """
     _, back, mask, warped = _name_checks(output)
     occluded, picture = find_occluded(flow, backward), warp_to_first(image2, flow)
@@ -171,5 +175,5 @@ def _write_checks(
     visible = np.abs(picture - image1).mean(axis=0)[~occluded]
     return {
         "occluded": float(occluded.mean()),
-        "warp_error": float(visible.mean()) if visible.size else 0.0,
+        "warp_error": float(visible.mean()) if visible.size else None,
     }

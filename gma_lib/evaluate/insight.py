@@ -317,7 +317,9 @@ def describe_aggregation(examined: Examined) -> str:
         f"{without.mean():.2f} px without"
     )
     if hidden is None or not hidden.any():
-        return f"{text}. This pair has no occlusion mask to look closer."
+        return (
+            f"{text}. This pair has no {'occlusion mask' if hidden is None else 'occluded pixel'}."
+        )
     epe, epe_without = float(with_it[hidden].mean()), float(without[hidden].mean())
     gain = float(without[hidden].mean() - with_it[hidden].mean())
     if abs(gain) < 0.01 * epe_without:

@@ -5,13 +5,21 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+DIS_SMALLEST_SIDE = 16  # px; below it, OpenCV raises or crashes
+
 
 def dis(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:
     """Dense inverse search (Kroeger et al., ECCV 2016) at OpenCV's medium preset: flow float32 (2,
     H, W) of frames (3, H, W), 0..255.
     """
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return _channels_first(method.calc(_grey(frame1), _grey(frame2), None))
+    _, height, width = frame1.shape
+    below, right = max(0, DIS_SMALLEST_SIDE - height), max(0, DIS_SMALLEST_SIDE - width)
+    grey1, grey2 = (
+        cv2.copyMakeBorder(_grey(frame), 0, below, 0, right, cv2.BORDER_REPLICATE)
+        for frame in (frame1, frame2)
+    )
+    return _channels_first(method.calc(grey1, grey2, None)[:height, :width])
 
 
 def farneback(frame1: np.ndarray, frame2: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 
+from gma_lib.flow.consistency import check_warpable, follow, sample
+
 REFINEMENTS = ("variational",)
 SMALLEST_SIDE = 16
 # Chosen on rendered held-out scenes (`gma held-out`), numbers 40 to 71, never on Sintel.
@@ -29,6 +31,7 @@ def check_refinable(frames: np.ndarray, name: str) -> None:
         raise ValueError(
             f"{name} has {width}x{height} px; refinement needs at least {SMALLEST_SIDE} px a side"
         )
+    check_warpable(height, width)
     if not np.array_equal(frames, np.rint(frames)):
         raise ValueError(
             f"{name} holds fractions of grey levels, as frames of 16 bits do; refinement takes "
@@ -41,7 +44,7 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
 
     It minimises differences of image gradients and roughness of the flow (Brox et al., ECCV 2004),
     starting from ``flow``. No pixel moves by more than 3 px. Pixels of ``find_unmatched`` keep
-    their flow exactly, and frames without any texture change nothing.
+    their flow exactly. Frames without any texture, or of less than 16 px a side, change nothing.
 
     Parameters
     ----------
@@ -63,8 +66,9 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
     if not all(np.isfinite(array).all() for array in (frame1, frame2, flow)):
         raise ValueError("flow or frames hold values that are not finite")
     grey1, grey2 = _smooth_grey(frame1), _smooth_grey(frame2)
-    if np.ptp(grey1) < 1 or np.ptp(grey2) < 1:  # only roughness would be left to minimise
-        return flow
+    has_texture = min(np.ptp(grey1), np.ptp(grey2)) >= 1  # or only roughness would be minimised
+    if not has_texture or min(grey1.shape) < SMALLEST_SIDE:
+        return flow.copy()
     method = cv2.VariationalRefinement_create()
     method.setAlpha(_ALPHA)
     method.setGamma(_GAMMA)
@@ -94,11 +98,8 @@ def find_unmatched(grey1: np.ndarray, grey2: np.ndarray, flow: np.ndarray) -> np
         float32 (2, H, W), in pixels.
     """
     height, width = grey1.shape
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    x_to, y_to = x + flow[0], y + flow[1]
-    difference = grey1 - cv2.remap(
-        grey2, x_to, y_to, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    x_to, y_to = follow(flow)
+    difference = grey1 - sample(grey2, x_to, y_to)
     residual = cv2.blur(np.abs(difference - cv2.blur(difference, (15, 15))), (5, 5))
     slope = cv2.blur(np.hypot(*np.gradient(grey1)), (5, 5))
     column, row = np.rint(x_to).astype(np.int64), np.rint(y_to).astype(np.int64)

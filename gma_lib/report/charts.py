@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.report.figures import BLUE, DPI, GREEN, ORANGE, PURPLE, WIDTH, Picture
+from gma_lib.report.figures import BLUE, COLOURS, DPI, ORANGE, WIDTH, Picture
 from gma_lib.runs.records import Record
 
 
@@ -31,7 +31,7 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
     figure, axes = _make_chart(9, 1.5 + 0.42 * len(scenes))
     thickness = 0.8 / max(1, len(scored))
     for number, ((name, values), colour, hatch) in enumerate(
-        zip(scored.items(), (BLUE, ORANGE), ("", "//"), strict=False)
+        zip(scored.items(), cycle(COLOURS), cycle(("", "//", "..")), strict=False)
     ):
         bars = axes.barh(
             np.arange(len(scenes)) - (number - (len(scored) - 1) / 2) * thickness,
@@ -64,9 +64,10 @@ def plot_error_curves(
     """Plot the share of pixels within an error: label -> shares at ``thresholds`` (pixels)."""
     figure, axes = _make_chart(7, 3.6)
     for (label, shares), colour, style in zip(
-        curves.items(), (BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=False
+        curves.items(), cycle(COLOURS), cycle(("-", "--", ":", "-.", (0, (8, 2)))), strict=False
     ):
-        axes.plot(thresholds, 100 * np.asarray(shares), style, color=colour, label=label)
+        shown = 100 * np.asarray(shares)
+        axes.plot(thresholds, shown, linestyle=style, color=colour, label=label)
     axes.set(
         xlabel="endpoint error, px",
         ylabel="pixels within it, %",
@@ -206,7 +207,7 @@ def plot_throughput(
     speed, memory = figure.subplots(1, 2)
     texts = []
     for (run, rows), colour, marker in zip(
-        rates.items(), cycle((BLUE, ORANGE, GREEN, PURPLE)), cycle("osD^v"), strict=False
+        rates.items(), cycle(COLOURS), cycle("osD^v"), strict=False
     ):
         timed = {size: rate for size, rate in sorted(rows.items()) if rate is not None}
         if not timed:

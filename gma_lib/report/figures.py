@@ -7,6 +7,7 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ ERROR_TITLE = f"endpoint error, 0 to {ERROR_RANGE:.0f} px and more"
 WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
 DPI = 100
 # Okabe and Ito's colours, told apart by colour-blind readers too
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+COLOURS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 
 
 # --- panels ---------------------------------------------------------------------------------------
@@ -138,15 +139,16 @@ def draw_pair(
     add_flow(axes[1, 0], flow, radius, "true flow", palette)
     add_wheel(axes[1, 0], radius, palette)
     _add_arrows(axes[1, 0], flow, radius)
-    share = 0.0 if occluded is None else float(occluded.mean())
     if occluded is None:
         axes[1, 1].set_axis_off()
+        covered = "there is no occlusion mask"
     else:
-        add_image(axes[1, 1], tint(frame1, occluded), f"occluded in frame t + 1: {share:.1%}")
+        share = f"{occluded.mean():.1%}"
+        add_image(axes[1, 1], tint(frame1, occluded), f"occluded in frame t + 1: {share}")
+        covered = f"{share} of the pixels are occluded"
     speed = float(np.hypot(flow[0], flow[1]).mean())
     return figure, (
-        f"{title}: two frames, their true flow with a mean speed of {speed:.1f} px, "
-        f"and {share:.1%} of the pixels occluded."
+        f"{title}: two frames and their true flow with a mean speed of {speed:.1f} px; {covered}."
     )
 
 
@@ -181,11 +183,10 @@ def draw_errors(
     """
     error = endpoint_error(flow, truth)
     numbers = f"EPE {error.mean():.2f} px, 1px {(error < 1).mean():.1%}"
-    if occluded is not None and occluded.any():
-        numbers += (
-            f"; occluded {error[occluded].mean():.2f} px, "
-            f"not occluded {error[~occluded].mean():.2f} px"
-        )
+    groups = {} if occluded is None else {"occluded": occluded, "not occluded": ~occluded}
+    for name, group in groups.items():
+        if group.any() and not group.all():
+            numbers += f"; {name} {error[group].mean():.2f} px"
     figure, axes = make_sheet(2, 3, frame1.shape, f"{title}\n{numbers}")
     radius = choose_radius(truth)
     add_frame(axes[0, 0], frame1, "frame t")
@@ -319,7 +320,7 @@ def draw_updates(
     add_wheel(axes[-1], radius, palette)
     axis = below.subplots()
     for (label, errors), colour, marker in zip(
-        curves.items(), (BLUE, ORANGE, GREEN), "osD", strict=False
+        curves.items(), cycle(COLOURS), cycle("osD^v"), strict=False
     ):
         axis.plot(range(1, len(errors) + 1), errors, color=colour, marker=marker, label=label)
     axis.set(

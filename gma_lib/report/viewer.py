@@ -16,7 +16,7 @@ import gma_lib
 from gma_lib.data.sintel import FramePair
 from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
-from gma_lib.flow import choose_radius, flow_to_rgb, read_flow
+from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, read_flow
 from gma_lib.flow.files import find_known
 from gma_lib.infer.inference import flow_path
 from gma_lib.network.sizes import STRIDE
@@ -83,7 +83,8 @@ def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middl
     chosen = choose_evenly(range(1, len(flows)), MOST_UPDATES)
     packed = _pack_pair(pair.name, pair, flows[-1], len(flows))
     packed["updates"] = [
-        {"number": number} | pack_flow(flows[number - 1], COARSE_STEP) for number in chosen
+        {"number": number} | _pack_scored(flows[number - 1], examined.truth, COARSE_STEP)
+        for number in chosen
     ]
     point = find_hidden_point(examined.truth, examined.occluded)
     packed["attention"] = {"point": point} | _pack_attention(examined.inside)
@@ -107,6 +108,14 @@ def pack_flow(flow: np.ndarray, step: float = STEP) -> Record:
     folded = (values << 1 ^ values >> 15).view(np.uint16)  # small numbers of both signs are small
     planes = np.stack([folded >> 8, folded & 255], axis=1).astype(np.uint8)
     return {"step": step, "data": _to_base64(zlib.compress(planes.tobytes()))}
+
+
+def _pack_scored(flow: np.ndarray, truth: np.ndarray | None, step: float = STEP) -> Record:
+    """Pack flow with its EPE, which the page could tell to a step only; None without truth."""
+    epe = None
+    if truth is not None and (known := find_known(flow) & find_known(truth)).any():
+        epe = float(endpoint_error(flow[:, None, known], truth[:, None, known]).mean())
+    return pack_flow(flow, step) | {"epe": epe}
 
 
 def _pack_attention(inside: Inside) -> Record:
@@ -144,7 +153,7 @@ def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) 
         "num_updates": num_updates,
         "frame1": _to_jpeg(loaded.frame1),
         "frame2": _to_jpeg(loaded.frame2),
-        "flow": pack_flow(flow),
+        "flow": _pack_scored(flow, loaded.flow),
         "truth": None if loaded.flow is None else pack_flow(loaded.flow),
         "occluded": None
         if mask is None

@@ -29,6 +29,15 @@ def test_a_shift_is_found(method, shifted):
     np.testing.assert_allclose(backwards, (-3, 2), atol=0.2)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 200), (15, 64), (64, 9), (16, 16)])
+@pytest.mark.parametrize("method", CLASSICAL.values())
+def test_small_frames_have_finite_flow_of_their_size(method, size, shifted):
+    """DIS of OpenCV crashes below 16 px."""
+    flow = method(*(frame[:, : size[0], : size[1]] for frame in shifted))
+    assert flow.shape == (2, *size)
+    assert np.isfinite(flow).all()
+
+
 def test_no_motion_is_zero(shifted):
     assert not no_motion(*shifted).any()
     assert list(CLASSICAL) == ["DIS (OpenCV, medium)", "Farneback (OpenCV)", "no motion"]

@@ -1,8 +1,10 @@
 """Occlusion by the forward-backward check, and a frame warped by its flow."""
 
 import numpy as np
+import pytest
 
-from gma_lib.flow.consistency import find_occluded, warp_to_first
+from gma_lib.flow.consistency import LARGEST_SIDE, find_occluded, warp_to_first
+from gma_lib.flow.refine import check_refinable
 
 
 def move_right(by, shape=(20, 30)):
@@ -28,6 +30,22 @@ def test_flow_that_does_not_come_back_is_occluded():
 def test_half_a_pixel_is_allowed_and_more_is_not():
     assert not find_occluded(move_right(0), move_right(0.7)).any()
     assert find_occluded(move_right(0), move_right(0.72)).all()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_side_beyond_16_bits_is_refused(transposed):
+    def make(side, other=2):
+        return np.zeros((2, side, other) if transposed else (2, other, side), np.float32)
+
+    longest = make(LARGEST_SIDE)
+    assert not find_occluded(longest, longest).any()
+    longer = make(LARGEST_SIDE + 1)
+    with pytest.raises(ValueError, match="32,766 px a side"):
+        find_occluded(longer, longer)
+    with pytest.raises(ValueError, match="32,766 px a side"):
+        warp_to_first(longer, longer)
+    with pytest.raises(ValueError, match="32,766 px a side"):
+        check_refinable(make(LARGEST_SIDE + 1, 16), "frame1")
 
 
 def test_the_second_frame_is_warped_to_the_first():

@@ -94,6 +94,13 @@ def test_a_flat_frame_changes_nothing(shifted, which):
     np.testing.assert_array_equal(refine_flow(*frames, start), start)
 
 
+def test_frames_too_small_to_refine_keep_their_flow(shifted):
+    small = [array[:, :15] for array in shifted]
+    found = refine_flow(*small)
+    np.testing.assert_array_equal(found, small[2])
+    assert not np.shares_memory(found, small[2])
+
+
 def test_no_pixel_moves_by_more_than_three(shifted):
     frame1, frame2, truth = shifted
     noise = np.random.default_rng(0).normal(0, 20, truth.shape).astype(np.float32)

@@ -9,6 +9,22 @@ from gma_lib.report.figures import encode_figure
 GUIDE = {1: 0.766, 4: 0.772, 8: 0.678}
 
 
+def test_every_curve_is_drawn_and_none_looks_like_another():
+    names = "network", "refined", "DIS", "Farneback", "no motion"
+    figure, told = charts.plot_error_curves(
+        {name: np.linspace(0, 1, 10) for name in names}, np.arange(1, 11) / 5
+    )
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines] == list(names)
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)
+    assert all(name in told for name in names)
+
+
+def test_every_pass_has_its_bars():
+    figure, _ = charts.plot_scenes({name: {"a": 1.0} for name in ("clean", "final", "albedo")})
+    assert len({bar.get_facecolor() for bar in figure.axes[0].patches}) == 3
+
+
 @pytest.mark.parametrize(
     ("chart", "words"),
     [

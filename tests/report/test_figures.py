@@ -45,6 +45,18 @@ def test_every_figure_says_its_numbers(scene):
     assert "EPE 0.00 px" in drawn["error without masks"][1]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_group_without_pixels_has_no_number(scene, share):
+    (frame1, frame2), truth, occluded = scene
+    masks = {"occluded": np.full_like(occluded, share), "invalid": None}
+    _, text = figures.draw_errors(frame1, frame2, truth + 2, truth, **masks, title="a")
+    assert "occluded" not in text
+    assert "nan" not in text
+    _, text = figures.draw_pair(frame1, frame2, truth, None, title="a")
+    assert "%" not in text
+
+
 def test_a_saved_figure_has_the_format_of_its_suffix(scene, tmp_path):
     (frame1, _), truth, _ = scene
     picture = figures.draw_flow(frame1, truth, title="a")

@@ -39,6 +39,18 @@ def test_unknown_flow_stays_unknown():
     assert np.nanmin(found) == np.nanmax(found) == pytest.approx(1)
 
 
+def test_the_epe_of_a_pair_is_exact_whatever_the_step():
+    """One pixel of 20,000 px makes the step of all others 0.6 px."""
+    truth = np.zeros((2, 40, 50), np.float32)
+    flow = np.full_like(truth, 0.03)
+    flow[0, 0, 0] = 20_000
+    expected = np.hypot(*flow).mean()
+    assert viewer._pack_scored(flow, truth)["epe"] == pytest.approx(expected, abs=0.005)
+    truth[:, 0, 0] = np.nan  # unknown there
+    assert viewer._pack_scored(flow, truth)["epe"] == pytest.approx(0.03 * 2**0.5, rel=1e-4)
+    assert viewer._pack_scored(flow, np.full_like(truth, np.nan))["epe"] is None
+
+
 @pytest.fixture
 def pairs(tiny_sintel):
     return sintel.find_pairs(tiny_sintel, pass_name="clean")

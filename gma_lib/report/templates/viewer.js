@@ -79,18 +79,6 @@
     return there && found ? Math.hypot(found[0] - there[0], found[1] - there[1]) : null;
   }
 
-  function meanError(field) {
-    if (field.epe === undefined) {
-      let sum = 0, count = 0;
-      for (let i = 0; i < pair.width * pair.height; i++) {
-        const error = errorAt(field, i);
-        if (error !== null) { sum += error; count++; }
-      }
-      field.epe = count ? sum / count : null;
-    }
-    return field.epe;
-  }
-
   // --- layers ---
 
   function flowColour(value) {
@@ -197,7 +185,7 @@
       const value = one && point && valueAt(one, i);
       return value ? value.map((part) => part.toFixed(digits(one.step))).join(", ") : "–";
     };
-    const error = point && errorAt(field, i), epe = meanError(field);
+    const error = point && errorAt(field, i), epe = field.epe;
     $("pixel").textContent = point ? `${point.join(", ")}${isOccluded(i) ? " (occluded)" : ""}` : "point at the picture";
     $("truth").textContent = uv(pair.truth);
     $("flow").textContent = uv(field);
