@@ -1,7 +1,7 @@
 """Scores of anybody's flow files against anybody's ground truth."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from gma_lib.flow import (
     read_flow_file,
     read_mask,
 )
-from gma_lib.runs.files import MissingFile
+from gma_lib.runs.files import BadFile, MissingFile
 
 FORMS = f"a flow file ({', '.join(FLOW_SUFFIXES)}) or a folder of them"
 
@@ -39,7 +39,7 @@ def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
             f"give two flow files or two folders, not one of each: {prediction} and {truth}"
         )
     if not truth.is_dir():
-        return {truth.name: (prediction, truth)}
+        return {_name_field(truth): (prediction, truth)}
     truths = _list_fields(truth, FLOW_SUFFIXES)
     predictions = _list_fields(prediction, FLOW_SUFFIXES)
     if not truths:
@@ -54,23 +54,40 @@ def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _list_fields(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Return path below the folder, without its suffix -> file; hidden files, which macOS writes,
-    are left out.
-
-    ``frame0001``, as Sintel's benchmark wants it, is the same field as ``frame_0001``.
-    """
+    """Return path below the folder, without its suffix -> file."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+    for path in _walk(folder):
+        if path.suffix.lower() not in suffixes:
             continue
-        stem = re.sub(r"^frame(?=[0-9])", "frame_", path.stem)
-        name = str(path.relative_to(folder).with_name(stem))
+        name = str(path.relative_to(folder).with_name(_name_field(path)))
         if name in found:
             raise ValueError(
                 f"{folder}: {found[name].name} and {path.name} are the same field twice; keep one"
             )
         found[name] = path
     return found
+
+
+def _name_field(path: Path) -> str:
+    """``frame0001``, as Sintel's benchmark wants it, is the same field as ``frame_0001``."""
+    return re.sub(r"^frame(?=[0-9])", "frame_", path.stem)
+
+
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Everything below a folder, sorted, also behind links, but for hidden names, which macOS
+    writes; an average without what cannot be listed would be wrong, so that is an error.
+    """
+    above = (*above, folder.resolve())
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.exists():
+            raise BadFile(path, "a link to nothing", "a file or a folder", "Mend or remove it")
+        yield path
+        if path.is_dir():
+            if path.resolve() in above:
+                raise BadFile(path, "a link to a folder it lies in", "no circle", "Remove it")
+            yield from _walk(path, above)
 
 
 def score_files(

@@ -1,6 +1,7 @@
 """Anybody's flow files are matched by name and scored where the ground truth is known."""
 
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -89,3 +90,45 @@ def test_what_is_no_file_is_named(folders, tmp_path):
     for wrong in (tmp_path / "pipe.flo", tmp_path / "none.flo"):
         with pytest.raises(BadFile, match=wrong.name):
             score_files(match_files(wrong, folders[1] / "a/one.flo"))
+
+
+def test_a_mask_of_a_folder_is_found_for_two_files(folders, tmp_path):
+    mine, truth = folders
+    (truth / "a/one.flo").rename(truth / "a/frame0001.flo")
+    write_mask(tmp_path / "masks/frame_0001.png", np.eye(10, 12, dtype=bool))
+    files = match_files(mine / "a/one.flo", truth / "a/frame0001.flo")
+    sums, _ = score_files(files, occlusions=tmp_path / "masks")
+    assert sums["occluded"].pixels == 10
+
+
+def test_fields_behind_links_are_scored(folders, tmp_path):
+    mine, truth = folders
+    (truth / "a").rename(tmp_path / "elsewhere")
+    for name in ("a", "b"):  # one truth for two passes
+        (truth / name).symlink_to(tmp_path / "elsewhere")
+    shutil.copytree(mine / "a", mine / "b")
+    assert list(match_files(mine, truth)) == ["a/one", "a/two", "b/one", "b/two"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "..", "."])
+def test_a_link_to_nothing_or_in_a_circle_is_an_error(folders, target):
+    (folders[1] / "a/b").symlink_to(target)
+    with pytest.raises(BadFile, match=r"a/b: a link to"):
+        match_files(*folders)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(folders, monkeypatch):
+    shutil.copytree(folders[1] / "a", folders[1] / "b")
+
+    def refuse(look):
+        def replacement(place="."):
+            if os.fspath(place) == str(folders[1] / "b"):
+                raise PermissionError(13, "Permission denied", str(place))
+            return look(place)
+
+        return replacement
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+    with pytest.raises(PermissionError):
+        match_files(*folders)
