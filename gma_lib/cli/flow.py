@@ -101,7 +101,7 @@ def _list_pairs(
     first, second = frames
     are_folders = first.is_dir() and second.is_dir()
     if are_folders or (glob.has_magic(str(first)) and not first.exists()):
-        return match_images(first, second), False
+        return match_images(first, second, say=remark), False
     return [(first, second)], True
 
 

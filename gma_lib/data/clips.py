@@ -2,9 +2,10 @@
 
 import glob
 import logging
+import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from gma_lib.data.videos import count_video_frames, read_video
 from gma_lib.flow.images import MAX_PIXELS, read_photo
-from gma_lib.runs.files import BadFile, hash_file, hash_value, reading
+from gma_lib.runs.files import BadFile, hash_file, hash_value, name_file, reading
 
 IMAGE_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
@@ -81,20 +82,28 @@ def count_frames(source: Path, select: slice = ALL) -> int | None:
     return found and len(range(found)[select])
 
 
-def match_images(first: Path, second: Path) -> list[tuple[Path, Path]]:
-    """Pair the images of two folders by their names, or those of two patterns (``left/*.png``) in
-    their order.
+def match_images(
+    first: Path, second: Path, *, say: Callable[[str], None] = logger.warning
+) -> list[tuple[Path, Path]]:
+    """Pair the images of two folders by their names, or those of two patterns (``left/*.png``,
+    ``*/im0.png``) in the order of the numbers in their paths.
+
+    Parameters
+    ----------
+    say
+        Callback for numbers by which patterns may have paired wrong images.
 
     Raises
     ------
     BadFile
-        Nothing is found, a folder lacks the other's image, or the patterns find different numbers.
+        Nothing is found, a folder lacks the other's image, or the patterns find different numbers
+        of images, or two that are one by name.
+    OSError
+        A folder that a pattern finds cannot be listed.
     """
-    if not (first.is_dir() and second.is_dir()):
-        found = [
-            sorted(map(Path, glob.glob(str(pattern))), key=_natural_key)
-            for pattern in (first, second)
-        ]
+    are_patterns = not (first.is_dir() and second.is_dir())
+    if are_patterns:
+        found = [_expand(pattern) for pattern in (first, second)]
     else:
         found = [_list_images(first), _list_images(second)]
         names = [{path.stem: path.name for path in paths} for paths in found]
@@ -105,7 +114,10 @@ def match_images(first: Path, second: Path) -> list[tuple[Path, Path]]:
     if counts[0] != counts[1] or not counts[0]:
         told = f"{counts[1]} images, and {counts[0]} in {first}"
         raise BadFile(second, told, "as many, and at least one", "Name others")
-    return list(zip(*found, strict=True))
+    pairs = list(zip(*found, strict=True))
+    if are_patterns and (sentence := _doubt(pairs)):
+        say(sentence)
+    return pairs
 
 
 def read_pair_list(path: Path) -> list[tuple[Path, Path]]:
@@ -147,17 +159,49 @@ def _list_images(folder: Path) -> list[Path]:
     for path in files:
         with reading(path, "a picture"):  # no folder, no pipe, which would never end
             pass
-    files.sort(key=_natural_key)
-    for one, other in pairwise(files):
-        if _natural_key(one) == _natural_key(other):
+    return _sort_by_numbers(files, folder)
+
+
+def _expand(pattern: Path) -> list[Path]:
+    """Sorted paths that a pattern finds; glob omits folders that cannot be listed without a word,
+    and the others would be paired as if these were not there.
+    """
+    for place in map(str, pattern.parents):
+        for folder in glob.glob(place) if glob.has_magic(place) else ():
+            if os.path.isdir(folder):
+                os.scandir(folder).close()
+    return _sort_by_numbers(map(Path, glob.glob(str(pattern))), pattern)
+
+
+def _sort_by_numbers(paths: Iterable[Path], source: Path) -> list[Path]:
+    """Sort frame_2 before frame_10, and by the folders first."""
+    keys = {path: [*map(_split, path.parent.parts), _split(path.stem)] for path in paths}
+    ordered = sorted(keys, key=keys.__getitem__)
+    for one, other in pairwise(ordered):
+        if keys[one] == keys[other]:
             found = f"{one.name} and {other.name} are one frame by name"
-            raise BadFile(folder, found, "a number for each", "Rename or remove one")
-    return files
+            raise BadFile(source, found, "a number for each", "Rename or remove one")
+    return ordered
+
+
+def _doubt(pairs: list[tuple[Path, Path]]) -> str | None:
+    """A sentence if the numbers in the two paths of a pair, counted from the end, differ by other
+    amounts than those of the pair before it, as where each side lacks another image.
+    """
+    apart = []
+    for pair in pairs:
+        one, other = (re.findall(r"\d+", str(path.with_suffix("")))[::-1] for path in pair)
+        apart.append([int(second) - int(first) for first, second in zip(one, other, strict=False)])
+    for index, (before, now) in enumerate(pairwise(apart)):
+        if len(before) == len(now) and before != now:
+            told = [" with ".join(map(name_file, pair)) for pair in pairs[index : index + 2]]
+            return f"paired {told[0]}, then {told[1]}: is an image missing?"
+    return None
 
 
 def _find_gaps(paths: list[Path]) -> list[str]:
     """A sentence where the last numbers of the names go on by more than they mostly do."""
-    keys = [_natural_key(path) for path in paths]
+    keys = [_split(path.stem) for path in paths]
     steps = {
         number: int(key[-2]) - int(earlier[-2])
         for number, (earlier, key) in enumerate(pairwise(keys))
@@ -173,9 +217,9 @@ def _find_gaps(paths: list[Path]) -> list[str]:
     return [f"frames are missing between {one} and {other}{more}; flow crosses the gap"]
 
 
-def _natural_key(path: Path) -> list[int | str]:
-    """Sort frame_2 before frame_10."""
-    parts = re.split(r"(\d+)", path.stem)
+def _split(name: str) -> list[int | str]:
+    """Text and numbers in turn."""
+    parts = re.split(r"(\d+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 

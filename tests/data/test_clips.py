@@ -1,6 +1,7 @@
 """Frames of a clip: their order and their one size."""
 
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -106,3 +107,59 @@ def test_frames_that_are_missing_are_named(tmp_path, numbers, gaps):
     assert len(said) == len(gaps)
     for line, gap in zip(said, gaps, strict=True):
         assert f"frames are missing between {gap}" in line
+
+
+def make_images(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_patterns_are_paired_by_the_numbers_of_their_folders_too(tmp_path):
+    numbers = (3, 10, 1, 5, 2, 4)
+    make_images(tmp_path, *(f"left/{number}.png" for number in numbers))
+    make_images(tmp_path, *(f"right/cam{number}/im.png" for number in numbers))
+    said = []
+    patterns = tmp_path / "left/*.png", tmp_path / "right/*/im.png"
+    pairs = clips.match_images(*patterns, say=said.append)
+    assert [(one.stem, other.parent.name) for one, other in pairs] == [
+        (str(number), f"cam{number}") for number in sorted(numbers)
+    ]
+    assert said == []
+    make_images(tmp_path, "right/cam03/im.png")
+    with pytest.raises(BadFile, match="are one frame by name"):
+        clips.match_images(*patterns)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "doubted"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4), None),
+        ((1, 2, 3, 4), (2, 3, 4, 5), None),
+        ((1, 2, 4, 5), (1, 2, 3, 5), ["l2.png", "r2.png", "l4.png", "r3.png"]),
+    ],
+)
+def test_patterns_that_lack_different_images_are_told(tmp_path, left, right, doubted):
+    for place, numbers in (("l", left), ("r", right)):
+        make_images(tmp_path, *(f"{place}{number}.png" for number in numbers))
+    make_images(tmp_path, "l.png", "r.png")  # no number
+    said = []
+    pairs = clips.match_images(tmp_path / "l*.png", tmp_path / "r*.png", say=said.append)
+    assert len(pairs) == 5
+    assert [re.findall(r"[lr]\d+\.png", sentence) for sentence in said] == (
+        [doubted] if doubted else []
+    )
+
+
+def test_a_folder_of_a_pattern_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    make_images(tmp_path, *(f"{place}/{side}.png" for place in "ab" for side in ("l", "r")))
+    look = os.scandir
+
+    def scan(place="."):
+        if os.fspath(place) == str(tmp_path / "a"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return look(place)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(PermissionError):
+        clips.match_images(tmp_path / "*/l*.png", tmp_path / "*/r*.png")
