@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 from gma_lib.backends.base import FileBackend, open_compiled
-from gma_lib.runs import PRECISION_NAMES, count_cores, find_processor, refuse_precision
+from gma_lib.runs import PRECISION_NAMES, count_cores, identify_processor, refuse_precision
 
 CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
 # What CANN is told for each precision; left alone, it computes in float16.
@@ -99,7 +99,7 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
 
     def _load_optimised(self, path: Path) -> onnxruntime.InferenceSession:
         """Load the model as this version optimised it for this processor, on its first start."""
-        made_from = {"runtime": onnxruntime.__version__, "processor": find_processor()}
+        made_from = {"runtime": onnxruntime.__version__, "processor": identify_processor()}
         folder = open_compiled(
             path,
             made_from,

@@ -7,7 +7,7 @@ import numpy as np
 import openvino
 
 from gma_lib.backends.base import FileBackend, open_compiled
-from gma_lib.runs import PRECISION_NAMES, Record, count_cores, find_processor, refuse_precision
+from gma_lib.runs import PRECISION_NAMES, Record, count_cores, identify_processor, refuse_precision
 
 WHAT_INT8_NEEDS = (
     "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 "
@@ -96,7 +96,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
 
         made_from = settings | {
             "runtime": openvino.get_version(),
-            "processor": find_processor(),
+            "processor": identify_processor(),
             "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
         }
         blob = open_compiled(path, made_from, compile_into) / "model.blob"

@@ -16,7 +16,7 @@ from gma_lib.data import FramePair, read_batch
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import SHARE_OF_MEMORY, predict_memory
 
-SMALL = 128, 160  # height and width of the frames that every batch size is compared on
+SMALL = 128, 160  # height and width of the details that every batch size is compared on, at most
 LIMIT_S = 60.0  # what comparing full-size pairs may take
 
 
@@ -62,7 +62,7 @@ def compare_together(
     """Export and convert the network for small frames and the whole batch at once, and compare its
     flow of a detail of each pair with PyTorch's; return the distance under what was compared.
     """
-    height, width = SMALL
+    height, width = (min(sides) for sides in zip(SMALL, image1.shape[2:], strict=True))
     spec = replace(spec, height=height, width=width, at_once=None)
     image1, image2 = (images[..., :height, :width] for images in (image1, image2))
     options: runs.Record = {"card": card} if spec.backend == "ascend" else {}

@@ -29,7 +29,7 @@ from gma_lib.flow.warm_start import carry_forward
 from gma_lib.infer.views import View
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
-from gma_lib.runs.machine import find_processor, find_versions
+from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.records import Record
 from gma_lib.runs.sealed import open_sealed
 
@@ -301,7 +301,7 @@ class Estimator:
         }
         if self.precision == "int8":  # calibrated here, on scenes that this file describes
             scenes = hash_file(RESOURCES / "params" / "train.yaml")
-            made_from |= {"scenes": scenes, "processor": find_processor()}
+            made_from |= {"scenes": scenes, "processor": identify_processor()}
         return open_sealed(
             cache_folder() / hash_value(made_from)[:32],
             made_from,

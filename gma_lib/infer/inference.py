@@ -32,10 +32,16 @@ from gma_lib.runs import (
     require_free_space,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.code import hash_code
+from gma_lib.runs.files import PACKAGE
+from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.parcels import Sent, place_files
 
 LEDGER = "ledger.jsonl"
 ENTRY = ("pair", "key", "sha256")  # of the ledger: strings
+# what decides flow: packages of this one, and libraries
+DECIDING = ("backends", "data", "flow", "infer", "network")
+LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -286,14 +292,21 @@ def _summarise_shards(
 
 
 def inference_key(converted: Record) -> str:
-    """Digest of what the flow depends on besides the frames, from ``convert.json``: model, runtime,
-    device and precision.
+    """Digest of what the flow depends on besides the frames: model, runtime, device and precision
+    from ``convert.json``, this package's code, and the processor.
     """
-    versions = converted["provenance"]["versions"]
+    versions = find_versions()
+    code = {
+        f"{path.relative_to(PACKAGE)}": hash_code(path)
+        for package in DECIDING
+        for path in sorted((PACKAGE / package).glob("*.py"))
+    }
     return hash_value(
         [
             *(converted[name] for name in ("model_sha256", "backend", "precision", "device")),
-            {name: versions.get(name) for name in ("openvino", "onnxruntime", "torch")},
+            {name: versions.get(name) for name in LIBRARIES},
+            code,
+            identify_processor(),
         ]
     )
 

@@ -272,12 +272,12 @@ def _read_yaml(path: Path) -> Record:
 
 def parse_override(text: str) -> tuple[str, object]:
     """Split ``name=value``. A value that fits as it stands (a path, a name) is taken so, another is
-    read as JSON, or as a list in YAML; an empty one is null.
+    read as JSON, or as a list in YAML; an empty one and ``null`` are None.
     """
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise WrongParameters(f"{text!r} is not name=value")
-    read: list[object] = [value or None]
+    read: list[object] = [None if value in ("", "null") else value]
     with suppress(ValueError, RecursionError):
         read.append(parse_yaml(value) if value.startswith("[") else json.loads(value))
     return name, next((one for one in read if _fits(name, one)), read[-1])

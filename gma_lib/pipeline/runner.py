@@ -44,6 +44,7 @@ from gma_lib.pipeline.stamps import (
     digest_pages,
     digest_products,
     find_changes,
+    find_other_data,
     locate_stamp,
     of_modules,
     read_stamp,
@@ -147,8 +148,7 @@ def run_stage(
         for before in STAGES[stage].reads:
             if blocks(before, stage, run):
                 return _skip(job, before)
-        if "02_export" in STAGES[stage].reads and (other := find_contradiction(run, parameters)):
-            raise NotReady(f"{job.label}: not started: {other}")
+        _require_one_run(job, parameters)
         digests = Digests(run.outputs / ".digests.json")
         changes = find_changes(stage, run, mine, digests)
         if not force and not changes:
@@ -173,6 +173,16 @@ def run_stage(
         digests.save()
         _log_end(job, status, seconds, reason)
         return status
+
+
+def _require_one_run(job: Job, parameters: Record) -> None:
+    """Raise NotReady where another run has changed what the stages before this one left."""
+    reads = STAGES[job.stage].reads
+    other = find_other_data(job.run, parameters) if "01_data" in reads else None
+    if "02_export" in reads:
+        other = other or find_contradiction(job.run, parameters)
+    if other:
+        raise NotReady(f"{job.label}: not started: {other}")
 
 
 def _log_end(job: Job, status: str, seconds: float, reason: str) -> None:

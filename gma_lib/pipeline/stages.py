@@ -57,6 +57,13 @@ def _list_weights(parameters: Record) -> list[Path]:
     return [locate_path(name), *bundled]
 
 
+def _list_for_conversion(parameters: Record) -> list[Path]:
+    """What an Ascend machine left, and what says how frames are rendered to calibrate int8."""
+    is_calibrated = parameters["precision"] == "int8"
+    scenes = [RESOURCES / "params" / "train.yaml"] if is_calibrated else []
+    return _list_brought_back(parameters) + scenes
+
+
 def _list_brought_back(parameters: Record) -> list[Path]:
     """What an Ascend machine left in a dry run's folder."""
     if not parameters.get("dry_run"):
@@ -83,7 +90,9 @@ STAGES = {
         _list_weights,
     ),
     # Folders in model/ hold compiled models, which any stage may add.
-    "03_convert": Stage(("01_data", "02_export"), ("convert.json", "model/*"), _list_brought_back),
+    "03_convert": Stage(
+        ("01_data", "02_export"), ("convert.json", "model/*"), _list_for_conversion
+    ),
     "04_infer": Stage(
         ("01_data", "02_export", "03_convert"),
         ("infer.json", "flow/*/*/*.flo"),

@@ -15,11 +15,13 @@ from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PACKAGE, hash_value, shorten_path
-from gma_lib.runs.machine import find_processor, find_versions
+from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run
 
 logger = logging.getLogger(__name__)
+# Parameters that change no result: a moved folder holds the same, and so does other workers' work
+PLACES = ("outputs", "cluster")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -70,6 +72,18 @@ def read_stamp(stage: str, run: Run) -> Stamp | None:
         return None
 
 
+def find_other_data(run: Run, parameters: Record) -> str | None:
+    """Say which parameter 01_data was given by now that is not what a whole run asks for."""
+    stamp = read_stamp("01_data", run)
+    for name, value in (stamp.parameters if stamp else {}).items():
+        if name not in PLACES and parameters.get(name, value) != value:
+            return (
+                f"01_data has {name} = {value!r} by now, not {parameters[name]!r}: another run "
+                "changed it"
+            )
+    return None
+
+
 @functools.cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
@@ -103,12 +117,9 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     of other libraries, and the processor.
     """
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
-    consumed = {"notebook": hash_value(cells), "processor": find_processor()}
+    consumed = {"notebook": hash_value(cells), "processor": identify_processor()}
     consumed |= {
-        f"parameter {name}": repr(value)
-        for name, value in parameters.items()
-        # a folder that was moved holds the same results, and so does another set of workers
-        if name not in ("outputs", "cluster")
+        f"parameter {name}": repr(value) for name, value in parameters.items() if name not in PLACES
     }
     consumed |= {f"library {name}": version for name, version in find_versions().items()}
     consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))

@@ -19,6 +19,7 @@ from .machine import exclusive_machine as exclusive_machine
 from .machine import find_memory as find_memory
 from .machine import find_processor as find_processor
 from .machine import find_versions as find_versions
+from .machine import identify_processor as identify_processor
 from .precisions import PRECISION_NAMES as PRECISION_NAMES
 from .precisions import PRECISIONS_V2 as PRECISIONS_V2
 from .precisions import read_back_precision as read_back_precision

@@ -31,7 +31,13 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import gma_lib
 from gma_lib.runs.devices import Devices, Place, share_machine
 from gma_lib.runs.files import PACKAGE, hash_file, hash_value
-from gma_lib.runs.machine import VERSIONED, count_cores, find_memory, find_versions
+from gma_lib.runs.machine import (
+    VERSIONED,
+    count_cores,
+    find_memory,
+    find_versions,
+    identify_processor,
+)
 from gma_lib.runs.parcels import Lacking, Sent
 from gma_lib.runs.pool import ProcessPool
 from gma_lib.runs.records import Record
@@ -231,10 +237,10 @@ def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
 
 @cache
 def describe_software() -> Record:
-    """Versions of this package, of its code and of the libraries that decide numbers."""
+    """What decides numbers: versions of this package, of its code and of libraries; processor."""
     code = {str(path.relative_to(PACKAGE)): hash_file(path) for path in PACKAGE.rglob("*.py")}
     own = {"gma_lib": gma_lib.__version__, "the code of gma_lib": hash_value(code)[:12]}
-    return own | find_versions()
+    return own | find_versions() | {"the processor": identify_processor()}
 
 
 # --- Dask -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -12,6 +13,7 @@ from portalocker import LockFlags
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 VERSIONED = (
     "numpy",
     "torch",
@@ -61,12 +63,26 @@ def describe_machine() -> dict[str, str | int]:
 def find_processor() -> str:
     """Model name of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
         return next(
             line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def identify_processor() -> str:
+    """Model name of the processor and its instruction sets, by which runtimes choose their code; of
+    virtual machines the name alone does not tell them.
+    """
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return find_processor()
+    flags = next((line for line in lines if re.match(r"(flags|Features)\s*:", line)), "")
+    known = "avx|amx|fma|f16c|sse|asimd|sve|bf16"
+    sets = [name for name in flags.split() if re.match(known, name)]
+    return f"{find_processor()} ({' '.join(sorted(sets))})"
 
 
 def count_cores() -> int:

@@ -68,6 +68,14 @@ def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pai
     assert opened[0].at_once == 3
 
 
+def test_frames_narrower_than_the_detail_are_compared_whole(pairs):
+    spec = ModelSpec("seeded", 128, 136, backend="openvino", num_updates=1, batch_size=2)
+    image1, image2 = batches.read_different_pairs(pairs, spec, first=pairs[0].name)
+    [(what, found)] = batches.compare_together(image1[..., :136], image2[..., :136], spec).items()
+    assert what == "2 different pairs of 136x128 px, computed together"
+    assert found.is_rounding
+
+
 def test_places_mixed_up_are_found(pairs, reference, tmp_path, monkeypatch):
     """The fault that a batch filled with one pair hides."""
     frames = batches.read_different_pairs(pairs, SPEC, first=pairs[0].name)

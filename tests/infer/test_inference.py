@@ -17,6 +17,7 @@ from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference
+from gma_lib.runs.files import PACKAGE
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
 RUNTIMES = tuple(
@@ -226,6 +227,27 @@ def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert again.stdout.count("call") == 4 - 2
     assert len(list((tmp_path / "flow").rglob("frame_*.flo"))) == 4
+
+
+def test_the_key_follows_what_decides_flow(tmp_path, monkeypatch):
+    """Else 04_infer keeps the old flow when it is run again for another network or processor."""
+    converted = {"model_sha256": "0", "backend": "torch", "precision": "float32", "device": "CPU"}
+    shutil.copytree(PACKAGE, tmp_path / "gma_lib")
+    monkeypatch.setattr(inference, "PACKAGE", tmp_path / "gma_lib")
+    key = inference.inference_key(converted)
+    network = tmp_path / "gma_lib/network/model.py"
+    network.write_text(network.read_text() + "# a comment\n")
+    (tmp_path / "gma_lib/report/index.py").unlink()  # decides nothing
+    assert inference.inference_key(converted) == key
+    assert inference.inference_key(converted | {"precision": "bfloat16"}) != key
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "identify_processor", lambda: "another")
+        assert inference.inference_key(converted) != key
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "find_versions", lambda: {"torch": "1"})
+        assert inference.inference_key(converted) != key
+    network.write_text(network.read_text() + "EPSILON = 1e-3\n")
+    assert inference.inference_key(converted) != key
 
 
 def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):

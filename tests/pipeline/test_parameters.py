@@ -93,6 +93,9 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
         ("passes=[clean]", ["clean"]),
         ("scenes=[rush]", ["rush"]),
         ("scenes=null", None),
+        ("run=null", None),
+        ("look_at=null", None),
+        ("sintel_root=null", None),
         ("lookup=null", None),
         ("lookup=gather", "gather"),
         ("soc=910_9391", "910_9391"),
@@ -123,12 +126,12 @@ def test_scenes_are_those_of_the_data_set(tiny_sintel):
 
 
 @pytest.mark.parametrize(
-    "name", ["null", "~", "1e3", "x #y", "true", "[a]", "a$HOME", "it's", 'a"b', "😀", "{a: b}"]
+    "name", ["./null", "~", "1e3", "x #y", "true", "[a]", "a$HOME", "it's", 'a"b', "😀", "{a: b}"]
 )
 def test_a_path_is_a_path(tmp_path, monkeypatch, name):
     """Whatever YAML or a shell would read into it; relative ones start at the project."""
     (tmp_path / name).mkdir()
-    assert resolve(f"sintel_root={tmp_path / name}")["sintel_root"] == f"{tmp_path}/{name}"
+    assert resolve(f"sintel_root={tmp_path / name}")["sintel_root"] == f"{tmp_path / name}"
     monkeypatch.setattr("gma_lib.runs.files.PROJECT", tmp_path)
     assert locate_path(resolve(f"sintel_root={name}")["sintel_root"]) == tmp_path / name
 

@@ -17,7 +17,7 @@ from gma_lib.pipeline.settings import (
     start_run,
     write_settings,
 )
-from gma_lib.pipeline.stamps import read_statuses
+from gma_lib.pipeline.stamps import Stamp, find_other_data, read_statuses, write_stamp
 from gma_lib.runs.files import PROJECT, hash_file
 from gma_lib.runs.records import write_json
 
@@ -138,6 +138,17 @@ def test_a_copied_or_renamed_folder_is_of_another_run(lab):
             open_recorded(lab | other)
         copied = make_run(lab | {"backend": "torch"} | other)
         assert read_statuses(copied)["02_export"] is None  # as nothing there has a stamp
+
+
+def test_data_that_another_run_changed_is_named(lab):
+    parameters = read_parameters("01_data") | {"outputs": lab["outputs"], "demo_height": 128}
+    run = make_run(read_parameters("02_export") | parameters)
+    assert find_other_data(run, parameters) is None
+    write_stamp(run, Stamp("01_data", "ok", "", 1.0, parameters | {"outputs": "moved"}, {}, {}))
+    assert find_other_data(run, parameters) is None
+    assert "demo_height = 128 by now, not 136" in find_other_data(
+        run, parameters | {"demo_height": 136}
+    )
 
 
 def test_settings_that_another_run_changed_are_named(lab):

@@ -20,6 +20,17 @@ def test_memory_can_be_lowered_never_raised(monkeypatch):
         machine.find_memory()
 
 
+def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch):
+    told = "model name : AMD EPYC\nflags : fpu avx avx2 fma\n"
+    found = []
+    for text in (told, told.replace(" avx2", " avx2 avx512f"), told.replace("fpu ", "")):
+        monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+        machine.CPUINFO.write_text(text)
+        found.append(machine.identify_processor())
+    assert found[0] == found[2] == "AMD EPYC (avx avx2 fma)"
+    assert found[1] == "AMD EPYC (avx avx2 avx512f fma)"
+
+
 def test_versions_name_what_is_installed(monkeypatch):
     monkeypatch.setattr(machine, "VERSIONED", ("numpy", "no-such-package"))
     assert set(machine.find_versions()) == {"numpy"}
