@@ -59,7 +59,7 @@ def _list_weights(parameters: Record) -> list[Path]:
 
 def _list_for_conversion(parameters: Record) -> list[Path]:
     """What an Ascend machine left, and what says how frames are rendered to calibrate int8."""
-    is_calibrated = parameters["precision"] == "int8"
+    is_calibrated = parameters.get("precision") == "int8"
     scenes = [RESOURCES / "params" / "train.yaml"] if is_calibrated else []
     return _list_brought_back(parameters) + scenes
 
