@@ -71,6 +71,14 @@ class LazyGroup(click.Group):
         command: click.Command = resolve_name(COMMANDS[cmd_name][0])
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command and not ctx.resilient_parsing:  # which only completes words
+            _refuse_repeated(command.context_class(command, ctx, info_name=name), rest)
+        return name, command, rest
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
@@ -105,6 +113,24 @@ class LazyGroup(click.Group):
             raise click.ClickException(_name_extra(error)) from error
         except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
             raise click.ClickException(_describe(error)) from error
+
+
+def _refuse_repeated(ctx: click.Context, args: list[str]) -> None:
+    """Raise BadOptionUsage for an option with one value that is given twice; click takes the last
+    without a word.
+    """
+    _, rest, given = ctx.command.make_parser(ctx).parse_args([*args])
+    options = [option for option in given if isinstance(option, click.Option)]
+    if any(option.is_eager for option in options):  # as help, whatever else is given
+        return
+    for option in options:
+        if options.count(option) > 1 and not (option.multiple or option.is_flag):
+            name = option.opts[-1]
+            raise click.BadOptionUsage(name, f"{name} is given more than once", ctx)
+    if isinstance(ctx.command, click.Group) and rest:
+        name, *rest = rest
+        if command := ctx.command.get_command(ctx, name):
+            _refuse_repeated(command.context_class(command, ctx, info_name=name), rest)
 
 
 def _describe(error: Exception) -> str:

@@ -17,7 +17,7 @@ from gma_lib.ascend.verify import in_a_sentence
 from gma_lib.cli.reproduce import run_and_report
 from gma_lib.data import load_pairs
 from gma_lib.pipeline.chain import read_index
-from gma_lib.pipeline.parameters import parse_override, resolve_parameters
+from gma_lib.pipeline.parameters import parse_overrides, resolve_parameters
 from gma_lib.pipeline.stamps import read_given
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.precisions import PRECISION_NAMES
@@ -107,7 +107,7 @@ def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
         with suppress(DoesNotFit):  # a row of the report
             read_brought_back(folder, int(size))
     given: Record = {"outputs": outputs, "dry_run": shorten_path(folder.absolute())}
-    given.update(map(parse_override, others))
+    given |= parse_overrides(others)
     run_and_report(
         [
             resolve_parameters(about["profile"], parameters | given)
@@ -146,6 +146,9 @@ def rewrite(
     vendor_python: str | None,
 ) -> None:
     """Narrow the 64-bit numbers of SOURCE to 32 bits, write TARGET and print the changes."""
+    names = [name for name, _ in sizes]
+    if len(set(names)) < len(names):
+        raise click.UsageError(f"--size {max(names, key=names.count)} is given more than once")
     with in_a_sentence("the feeds cannot be read"):
         given = [dict(np.load(path, allow_pickle=False)) for path in feeds] or None
     if vendor_python:

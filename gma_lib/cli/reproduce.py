@@ -1,14 +1,13 @@
 """``gma reproduce``: every notebook for every batch size, without a browser, then the report."""
 
 import re
-from functools import partial
 from typing import NoReturn
 
 import click
 
 from gma_lib import report
 from gma_lib.backends import BACKENDS
-from gma_lib.pipeline.parameters import WrongParameters, parse_override, resolve_parameters
+from gma_lib.pipeline.parameters import WrongParameters, parse_overrides, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.pipeline.walk import run_stages
@@ -17,12 +16,9 @@ from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_p
 from gma_lib.runs.precisions import PRECISIONS
 from gma_lib.runs.records import Record
 
-# A value that is given twice is refused, as with --set; click would take the last
-_option = partial(click.option, multiple=True)
-
 
 @click.command("reproduce", epilog="Example: gma reproduce --profile tiny --batch-size 1")
-@_option("--profile", "profiles", default=("demo",), show_default=True, help="A file in params/.")
+@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -31,25 +27,25 @@ _option = partial(click.option, multiple=True)
     show_default=True,
     help="Pairs per call of the network; may be repeated.",
 )
-@_option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
-@_option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
-@_option("--run", help="Folder of the results.  [default: <backend>-<precision>]")
-@_option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
-@_option("--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a file.")
-@_option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
-@_option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
+@click.option("--run", help="Folder of the results.  [default: <backend>-<precision>]")
+@click.option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
+@click.option("--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a file.")
+@click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
+@click.option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option(
     "--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after this stage."
 )
 @click.option("--force", is_flag=True, help="Run stages even if they are up to date.")
 def main(
-    profiles: tuple[str, ...],
+    profile: str,
     batch_sizes: tuple[str, ...],
     others: tuple[str, ...],
     until: str | None,
     force: bool,
-    **options: tuple[str, ...],
+    **options: str | None,
 ) -> None:
     """Run the notebooks 01_data to 07_inside for every batch size and write the index page.
 
@@ -59,13 +55,9 @@ def main(
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
     2 wrong parameters; 124 timeout; 130 interrupted; 138 the kernel died. The first failure counts.
     """
-    given = [f"{name}={value}" for name, values in options.items() for value in values]
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
     try:
-        named = [parse_override(text) for text in (*given, *others)]
-        overrides = dict(named)
-        names = [name for name, _ in named] + 2 * ["profile" for _ in profiles[1:]]
-        if len(set(names)) < len(names):
-            raise WrongParameters(f"{max(names, key=names.count)} is given more than once")
+        overrides = parse_overrides([*given, *others])
         if re.search(r"[:\n]", str(PROJECT)):
             raise WrongParameters(
                 f"{PROJECT}: search paths break at a colon or a newline: rename it"
@@ -73,9 +65,7 @@ def main(
         if "batch_size" in overrides:
             raise WrongParameters("batch_size has an option of its own: --batch-size")
         resolved = (
-            resolve_parameters(
-                profiles[0], overrides | dict([parse_override(f"batch_size={size}")])
-            )
+            resolve_parameters(profile, overrides | parse_overrides([f"batch_size={size}"]))
             for size in batch_sizes
         )
         runs = list({one["batch_size"]: one for one in resolved}.values())

@@ -96,4 +96,6 @@ def held_out(weights: str, config: Path, device: str) -> None:
 @click.option("--run", type=PATH, help="First copy the weights of this run of params/recipe.yaml.")
 def card(score: bool, sintel: Path | None, run: Path | None) -> None:
     """Write the card of the bundled weights from its numbers."""
+    if sintel and not score:
+        raise click.UsageError("--sintel belongs to --score")
     click.echo(write_card(score=score, sintel=sintel, run=run)["note"])

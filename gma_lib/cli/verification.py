@@ -43,23 +43,22 @@ VERDICTS = "verdicts.json"
 
 @click.command("verify", epilog="Example: gma verify --quick")
 @click.option("--quick", is_flag=True, help="Fewer frames, at half width and height.")
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@click.option("--profile", help="A file in params/.  [default: demo]")
 @click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
 @click.option("--sintel", metavar="FOLDER", help="For --profile sintel: the complete data set.")
 @click.option("--checkpoint", metavar="FILE", help="For --profile sintel: the authors' weights.")
 @click.option(
     "--updates",
     type=click.Choice([str(number) for number in SOURCES]),
-    default="6",
     help="For --profile sintel: 6 compares with the guide, 32 with ptlflow's evaluation.",
 )
 def main(
     quick: bool,
-    profile: str,
+    profile: str | None,
     no_digests: bool,
     sintel: str | None,
     checkpoint: str | None,
-    updates: str,
+    updates: str | None,
 ) -> None:
     """Compute the demo with the bundled weights and compare every number with expected/.
 
@@ -70,11 +69,14 @@ def main(
     Exit codes: 0 every entry is within its tolerance, or its difference is explained by another
     version or processor; 1 an entry fails; 2 wrong parameters; otherwise as `gma reproduce`.
     """
-    profile = "quick" if quick else profile
+    if quick and profile is not None:
+        raise click.UsageError("--quick is a profile of its own: give --quick or --profile")
+    if profile is None:
+        profile = "quick" if quick else "demo"
     if profile == "sintel":
-        return _verify_published(sintel, checkpoint, int(updates))
-    if sintel or checkpoint:
-        raise click.UsageError("--sintel and --checkpoint belong to --profile sintel")
+        return _verify_published(sintel, checkpoint, int(updates or 6))
+    if sintel or checkpoint or updates:
+        raise click.UsageError("--sintel, --checkpoint and --updates belong to --profile sintel")
     expected_file = locate_expected(profile)
     if not expected_file.is_file():
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")

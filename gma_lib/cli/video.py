@@ -103,6 +103,8 @@ def main(
 
     Repeat the command to resume an interrupted run.
     """
+    if (above or fps is not None) and not movie:
+        raise click.UsageError("--above and --fps are about --movie: give it too")
     refuse_used_folder(output)
     frames_there = count_frames(clip, select)
     # renamed when it is whole
@@ -114,8 +116,6 @@ def main(
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
     detail(repr(estimator))
-    if above and not movie:
-        raise click.UsageError("--above is about --movie: give both")
     if movie:  # no flow is computed for a movie that cannot be written
         first = next(frames)
         height, width = first.shape[1:]

@@ -270,6 +270,16 @@ def _read_yaml(path: Path) -> Record:
     return content
 
 
+def parse_overrides(texts: Iterable[str]) -> Record:
+    """Return the values of ``name=value`` by name; WrongParameters for a name given twice."""
+    found: Record = {}
+    for name, value in map(parse_override, texts):
+        if name in found:
+            raise WrongParameters(f"{name} is given more than once")
+        found[name] = value
+    return found
+
+
 def parse_override(text: str) -> tuple[str, object]:
     """Split ``name=value``. A value that fits as it stands (a path, a name) is taken so, another is
     read as JSON, or as a list in YAML; an empty one and ``null`` are None.

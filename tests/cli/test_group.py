@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 from command_line import gma, loaded_by
 
 from gma_lib.cli import COMMANDS, _name_extra, main
@@ -114,3 +116,54 @@ def test_a_missing_module_is_named_with_what_brings_it():
     for module, wanted in (("cv2", "'gma-lib'"), ("papermill", "'gma-lib[notebooks]'")):
         error = ModuleNotFoundError(f"No module named {module!r}", name=module)
         assert _name_extra(error) == f"{module} is not installed: pip install {wanted}"
+
+
+def list_leaves(command, *names):
+    """Every command with its options, by the words that call it."""
+    if not isinstance(command, click.Group):
+        yield names, command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        yield from list_leaves(command.get_command(context, name), *names, name)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_value_given_twice_is_refused_where_one_is_taken(command):
+    for names, leaf in list_leaves(main.get_command(None, command), command):
+        for option in leaf.params:
+            if not isinstance(option, click.Option) or option.is_flag:
+                continue
+            line = [*names, *2 * [option.opts[-1], *["1"] * option.nargs]]
+            context = main.make_context("gma", [*line])
+            if option.multiple:
+                main.resolve_command(context, line)
+                continue
+            with pytest.raises(click.BadOptionUsage) as raised:
+                main.resolve_command(context, line)
+            assert raised.value.option_name == option.opts[-1]
+
+
+def test_two_spellings_are_one_option_and_help_answers_all_the_same(tmp_path):
+    twice = "flow", "a.png", "b.png", "-o", tmp_path / "a.flo", f"--output={tmp_path / 'b.flo'}"
+    assert "more than once" in gma(*twice, exit_code=2)
+    assert gma(*twice, "--help") == gma("flow", "--help")
+    completion = ShellComplete(main, {}, "gma", "_GMA_COMPLETE")
+    offered = completion.get_completions([*map(str, twice), "--backend"], "open")
+    assert [item.value for item in offered] == ["openvino"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "verify --quick --profile tiny",
+        "verify --updates 32",
+        "verify --quick --updates 6",
+        "card --sintel folder",
+        "video clip -o flows --fps 5",
+        "rewrite FILE narrow.onnx --size batch 2 --size batch 3",
+    ],
+)
+def test_an_option_that_would_be_left_out_or_means_nothing_is_refused(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    gma(*line.replace("FILE", __file__).split(), exit_code=2)

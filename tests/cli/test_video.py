@@ -67,7 +67,7 @@ def test_a_movie_with_the_frames_above_their_flow(photos, tmp_path):
     frame = cv2.imread(str(photos / "shot 2.png"))[:, :, ::-1].transpose(2, 0, 1)
     apart = np.abs(shown[1][:, :128].astype(float) - frame).mean()
     assert apart < np.abs(shown[0][:, :128].astype(float) - frame).mean() / 2
-    assert "give both" in gma("video", photos, "-o", tmp_path / "b", "--above", exit_code=2)
+    gma("video", photos, "-o", tmp_path / "b", "--above", exit_code=2)
 
 
 def test_a_clip_s_record_on_the_command_line(photos, tmp_path):
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_was(photos, tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     kept = {path: path.stat().st_mtime_ns for path in partial.glob("*.flo")}
-    changed = gma(*arguments, "--updates", "2", exit_code=1)
+    changed = gma(*arguments[:-1], "2", exit_code=1)
     assert "num_updates 1, not 2" in changed
     answer = gma(*arguments)
     assert "holds" in answer

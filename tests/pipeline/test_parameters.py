@@ -19,6 +19,7 @@ from gma_lib.pipeline.parameters import (
     WrongParameters,
     check_parameters,
     parse_override,
+    parse_overrides,
     resolve_parameters,
 )
 from gma_lib.runs.files import PROJECT, locate_path
@@ -212,6 +213,12 @@ def test_what_is_wrong_leaves_nothing(tmp_path, wrong):
     given = wrong if "--profile" in wrong else ["--profile", "tiny", *wrong]
     gma("reproduce", f"--set=outputs={outputs}", *given, exit_code=2)
     assert not outputs.exists()
+
+
+def test_a_name_given_twice_is_refused():
+    assert parse_overrides(["run=a", "limit_s=5"]) == {"run": "a", "limit_s": 5}
+    with pytest.raises(WrongParameters, match="run"):
+        parse_overrides(["run=a", "limit_s=5", "run=b"])
 
 
 def test_make_hands_on_what_was_typed(tmp_path):
