@@ -32,6 +32,9 @@ from gma_lib.runs.precisions import PRECISIONS
 )
 def compare_variants(configs: tuple[Path, ...], out: Path, lock: Path) -> None:
     """Compare variants of the network, as configured in CONFIGS (YAML), in interleaved rounds."""
+    names = [path.stem for path in configs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{max(names, key=names.count)}.json would be written twice: rename one")
     settings = {path.stem: load_comparison(path) for path in configs}  # all, before the first runs
     for name, comparison in settings.items():
         found = compare(comparison, lock_file=lock)
@@ -61,7 +64,9 @@ def score_precisions(checkpoint: str, backend: str, precisions: tuple[str, ...],
 @click.command("half-precision", epilog="Example: gma half-precision MPI-Sintel --most 2")
 @click.argument("sintel", type=PATH)
 @CHECKPOINT
-@click.option("--most", default=8, show_default=True, help="Largest number of pairs.")
+@click.option(
+    "--most", default=8, show_default=True, type=click.IntRange(1), help="Largest number of pairs."
+)
 @click.option("--out", type=PATH, help="Also write the results to this JSON file.")
 def emulate_half(sintel: Path, checkpoint: str, most: int, out: Path | None) -> None:
     """Emulate float16, part by part, on pairs with ground truth from the folder SINTEL."""

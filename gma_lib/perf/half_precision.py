@@ -81,6 +81,8 @@ def choose_pairs(root: Path, most: int) -> list[FramePair]:
     """Choose at most ``most`` pairs with ground truth of both passes, evenly."""
     found = [pair for name in PASSES for pair in find_pairs(root, pass_name=name)]
     known = [pair for pair in found if pair.flow is not None]
+    if not known:
+        raise ValueError(f"{root}: no pair has ground truth (training/flow)")
     return known[:: max(1, -(-len(known) // most))]
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from command_line import gma, loaded_by
 
-from gma_lib.cli import COMMANDS, _name_extra, main
+from gma_lib.cli import COMMANDS, _name_extra, bench, main
 from gma_lib.cli.options import show_waiting
 
 
@@ -162,8 +162,18 @@ def test_two_spellings_are_one_option_and_help_answers_all_the_same(tmp_path):
         "card --sintel folder",
         "video clip -o flows --fps 5",
         "rewrite FILE narrow.onnx --size batch 2 --size batch 3",
+        "half-precision folder --most 0",
+        "half-precision folder --most -1",
     ],
 )
 def test_an_option_that_would_be_left_out_or_means_nothing_is_refused(line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     gma(*line.replace("FILE", __file__).split(), exit_code=2)
+
+
+def test_two_configurations_of_one_name_are_refused_before_any_is_measured(tmp_path, monkeypatch):
+    for name in ("load_comparison", "compare", "tabulate_comparison", "write_json"):
+        monkeypatch.setattr(bench, name, lambda *_, **__: {})
+    files = tmp_path / "a/cpu.yaml", tmp_path / "b/cpu.yml"
+    gma("bench", *files, "--out", tmp_path, exit_code=1)
+    gma("bench", files[0], files[1].with_name("gpu.yml"), "--out", tmp_path)

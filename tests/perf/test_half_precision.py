@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from gma_lib.ascend.keep import is_instance_norm, is_outside_modules, select_kept
+from gma_lib.flow.images import write_frame
 from gma_lib.perf import half_precision
 from gma_lib.perf.half_precision import round_to_half, tabulate_study
 
@@ -56,6 +57,15 @@ def test_the_original_is_left_alone(model):
 def test_lines_of_keep_cfg(model):
     assert select_kept(model, is_outside_modules) == ("/Add",)
     assert select_kept(model, is_instance_norm) == ()
+
+
+def test_pairs_without_ground_truth_are_no_study(small_frames, tmp_path):
+    for scene, pass_name in (("a", "clean"), ("a", "final")):
+        for number in (1, 2, 3):
+            name = f"training/{pass_name}/{scene}/frame_{number:04d}.png"
+            write_frame(tmp_path / name, small_frames[0][0])
+    with pytest.raises(ValueError, match="no pair has ground truth"):
+        half_precision.choose_pairs(tmp_path, 8)
 
 
 def test_the_table_says_what_is_not_finite():
