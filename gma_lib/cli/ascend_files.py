@@ -44,7 +44,7 @@ def ascend() -> None:
 @click.option(
     "--batch-size",
     "batch_sizes",
-    type=int,
+    type=click.IntRange(1),
     multiple=True,
     default=(1, 4),
     show_default=True,

@@ -162,6 +162,7 @@ def test_two_spellings_are_one_option_and_help_answers_all_the_same(tmp_path):
         "card --sintel folder",
         "video clip -o flows --fps 5",
         "rewrite FILE narrow.onnx --size batch 2 --size batch 3",
+        "ascend dry-run --batch-size 0",
         "half-precision folder --most 0",
         "half-precision folder --most -1",
     ],
