@@ -86,7 +86,7 @@ def match_images(
     first: Path, second: Path, *, say: Callable[[str], None] = logger.warning
 ) -> list[tuple[Path, Path]]:
     """Pair the images of two folders by their names, or those of two patterns (``left/*.png``,
-    ``*/im0.png``) in the order of the numbers in their paths.
+    ``right/*/im.png``) in the order of the numbers in their paths.
 
     Parameters
     ----------

@@ -29,13 +29,7 @@ import numpy as np
 
 from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
 from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
-from gma_lib.runs.files import (
-    PROJECT,
-    BadFile,
-    hash_file,
-    locate_path,
-    shorten_path,
-)
+from gma_lib.runs.files import PROJECT, BadFile, hash_file, locate_path, shorten_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
 
@@ -199,18 +193,17 @@ def find_pairs(
     folder = find_root(root, split) / split
     frames_folder = folder / pass_name
     if not frames_folder.is_dir():
-        raise FileNotFoundError(
-            f"{frames_folder}: no such folder; the pass '{pass_name}' is missing"
-        )
+        raise FileNotFoundError(f"{frames_folder}: no such folder; this pass is missing")
+    scenes = None if scenes is None else list(scenes)
     found = {
-        child.name: _list_numbered(child, "png")
-        for child in sorted(frames_folder.iterdir())
-        if child.is_dir()
+        child.name: frames
+        for child in _list_folder(frames_folder)
+        if (scenes is None or child.name in scenes or child.exists())
+        and (frames := _list_numbered(child, "png"))
     }
-    found = {scene: frames for scene, frames in found.items() if frames}
     if not found:
         raise FileNotFoundError(f"{frames_folder} holds no scene with frames (frame_0001.png, ...)")
-    wanted = list(found) if scenes is None else list(scenes)
+    wanted = list(found) if scenes is None else scenes
     unknown = [scene for scene in wanted if scene not in found]
     if unknown:
         raise ValueError(
@@ -219,24 +212,30 @@ def find_pairs(
     for scene in wanted:
         if re.search("[\n\ud800-\udfff]", scene):  # Python's marks for bytes outside UTF-8
             raise ValueError(
-                f"{frames_folder}: scene {scene!a} holds a newline, or bytes that are not "
-                "UTF-8: rename the folder"
+                f"{frames_folder}: scene {scene!a} holds a newline or is not UTF-8: rename it"
             )
-    for truth in sorted((folder / "flow").glob("*/frame_*")) if scenes is None else ():
-        if (scene := truth.parent.name) not in found:
+    for truth in _list_folder(folder / "flow") if scenes is None else ():
+        if truth.name not in found and _list_numbered(truth, "flo"):
             raise FileNotFoundError(
-                f"{frames_folder} has no frames of {scene!r}, and {folder / 'flow'} has its ground "
-                "truth: copy them, or name the scenes wanted (parameter scenes)"
+                f"{frames_folder} has no frames of {truth.name!r}, and {folder / 'flow'} has its "
+                "ground truth: copy them, or name the scenes wanted (parameter scenes)"
             )
     return [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]
 
 
+def _list_folder(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; nothing if there is none, but an error for a link to nothing."""
+    if folder.is_symlink() and not folder.exists():
+        raise BadFile(folder, "a link to nothing", "a folder", "Mend or remove it")
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files ``frame_NNNN.<suffix>`` by number; anything else is ignored."""
     numbered: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in _list_folder(folder):
         if match := re.fullmatch(rf"frame_([0-9]{{4}})\.{suffix}", path.name, re.IGNORECASE):
             other = numbered.setdefault(int(match[1]), path)
             if other != path:
@@ -248,8 +247,8 @@ def _require_same_name(folder: Path, scene: str) -> None:
     """Raise BadFile for truth whose folder's name differs from its scene's in case, or in how
     accents are written, as file systems of other machines make of it.
     """
-    for other in folder.iterdir() if folder.is_dir() and not (folder / scene).is_dir() else ():
-        if _fold(other.name) == _fold(scene):
+    for other in _list_folder(folder) if not (folder / scene).is_dir() else ():
+        if other.name != scene and _fold(other.name) == _fold(scene):
             raise BadFile(other, f"named {other.name!a}", f"{scene!a}, as its frames", "Rename it")
 
 

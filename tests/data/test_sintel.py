@@ -279,6 +279,18 @@ def test_a_scene_whose_frames_are_gone_is_missed(tiny_sintel, remove):
         sintel.find_pairs(tiny_sintel, pass_name="final")
 
 
+@pytest.mark.parametrize("places", [["clean/alley", "flow/alley"], ["flow/alley"], ["occlusions"]])
+def test_a_link_to_nothing_is_refused_and_what_it_should_hold_never_left_out(tiny_sintel, places):
+    """As to a disk that is not there; other scenes can be named."""
+    for folder in (tiny_sintel / "training" / place for place in places):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.symlink_to("gone")
+    with pytest.raises(BadFile, match="a link to nothing"):
+        sintel.find_pairs(tiny_sintel)
+    if places != ["occlusions"]:
+        assert sintel.find_pairs(tiny_sintel, scenes=["cave"])
+
+
 def test_truth_that_leaves_out_pixels_is_refused(tiny_sintel):
     """They would count as errors of a billion pixels."""
     pair = sintel.find_pairs(tiny_sintel)[0]
