@@ -37,7 +37,8 @@ class Backend:
     """From frames to flow.
 
     A subclass takes the model's path and its runtime's options in ``__init__``, imports its runtime
-    there, and implements ``predict``. Use it as a context manager to free the device.
+    there, and implements ``predict``. Use it as a context manager to free the device. One thread at
+    a time may use it: runtimes keep a call's frames and flow in places that the next call uses.
 
     Attributes
     ----------
@@ -201,7 +202,7 @@ class AlongSequence:
     """
 
     def __init__(self, backend: SplitBackend):
-        self._backend = backend
+        self.backend = backend
         self._frame: Hashable = None
         self._features: Encoded | None = None
 
@@ -217,10 +218,10 @@ class AlongSequence:
         what tells frames from each other.
         """
         kept = self._features if self._frame == frame1 else None
-        features1 = self._backend.features(image1) if kept is None else kept
-        features2 = self._backend.features(image2)
+        features1 = self.backend.features(image1) if kept is None else kept
+        features2 = self.backend.features(image2)
         self._frame, self._features = frame2, features2
-        return self._backend.refine(features1, features2, self._backend.context(image1), flow_init)
+        return self.backend.refine(features1, features2, self.backend.context(image1), flow_init)
 
 
 class FolderBackend(Backend):

@@ -13,6 +13,7 @@ second, without PyTorch.
 import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -67,6 +68,9 @@ def affordable_pixels(backend: str, precision: str) -> int:
 class Estimator:
     """Estimates the flow between two frames of any size.
 
+    Several threads may share one: their pairs are computed one after the other. Calls and sequences
+    of one size share its model; where sizes alternate, each change loads a model again.
+
     Parameters
     ----------
     checkpoint
@@ -117,8 +121,10 @@ class Estimator:
         # noise is what weights give that were not trained
         self._weights_sha256, self.trained = _identify_weights(self.checkpoint)
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
+        self._lock = threading.RLock()  # held while the model is loaded, computes or is closed
         self._reported: set[tuple[int, int]] = set()
-        self.last_flow_low: np.ndarray | None = None  # of ``along``, by which it can go on
+        # of the last pair of any ``along``, by which it can go on
+        self.last_flow_low: np.ndarray | None = None
 
     def __call__(self, frame1: Frame, frame2: Frame) -> Frame:
         """Estimate the motion from ``frame1`` to ``frame2``.
@@ -148,11 +154,12 @@ class Estimator:
                 f"{_describe_size(images[1])}; flow needs one size"
             )
         view = self._view(*images[0].shape[-2:])
-        model = self._load(view, parts=False)
         pairs = zip(view.shrink(images[0]), view.shrink(images[1]), strict=True)
-        computed = np.concatenate(
-            [model.predict(image1[None], image2[None]) for image1, image2 in pairs]
-        )
+        with self._lock:
+            model = self._load(view, parts=False)
+            computed = np.concatenate(
+                [model.predict(image1[None], image2[None]) for image1, image2 in pairs]
+            )
         flow = self._finish(view, *images, computed)
         return cast(Frame, _match_type(flow if np.ndim(frame1) == 4 else flow[0], frame1))
 
@@ -166,10 +173,12 @@ class Estimator:
         """Yield the flow (2, H, W) from each frame to the next; the features of every frame are
         computed once.
 
+        Between two pairs, this object may be called, or walk along another sequence.
+
         Parameters
         ----------
         frames
-            Frames of one size, as ``__call__`` takes them, one by one.
+            Frames of one size, as ``__call__`` takes them, one by one and no batches.
         warm
             Start each pair from the flow before it, moved along itself, as the authors do for the
             Sintel benchmark.
@@ -177,12 +186,17 @@ class Estimator:
             ``last_flow_low`` of the pair before the first, where a warm start goes on.
         """
         before: np.ndarray | None = None
+        sequence: AlongSequence | None = None
         for number, frame in enumerate(frames, start=1):
             image = self._take(frame, f"frame {number}")
+            if len(image) != 1:
+                raise ValueError(
+                    f"frame {number} is a batch, {_describe_size(image)}; a sequence takes frames "
+                    "one by one"
+                )
             if before is None:
                 size, earlier = image.shape[-2:], image
                 view = self._view(*size)
-                sequence = AlongSequence(self._load_split(view))
             elif image.shape[-2:] != size:
                 raise ValueError(
                     f"frame {number} has {_describe_size(image)} where the frames before have "
@@ -191,19 +205,29 @@ class Estimator:
             shrunk = view.shrink(image)
             if before is not None:
                 start = carry_forward(flow_low[0])[None] if warm and flow_low is not None else None
-                flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
-                self.last_flow_low = flow_low
+                with self._lock:
+                    model = self._load_split(view)
+                    if sequence is None or sequence.backend is not model:  # another was loaded
+                        sequence = AlongSequence(model)
+                    flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
+                    self.last_flow_low = flow_low
                 yield self._finish(view, earlier, image, flow)[0]
-            before, earlier = shrunk, image
+            before = shrunk
+            # a copy: whoever gives the frames may write the next into the same memory
+            earlier = image if self.refine is None else image.copy()
 
     @property
     def device(self) -> str | None:
         """What the loaded model computes on; None before the first call."""
-        return self._loaded[1].device if self._loaded else None
+        loaded = self._loaded  # once: another thread may close it
+        return loaded[1].device if loaded else None
 
     def __getstate__(self) -> Record:
         """Settings, for a worker, which loads the model itself."""
-        return vars(self) | {"_loaded": None}
+        return vars(self) | {"_loaded": None, "_lock": None}
+
+    def __setstate__(self, state: Record) -> None:
+        vars(self).update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         return (
@@ -225,9 +249,10 @@ class Estimator:
 
     def close(self) -> None:
         """Free the runtime's memory; the next call loads again."""
-        if self._loaded:
-            self._loaded[1].close()
-        self._loaded = None
+        with self._lock:
+            if self._loaded:
+                self._loaded[1].close()
+            self._loaded = None
 
     def _take(self, frame: "np.ndarray | torch.Tensor", name: str) -> np.ndarray:
         image = as_frames(frame, name)
@@ -259,10 +284,13 @@ class Estimator:
         return view
 
     def _load(self, view: View, *, parts: bool) -> Backend:
-        """The model for this size, from the cache; only the last one stays loaded."""
+        """The model for this size, from the cache; only the last one stays loaded.
+
+        One in parts holds the whole network, too.
+        """
         rows, columns = view.padded
         wanted = (rows, columns, parts)
-        if self._loaded is None or self._loaded[0] != wanted:
+        if self._loaded is None or self._loaded[0] not in (wanted, (rows, columns, True)):
             self.close()
             try:
                 network.require_memory(self.backend, self.precision, 1, rows, columns)

@@ -102,6 +102,16 @@ def test_along_a_sequence_each_frame_is_encoded_once(seeded_estimator, images, m
     assert len(encoded) == 3
 
 
+def test_the_flow_of_a_call_does_not_depend_on_the_calls_before(seeded_estimator, images):
+    """The whole network is the same, made alone or with its parts."""
+    seeded_estimator.close()
+    alone = seeded_estimator(*images)
+    list(seeded_estimator.along(images))
+    assert seeded_estimator._loaded[0] == (128, 152, True)
+    np.testing.assert_array_equal(seeded_estimator(*images), alone)
+    assert seeded_estimator._loaded[0] == (128, 152, True)
+
+
 def test_a_warm_start_changes_every_pair_but_the_first(seeded_estimator, images):
     frames = [*images, images[0]]
     cold, warm = (
