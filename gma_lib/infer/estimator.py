@@ -23,7 +23,7 @@ import platformdirs
 from PIL import Image
 
 import gma_lib
-from gma_lib import convert, network
+from gma_lib import convert, export, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
@@ -341,7 +341,9 @@ class Estimator:
         )
 
     def _build(self, folder: Path, rows: int, columns: int, parts: bool) -> None:
-        """Build the model, keeping only what its backend loads."""
+        """Build the model, keeping only what its backend loads; ValueError if the weights are no
+        longer those that this object was made with.
+        """
         spec = convert.ModelSpec(
             self.checkpoint,
             height=rows,
@@ -352,6 +354,9 @@ class Estimator:
             parts=parts,
         )
         conversion = convert.prepare_model(spec, folder)
+        made_of = export.read_description(folder / "gma.onnx")["weights_sha256"]
+        if made_of != self._weights_sha256:  # which the cache and the records name
+            raise ValueError(f"{self.checkpoint} has been replaced since load(): call load() again")
         for file in set(folder.glob("*.onnx")) - set(conversion.files):
             file.unlink()
 

@@ -72,6 +72,13 @@ def test_pytorch_takes_updates_and_attention_from_the_exported_file(tmp_path, sm
     assert np.abs(reference).max() > 0.5
 
 
+def test_pytorch_takes_no_other_weights_than_the_exported(prepared):
+    folder, _ = prepared
+    with pytest.raises(ValueError, match="gma-procedural: not the weights"):
+        convert("torch", folder, checkpoint="gma-procedural")
+    assert not (folder / "gma.safetensors").exists()
+
+
 def test_what_cannot_be_converted(prepared, tmp_path):
     folder, _ = prepared
     with pytest.raises(FileNotFoundError, match=r"gma\.onnx is missing: run 02_export"):

@@ -19,6 +19,7 @@ from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
 from gma_lib.infer.views import View
+from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import PROJECT
@@ -396,6 +397,19 @@ def test_an_interrupted_making_leaves_no_model(images, cache, monkeypatch):
     before = set(cache.iterdir())
     with pytest.raises(KeyboardInterrupt):
         gma_lib.load("seeded", num_updates=3, say=lambda sentence: None)(*images)
+    assert set(cache.iterdir()) == before
+
+
+def test_weights_that_were_replaced_before_the_first_call_are_refused(images, cache, tmp_path):
+    """The cache would give their flow to whoever loads the weights that were there before."""
+    weights = tmp_path / "last.safetensors"
+    bundled = PROJECT / "weights" / "gma-procedural.safetensors"
+    weights.write_bytes(bundled.read_bytes())
+    net = gma_lib.load(weights, num_updates=1, say=lambda sentence: None)
+    save_checkpoint(weights, load_checkpoint("seeded").state)
+    before = set(cache.iterdir())
+    with pytest.raises(ValueError, match=r"last\.safetensors has been replaced"):
+        net(*images)
     assert set(cache.iterdir()) == before
 
 
