@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import gma_lib
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
@@ -21,12 +22,14 @@ from gma_lib.runs import (
     Record,
     Track,
     hash_file,
+    hash_value,
     pass_silently,
     read_json,
     require_free_space,
     write_json,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.leftovers import remove_leftovers
 from gma_lib.runs.parcels import Sent, place_files
 
 UPDATES = 32
@@ -52,7 +55,7 @@ def write_submission(
 
     An interrupted call can be repeated: it continues with the first incomplete scene. A scene is
     computed as a whole, because its pairs depend on each other. ``<folder>.json`` records the
-    settings and the weights; a folder that was made with others is refused.
+    settings, the weights and the frames; a folder that was made with others is refused.
 
     Parameters
     ----------
@@ -77,8 +80,8 @@ def write_submission(
             f"frames of {width}x{height} px would be computed smaller; "
             "raise max_pixels for a submission"
         )
-    refuse_foreign(pairs, folder)
-    _claim(Path(folder), estimator.to_record() | {"warm": warm, "split": split})
+    frames = {path: hash_file(path) for path in list_frames(pairs)}
+    _claim(Path(folder), pairs, frames, estimator.to_record() | {"warm": warm, "split": split})
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
@@ -88,9 +91,7 @@ def write_submission(
         if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
     ]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
-    shards = [
-        Shard(scene, {path: hash_file(path) for path in list_frames(scene)}) for scene in todo
-    ]
+    shards = [Shard(scene, {path: frames[path] for path in list_frames(scene)}) for scene in todo]
     answers = compute_shards(executor, partial(compute_scene, estimator, warm), shards)
     for shard, flows in track(answers, label="submission", unit="scene", total=len(shards)):
         for pair, flow in zip(shard.pairs, flows, strict=True):
@@ -144,15 +145,23 @@ def refuse_foreign(pairs: list[FramePair], folder: Path) -> None:
         )
 
 
-def _claim(folder: Path, settings: Record) -> None:
-    """Record the folder's settings, or raise ValueError if it was made with others."""
+def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settings: Record) -> None:
+    """Record the folder's settings and frames (path -> SHA-256), or raise ValueError if it was made
+    with others.
+    """
+    for place in {submission_path(folder, pair).parent for pair in pairs}:
+        if place.is_dir():
+            remove_leftovers(place)  # of a call that was killed while it wrote
+    refuse_foreign(pairs, folder)
+    digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
+    settings |= {"gma_lib": gma_lib.__version__, "frames_sha256": hash_value(digests)}
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
         write_json(record, {"settings": settings})
     elif written is None or written.get("settings") != settings:
         raise ValueError(
-            f"{folder} was made with other settings or weights ({record.name} says which); "
+            f"{folder} was made with other settings, weights or frames ({record.name} says which); "
             "give another folder"
         )
 

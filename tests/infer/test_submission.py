@@ -1,5 +1,6 @@
 """A submission is whole, named as the benchmark wants it, and warm along each scene."""
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.flow.images import write_frame
 from gma_lib.infer import submission
 from gma_lib.infer.estimator import Estimator
+from gma_lib.runs.leftovers import name_partial
 
 pytestmark = pytest.mark.slow
 
@@ -98,11 +100,30 @@ def test_flow_of_two_sets_of_weights_is_never_mixed(test_split, tmp_path):
     (tmp_path / "out/final/cave/frame0002.flo").unlink()
     other = Counting()
     other.num_updates = 5
-    with pytest.raises(ValueError, match="other settings or weights"):
+    with pytest.raises(ValueError, match="other settings, weights or frames"):
         submission.write_submission(test_split, tmp_path / "out", other)
     (tmp_path / "out.json").unlink()
-    with pytest.raises(ValueError, match="other settings or weights"):
+    with pytest.raises(ValueError, match="other settings, weights or frames"):
         submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
+def test_flow_of_frames_that_have_changed_is_not_kept(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    frame = test_split / "test/final/cave/frame_0001.png"
+    write_frame(frame, np.zeros((3, HEIGHT, WIDTH), np.float32))
+    again = Counting()
+    with pytest.raises(ValueError, match="other settings, weights or frames"):
+        submission.write_submission(test_split, tmp_path / "out", again)
+    assert again.sequences == []
+
+
+def test_a_call_that_was_killed_while_it_wrote_can_be_repeated(test_split, tmp_path):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    whole = tmp_path / "out/final/cave/frame0002.flo"
+    left = name_partial(whole).name.replace(f"-{os.getpid()}-", f"-{2**30}-")  # of no process
+    whole.rename(whole.with_name(left))
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    assert files(tmp_path / "out") == EXPECTED
 
 
 def damage_missing(folder):
