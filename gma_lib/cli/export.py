@@ -58,9 +58,8 @@ def main(
     """Write the network as ONNX for one frame size."""
     check_sides(size["height"], size["width"])
     refuse_used_folder(output)
-    path = Path(checkpoint).expanduser()
     spec = ModelSpec(
-        path.absolute() if path.is_file() else checkpoint,
+        checkpoint,
         **size,
         num_updates=updates,
         lookup=lookup,

@@ -24,10 +24,21 @@ from gma_lib.runs.records import Record, load_record
 Command = TypeVar("Command", bound=Callable[..., Any])
 NOISE = " (seeded weights: this flow is noise)"
 PATH = click.Path(path_type=Path)
+
+
+def locate_weights(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
+    """Let a file's name start where one works, as the shell completes it; the package's own
+    relative paths start at the project.
+    """
+    path = Path(given or "").expanduser()
+    return str(path.absolute()) if path.is_file() else given
+
+
 CHECKPOINT = click.option(
     "--checkpoint",
     default="gma-procedural",
     show_default=True,
+    callback=locate_weights,
     help="Bundled weights, or a .pth or .safetensors file.",
 )
 FLOW_FORMAT = click.option(
