@@ -123,7 +123,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         raise MissingFile(path, "no such file", expected, "Check the name")
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
         content = read_whole(path, largest=MOST_BYTES)
-        state = _complete_state(_unwrap(_decode(content, path.suffix.lower())))
+        state = _complete_state(_unwrap(decode_tensors(content, path.suffix.lower())))
     digest = hashlib.sha256(content).hexdigest()
     if path == named:
         require_bundled(path, digest)
@@ -155,8 +155,10 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
     return model, loaded
 
 
-def _decode(content: bytes, suffix: str) -> object:
-    """What a file holds; ValueError where PyTorch would advise to run what it says."""
+def decode_tensors(content: bytes, suffix: str) -> object:
+    """Decode what PyTorch or safetensors saved; ValueError where it is damaged, or PyTorch would
+    advise to run what it says.
+    """
     if suffix == ".safetensors" or content[8:9] == b"{":  # whatever its name
         return safetensors.torch.load(content)
     file = io.BytesIO(content)

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gma_lib import network, runs
 from gma_lib.flow import pool_scores
+from gma_lib.network.checkpoints import MOST_BYTES, decode_tensors
 from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
@@ -30,6 +31,9 @@ from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 logger = logging.getLogger(__name__)
+NEW_RUN = (
+    "Restore it, or start in a new folder (--weights averaged.safetensors keeps what is learnt)"
+)
 
 
 class TrainingDivergedError(RuntimeError):
@@ -192,9 +196,9 @@ class Trainer:
         rng = np.random.default_rng([self.config.seed, self.step, 1])
         return int(rng.integers(phase.lead_updates + 1)) if self.step % 2 else 0
 
-    def save(self, path: Path) -> None:
-        """Write everything that a resumed run needs, whole or not at all."""
-        state = {
+    def _collect_state(self) -> runs.Record:
+        """Everything that a resumed run needs."""
+        return {
             "config": dataclasses.asdict(self.config),
             "step": self.step,
             "seconds": self.seconds,
@@ -202,34 +206,40 @@ class Trainer:
             "averaged": self.averaged.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
+
+    def save(self, path: Path) -> None:
+        """Write everything that a resumed run needs, whole or not at all."""
         try:
             with runs.write_atomically(path) as file:
-                torch.save(state, file)
+                torch.save(self._collect_state(), file)
         except RuntimeError as error:  # how torch.save reports a full disk
             raise OSError(
                 f"{path}: cannot write the checkpoint; is the disk full? The last one is unchanged"
             ) from error
 
     def resume(self, path: Path) -> None:
-        """Continue from a saved state of the same configuration."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"{path}: no checkpoint to resume from; leave out --resume to start a new run"
-            )
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        differing = name_differences(state["config"], dataclasses.asdict(self.config))
-        if differing:
-            raise ValueError(
-                f"{path}: made with a configuration that differs in {', '.join(differing)}; "
-                "restore it, or start a new run"
-            )
-        if "n_averaged" not in state["averaged"]:
-            raise ValueError(f"{path}: made by an earlier version; start a new run with --weights")
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
+        """Continue from a saved state of the same configuration.
+
+        Raises
+        ------
+        BadFile
+            It is missing, damaged, another file, or of another configuration.
+        """
+        expected = "the checkpoint of a training with this configuration"
+        with runs.reading(path, expected, NEW_RUN) as path:
+            state = decode_tensors(runs.read_whole(path, largest=MOST_BYTES), path.suffix)
+            if not isinstance(state, dict) or state.keys() != self._collect_state().keys():
+                raise ValueError("not written by `gma train`")
+            differing = name_differences(state["config"], dataclasses.asdict(self.config))
+            if differing:
+                raise ValueError(f"the configuration differs in {', '.join(differing)}")
+            if "n_averaged" not in state["averaged"]:
+                raise ValueError("made by an earlier version")
+            self.model.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["averaged"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            self.step, self.seconds = state["step"], state["seconds"]
 
 
 def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
@@ -261,6 +271,10 @@ def train(
     checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
     if checkpoint.exists() and not resume:
         raise FileExistsError(f"{checkpoint} exists: resume, or name another folder")
+    if resume and not checkpoint.exists():
+        raise FileNotFoundError(
+            f"{checkpoint}: no checkpoint to resume from; leave out --resume to start a new run"
+        )
     trainer = Trainer(config, weights=weights, device=device)
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
@@ -328,16 +342,26 @@ def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> runs
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Remove entries after the checkpoint's step, or the curve would hold those steps twice."""
+    """Remove entries after the checkpoint's step, or the curve would hold those steps twice.
+
+    Raises
+    ------
+    BadFile
+        A line is damaged, other than the last, which was being written when the run was killed.
+    """
     path.touch()
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
-            break
-        if entry["step"] <= step:
-            kept.append(line)
+    with runs.reading(path, "a line for each step and validation", NEW_RUN):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                is_kept = json.loads(line)["step"] <= step
+            except (ValueError, LookupError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise ValueError(f"line {number} is damaged") from error
+            if is_kept:
+                kept.append(line)
     runs.write_text(path, "".join(f"{line}\n" for line in kept))
 
 

@@ -1,6 +1,7 @@
 """Training: steps, and runs that survive."""
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.training import trainer
 from gma_lib.training.trainer import (
     KernelMuon,
@@ -239,6 +240,36 @@ def test_a_checkpoint_of_another_way_of_averaging_is_refused(config, tmp_path):
         run.resume(tmp_path / "checkpoint.pt")
 
 
+def _flip_bit_of_a_weight(content: bytes) -> bytes:
+    place = content.index(b"/data/9") + 1000  # in the middle of some kernel
+    return content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :]
+
+
+def _pack(value: object) -> bytes:
+    torch.save(value, file := io.BytesIO())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _flip_bit_of_a_weight,
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"step: 1\n",
+        lambda content: _pack({"weights": torch.ones(2)}),
+        lambda content: _pack([torch.ones(2)]),
+    ],
+    ids=["one-bit", "half", "empty", "text", "weights", "list"],
+)
+def test_a_damaged_checkpoint_is_not_resumed(spoil, config, tmp_path):
+    run, path = Trainer(config), tmp_path / "checkpoint.pt"
+    run.save(path)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(BadFile, match=r"checkpoint\.pt"):
+        run.resume(path)
+
+
 def test_resuming_needs_a_checkpoint(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="leave out --resume"):
         train(config, tmp_path, resume=True)
@@ -259,3 +290,14 @@ def test_the_log_forgets_what_came_after_the_checkpoint(tmp_path):
     )
     cut_log(path, 2)
     assert [entry["step"] for entry in read_log(path)[0]] == [1, 2]
+
+
+@pytest.mark.parametrize("damaged", ["[2]", "{}", '{"step": nu', "\x00"])
+def test_a_log_is_cut_at_a_damaged_line_only_where_the_run_was_killed(damaged, tmp_path):
+    path, lines = tmp_path / "log.jsonl", ['{"step": 1, "loss": 1.0}', damaged]
+    path.write_text("\n".join(lines))
+    cut_log(path, 3)
+    assert [entry["step"] for entry in read_log(path)[0]] == [1]
+    path.write_text("\n".join([*lines, '{"step": 3, "loss": 1.0}\n']))
+    with pytest.raises(BadFile, match="line 2"):
+        cut_log(path, 3)
