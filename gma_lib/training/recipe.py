@@ -17,6 +17,7 @@ from gma_lib import network, runs
 from gma_lib.network.checkpoints import SEED
 from gma_lib.runs.files import locate_path
 from gma_lib.runs.machine import ask_git, find_commit, find_versions
+from gma_lib.runs.processes import lock_path
 from gma_lib.training.config import (
     Base,
     Part,
@@ -44,8 +45,16 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     ------
     ValueError, OSError
         Before any work: the folder holds a run of another recipe, a part that would run has a seed
-        of the held-out scenes, a base is missing or another file, or the disk is too full.
+        of the held-out scenes, a base is missing or another file, the disk is too full, or another
+        process works in the folder.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_path(folder / ".recipe.lock", wait=False):
+        return _make_parts(recipe, folder, device)
+
+
+def _make_parts(recipe: Recipe, folder: Path, device: str) -> Path:
+    """Make the parts that are not made yet, and the result."""
     parts = recipe.needed
     records = _read_records(folder / RECORDS, recipe)
     _require_feasible(parts, folder)

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from gma_lib import network, runs
 from gma_lib.flow import pool_scores
 from gma_lib.network.checkpoints import MOST_BYTES, decode_tensors
+from gma_lib.runs.processes import lock_path
 from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
@@ -31,6 +32,7 @@ from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 logger = logging.getLogger(__name__)
+RESULTS = ("checkpoint.pt", "log.jsonl", "averaged.safetensors", "best.safetensors")
 NEW_RUN = (
     "Restore it, or start in a new folder (--weights averaged.safetensors keeps what is learnt)"
 )
@@ -187,8 +189,9 @@ class Trainer:
     def _require_finite(self, what: str, value: Tensor, phase: Phase) -> None:
         if not torch.isfinite(value):
             raise TrainingDivergedError(
-                f"step {self.step} ({phase.name}): the {what} is {value.item()}. The last "
-                "checkpoint is unchanged: resume from it with a lower learning_rate."
+                f"step {self.step} ({phase.name}): the {what} is {value.item()}. Start in a new "
+                "folder with a lower learning_rate; --weights averaged.safetensors keeps what was "
+                "learnt up to the last checkpoint."
             )
 
     def _draw_lead(self, phase: Phase) -> int:
@@ -266,19 +269,47 @@ def train(
     weights), ``best.safetensors`` (those of the validation with the lowest EPE, both families
     weighted equally), ``log.jsonl`` (a line per step and per validation) and ``curves.png`` (its
     figure, updated after every validation).
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError
+        ``folder`` holds results of another run; there is no checkpoint to ``resume``.
+    ValueError
+        Another process trains in ``folder``, or its checkpoint or log cannot be resumed.
+    TrainingDivergedError
+        The loss is no longer a number.
     """
     folder = Path(folder)
-    checkpoint, log = folder / "checkpoint.pt", folder / "log.jsonl"
-    if checkpoint.exists() and not resume:
-        raise FileExistsError(f"{checkpoint} exists: resume, or name another folder")
+    checkpoint = folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
         raise FileNotFoundError(
             f"{checkpoint}: no checkpoint to resume from; leave out --resume to start a new run"
         )
-    trainer = Trainer(config, weights=weights, device=device)
     folder.mkdir(parents=True, exist_ok=True)
-    if resume:
-        trainer.resume(checkpoint)
+    with lock_path(folder / ".lock", wait=False):
+        if not resume:
+            _require_new(folder)
+        trainer = Trainer(config, weights=weights, device=device)
+        if resume:
+            trainer.resume(checkpoint)
+        else:  # first of all files, so that none of a killed run is taken for another's
+            trainer.save(checkpoint)
+        _train_on(trainer, folder)
+    return trainer
+
+
+def _require_new(folder: Path) -> None:
+    """Raise where a run has left results, even if somebody removed its checkpoint."""
+    checkpoint, *others = (folder / name for name in RESULTS)
+    if checkpoint.exists():
+        raise FileExistsError(f"{checkpoint} exists: resume, or name another folder")
+    for path in filter(Path.exists, others):
+        raise FileExistsError(f"{path} exists, without its checkpoint: name another folder")
+
+
+def _train_on(trainer: Trainer, folder: Path) -> None:
+    """Train from where a trainer stands to the end, and write what ``train`` says."""
+    config, log = trainer.config, folder / "log.jsonl"
     cut_log(log, trainer.step)
     families = render_held_out(config, trainer.source) if config.validation_pairs else {}
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
@@ -297,9 +328,8 @@ def train(
                     plot_log(log).savefig(figure, dpi=150)
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 network.save_checkpoint(folder / "averaged.safetensors", averaged.state_dict())
-                trainer.save(checkpoint)
+                trainer.save(folder / "checkpoint.pt")
                 saved = time.monotonic()
-    return trainer
 
 
 def _run_steps(trainer: Trainer) -> Iterator[runs.Record]:

@@ -20,6 +20,7 @@ from gma_lib.network.checkpoints import (
     save_checkpoint,
 )
 from gma_lib.runs.files import PROJECT, BadFile, hash_file
+from gma_lib.runs.processes import lock_path
 from gma_lib.training import model_card as card
 from gma_lib.training.config import load_recipe
 from gma_lib.training.recipe import run_recipe
@@ -150,6 +151,14 @@ def test_a_record_that_was_changed_is_not_believed(content, tmp_path):
     record.write_text(record.read_text().replace('"what": "x"', '"what": "y"'))
     with pytest.raises(ValueError, match="was changed since"):
         run_recipe(recipe, tmp_path / "out")
+
+
+def test_one_process_makes_a_recipe_in_a_folder(content, tmp_path):
+    content["parts"] = [content["parts"][0], {"name": "c", "what": "x", "mean": {"a": 1.0}}]
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    with lock_path(tmp_path / ".recipe.lock"), pytest.raises(ValueError, match="another process"):
+        run_recipe(recipe, tmp_path)
+    assert not (tmp_path / "recipe.json").exists()
 
 
 @pytest.mark.parametrize(

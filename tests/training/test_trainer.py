@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 
+from gma_lib.network.checkpoints import make_seeded_weights
 from gma_lib.runs.files import PROJECT, BadFile
+from gma_lib.runs.processes import lock_path
 from gma_lib.training import trainer
 from gma_lib.training.trainer import (
     KernelMuon,
@@ -238,6 +240,42 @@ def test_a_checkpoint_of_another_way_of_averaging_is_refused(config, tmp_path):
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="--weights"):
         run.resume(tmp_path / "checkpoint.pt")
+
+
+def test_what_died_before_its_first_step_is_resumed_and_not_mixed_with_another_run(
+    config, tmp_path, monkeypatch, small_validation
+):
+    rare = dataclasses.replace(config, checkpoint_minutes=1e6, validate_every=1)
+    monkeypatch.setattr(Trainer, "advance", _fail)
+    with pytest.raises(InterruptedError):
+        train(rare, tmp_path, weights="seeded")
+    with pytest.raises(FileExistsError, match="resume, or name another folder"):
+        train(rare, tmp_path)
+    resumed = Trainer(rare)
+    resumed.resume(tmp_path / "checkpoint.pt")
+    gamma = "update_block.aggregator.gamma"
+    assert torch.equal(resumed.model.state_dict()[gamma], make_seeded_weights()[gamma])
+
+
+def _fail(_):
+    raise InterruptedError
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "averaged.safetensors", "best.safetensors"])
+def test_no_run_starts_among_results_of_another(name, config, tmp_path):
+    (tmp_path / name).write_bytes(b"of another run")
+    with pytest.raises(FileExistsError, match=name):
+        train(config, tmp_path)
+    assert (tmp_path / name).read_bytes() == b"of another run"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_trains_in_a_folder(resume, config, tmp_path):
+    if resume:
+        Trainer(config).save(tmp_path / "checkpoint.pt")
+    with lock_path(tmp_path / ".lock"), pytest.raises(ValueError, match="another process"):
+        train(config, tmp_path, resume=resume)
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def _flip_bit_of_a_weight(content: bytes) -> bytes:
