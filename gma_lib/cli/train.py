@@ -102,4 +102,5 @@ def card(score: bool, sintel: Path | None, run: Path | None) -> None:
     """Write the card of the bundled weights from its numbers."""
     if sintel and not score:
         raise click.UsageError("--sintel belongs to --score")
-    click.echo(write_card(score=score, sintel=sintel, run=run)["note"])
+    frames = sintel and sintel.absolute()  # else it would start at the project
+    click.echo(write_card(score=score, sintel=frames, run=run)["note"])

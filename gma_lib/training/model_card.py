@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from gma_lib import network, runs
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
+from gma_lib.data.sintel import build_index
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
@@ -190,9 +191,10 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
     file = network.WEIGHTS_FOLDER / f"{NAME}.safetensors"  # by name, it would have to fit its card
     weights = network.load_checkpoint(file)
     config = load_config(runs.RESOURCES / "params" / "train.yaml")
-    # with other weights, code or frames it starts anew
+    # with anything else that decides scores it starts anew
     code = [digest_module(name) for name in runs.list_loaded_modules()]
-    key = runs.hash_value([weights.sha256, code, sintel and sintel.resolve()])
+    frames = sintel and build_index(sintel, description="", track=runs.track)["pairs"]
+    key = runs.hash_value([weights.sha256, asdict(config), code, runs.find_versions(), frames])
     kept = runs.PROJECT / "outputs" / "card" / key[:16]
     families = score_held_out(config, str(file), kept=kept)
     is_known = weights.sha256 == card["sha256"] and "scores" in card

@@ -1,5 +1,6 @@
 """The card says what the numbers say, and its numbers are those of the file beside it."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -9,19 +10,20 @@ import torch
 import yaml
 from click.testing import CliRunner
 
-from gma_lib.cli import main
+from gma_lib.cli import main, train
 from gma_lib.data.sintel import LoadedPair, find_pairs
 from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
+from gma_lib.runs.files import PROJECT
 from gma_lib.training import model_card as card
 from gma_lib.training.config import load_recipe
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
 from gma_lib.training.pairs import PairSource, render_held_out
 
 pytestmark = pytest.mark.slow
-
+CONFIG = PROJECT / "params" / "train.yaml"
 NUMBERS = json.loads((WEIGHTS_FOLDER / "gma-procedural.json").read_text(encoding="utf-8"))
 
 
@@ -163,6 +165,40 @@ def test_sintel_is_scored_pass_by_pass_over_all_pixels(tiny_sintel, monkeypatch)
         pairs = find_pairs(tiny_sintel, pass_name=pass_name)
         pixels = sum(pair.load_flow()[0].size for pair in pairs if pair.flow is not None)
         assert methods["1"]["all"]["pixels"] == methods["dis"]["all"]["pixels"] == pixels
+
+
+def test_scores_of_other_frames_scenes_or_versions_are_not_continued(tiny_sintel, monkeypatch):
+    class Known(Exception):
+        """Where the scores are kept is known."""
+
+    def find_kept():
+        with pytest.raises(Known) as known:
+            card.update_scores(NUMBERS, sintel=tiny_sintel)
+        return known.value.args[0]
+
+    def score(*_, kept):
+        raise Known(kept)
+
+    monkeypatch.setattr(card, "score_held_out", score)
+    places = [find_kept()]
+    assert find_kept() == places[0]
+    frame = tiny_sintel / "training" / "final" / "cave" / "frame_0002.png"
+    frame.write_bytes((frame.parent / "frame_0003.png").read_bytes())
+    places.append(find_kept())
+    other = dataclasses.replace(card.load_config(CONFIG), validation_pairs=3)
+    monkeypatch.setattr(card, "load_config", lambda _: other)
+    places.append(find_kept())
+    monkeypatch.setattr(card.runs, "find_versions", lambda: {"torch": "0"})
+    places.append(find_kept())
+    assert len(set(places)) == 4
+
+
+def test_frames_for_the_card_are_those_of_the_current_folder(tiny_sintel, monkeypatch):
+    given = []
+    monkeypatch.setattr(train, "write_card", lambda **named: given.append(named) or {"note": ""})
+    monkeypatch.chdir(tiny_sintel.parent)
+    CliRunner().invoke(main, ["card", "--score", "--sintel", tiny_sintel.name])
+    assert given[0]["sintel"] == tiny_sintel
 
 
 def test_flow_has_the_size_of_the_frames():
