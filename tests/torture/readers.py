@@ -468,7 +468,7 @@ READING = {
     "flow/images": "check_pixels read_header decode_image _require_one_picture _check_content"
     " read_photo read_mask decode_values",
     "data/guide_tensors": "read_tensor",
-    "network/checkpoints": "load_checkpoint _decode _unwrap _complete_state _check_entry",
+    "network/checkpoints": "load_checkpoint decode_tensors _unwrap _complete_state _check_entry",
     "runs/files": "reading read_whole",
     "runs/records": "read_json load_record read_yaml parse_yaml",
     "infer/inference": "_read_ledger read_hashes",
