@@ -48,6 +48,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
         of the held-out scenes, a base is missing or another file, the disk is too full, or another
         process works in the folder.
     """
+    _require_feasible(recipe.needed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".recipe.lock", wait=False):
         return _make_parts(recipe, folder, device)
@@ -55,9 +56,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
 
 def _make_parts(recipe: Recipe, folder: Path, device: str) -> Path:
     """Make the parts that are not made yet, and the result."""
-    parts = recipe.needed
-    records = _read_records(folder / RECORDS, recipe)
-    _require_feasible(parts, folder)
+    parts, records = recipe.needed, _read_records(folder / RECORDS, recipe)
     for number, part in enumerate(parts, 1):
         logger.info(f"{part.name} ({number} of {len(parts)}): {part.what}")
         if part.name not in records:
