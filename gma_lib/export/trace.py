@@ -7,6 +7,7 @@ its ``atc`` command line works unchanged.
 import copy
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from gma_lib.network import GMA, OPSETS, STRIDE, Checkpoint, check_sides
 from gma_lib.runs.files import write_atomically
 
 DEFAULT_OPSET = 13
+
+_in_turn = threading.Lock()  # PyTorch's exporter, and filters of warnings, are one for all threads
 
 
 class _Part(nn.Module):
@@ -119,7 +122,7 @@ def _trace(
     opset: int,
 ) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with _in_turn, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The tracer warns of every Python number, which is what makes the graph constant; torch, of
         # its older exporter, which is the one that writes opsets below 18.
         warnings.simplefilter("ignore")

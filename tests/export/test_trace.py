@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from gma_lib import export
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
+from gma_lib.export import trace
 from gma_lib.export.trace import set_batch_size
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
@@ -133,3 +138,20 @@ print(measure_peak_rss())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[-1]) < 3e9
+
+
+def test_threads_export_one_after_the_other(monkeypatch):
+    """PyTorch's exporter fails where two do."""
+    meeting, met = threading.Barrier(2), []
+
+    def meet(*args, **kwargs):
+        with suppress(threading.BrokenBarrierError):  # the other one waits for its turn
+            met.append(meeting.wait(0.3))
+
+    monkeypatch.setattr(torch.onnx, "export", meet)
+    monkeypatch.setattr(trace.onnx, "load", lambda file: None)
+    with ThreadPoolExecutor(2) as threads:
+        given = torch.nn.Identity(), (), [], []
+        work = [threads.submit(trace._trace, *given, opset=13) for _ in range(2)]
+        assert [one.result() for one in work] == [None, None]
+    assert met == []
