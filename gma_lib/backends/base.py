@@ -247,8 +247,10 @@ def check_frames(
     ``wanted`` is the shape that the model takes; a batch may be several of them.
     """
     for label, image in (("image1", image1), ("image2", image2)):
-        if image.ndim != 4 or image.shape[1] != 3 or image.dtype != np.float32:
-            raise ValueError(f"{label} is float32 (N, 3, H, W), not {image.dtype} {image.shape}")
+        if image.ndim != 4 or image.shape[1] != 3 or not len(image) or image.dtype != np.float32:
+            raise ValueError(
+                f"{label} is float32 (N, 3, H, W), N at least 1, not {image.dtype} {image.shape}"
+            )
         if wanted is not None and (image.shape[1:] != wanted[1:] or len(image) % wanted[0]):
             raise ValueError(f"{label} has shape {image.shape}; this model was made for {wanted}")
     if image1.shape != image2.shape:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs the exported file as it is, with any provider that the installation has."""
+"""ONNX Runtime: runs the exported file as it is, on the CPU, with CUDA or with CANN."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,7 @@ import onnxruntime
 from gma_lib.backends.base import FileBackend, open_compiled
 from gma_lib.runs import PRECISION_NAMES, count_cores, identify_processor, refuse_precision
 
-CPU, CANN = "CPUExecutionProvider", "CANNExecutionProvider"
-# What CANN is told for each precision; left alone, it computes in float16.
+CPU, CUDA, CANN = "CPUExecutionProvider", "CUDAExecutionProvider", "CANNExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class OnnxRuntimeOptions:
     precision
         float32, as the file is; float16 too with CANN, which rounds the model when it is loaded.
     provider
-        ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``CANNExecutionProvider``, ...; never
-        replaced by another one.
+        ``CPUExecutionProvider``, ``CUDAExecutionProvider`` or ``CANNExecutionProvider``, whose
+        precision is known how to set; never replaced by another one.
     threads
         None takes every core.
     cache
@@ -44,6 +43,11 @@ class OnnxRuntimeOptions:
             tuple(PRECISION_NAMES["cann"]) if self.provider == CANN else ("float32",),
             "the exported file is float32",
         )
+        if self.provider not in (CPU, CUDA, CANN):
+            raise ValueError(
+                f"provider is {CPU}, {CUDA} or {CANN}, not {self.provider}: which precision "
+                "others compute in is not known"
+            )
         available = onnxruntime.get_available_providers()
         if self.provider not in available:
             raise ValueError(
@@ -73,10 +77,12 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
             raise RuntimeError(
                 f"{provider} was asked for, and {session.get_providers()[0]} would run"
             )
-        asked = self._provider_options().get("precision_mode")
-        told = session.get_provider_options().get(provider, {}).get("precision_mode", asked)
-        if told != asked:
-            raise RuntimeError(f"{provider} was told {asked}, and computes in {told}")
+        told = session.get_provider_options().get(provider, {})
+        for name, asked in self._provider_options().items():
+            if told.get(name, asked) != asked:
+                raise RuntimeError(
+                    f"{provider} was told {name}={asked}, and computes with {told[name]}"
+                )
         return session
 
     def _open(self, path: Path, **changes: object) -> onnxruntime.InferenceSession:
@@ -93,6 +99,11 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
         )
 
     def _provider_options(self) -> dict[str, str | None]:
+        """What the provider is told of the precision: left alone, CANN computes in float16 and CUDA
+        in TF32.
+        """
+        if self.options.provider == CUDA:
+            return {"use_tf32": "0"}
         if self.options.provider != CANN:
             return {}
         return {"precision_mode": PRECISION_NAMES["cann"][self.options.precision]}

@@ -54,13 +54,10 @@ class TorchBackend(SplitBackend):
         self.options = options or TorchOptions()
         self.options.require()
         torch.set_num_threads(self.options.threads or count_cores())
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        refuse_less_than_float32()
         model, self.at_once = load_network(path, lookup=self.options.lookup)
         self._model: Any = to_deploy_form(model).to(self.options.device)
-        self.device = (
-            torch.cuda.get_device_name() if self.options.device.startswith("cuda") else "CPU"
-        )
+        self.device = name_device(self.options.device)
         self.precision = self.options.precision
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
@@ -78,6 +75,18 @@ class TorchBackend(SplitBackend):
 
     def close(self) -> None:
         self._model = None
+
+
+def refuse_less_than_float32() -> None:
+    """Have this process compute products of float32 in float32, whatever it was told before."""
+    torch.set_float32_matmul_precision("highest")  # oneDNN's too, which "medium" has in bfloat16
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def name_device(device: str) -> str:
+    """Return what computes: a GPU's own name, else the kind of device, as CPU or MPS."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device.upper()
 
 
 def load_network(path: Path, *, lookup: str) -> tuple[GMA, int | None]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
+from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.export.trace import DEFAULT_OPSET, export_whole
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import GMA, Checkpoint
@@ -14,6 +15,7 @@ from gma_lib.network import GMA, Checkpoint
 
 def compute_reference(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
     """Compute the flow that everything is compared with: PyTorch's, in float32."""
+    refuse_less_than_float32()
     with torch.inference_mode():
         flow: np.ndarray = model(torch.from_numpy(image1), torch.from_numpy(image2)).numpy()
     return flow

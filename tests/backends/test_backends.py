@@ -11,6 +11,7 @@ import pytest
 from gma_lib import backends, export
 from gma_lib.backends import BACKENDS, FakeBackend, load_backend
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
+from gma_lib.backends.torch import name_device
 from gma_lib.convert import convert
 from gma_lib.data.padding import Padding
 from gma_lib.doctor.checks import has_bf16
@@ -230,10 +231,13 @@ def test_what_is_no_frame_is_refused(name, models, small_frames):
             image2[:, :, :120],
             image2.astype(np.float64),
             image2[:, :1],
+            image2[:0],
             image2[0],
         ):
             with pytest.raises(ValueError, match=r"image2 is float32|has shape|differ in shape"):
                 backend.predict(image1, wrong)
+        with pytest.raises(ValueError, match=r"\(0, 3, 128, 160\)"):
+            backend.predict(image1[:0], image2[:0])
 
 
 @pytest.mark.parametrize(
@@ -259,6 +263,28 @@ def test_a_device_that_is_not_there(models):
     else:
         with pytest.raises(ValueError, match="finds no CUDA device"):
             load_backend("torch", models, precision="float32", device="cuda")
+
+
+def test_the_device_that_computes_is_named(models, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", {"cuda": "first", "cuda:1": "second"}.get)
+    assert [name_device(name) for name in ("cuda", "cuda:1", "cpu")] == ["first", "second", "CPU"]
+    with load_backend("torch", models, precision="float32", device="meta") as backend:
+        assert backend.device == "META"  # PyTorch's device without numbers, as one that is no GPU
+
+
+def test_float32_whatever_the_process_was_told(models, small_frames):
+    """oneDNN would compute products in bfloat16, and only an AMX or AVX512 processor show it."""
+    import torch
+
+    computations = (
+        lambda: load_backend("torch", models, precision="float32"),
+        lambda: export.compute_reference(torch.add, *small_frames),
+    )
+    for compute in computations:
+        torch.set_float32_matmul_precision("medium")
+        compute()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_an_unknown_backend_lists_the_known(models):

@@ -1,12 +1,12 @@
-"""ONNX Runtime's CANN provider, as far as it can be tested without one: what the runtime is told,
-and what is refused.
+"""ONNX Runtime's CANN and CUDA providers, as far as they can be tested without one: what the
+runtime is told, and what is refused.
 """
 
 from types import SimpleNamespace
 
 import pytest
 
-from gma_lib.backends.onnxruntime import CANN, CPU, OnnxRuntimeBackend, OnnxRuntimeOptions
+from gma_lib.backends.onnxruntime import CANN, CPU, CUDA, OnnxRuntimeBackend, OnnxRuntimeOptions
 
 
 class Settings:
@@ -35,7 +35,7 @@ def runtime(*, available=(CANN, CPU), runs=(CANN, CPU), computes=None, refuses=N
 
         def get_provider_options(self):
             return {
-                provider: dict(options) if computes is None else {"precision_mode": computes}
+                provider: dict(options) if computes is None else dict.fromkeys(options, computes)
                 for provider, options in self.told
             }
 
@@ -54,13 +54,28 @@ def runtime(*, available=(CANN, CPU), runs=(CANN, CPU), computes=None, refuses=N
 def load(tmp_path, monkeypatch):
     (tmp_path / "gma.onnx").write_bytes(b"a model")
 
-    def load(fake, precision="float32"):
+    def load(fake, precision="float32", provider=CANN):
         monkeypatch.setattr("gma_lib.backends.onnxruntime.onnxruntime", fake)
         return OnnxRuntimeBackend(
-            tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=CANN)
+            tmp_path / "gma.onnx", OnnxRuntimeOptions(precision=precision, provider=provider)
         )
 
     return load
+
+
+def test_float32_with_cuda_is_not_tf32(load):
+    """The provider's default is TF32."""
+    fake = runtime(available=(CUDA, CPU), runs=(CUDA,))
+    assert load(fake, provider=CUDA).precision == "float32"
+    assert fake.sessions[0].told == [(CUDA, {"use_tf32": "0"})]
+    with pytest.raises(RuntimeError, match=r"use_tf32=0.* 1$"):
+        load(runtime(available=(CUDA, CPU), runs=(CUDA,), computes="1"), provider=CUDA)
+
+
+def test_a_provider_whose_precision_is_not_known(load):
+    other = "TensorrtExecutionProvider"
+    with pytest.raises(ValueError, match=f"{CPU}, {CUDA} or {CANN}, not {other}"):
+        load(runtime(available=(other, CPU), runs=(other,)), provider=other)
 
 
 @pytest.mark.parametrize(
