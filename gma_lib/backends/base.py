@@ -308,6 +308,8 @@ class BackendKind:
     lookup
         The form of the correlation lookup that suits it, a key of
         ``gma_lib.network.model.LOOKUPS``.
+    any_lookup
+        Whether it runs the other forms, too.
     computes_on
         Whose peak its speed is compared with: ``cpu``, or ``cuda`` for an NVIDIA GPU.
     devices
@@ -318,6 +320,7 @@ class BackendKind:
     model_file: str
     package: str
     lookup: str = "matmul"
+    any_lookup: bool = True
     computes_on: str = "cpu"
     devices: Callable[..., Devices | None] = lambda **options: None
 
@@ -345,6 +348,8 @@ BACKENDS = {
         lambda: (backends.CudaBackend, backends.CudaOptions),
         "gma.safetensors",
         "torch",
+        lookup="grid_sample",
+        any_lookup=False,
         computes_on="cuda",
         devices=lambda **options: backends.GPUS,
     ),
@@ -352,10 +357,11 @@ BACKENDS = {
     "eager_cuda": BackendKind(
         lambda: (
             backends.TorchBackend,
-            partial(backends.TorchOptions, device="cuda", lookup="grid_sample"),
+            partial(backends.TorchOptions, device="cuda"),
         ),
         "gma.safetensors",
         "torch",
+        lookup="grid_sample",
         computes_on="cuda",
         devices=lambda **options: backends.GPUS,
     ),

@@ -18,7 +18,15 @@ from torch.nn import functional as F
 
 from gma_lib.backends.base import Encoded, SplitBackend, check_frames
 from gma_lib.backends.torch import load_network
-from gma_lib.network import GMA, Attention, Encoder, ResidualBlock, to_deploy_form
+from gma_lib.network import (
+    DEPLOY_STEPS,
+    GMA,
+    Attention,
+    BareAggregate,
+    Encoder,
+    ResidualBlock,
+    to_deploy_form,
+)
 from gma_lib.runs import DoesNotFit, refuse_precision
 from gma_lib.runs.devices import Devices
 
@@ -154,21 +162,25 @@ def replace_instance_norm(encoder: Encoder) -> None:
 
 
 @torch.no_grad()
-def rearrange_for_gpu(model: GMA, precision: str) -> GMA:
+def rearrange_for_gpu(
+    model: GMA, precision: str, steps: tuple[str, ...] = tuple(DEPLOY_STEPS)
+) -> GMA:
     """A copy of the network that computes the same flow in the form that suits a GPU.
 
-    Lean (``gma_lib.network.deploy``), batch norms folded, channels last throughout. In half
-    precision the convolutions keep their weights in it, so that autocast has nothing to convert,
-    and content attention is recomputed instead of stored.
+    Lean (the ``steps`` of ``gma_lib.network.deploy``), batch norms folded, channels last
+    throughout. In half precision the convolutions keep their weights in it, so that autocast has
+    nothing to convert, and content attention is recomputed instead of stored, unless aggregation is
+    as published.
     """
-    network = to_deploy_form(model)
+    network = to_deploy_form(model, steps)
     fold_batch_norm(network.cnet)
     replace_instance_norm(network.fnet)
     if precision != "float32":
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(getattr(torch, precision))
-        if network.config.attention == "content":
+        bare = isinstance(network.update_block.aggregator, BareAggregate)
+        if bare and network.config.attention == "content":
             network.add_module("att", QueriesAndKeys(network.att))
             network.update_block.add_module("aggregator", RecomputedAggregate())
     # PyTorch declares no such overload
@@ -232,8 +244,14 @@ class CudaBackend(SplitBackend):
         self.precision = self.options.precision
         self._device = torch.device(self.options.device)
         self.device = torch.cuda.get_device_name(self._device)
-        model, self.at_once = load_network(path, lookup="grid_sample")
-        self._network: Any = rearrange_for_gpu(model, self.precision).to(self._device)
+        model, steps, self.at_once = load_network(path)
+        if model.config.lookup != "grid_sample":
+            # others read constants that may be gone when a recorded graph is replayed
+            raise ValueError(
+                f"{path} holds a network with lookup {model.config.lookup}; backend cuda runs "
+                "grid_sample only: export it so, or use backend eager_cuda"
+            )
+        self._network: Any = rearrange_for_gpu(model, self.precision, steps).to(self._device)
         self._recorded: dict[tuple[object, ...], Recorded] = {}
         self._copies = torch.cuda.Stream(self._device)
 

@@ -1,5 +1,6 @@
 """PyTorch itself, on the CPU or on CUDA: no conversion, the reference of all others."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from gma_lib.backends.base import Encoded, SplitBackend, compute_in_parts
-from gma_lib.network import GMA, GMAConfig, load_model, to_deploy_form
+from gma_lib.network import DEPLOY_STEPS, GMA, GMAConfig, load_model, to_deploy_form
 from gma_lib.runs import count_cores, refuse_precision
 
 
@@ -24,15 +25,12 @@ class TorchOptions:
         in float32.
     device
         ``cpu``, ``cuda``, ``cuda:1``, ...
-    lookup
-        A key of ``gma_lib.network.model.LOOKUPS``.
     threads
         None takes every core; the setting is PyTorch's, for the whole process.
     """
 
     precision: str = "float32"
     device: str = "cpu"
-    lookup: str = "matmul"
     threads: int | None = None
 
     def require(self) -> None:
@@ -48,15 +46,15 @@ class TorchOptions:
 
 
 class TorchBackend(SplitBackend):
-    """Runs ``gma.safetensors``, whose metadata hold the configuration."""
+    """Runs ``gma.safetensors`` in the form that its metadata name: the exported one."""
 
     def __init__(self, path: Path, options: TorchOptions | None = None):
         self.options = options or TorchOptions()
         self.options.require()
         torch.set_num_threads(self.options.threads or count_cores())
         refuse_less_than_float32()
-        model, self.at_once = load_network(path, lookup=self.options.lookup)
-        self._model: Any = to_deploy_form(model).to(self.options.device)
+        model, steps, self.at_once = load_network(path)
+        self._model: Any = to_deploy_form(model, steps).to(self.options.device)
         self.device = name_device(self.options.device)
         self.precision = self.options.precision
 
@@ -89,9 +87,9 @@ def name_device(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device.upper()
 
 
-def load_network(path: Path, *, lookup: str) -> tuple[GMA, int | None]:
-    """Load the network that a ``gma.safetensors`` holds; return it, and how many pairs it was made
-    to compute at once.
+def load_network(path: Path) -> tuple[GMA, tuple[str, ...], int | None]:
+    """Load the network that a ``gma.safetensors`` holds; return it, the steps of the deploy form
+    that it was exported with, and how many pairs it was made to compute at once.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
@@ -100,7 +98,8 @@ def load_network(path: Path, *, lookup: str) -> tuple[GMA, int | None]:
     config = GMAConfig(
         num_updates=int(about.get("num_updates", GMAConfig.num_updates)),
         attention=about.get("attention", GMAConfig.attention),
-        lookup=lookup,
+        lookup=about.get("lookup", GMAConfig.lookup),
     )
     model, _ = load_model(path, config)
-    return model, int(about["at_once"]) if about.get("at_once") else None
+    steps = tuple(json.loads(about["steps"])) if "steps" in about else tuple(DEPLOY_STEPS)
+    return model, steps, int(about["at_once"]) if about.get("at_once") else None

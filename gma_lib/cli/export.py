@@ -40,7 +40,7 @@ class Size(TypedDict):
     type=click.Choice(("matmul", "rows", "gather", "grid_sample")),
     help="Form of the correlation lookup; grid_sample needs opset 16.",
 )
-@click.option("--opset", default=13, show_default=True, type=int)
+@click.option("--opset", type=int, help="[default: 13, or the first that has the lookup]")
 @click.option(
     "--split",
     is_flag=True,
@@ -51,7 +51,7 @@ def main(
     checkpoint: str,
     updates: int,
     lookup: str,
-    opset: int,
+    opset: int | None,
     split: bool,
     **size: Unpack[Size],
 ) -> None:

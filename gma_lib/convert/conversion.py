@@ -28,7 +28,7 @@ class ModelSpec:
     batch_size, at_once
         Pairs per call, and pairs that are computed together (None: the whole batch).
     opset
-        ONNX operator set.
+        ONNX operator set; None: what suits the lookup.
     steps
         Steps of the deploy form (``DEPLOY_STEPS``); none exports every layer as published.
     parts
@@ -45,7 +45,7 @@ class ModelSpec:
     lookup: str | None = None
     batch_size: int = 1
     at_once: int | None = 1
-    opset: int = export.DEFAULT_OPSET
+    opset: int | None = None
     steps: tuple[str, ...] = tuple(network.DEPLOY_STEPS)
     parts: bool = False
 
@@ -152,14 +152,16 @@ def convert_to_torch(folder: Path, checkpoint: str, at_once: int) -> Conversion:
     about = {
         "num_updates": exported["num_updates"],
         "attention": exported["attention"],
+        "lookup": exported["lookup"],
+        "steps": exported["steps"],
         "at_once": str(at_once),
         "source_sha256": loaded.sha256,
     }
     return Conversion(
         (network.save_checkpoint(folder / "gma.safetensors", loaded.state, metadata=about),),
         f"gma_lib.network.checkpoints.save_checkpoint('gma.safetensors', {loaded.name!r})",
-        "PyTorch runs the network as written, in its deploy form; the file holds weights and "
-        f"configuration. {describe_parts(at_once)}",
+        f"PyTorch runs the network in the exported form ({exported['lookup']} lookup); the file "
+        f"holds weights and configuration. {describe_parts(at_once)}",
     )
 
 

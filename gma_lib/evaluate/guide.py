@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from gma_lib.ascend import describe_kept, read_manifest
+from gma_lib.backends import find_backend
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.runs import Record, Run
@@ -152,12 +153,7 @@ def _made_with(records: StageRecords) -> dict[str, str]:
         "weights": f"{weights['name']}, SHA-256 {weights['sha256'][:12]}",
         "frames": _frames(records),
         "updates": str(export["num_updates"]),
-        "graph": f"{export['lookup']} lookup, opset {export['opset']}, "
-        + (
-            "nothing computed twice in the updates"
-            if export["save_work"]
-            else "every layer as published"
-        ),
+        "graph": f"{export['lookup']} lookup, {_operators(records)}, {_work(records)}",
         "precision": _precision(records, manifest),
         "tools": _tools(records, manifest),
         "hardware": _hardware(records, manifest),
@@ -166,6 +162,22 @@ def _made_with(records: StageRecords) -> dict[str, str]:
         else "the whole batch",
         "throughput": _throughput(records),
     }
+
+
+def _operators(records: StageRecords) -> str:
+    if find_backend(records.run.backend).model_file != "gma.safetensors":
+        return f"opset {records.export['opset']}"
+    rearranged = records.run.backend == "cuda"
+    return "PyTorch's operators" + (", rearranged for a GPU" if rearranged else "")
+
+
+def _work(records: StageRecords) -> str:
+    export, run = records.export, records.run
+    if not export["save_work"]:
+        return "every layer as published"
+    if run.backend == "cuda" and run.precision != "float32" and export["attention"] == "content":
+        return "only attention computed again in the updates"
+    return "nothing computed twice in the updates"
 
 
 def _frames(records: StageRecords) -> str:

@@ -6,7 +6,6 @@ from .operators import count_operators as count_operators
 from .operators import count_work as count_work
 from .operators import list_wide_activations as list_wide_activations
 from .operators import map_nodes_to_parts as map_nodes_to_parts
-from .trace import DEFAULT_OPSET as DEFAULT_OPSET
 from .trace import export_split as export_split
 from .trace import export_whole as export_whole
 from .trace import read_description as read_description

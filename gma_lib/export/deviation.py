@@ -8,7 +8,7 @@ import torch
 
 from gma_lib.backends.onnxruntime import OnnxRuntimeBackend
 from gma_lib.backends.torch import refuse_less_than_float32
-from gma_lib.export.trace import DEFAULT_OPSET, export_whole
+from gma_lib.export.trace import export_whole
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import GMA, Checkpoint
 
@@ -28,7 +28,7 @@ def measure_deviation(
     image2: np.ndarray,
     checkpoint: Checkpoint,
     *,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
 ) -> Deviation:
     """Export a network for frames (N, 3, H, W), run the graph with ONNX Runtime, and compare its
     flow with ``reference``, from ``compute_reference``.
@@ -48,7 +48,7 @@ def measure_deviation_in_batch(
     batch_size: int,
     checkpoint: Checkpoint,
     *,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
 ) -> Deviation:
     """Compare the graph of ``exported``, at this batch size, with ``model`` in PyTorch on small
     random frames, each pair of the batch a different one.

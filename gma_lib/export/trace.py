@@ -5,6 +5,7 @@ its ``atc`` command line works unchanged.
 """
 
 import copy
+import json
 import logging
 import tempfile
 import threading
@@ -20,10 +21,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 import gma_lib
-from gma_lib.network import GMA, OPSETS, STRIDE, Checkpoint, check_sides
+from gma_lib.network import GMA, OPSETS, STRIDE, Checkpoint, check_sides, choose_opset
 from gma_lib.runs.files import write_atomically
-
-DEFAULT_OPSET = 13
 
 _in_turn = threading.Lock()  # PyTorch's exporter, and filters of warnings, are one for all threads
 
@@ -49,7 +48,7 @@ def export_whole(
     width: int,
     batch_size: int,
     checkpoint: Checkpoint,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
 ) -> Path:
     """Write the network from two frames to flow.
 
@@ -63,7 +62,10 @@ def export_whole(
         Of the file. Tracing always sees one pair, so memory does not grow with it.
     checkpoint
         Recorded in the file, with everything else that made it.
+    opset
+        ONNX operator set; None: what suits the lookup (``gma_lib.network.choose_opset``).
     """
+    opset = choose_opset(model.config.lookup, opset)
     _check_request(model, height, width, opset)
     frame = torch.zeros(1, 3, height, width)
     traced = _trace(model, (frame, frame), ["image1", "image2"], ["out1"], opset=opset)
@@ -78,7 +80,7 @@ def export_split(
     width: int,
     batch_size: int,
     checkpoint: Checkpoint,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
 ) -> list[Path]:
     """Write the network in three parts, ``gma_features.onnx``, ``gma_context.onnx`` and
     ``gma_refine.onnx``.
@@ -86,6 +88,7 @@ def export_split(
     Along a sequence the features of each frame are then computed once, and a pair can start from
     the flow before it.
     """
+    opset = choose_opset(model.config.lookup, opset)
     _check_request(model, height, width, opset)
     frame = torch.zeros(1, 3, height, width)
     features = torch.zeros(1, 256, height // STRIDE, width // STRIDE)
@@ -162,6 +165,7 @@ def _write(
             "num_updates": str(model.config.num_updates),
             "attention": model.config.attention,
             "lookup": model.config.lookup,
+            "steps": json.dumps(model.steps),
         },
     )
     onnx.checker.check_model(finished, full_check=True)

@@ -6,6 +6,7 @@ from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import load_model as load_model
 from .checkpoints import save_checkpoint as save_checkpoint
 from .deploy import DEPLOY_STEPS as DEPLOY_STEPS
+from .deploy import BareAggregate as BareAggregate
 from .deploy import to_deploy_form as to_deploy_form
 from .memory import SHARE_OF_MEMORY as SHARE_OF_MEMORY
 from .memory import predict_memory as predict_memory
@@ -26,3 +27,4 @@ from .sizes import SMALLEST_SIDE as SMALLEST_SIDE
 from .sizes import STRIDE as STRIDE
 from .sizes import check_sides as check_sides
 from .sizes import check_updates as check_updates
+from .sizes import choose_opset as choose_opset

@@ -137,4 +137,5 @@ def to_deploy_form(model: GMA, steps: tuple[str, ...] = tuple(DEPLOY_STEPS)) -> 
     for name, step in DEPLOY_STEPS.items():
         if name in steps:
             result = step(result)
+            result.steps += (name,)
     return result

@@ -587,6 +587,7 @@ class GMA(nn.Module):
         self.fnet = Encoder(256, norm=nn.InstanceNorm2d)
         self.cnet = Encoder(HIDDEN + CONTEXT, norm=nn.BatchNorm2d)
         self.update_block = UpdateBlock()
+        self.steps: tuple[str, ...] = ()  # that ``network.deploy`` took
         self._grids: dict[tuple[int, int, torch.device], Tensor] = {}
         self.att = Attention(CONTEXT, variant=self.config.attention)
 

@@ -17,6 +17,12 @@ OPSETS = {
     "gather": range(12, 20),
     "grid_sample": range(16, 20),
 }
+DEFAULT_OPSET = 13  # the newest that all versions of CANN read
+
+
+def choose_opset(lookup: str, opset: int | None) -> int:
+    """Return the opset asked for; None: 13, or the first that has this form of the lookup."""
+    return max(DEFAULT_OPSET, OPSETS[lookup][0]) if opset is None else opset
 
 
 def check_updates(num_updates: int) -> None:

@@ -16,7 +16,14 @@ from gma_lib.ascend.chip import to_soc_version
 from gma_lib.backends import BACKENDS
 from gma_lib.data.demo import DEMO_SCENES
 from gma_lib.data.sintel import find_pairs
-from gma_lib.network import ATTENTIONS, MOST_UPDATES, OPSETS, SEEDED, SMALLEST_SIDE
+from gma_lib.network import (
+    ATTENTIONS,
+    MOST_UPDATES,
+    OPSETS,
+    SEEDED,
+    SMALLEST_SIDE,
+    choose_opset,
+)
 from gma_lib.pipeline.stages import STAGES, read_cells
 from gma_lib.runs.clusters import check_cluster
 from gma_lib.runs.files import RESOURCES, locate_path, shorten_path
@@ -73,6 +80,8 @@ class Settings(TypedDict, total=False):
         None: float32, or float16 for ascend.
     lookup
         None: what suits the backend.
+    opset
+        None: what suits the lookup.
     at_once
         None: the whole batch.
     """
@@ -84,7 +93,7 @@ class Settings(TypedDict, total=False):
     num_updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)]
     attention: Annotated[str, _one_of(ATTENTIONS)]
     lookup: Annotated[str, _one_of(OPSETS)] | None
-    opset: int
+    opset: int | None
     save_work: bool
     at_once: _Count | None
     soc: Annotated[str, _pass_through(to_soc_version)] | None
@@ -153,17 +162,25 @@ def check_parameters(given: Mapping[str, object]) -> Record:
         name = ".".join(map(str, first["loc"]))
         problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise WrongParameters(f"{name} {problem}, not {first['input']!r}") from None
-    if "backend" in named and "opset" in named:
-        lookup = choose_lookup(named["backend"], named.get("lookup"))
-        if named["opset"] not in (allowed := OPSETS[lookup]):
-            raise WrongParameters(
-                f"opset should be {allowed[0]} to {allowed[-1]} for lookup {lookup!r}, "
-                f"not {named['opset']}"
-            )
+    if "backend" in named:
+        _check_form(named["backend"], named.get("lookup"), named.get("opset"))
     for name, value in _read_profile(named["profile"]).items():
         if value == REQUIRED and named.get(name, "") in (None, REQUIRED):
             raise WrongParameters(f"profile {named['profile']!r} needs {name}: give its path")
     return named
+
+
+def _check_form(backend: str, asked: str | None, opset: int | None) -> None:
+    """Raise WrongParameters for a form that cannot be exported, or that the backend cannot run."""
+    lookup, kind = choose_lookup(backend, asked), BACKENDS[backend]
+    if lookup != kind.lookup and not kind.any_lookup:
+        raise WrongParameters(
+            f"lookup should be {kind.lookup!r} or null for backend {backend}, not {lookup!r}"
+        )
+    if choose_opset(lookup, opset) not in (allowed := OPSETS[lookup]):
+        raise WrongParameters(
+            f"opset should be {allowed[0]} to {allowed[-1]} for lookup {lookup!r}, not {opset}"
+        )
 
 
 def choose_precision(backend: str, precision: str | None) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import NoneType
 from typing import cast, get_args
 
+from gma_lib.network import choose_opset
 from gma_lib.pipeline.parameters import (
     SETTINGS,
     Settings,
@@ -33,13 +34,14 @@ def make_run(parameters: Mapping[str, object]) -> Run:
 
 def start_run(given: Mapping[str, object]) -> tuple[Run, Settings]:
     """Check 02_export's parameters, its ``globals()``; return the run and its settings, in which
-    precision and lookup are chosen.
+    precision, lookup and opset are chosen.
     """
     checked = check_parameters(given)
     run = make_run(checked)
     settings: Record = {name: checked[name] for name in SETTINGS}
     settings["precision"] = run.precision
     settings["lookup"] = choose_lookup(run.backend, checked["lookup"])
+    settings["opset"] = choose_opset(settings["lookup"], checked["opset"])
     return run, cast(Settings, settings)
 
 
@@ -92,6 +94,8 @@ def find_contradiction(run: Run, parameters: Record) -> str | None:
     wanted |= {"precision": run.precision}
     if "lookup" in wanted:
         wanted["lookup"] = choose_lookup(run.backend, wanted["lookup"])
+    if "opset" in wanted:
+        wanted["opset"] = choose_opset(wanted.get("lookup", recorded["lookup"]), wanted["opset"])
     for name, value in wanted.items():
         if recorded[name] != value:
             return f"{name} is {recorded[name]!r} by now, not {value!r}: another run changed it"

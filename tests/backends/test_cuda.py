@@ -5,6 +5,7 @@ all of it where there is a GPU.
 import copy
 import pickle
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from gma_lib import export
 from gma_lib.backends import cuda, find_backend, load_backend
 from gma_lib.backends.cuda import CudaOptions
-from gma_lib.convert import convert
+from gma_lib.convert import ModelSpec, convert, prepare_model
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer.inference import infer
 from gma_lib.infer.shards import StoredModel
 from gma_lib.network import model
 from gma_lib.network.checkpoints import load_model
-from gma_lib.network.deploy import to_deploy_form
+from gma_lib.network.deploy import DEPLOY_STEPS, to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs.clusters import open_cluster
@@ -37,8 +38,10 @@ def models(tmp_path_factory, shallow):
     """What 03 makes for a batch of two small pairs, computed one after the other."""
     folder = tmp_path_factory.mktemp("gpu")
     network, checkpoint = shallow
+    drawn = GMA(replace(network.config, lookup="grid_sample"))
+    drawn.load_state_dict(network.state_dict())
     export.export_whole(
-        to_deploy_form(network),
+        to_deploy_form(drawn),
         folder / "gma.onnx",
         height=128,
         width=160,
@@ -177,16 +180,20 @@ class FromTheHost(TorchDispatchMode):
         return result
 
 
-@pytest.fixture(params=["float32", "float16"])
+@pytest.fixture(
+    params=[
+        ("float32", tuple(DEPLOY_STEPS)),
+        ("float16", tuple(DEPLOY_STEPS)),
+        ("float16", ()),
+    ]
+)
 def away(request):
     """The network on PyTorch's device without numbers: what comes from the host shows, and asking
     for a value raises.
     """
-    yield (
-        cuda.rearrange_for_gpu(GMA(GMAConfig(lookup="grid_sample")), request.param)
-        .float()
-        .to("meta")
-    )
+    precision, steps = request.param
+    network = cuda.rearrange_for_gpu(GMA(GMAConfig(lookup="grid_sample")), precision, steps)
+    yield network.float().to("meta")
     model._constant.cache_clear()
 
 
@@ -235,6 +242,29 @@ def stood_in(monkeypatch, models):
     standin.install(monkeypatch)
     with cuda.CudaBackend(models / "gma.safetensors", CudaOptions(device="cpu")) as backend:
         yield backend
+
+
+def test_it_runs_the_form_that_was_exported(monkeypatch, tmp_path, small_frames):
+    spec = ModelSpec("seeded", 128, 160, backend="cuda", num_updates=2, steps=("context hoisted",))
+    prepare_model(spec, tmp_path)
+    standin.install(monkeypatch)
+    plain = load_model("seeded", GMAConfig(num_updates=2))[0]
+    pair = [frames[:1] for frames in small_frames]
+    with cuda.CudaBackend(tmp_path / "gma.safetensors", CudaOptions(device="cpu")) as backend:
+        assert backend._network.steps == spec.steps
+        exact = export.compute_reference(plain, *pair)
+        assert Deviation.between(backend.predict(*pair), exact).max < 1e-3
+    prepare_model(replace(spec, lookup="rows", num_updates=1), tmp_path)
+    with pytest.raises(ValueError, match=r"lookup rows.*grid_sample only"):
+        cuda.CudaBackend(tmp_path / "gma.safetensors", CudaOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("steps", [(), ("context hoisted",)])
+def test_aggregation_as_published_stores_its_attention(steps, small_frames):
+    trained = load_model("gma-procedural", GMAConfig(num_updates=2))[0]
+    network = cuda.rearrange_for_gpu(trained, "float16", steps)
+    exact = export.compute_reference(trained, *small_frames)
+    assert Deviation.between(on_the_cpu(network, small_frames, "float16"), exact).mean < 0.05
 
 
 def test_replayed_on_other_frames(stood_in, small_frames, reference):

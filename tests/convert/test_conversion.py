@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from gma_lib.backends import load_backend
@@ -13,7 +14,8 @@ from gma_lib.convert import ModelSpec, convert, prepare_model
 from gma_lib.export import compute_reference, read_description
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import load_model
-from gma_lib.network.model import GMAConfig
+from gma_lib.network.deploy import HoistedGRU
+from gma_lib.network.model import GMAConfig, SeparableGRU
 from gma_lib.runs.files import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -54,19 +56,31 @@ def test_every_choice_arrives_in_the_file(tmp_path):
     assert "in parts of 2 pairs" in conversion.changes
 
 
-def test_a_lookup_of_none_is_the_backends(tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "lookup", "opset"), [("openvino", "rows", 13), ("cuda", "grid_sample", 16)]
+)
+def test_lookup_and_opset_of_none_are_the_backends(tmp_path, backend, lookup, opset):
     folder = tmp_path / "one, two"  # OpenVINO's converter takes a path apart at commas
     folder.mkdir()
-    prepare_model(dataclasses.replace(SPEC, backend="openvino"), folder)
-    assert read_description(folder / "gma.onnx")["lookup"] == "rows"
+    prepare_model(dataclasses.replace(SPEC, backend=backend), folder)
+    assert read_description(folder / "gma.onnx")["lookup"] == lookup
+    assert onnx.load(folder / "gma.onnx").opset_import[0].version == opset
 
 
-def test_pytorch_takes_updates_and_attention_from_the_exported_file(tmp_path, small_frames):
-    spec = dataclasses.replace(SPEC, backend="torch", attention="position_and_content")
+@pytest.mark.parametrize(
+    ("lookup", "steps", "gru"),
+    [("gather", (), SeparableGRU), ("rows", ("context hoisted",), HoistedGRU)],
+)
+def test_pytorch_runs_the_form_of_the_exported_file(tmp_path, small_frames, lookup, steps, gru):
+    spec = dataclasses.replace(
+        SPEC, backend="torch", attention="position_and_content", lookup=lookup, steps=steps
+    )
     prepare_model(spec, tmp_path)
     model, _ = load_model("seeded", GMAConfig(num_updates=2, attention="position_and_content"))
     with load_backend("torch", tmp_path, precision="float32") as backend:
         found = backend.predict(*small_frames)
+        assert (backend._model.config.lookup, backend._model.steps) == (lookup, steps)
+        assert type(backend._model.update_block.gru) is gru
     reference = compute_reference(model, *small_frames)
     assert Deviation.between(found, reference).max < 1e-3
     assert np.abs(reference).max() > 0.5

@@ -96,6 +96,28 @@ def test_what_differs_on_a_processor(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("backend", "precision", "more", "graph"),
+    [
+        ("openvino", "float32", {}, ("matmul lookup", "opset 13", "nothing")),
+        ("torch", "float32", {"save_work": False}, ("matmul lookup", "PyTorch's", "every layer")),
+        ("cuda", "float32", {}, ("matmul lookup", "rearranged", "nothing")),
+        ("cuda", "float16", {}, ("matmul lookup", "rearranged", "only attention")),
+        ("cuda", "float16", {"attention": "position"}, ("matmul lookup", "rearranged", "nothing")),
+    ],
+)
+def test_the_graph_is_what_was_run(tmp_path, backend, precision, more, graph):
+    mine = records(
+        tmp_path,
+        backend=backend,
+        precision=precision,
+        export=EXPORT | {"attention": "content"} | more,
+    )
+    words = guide.list_differences([mine]).loc["graph", mine.label]
+    assert [part in words for part in graph] == [True] * 3
+    assert ("opset" in words) == (backend == "openvino")
+
+
 def test_all_pairs_of_both_passes_are_the_same_frames(tmp_path):
     assert (
         guide.list_differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"]

@@ -10,6 +10,7 @@ import pytest
 from command_line import gma
 
 from gma_lib.ascend import keep
+from gma_lib.backends import BACKENDS
 from gma_lib.data import sintel
 from gma_lib.flow.colours import PALETTES
 from gma_lib.network.model import LOOKUPS
@@ -85,6 +86,18 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_a_form_that_the_backend_does_not_run():
+    """Its records would name it all the same."""
+    with pytest.raises(
+        WrongParameters, match=r"'grid_sample' or null for backend cuda, .*'matmul'"
+    ):
+        resolve("backend=cuda", "lookup=matmul")
+    with pytest.raises(WrongParameters, match="16 to 19 for lookup 'grid_sample', not 13"):
+        resolve("backend=cuda", "opset=13")
+    for backend in BACKENDS:
+        assert resolve(f"backend={backend}", "lookup=grid_sample")["opset"] is None
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -98,6 +111,8 @@ def test_what_is_wrong_is_refused_in_a_sentence_that_names_it(setting, named):
         ("look_at=null", None),
         ("sintel_root=null", None),
         ("lookup=null", None),
+        ("opset=null", None),
+        ("opset=14", 14),
         ("lookup=gather", "gather"),
         ("soc=910_9391", "910_9391"),
         ("cluster=dask:tcp://10.0.0.1:8786", "dask:tcp://10.0.0.1:8786"),

@@ -8,6 +8,7 @@ import sys
 import pytest
 from command_line import gma
 
+from gma_lib.backends import BACKENDS, find_backend
 from gma_lib.pipeline.chain import read_records, write_record
 from gma_lib.pipeline.parameters import SETTINGS, WrongParameters, read_parameters
 from gma_lib.pipeline.settings import (
@@ -54,6 +55,18 @@ def test_a_contradiction_names_both_and_the_notebook(lab, name, here, recorded):
         open_recorded(lab | {name: here})
     assert f"{name} is {here!r} here, and {recorded!r}" in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backends_form_is_chosen_and_recorded(backend, tmp_path):
+    declared = read_parameters("02_export") | {"outputs": str(tmp_path), "backend": backend}
+    run, settings = start_run(declared)
+    lookup = find_backend(backend).lookup
+    assert settings["lookup"] == lookup
+    assert settings["opset"] == (16 if lookup == "grid_sample" else 13)
+    write_settings(run, settings)
+    assert find_contradiction(run, declared) is None
+    assert "opset" in find_contradiction(run, declared | {"opset": 17})
 
 
 def test_a_run_needs_a_name_or_a_backend(lab):
