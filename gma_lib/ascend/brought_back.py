@@ -23,6 +23,7 @@ from gma_lib.ascend.toolkit import read_version
 from gma_lib.runs import Record, hash_file, read_json, read_whole, reading, shorten_path
 
 ABOUT, SENT, MEASURED = "dry_run.json", "sent.sha256", "measured"
+_MADE = ("soc", "keep", "command", "options", "onnx_sha256", "source_sha256")
 WROTE_IT = "make ascend-dry-run"
 BRING = "Run run.sh there, and bring output_* and measured back"
 
@@ -114,7 +115,7 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
     ]
     tensor = "tensors/{}/image{}/{}.bin".format
     return BroughtBack(
-        {name: mine[name] for name in ("soc", "command", "options", "onnx_sha256", "source_sha256")}
+        {name: mine[name] for name in _MADE}
         | {
             "cann": read_version(folder / MEASURED),
             "om_sha256": om_sha256,

@@ -74,7 +74,7 @@ class Card:
     dry_run: str | None = None
 
     @classmethod
-    def choose(cls, settings: Record, dry_run: str | None) -> Self:
+    def choose(cls, settings: Record, dry_run: str | None = None) -> Self:
         """Return the card that a run's settings describe; the folder starts at the project."""
         names = {field.name for field in fields(cls)} & settings.keys()
         return cls(
@@ -88,6 +88,23 @@ class Card:
                 f"device is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), "
                 f"not {self.device}"
             )
+
+    def require_made_for(self, soc: str, keep: str | None, precision_mode_v2: str | None) -> None:
+        """Raise ValueError unless a model that was made so is this card's: for its chip, if that is
+        given, keeping the same in float32, told the precision alike.
+        """
+        made = {"soc": to_soc_version(soc), "keep": keep, "precision_mode_v2": precision_mode_v2}
+        mine = {
+            "soc": to_soc_version(self.soc or soc),
+            "keep": self.keep or "guide",
+            "precision_mode_v2": self.precision_mode_v2,
+        }
+        for name, word in mine.items():
+            if made[name] != word:
+                raise ValueError(
+                    f"{name} is {made[name]} for the other machine, and {word} in 02_export: "
+                    "change it there, run that again and then make ascend-dry-run"
+                )
 
 
 def to_soc_version(name: str) -> str:

@@ -162,6 +162,7 @@ def write_commands(
         "source_sha256": hash_file(source),
         "onnx_sha256": hash_file(model),
         "soc": soc,
+        "keep": card.keep or "guide",
         "command": compile_it,
         "options": asdict(options),
         "output_shape": (2, height, width),

@@ -1,6 +1,7 @@
 """``gma ascend``, ``gma rewrite``: what an Ascend card needs, written on any machine."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -50,13 +51,11 @@ def ascend() -> None:
     show_default=True,
     help="Pairs per call of the network; may be repeated.",
 )
-@click.option("--soc", default="310P3", show_default=True, help="The other machine's chip.")
+@click.option("--soc", help="The other machine's chip.  [default: as in 02_export, or 310P3]")
 @click.option(
     "--keep",
-    default="guide",
-    show_default=True,
     type=click.Choice(list(CHOICES)),
-    help="Operations kept in float32.",
+    help="Operations kept in float32.  [default: as in 02_export, or guide]",
 )
 @click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
 def dry_run(
@@ -64,8 +63,8 @@ def dry_run(
     run: str | None,
     precision: str,
     batch_sizes: tuple[int, ...],
-    soc: str,
-    keep: str,
+    soc: str | None,
+    keep: str | None,
     outputs: str,
 ) -> None:
     """Write everything that a machine with CANN needs to a folder, after 02_export."""
@@ -81,6 +80,9 @@ def dry_run(
         for size in batch_sizes
     }
     parameters = {size: read_given(one) for size, one in runs.items()}
+    cards = {_choose_card(given, soc, keep) for given in parameters.values()}
+    if len(cards) > 1:
+        raise ValueError(f"the batch sizes are for different cards, {cards}: run 02_export again")
     first, given = runs[batch_sizes[0]], parameters[batch_sizes[0]]
     target = first.folder.parent / "ascend"
     write_folder(
@@ -88,11 +90,19 @@ def dry_run(
         load_pairs(read_index(first)),
         target,
         precision,
-        Card(soc=soc, keep=keep, precision_mode_v2=given.get("precision_mode_v2")),
+        cards.pop(),
         {"profile": profile, "parameters": parameters},
         plain_names=given.get("plain_names", False),
     )
     click.echo(f"{shorten_path(target)}/run.sh")
+
+
+def _choose_card(given: Record, soc: str | None, keep: str | None) -> Card:
+    """The card that 02_export was told, its chip and what it keeps filled in."""
+    told = Card.choose({name: given.get(name) for name in ("soc", "keep", "precision_mode_v2")})
+    card = replace(told, soc=soc or told.soc or "310P3", keep=keep or told.keep or "guide")
+    told.require_made_for(str(card.soc), str(card.keep), card.precision_mode_v2)
+    return card
 
 
 @ascend.command(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")

@@ -35,7 +35,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     written.
     """
     if card.dry_run:
-        return _take_over(folder, Path(card.dry_run))
+        return _take_over(folder, Path(card.dry_run), card)
     # a batch of a card's size would need a card's memory to be compared in
     rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
     made = compile_for_card(folder, precision, card)
@@ -53,7 +53,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     return Conversion((folder / "gma.om",), shlex.join(made["command"]), changes)
 
 
-def _take_over(folder: Path, dry_run: Path) -> Conversion:
+def _take_over(folder: Path, dry_run: Path, card: Card) -> Conversion:
     """Write the manifest of what a dry run's folder brought back."""
     batch_size = atc.read_input_shapes(folder / "gma.onnx")["image1"][0]
     made = brought_back.read_brought_back(dry_run, batch_size).manifest
@@ -62,6 +62,7 @@ def _take_over(folder: Path, dry_run: Path) -> Conversion:
             f"{shorten_path(dry_run)} was made from another gma.onnx than 02_export left: run "
             "make ascend-dry-run and run.sh again"
         )
+    card.require_made_for(made["soc"], made["keep"], made["options"]["precision_mode_v2"])
     (folder / "gma.om").unlink(missing_ok=True)
     changes = "Compiled, run and timed on another machine, from the folder of a dry run."
     if made["simulated"]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,18 @@ def test_another_export_than_the_one_here(ran, back, tmp_path):
     assert not list(folder.glob("*.json"))
     with pytest.raises(ValueError, match="for batch size 1, 4, not 16"):
         read_brought_back(back, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("soc", "910B3"), ("keep", "coordinates"), ("precision_mode_v2", "fp16")],
+)
+def test_another_card_than_the_settings_name(ran, back, name, value):
+    """The records would say that the model was made so."""
+    card = replace(Card(soc="310P3", dry_run=str(back)), **{name: value})
+    with pytest.raises(ValueError, match=rf"^{name} is .*{value} in 02_export"):
+        convert("ascend", ran[1][4], checkpoint="seeded", precision="float16", card=card)
 
 
 @pytest.mark.slow
