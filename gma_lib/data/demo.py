@@ -1,5 +1,7 @@
 """The demo set: scenes from a seed, rendered in Sintel's layout with exact ground truth."""
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from gma_lib.data.rendering import (
 from gma_lib.flow import count_flow_bytes, write_flow, write_frame, write_mask
 from gma_lib.runs import Track, pass_silently, require_free_space
 
+_FRAME = re.compile(r"(clean|final|flow|occlusions|invalid)/[^/]+/frame_\d{4}\.(png|flo)")
 _PALETTES = (
     ((38, 44, 62), (214, 196, 160)),
     ((22, 58, 66), (240, 212, 120)),
@@ -125,16 +128,22 @@ def render_demo(
     track: Track = pass_silently,
 ) -> Path:
     """Render the demo set into ``root`` in Sintel's layout and return ``root``; the same pixels
-    every time.
+    every time. An earlier rendering there is replaced.
 
     Parameters
     ----------
     track
         ``gma_lib.runs.progress.track`` to show progress.
+
+    Raises
+    ------
+    FileExistsError
+        ``root/training`` holds a file that is of no rendering; nothing is changed.
     """
     if frames < 2:
         raise ValueError(f"a scene has at least two frames, not {frames}")
     root = Path(root)
+    earlier = _list_rendered(root / "training", {scene.name for scene in (*DEMO_SCENES, *scenes)})
     require_free_space(
         root, estimate_bytes(scenes=len(scenes), frames=frames, height=height, width=width)
     )
@@ -156,7 +165,28 @@ def render_demo(
         for write, place, array in files[: 5 if number < frames else 2]:  # the last has no truth
             write(folder / place, array)
             written.add(folder / place)
-    for path in folder.rglob("*"):  # of an earlier rendering with more frames, or of anybody else
-        if path.is_symlink() or (path.is_file() and path not in written):
-            path.unlink()
+    for path in earlier - written:  # of more frames or other scenes
+        path.unlink(missing_ok=True)
     return root
+
+
+def _list_rendered(folder: Path, scenes: Collection[str]) -> set[Path]:
+    """What renderings of these scenes have left; hidden files, of systems and killed processes, are
+    nobody's.
+    """
+    found = set()
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if any(part.startswith(".") for part in place.parts) or _is_real_folder(path):
+            continue
+        if not _FRAME.fullmatch(place.as_posix()) or place.parts[1] not in scenes:
+            raise FileExistsError(
+                f"{path} is no file of this set, which takes the whole folder: give another one, "
+                "or move the file away"
+            )
+        found.add(path)
+    return found
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

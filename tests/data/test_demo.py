@@ -1,7 +1,7 @@
 """The demo set has Sintel's layout; the same seed gives the same pixels."""
 
 import hashlib
-import shutil
+import re
 
 import numpy as np
 import pytest
@@ -70,13 +70,35 @@ def test_one_frame_is_not_a_scene(tmp_path):
         render_demo(tmp_path, frames=1)
 
 
-def test_what_others_put_into_the_set_is_removed(tmp_path):
-    size = {"frames": 2, "height": 64, "width": 80}
-    render_demo(tmp_path, **size)
-    wanted = _digests(tmp_path)
-    clean = tmp_path / "training/clean"
-    shutil.copytree(clean / "rush", clean / "rush_copy")
-    shutil.copy(clean / "rush/frame_0001.png", clean / "rush/frame_0001 (copy).png")
-    (clean / "drift/frame_0003.png").symlink_to(clean / "rush/frame_0001.png")
-    render_demo(tmp_path, **size)
-    assert _digests(tmp_path) == wanted
+SIZE = {"frames": 2, "height": 64, "width": 80}
+
+
+def test_an_earlier_rendering_is_replaced(tmp_path):
+    wanted = _digests(render_demo(tmp_path / "wanted", scenes=DEMO_SCENES[:1], **SIZE))
+    root = render_demo(tmp_path / "again", **SIZE | {"frames": 3})
+    clean = root / "training/clean"
+    (clean / "drift/frame_0004.png").symlink_to(clean / "rush/frame_0001.png")
+    render_demo(root, scenes=DEMO_SCENES[:1], **SIZE)
+    assert _digests(root) == wanted
+    (clean / ".DS_Store").write_bytes(b"of a file browser")
+    render_demo(root, scenes=DEMO_SCENES[:1], **SIZE)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "clean/alley_1/frame_0001.png",
+        "clean/rush/frame_0001 (copy).png",
+        "notes.txt",
+        "camera_data/rush/frame_0001.png",
+    ],
+)
+def test_files_of_somebody_else_are_refused_and_stay(tmp_path, place):
+    """A data set, say, whose folder was named by mistake."""
+    file = tmp_path / "training" / place
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"of somebody else")
+    with pytest.raises(FileExistsError, match=re.escape(file.name)):
+        render_demo(tmp_path, **SIZE)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert file.read_bytes() == b"of somebody else"
