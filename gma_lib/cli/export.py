@@ -7,7 +7,8 @@ import click
 
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
 from gma_lib.convert import ModelSpec, export_model
-from gma_lib.network.sizes import MOST_UPDATES, check_sides
+from gma_lib.network.memory import require_memory
+from gma_lib.network.sizes import LARGEST_BATCH, MOST_UPDATES, check_sides
 
 
 class Size(TypedDict):
@@ -24,7 +25,7 @@ class Size(TypedDict):
     "--height", required=True, type=int, help="Padded frame height: a multiple of 8, at least 128."
 )
 @click.option("--width", required=True, type=int)
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1, LARGEST_BATCH))
 @CHECKPOINT
 @click.option(
     "--updates",
@@ -57,6 +58,7 @@ def main(
 ) -> None:
     """Write the network as ONNX for one frame size."""
     check_sides(size["height"], size["width"])
+    require_memory("torch", "float32", 1, size["height"], size["width"])  # one pair is traced
     refuse_used_folder(output)
     spec = ModelSpec(
         checkpoint,

@@ -20,6 +20,7 @@ from .model import ResidualBlock as ResidualBlock
 from .model import correlation_pyramid as correlation_pyramid
 from .model import upsample_flow as upsample_flow
 from .sizes import ATTENTIONS as ATTENTIONS
+from .sizes import LARGEST_BATCH as LARGEST_BATCH
 from .sizes import MOST_UPDATES as MOST_UPDATES
 from .sizes import OPSETS as OPSETS
 from .sizes import SEEDED as SEEDED

@@ -7,6 +7,7 @@ STRIDE = 8  # frame pixels per feature cell
 # defined.
 SMALLEST_SIDE = 128
 MOST_UPDATES = 1000  # each adds its operators to a graph; the authors submit with 32
+LARGEST_BATCH = 4096
 SEEDED = "seeded"  # weights that are noise, the same everywhere
 ATTENTIONS = ("content", "position", "position_and_content")
 # Form of the correlation lookup -> opsets in which all its operators exist; grid_sample's name for

@@ -18,6 +18,7 @@ from gma_lib.data.demo import DEMO_SCENES
 from gma_lib.data.sintel import find_pairs
 from gma_lib.network import (
     ATTENTIONS,
+    LARGEST_BATCH,
     MOST_UPDATES,
     OPSETS,
     SEEDED,
@@ -64,7 +65,7 @@ def _check_items(items: list[str]) -> None:
 
 _Path = Annotated[str, _pass_through(_check_path)]
 _Folder = Annotated[str, _pass_through(check_folder_name)]
-_Count = Annotated[int, Field(ge=1, le=4096)]
+_Count = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 _Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=8192)]
 _Seconds = Annotated[float, Field(gt=0, le=1e7)]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
