@@ -143,10 +143,12 @@ def convert_to_onnxruntime(folder: Path, precision: str, at_once: int) -> Conver
 
 def convert_to_torch(folder: Path, checkpoint: str, at_once: int) -> Conversion:
     """Write ``gma.safetensors`` with the configuration of the exported network; ValueError if that
-    has other weights.
+    has other weights, or does not say its form.
     """
     loaded = network.load_checkpoint(checkpoint)
     exported = export.read_description(folder / "gma.onnx")
+    if "steps" not in exported:
+        raise ValueError(f"{folder / 'gma.onnx'} is of another version: run 02_export again")
     if loaded.sha256 != exported["weights_sha256"]:
         raise ValueError(f"{checkpoint}: not the weights that gma.onnx was exported with")
     about = {

@@ -105,6 +105,14 @@ def test_what_cannot_be_converted(prepared, tmp_path):
         convert("tensorrt", folder, checkpoint="seeded")
 
 
+def test_an_export_that_does_not_say_its_form(prepared, tmp_path):
+    model = onnx.load(prepared[0] / "gma.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "gma.onnx")
+    with pytest.raises(ValueError, match="another version: run 02_export again"):
+        convert("torch", tmp_path, checkpoint="seeded")
+
+
 def test_the_same_graph_is_the_same_file(prepared):
     """Also the second time in a process, as where a notebook is run again."""
     folder, _ = prepared
