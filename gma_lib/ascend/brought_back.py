@@ -94,6 +94,8 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
             f"{batch_size}: run {WROTE_IT} with BS={batch_size}"
         )
     mine, places = about["sizes"][str(batch_size)], list_places(about["passes"], batch_size)
+    if not mine.keys() >= set(_MADE):
+        raise ValueError(f"{shorten_path(folder)} is of an older version: run {WROTE_IT} again")
     text = _read_log(folder, batch_size)
     done = folder / MEASURED / f"{name}.sha256"
     if not done.is_file():

@@ -204,6 +204,16 @@ def be_of_another_version(folder):
     write_json(folder / "dry_run.json", about)
 
 
+def be_of_an_older_commit(folder):
+    """Which did not say yet what is kept in float32."""
+    from gma_lib.runs.records import write_json
+
+    about = read_about(folder)
+    for size in about["sizes"].values():
+        del size["keep"]
+    write_json(folder / "dry_run.json", about)
+
+
 def change_the_list(folder):
     (folder / "sent.sha256").write_text((folder / "sent.sha256").read_text() + "\n")
 
@@ -221,6 +231,7 @@ def change_the_list(folder):
         (bring_nothing, "has no results of batch size 4"),
         (cut_the_list, "no checksums"),
         (be_of_another_version, "was made by version 0.0.9"),
+        (be_of_an_older_commit, "of an older version"),
         (change_the_list, "sent.sha256 has changed"),
     ],
 )
