@@ -171,8 +171,8 @@ def render_demo(
 
 
 def _list_rendered(folder: Path, scenes: Collection[str]) -> set[Path]:
-    """What renderings of these scenes have left; hidden files, of systems and killed processes, are
-    nobody's.
+    """List the files of earlier renderings of these scenes. Hidden files, which systems and killed
+    processes leave, are ignored.
     """
     found = set()
     for path in folder.rglob("*"):

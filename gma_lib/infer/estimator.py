@@ -173,8 +173,8 @@ class Estimator:
         """Yield the flow (2, H, W) from each frame to the next; the features of every frame are
         computed once.
 
-        Between two pairs, this object may be called, or walk along another sequence. A call keeps
-        the whole network in memory beside its parts: 0.6 GB more with OpenVINO at 1024x436 px.
+        Between two pairs, this object may be called, or compute another sequence. A call then
+        keeps the whole network in memory in addition to its parts.
 
         Parameters
         ----------

@@ -75,7 +75,7 @@ def load_record(path: Path, expected: str, remedy: str = REMEDY) -> Record:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Return what JSON text says; ValueError for whatever is wrong with it.
+    """Parse JSON text; ValueError if it is not valid.
 
     What the digest of a record would not show is refused: a name twice in an object, of which the
     last would count, and NaN, infinity and numbers beyond what floats hold.
@@ -95,7 +95,7 @@ def parse_json(text: str | bytes) -> object:
 def _require_unique(pairs: list[tuple[str, object]]) -> Record:
     if len(found := dict(pairs)) < len(pairs):
         [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name!a} stands there twice")
+        raise ValueError(f"{name!a} is given twice")
     return found
 
 
@@ -108,12 +108,12 @@ def _parse_finite(text: str) -> float:
 
 
 def read_yaml(path: Path) -> object:
-    """Return what a YAML file says; ValueError for whatever is wrong with it."""
+    """Read a YAML file; ValueError if it is not valid."""
     return parse_yaml(read_whole(path, largest=4 * LONGEST_YAML).decode())
 
 
 def parse_yaml(text: str) -> object:
-    """Return what YAML text says; ValueError for whatever is wrong with it.
+    """Parse YAML text; ValueError if it is not valid.
 
     Aliases and deep nesting are refused: with them, a few lines can describe more than a memory
     holds, or take minutes to read. So is a name twice, of which the last would count.
