@@ -65,7 +65,7 @@ def visit(tmp_path_factory):
                     f"--proxy-server={DEAD_PROXY}",
                     f"--log-net-log={log}",
                 ),
-                *("--virtual-time-budget=2000", "--dump-dom", page.resolve().as_uri()),
+                *("--virtual-time-budget=9000", "--dump-dom", page.resolve().as_uri()),
             ],
             capture_output=True,
             text=True,
@@ -189,6 +189,57 @@ def test_hovering_over_a_pixel_reads_its_flow_and_error(visit, tiny_sintel, tmp_
         assert (u, v) == pytest.approx(tuple(flow[:, y, x]), abs=0.0101)
         exact = np.hypot(*(flow[:, y, x] - (3, 4)))
         assert float(error.removesuffix(" px")) == pytest.approx(exact, abs=0.0151)
+
+
+CHOOSE = """<script>
+const $ = (id) => document.getElementById(id), read = [], held = [];
+const pause = () => new Promise((done) => setTimeout(done, 200));
+const opened = async () => { do await pause(); while ($("told").textContent === "Opening …"); };
+const choose = (place) => { $("pair").value = place; $("pair").dispatchEvent(new Event("change")); };
+const append = document.head.append.bind(document.head);
+const tell = () => {
+  const box = $("view").getBoundingClientRect();
+  const clientX = box.left + box.width / 2, clientY = box.top + box.height / 2;
+  $("view").dispatchEvent(new PointerEvent("pointermove", { clientX, clientY }));
+  const left = document.querySelector("#layers [aria-pressed=true]").value;
+  const told = $("told").textContent.includes("viewer/3.js") ? "missing" : $("told").textContent;
+  read.push([$("pair").selectedIndex, parseFloat($("flow").textContent), left, told]);
+};
+(async () => {
+  await opened();
+  document.head.append = (script) => held.push(script);
+  choose(1); choose(2);  // the file that was asked for first arrives first
+  append(held.shift()); await pause(); append(held.shift());
+  await opened(); tell();
+  choose(1); choose(0); await opened();
+  append(held.shift()); await pause(); tell();  // a file arrives that nobody waits for
+  document.head.append = append;
+  choose(2); document.querySelector("#layers [value=occlusion]").click();
+  await opened(); choose(4); await opened(); tell();  // it has no mask
+  choose(3); await opened(); tell();  // its file is not there
+  document.body.setAttribute("data-read", JSON.stringify(read));
+})();
+</script>"""
+
+
+def test_a_pair_is_shown_under_its_own_name(visit, tiny_sintel, tmp_path):
+    """Whatever arrives first, last, or not at all."""
+    pairs = find_pairs(tiny_sintel) + find_pairs(tiny_sintel, pass_name="final")[2:3]
+    for number, pair in enumerate(pairs):
+        write_flow(flow_path(tmp_path, pair), np.full((2, 128, 160), number, np.float32))
+    others = [pairs[place] for place in (1, 2, 4, 3)]  # the last has neither truth nor mask
+    page = tmp_path / "viewer.html"
+    write_viewer(page, {"best": pairs[0]}, others, tmp_path, num_updates=6)
+    (tmp_path / "viewer/3.js").unlink()
+    page.write_text(page.read_text().replace("</body>", CHOOSE))
+    read = re.search(r'data-read="([^"]*)"', visit(page).document)
+    assert read, "the viewer did not open"
+    assert json.loads(unescape(read[1])) == [
+        [2, 2, "computed flow", ""],
+        [0, 0, "computed flow", ""],
+        [4, 3, "computed flow", ""],
+        [4, 3, "computed flow", "missing"],
+    ]
 
 
 def pages(outputs: Path) -> list[Path]:

@@ -7,7 +7,9 @@
   const UNKNOWN = -32768; // in packed flow
   const state = { left: "computed flow", before: "true flow", right: "", split: 0.5, update: 0, zoom: 1, x: 0.5, y: 0.5 };
   const held = new Map(); // fingers and buttons: id -> last place
-  let pair = null, point = null, movesDivider = false, dragged = false;
+  const arriving = new Map(); // of files that were asked for: title of the pair -> what takes it
+  let pair = null, point = null, chosen = null, shown = 0, movesDivider = false, dragged = false;
+  window.gmaPair = (stored) => arriving.get(stored.title)?.(stored); // each such file calls it
 
   // --- unpacking ---
 
@@ -40,10 +42,10 @@
     return image;
   }
 
-  function loadBeside(file) {
+  function loadBeside({ file, title }) {
     return new Promise((done, failed) => {
       const script = document.createElement("script");
-      window.gmaPair = done;
+      arriving.set(title, done);
       script.src = file;
       script.onerror = () => failed(new Error(`${file} is not beside this page: unpack the whole archive, or open the page where it was written.`));
       document.head.append(script);
@@ -51,7 +53,7 @@
   }
 
   async function unpack(entry) {
-    const stored = entry.file ? await loadBeside(entry.file) : entry;
+    const stored = entry.file ? await loadBeside(entry) : entry;
     const { width, height } = stored;
     const flows = [...stored.updates, { ...stored.flow, number: stored.num_updates }];
     const [frame1, frame2] = await Promise.all([readImage(stored.frame1), readImage(stored.frame2)]);
@@ -331,14 +333,18 @@
 
   // --- controls ---
 
-  async function open(entry) {
+  async function open(entry) { // what was chosen last is shown, whatever arrives last
+    chosen = entry;
     try {
       $("told").textContent = "Opening …";
       const next = await unpack(entry);
-      [pair, point] = [next, null];
+      if (entry !== chosen) return;
+      [pair, point, shown] = [next, null, head.pairs.indexOf(entry)];
       state.update = pair.fields.length - 1;
       if (pair.attention) state.left = "attention";
-      if (!pair.truth) Object.assign(state, { left: "computed flow", before: "frame 1", right: "" });
+      if ([state.left, state.before, state.right].some((name) => name && !layer(name))) {
+        Object.assign(state, { left: "computed flow", before: "frame 1", right: "" });
+      }
       view.style.aspectRatio = `${pair.width} / ${pair.height}`;
       view.style.maxWidth = `${Math.max(20, 70 * pair.width / pair.height)}vh`;
       $("radius").textContent = `${pair.radius.toFixed(0)} px and more`;
@@ -347,7 +353,9 @@
       document.body.classList.add("live");
       moveTo(0.5, 0.5, 1);
     } catch (problem) {
+      if (entry !== chosen) return;
       $("told").textContent = problem.message;
+      $("pair").value = shown; // the pair before stays, under its own name
     }
   }
 
