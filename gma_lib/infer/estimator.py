@@ -278,7 +278,7 @@ class Estimator:
             self._reported.add((height, width))
             factor = math.sqrt(view.height * view.width / (height * width))
             self.say(
-                f"{width}x{height} px are more than {self.max_pixels} pixels: computed at "
+                f"{width}x{height} px, padded, are more than {self.max_pixels} pixels: computed at "
                 f"{view.width}x{view.height} px, {factor:.3f} of the size, and the flow scaled "
                 "back; --max-pixels (max_pixels) changes that, for more memory"
             )

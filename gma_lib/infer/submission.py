@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 import gma_lib
+from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
 from gma_lib.infer.shards import Shard, list_frames
+from gma_lib.infer.views import View
 from gma_lib.runs import (
     Record,
     Track,
@@ -75,10 +77,11 @@ def write_submission(
         pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)
     ]
     height, width = frame_size(pairs)
-    if height * width > estimator.max_pixels:
+    if View.fit(height, width, estimator.max_pixels).is_scaled:
+        rows, columns = Padding.for_size(height, width).padded_size(height, width)
         raise ValueError(
-            f"frames of {width}x{height} px would be computed smaller; "
-            "raise max_pixels for a submission"
+            f"frames of {width}x{height} px, {rows * columns} pixels with their padding, would be "
+            "computed smaller; raise max_pixels to that for a submission"
         )
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     _claim(Path(folder), pairs, frames, estimator.to_record() | {"warm": warm, "split": split})

@@ -214,7 +214,7 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
     assert flow.shape == (2, 512, 640)
     assert sizes[0] <= 128 * 160
     assert len(said) == 1
-    assert "640x512 px" in said[0]
+    assert "640x512 px, padded, are more than 20480 pixels" in said[0]
     assert "0.250 of the size" in said[0]
     np.testing.assert_allclose(flow[0], 4, atol=1e-5)  # pixels of the full frame
     np.testing.assert_allclose(flow[1], 8, atol=1e-5)

@@ -23,13 +23,17 @@ SCENES = {"cave": 3, "alley": 2}  # scene -> frames
 
 @pytest.fixture
 def test_split(tmp_path):
+    return write_split(tmp_path, HEIGHT, WIDTH)
+
+
+def write_split(tmp_path, height, width):
     """Sintel's test split in small: two passes of two scenes, no ground truth."""
     rng = np.random.default_rng(0)
     for pass_name in ("clean", "final"):
         for scene, frames in SCENES.items():
             for number in range(1, frames + 1):
                 path = tmp_path / "sintel" / "test" / pass_name / scene / f"frame_{number:04d}.png"
-                write_frame(path, rng.integers(0, 256, (3, HEIGHT, WIDTH)).astype(np.float32))
+                write_frame(path, rng.integers(0, 256, (3, height, width)).astype(np.float32))
     return tmp_path / "sintel"
 
 
@@ -41,9 +45,10 @@ class Counting(Estimator):
         self.sequences = []
 
     def along(self, frames, *, warm=False):
-        self.sequences.append((len(list(frames)), warm))
-        for number in range(1, self.sequences[-1][0]):
-            yield np.full((2, HEIGHT, WIDTH), number, np.float32)
+        frames = list(frames)
+        self.sequences.append((len(frames), warm))
+        for number in range(1, len(frames)):
+            yield np.full((2, *frames[0].shape[1:]), number, np.float32)
 
 
 EXPECTED = [
@@ -175,11 +180,23 @@ def test_a_folder_with_other_things_is_refused_before_anything_is_computed(test_
     assert estimator.sequences == []
 
 
-def test_frames_are_never_scaled_for_the_benchmark(test_split, tmp_path):
+@pytest.mark.parametrize("too_few", [130 * 140, 136 * 144 - 1])
+def test_frames_are_never_scaled_for_the_benchmark(tmp_path, too_few):
+    """What has to fit is the padded frame: it is what the network computes."""
+    frames = write_split(tmp_path, 130, 140)
     estimator = Counting()
-    estimator.max_pixels = HEIGHT * WIDTH - 1
-    with pytest.raises(ValueError, match="max_pixels"):
-        submission.write_submission(test_split, tmp_path / "out", estimator)
+    estimator.max_pixels = too_few
+    with pytest.raises(ValueError, match=r"19584 pixels.*max_pixels"):
+        submission.write_submission(frames, tmp_path / "out", estimator)
+    assert estimator.sequences == []
+
+
+def test_frames_that_fit_with_their_padding_are_submitted(tmp_path):
+    frames = write_split(tmp_path, 130, 140)
+    estimator = Counting()
+    estimator.max_pixels = 136 * 144
+    submission.write_submission(frames, tmp_path / "out", estimator)
+    assert files(tmp_path / "out") == EXPECTED
 
 
 def test_the_command_says_what_is_not_complete(test_split, tmp_path, monkeypatch):
