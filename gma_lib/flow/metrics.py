@@ -118,17 +118,7 @@ class ErrorSums:
     @classmethod
     def of(cls, error: np.ndarray, speed: np.ndarray) -> "ErrorSums":
         """Sums over the given pixels: errors and true speeds, one-dimensional."""
-        # The share within a threshold counts errors equal to it, so each error belongs to the first
-        # step that reaches it.
-        steps = np.searchsorted(ERROR_STEPS, error, side="left")
-        per_step = np.bincount(steps, minlength=len(_WAUC_STEPS) + 1)[: len(_WAUC_STEPS)]
-        return cls(
-            pixels=error.size,
-            error=float(error.sum(dtype=np.float64)),
-            below=tuple(int((error < threshold).sum()) for threshold in THRESHOLDS),
-            outliers=int(((error > 3) & (error > 0.05 * speed)).sum()),
-            at_most=tuple(np.cumsum(per_step).tolist()),
-        )
+        return sum_groups(error, speed, {"": np.ones(error.shape, bool)})[""]
 
     def __add__(self, other: "ErrorSums") -> "ErrorSums":
         return ErrorSums(
@@ -186,8 +176,32 @@ def sum_errors(
     """
     error = endpoint_error(flow, truth)
     speed = np.hypot(truth[0], truth[1])
-    groups = group_pixels(truth, occluded, invalid)
-    return {name: ErrorSums.of(error[mask], speed[mask]) for name, mask in groups.items()}
+    return sum_groups(error, speed, group_pixels(truth, occluded, invalid))
+
+
+def sum_groups(
+    error: np.ndarray, speed: np.ndarray, groups: Mapping[str, np.ndarray]
+) -> dict[str, ErrorSums]:
+    """Sums over groups of pixels: errors, true speeds and a mask per group, all of one shape.
+
+    What groups share is found once for all pixels, in one byte each.
+    """
+    # The share within a threshold counts errors equal to it, so each error belongs to the first
+    # step that reaches it.
+    steps = np.searchsorted(ERROR_STEPS, error, side="left").astype(np.uint8)
+    below = [error < threshold for threshold in THRESHOLDS]
+    outliers = (error > 3) & (error > 0.05 * speed)
+    sums = {}
+    for name, mask in groups.items():
+        per_step = np.bincount(steps[mask], minlength=len(_WAUC_STEPS) + 1)[: len(_WAUC_STEPS)]
+        sums[name] = ErrorSums(
+            pixels=int(np.count_nonzero(mask)),
+            error=float(error[mask].sum(dtype=np.float64)),
+            below=tuple(int(np.count_nonzero(each & mask)) for each in below),
+            outliers=int(np.count_nonzero(outliers & mask)),
+            at_most=tuple(np.cumsum(per_step).tolist()),
+        )
+    return sums
 
 
 def pool_scores(scores: Iterable[Mapping[str, ErrorSums]]) -> dict[str, ErrorSums]:

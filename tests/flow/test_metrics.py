@@ -51,6 +51,17 @@ def test_wauc_as_its_formula():
     assert metrics.ErrorSums.of(error, error).to_metrics()["wauc"] == pytest.approx(expected)
 
 
+def test_a_group_is_summed_as_its_pixels_alone():
+    rng = np.random.default_rng(0)
+    error, speed = np.abs(rng.normal(0, 3, (8, 9))), np.abs(rng.normal(0, 90, (8, 9)))
+    groups = {"some": rng.random((8, 9)) < 0.4, "none": np.zeros((8, 9), bool)}
+    found = metrics.sum_groups(error, speed, groups)
+    for name, mask in groups.items():
+        assert found[name] == metrics.ErrorSums.of(error[mask], speed[mask])
+    assert found["some"].to_metrics() != metrics.ErrorSums.of(error, speed).to_metrics()
+    assert found["none"] == metrics.ErrorSums()
+
+
 def test_sums_add_up():
     """Pooling two pairs gives what one pair with all their pixels gives."""
     rng = np.random.default_rng(0)
