@@ -90,6 +90,8 @@ def make_shortener(folders: dict[str, str]) -> Callable[[str], str]:
     first, as they are or as JSON, HTML and links spell them, and the user's in any other path.
     """
     words: dict[str, str] = {}
+    # a root, as a container's home may be one, names nobody and is in every text
+    folders = {folder: word for folder, word in folders.items() if len(Path(folder).parts) > 1}
     for write in (str, lambda text: json.dumps(text)[1:-1], html.escape, quote):
         words |= {write(folder): write(word) for folder, word in folders.items()}
     parts = [

@@ -195,7 +195,10 @@ CHOOSE = """<script>
 const $ = (id) => document.getElementById(id), read = [], held = [];
 const pause = () => new Promise((done) => setTimeout(done, 200));
 const opened = async () => { do await pause(); while ($("told").textContent === "Opening …"); };
-const choose = (place) => { $("pair").value = place; $("pair").dispatchEvent(new Event("change")); };
+const choose = (place) => {
+  $("pair").value = place;
+  $("pair").dispatchEvent(new Event("change"));
+};
 const append = document.head.append.bind(document.head);
 const tell = () => {
   const box = $("view").getBoundingClientRect();

@@ -46,6 +46,16 @@ def test_folders_become_names(text, expected):
     assert private.make_shortener(WORDS)(text) == expected
 
 
+def test_a_root_as_home_changes_nothing(monkeypatch):
+    """As of a user that a container does not know; nor does a run in such a folder."""
+    monkeypatch.setenv("HOME", "/")
+    folders = private._list_folders([])
+    assert "/" in folders
+    text = "// a / b <br /> /x"
+    assert private.make_shortener(folders)(text) == text
+    assert private.make_shortener({"/": "outputs", "/data": "frames"})("/ /data/x") == "/ frames/x"
+
+
 def test_a_name_of_the_user_in_another_folder(monkeypatch):
     monkeypatch.setenv("HOME", f"{HOME}/drift")
     shorten = private.make_shortener({})
