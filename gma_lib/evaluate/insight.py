@@ -271,6 +271,8 @@ def describe_attention(examined: Examined, point: tuple[int, int]) -> str:
             f" Over all occluded cells it is {over_all.weight:.1%}, "
             f"where an even spread would give {over_all.chance:.1%}."
         )
+    elif not hidden:
+        return f"{text} This pair has no occluded cell: that says nothing about hidden points."
     weight, chance = over_all or found
     if weight > 1.2 * chance:
         return f"{text} So hidden points do look at what moves like them, which is GMA's idea."

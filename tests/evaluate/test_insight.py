@@ -131,6 +131,20 @@ def test_attention_is_measured_against_the_true_motion(columns, share, verdict):
     assert verdict in insight.describe_attention(pair, point)
 
 
+def test_of_a_visible_point_nothing_is_concluded_about_hidden_ones():
+    """Nor is it where every occluded pixel is less than half of a cell; a hidden point is one."""
+    few = np.zeros((128, 128), bool)
+    few[3, 3] = True
+    told = []
+    for mask, alike in ((None, slice(8, 16)), (few & False, slice(8, 16)), (few, slice(0, 8))):
+        pair = replace(examined(attention_to(alike)), occluded=mask)
+        point = insight.find_hidden_point(pair.truth, mask)
+        at_point, over_all = insight.measure_attention(pair.inside, pair.truth, mask, point)
+        assert (at_point.weight, over_all) == (pytest.approx(1), None)
+        told.append("So hidden points do look" in insight.describe_attention(pair, point))
+    assert told == [False, False, True]
+
+
 def test_sentences_follow_the_numbers_both_ways():
     helps, harms = (
         examined(attention_to(slice(0, 16))),
