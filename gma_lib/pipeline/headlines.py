@@ -6,8 +6,9 @@ from gma_lib.runs.records import Record
 
 
 def describe_result(stage: str, record: Record) -> str:
-    """Return a stage's headline from its record."""
-    return _HEADLINES[stage](record)
+    """Return a stage's headline from its record; a simulated one says so first."""
+    found = _HEADLINES[stage](record)
+    return f"SIMULATED: {found}" if record.get("simulated") else found
 
 
 def _of_data(record: Record) -> str:
@@ -26,13 +27,15 @@ def _of_conversion(record: Record) -> str:
 
 def _of_inference(record: Record) -> str:
     summary = record["summary"]
-    return f"flow of {summary['pairs']} pairs, {summary['reused']} of them there before"
+    found = f"flow of {summary['pairs']} pairs, {summary['reused']} of them there before"
+    return f"{found}; {record['subset']}" if record.get("subset") else found
 
 
 def _of_scores(record: Record) -> str:
     passes = {name: found for name, found in record.items() if _is_scored(found)}
     scores = [
-        f"EPE {found['all']['epe']:.2f} px, 1px {found['all']['px1']:.1%} ({name})"
+        f"EPE {found['all']['epe']:.2f} px, 1px {found['all']['px1']:.1%} "
+        f"({name}, {found['pairs_scored']} of {found['pairs_inferred']} pairs)"
         for name, found in passes.items()
     ]
     return "; ".join(scores) or "no ground truth"
@@ -44,7 +47,8 @@ def _is_scored(found: object) -> bool:
 
 def _of_speed(record: Record) -> str:
     rate = record.get("pairs_per_second")
-    return f"{rate:.2f} pairs/s" if rate else str(record["reason"])
+    caution = f" ({record['caution']})" if record.get("caution") else ""
+    return f"{rate:.2f} pairs/s{caution}" if rate else str(record["reason"])
 
 
 def _of_inside(record: Record) -> str:

@@ -103,3 +103,18 @@ def test_headlines_of_what_was_not_computed():
     assert describe_result("07_inside", {"pair": None, "reason": "no torch"}) == "no torch"
     assert describe_result("05_evaluate", {"clean": {"pairs_scored": 0}}) == "no ground truth"
     assert walk.USUAL_S.keys() == STAGES.keys()
+
+
+def test_headlines_say_of_how_many_and_with_which_caution():
+    """They are all that a log keeps."""
+    clean = {"pairs_scored": 2, "pairs_inferred": 1041, "all": {"epe": 1.0, "px1": 0.9}}
+    assert "2 of 1041 pairs" in describe_result("05_evaluate", {"clean": clean})
+    inferred = {"summary": {"pairs": 3, "reused": 0}, "subset": "a declared subset: 3 of 9 pairs"}
+    assert "3 of 9 pairs" in describe_result("04_infer", inferred)
+    assert "9 pairs" not in describe_result("04_infer", inferred | {"subset": None})
+    perf = {"pairs_per_second": 0.77, "caution": "the machine was busy"}
+    assert "busy" in describe_result("06_perf", perf)
+    for stage, record in (("06_perf", perf), ("05_evaluate", {"clean": clean})):
+        for simulated in (True, False):
+            line = describe_result(stage, record | {"simulated": simulated})
+            assert line.startswith("SIMULATED") == simulated
