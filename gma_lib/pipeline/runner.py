@@ -242,12 +242,16 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
 
 
 def _remove_results(job: Job, endings: Iterable[str] = ()) -> None:
-    """Remove a stage's numbers, and its notebook and page with these endings; models and flow are
-    checked by what reads them.
+    """Remove a stage's numbers and pictures, and its notebook and page with these endings; models
+    and flow are checked by what reads them, and frames by 01_data itself.
     """
-    numbers = [name for name in STAGES[job.stage].products if name.endswith(".json")]
+    stage = STAGES[job.stage]
+    numbers = [name for name in stage.products if name.endswith(".json")]
     for name in [*(f"{job.stage}{ending}" for ending in endings), *numbers]:
         (job.folder / name).unlink(missing_ok=True)
+    for pattern in () if stage.is_shared else stage.extras:
+        for path in job.folder.glob(pattern):
+            path.unlink()
 
 
 def _run_notebook(job: Job, running: Path) -> tuple[str, str]:

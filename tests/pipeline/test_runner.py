@@ -22,6 +22,7 @@ from gma_lib.pipeline import runner
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index as report
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.run import Run
 
 
 def content(path):
@@ -44,6 +45,27 @@ def test_every_stage_leaves_its_page_and_its_stamp(finished):
         assert "widgets" not in notebook["metadata"]
         assert not list(folder.glob("*.running.ipynb"))
         assert not list(folder.glob("*.failed.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "gone"),
+    [
+        ("01_data", set()),
+        ("05_evaluate", {"overview.jpg", "viewer.html", "viewer/1.js"}),
+        ("07_inside", {"updates.html"}),
+    ],
+)
+def test_pictures_of_earlier_data_do_not_stay(tmp_path, monkeypatch, stage, gone):
+    """A run without ground truth writes none; rendered frames are taken over."""
+    run = Run(tmp_path, "tiny", "openvino", "float32", 2, "test")
+    names = ["overview.jpg", "viewer.html", "viewer/1.js", "updates.html", "frames/a/b/c/d.png"]
+    paths = {name: (run.data_folder if "png" in name else run.folder) / name for name in names}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(runner, "_run_notebook", lambda job, running: ("failed", ""))
+    runner._publish(runner.Job(stage, run, {}, limit_s=1, cell_limit_s=1), lambda *_, **__: None)
+    assert {name for name, path in paths.items() if not path.exists()} == gone
 
 
 def test_pages_need_no_network_and_describe_their_pictures(finished):
