@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from gma_lib.report.figures import BLUE, COLOURS, DPI, ORANGE, WIDTH, Picture
 from gma_lib.runs.records import Record
 
+CLOCKS_AGREE = 0.1  # s
+
 
 def _make_chart(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
@@ -161,15 +163,26 @@ def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     )
 
 
-def plot_timeline(shards: Sequence[Record]) -> Picture:
-    """Plot which worker computed which shard, and when, from ``infer.json``."""
+def plot_timeline(shards: Sequence[Record], seconds: float) -> Picture:
+    """Plot which worker computed which shard, and when, from the summary in ``infer.json``.
+
+    A worker whose clock differs, as its bars begin before the call or end after it, is shifted to
+    where they fit, and nothing is said of how busy the workers were.
+
+    Parameters
+    ----------
+    seconds
+        Duration of the whole call.
+    """
     workers = sorted({shard["worker"] for shard in shards}, key=lambda name: int(name.split()[1]))
-    ends = [shard["start"] + shard["seconds"] for shard in shards]
+    shifts = {name: _find_shift(shards, name, seconds) for name in workers}
+    starts = [shard["start"] + shifts[shard["worker"]] for shard in shards]
+    ends = [start + shard["seconds"] for start, shard in zip(starts, shards, strict=True)]
     figure, axes = _make_chart(9, 1.2 + 0.35 * len(workers))
     axes.barh(
         [workers.index(shard["worker"]) for shard in shards],
         [shard["seconds"] for shard in shards],
-        left=[shard["start"] for shard in shards],
+        left=starts,
         color=BLUE,
         edgecolor="white",
     )
@@ -177,11 +190,19 @@ def plot_timeline(shards: Sequence[Record]) -> Picture:
     axes.set_yticks(range(len(workers)), workers)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+    text = f"{len(shards)} shards on {len(workers)} workers in {max(ends):.1f} s"
+    if wrong := [name for name in workers if abs(shifts[name]) > CLOCKS_AGREE]:
+        return figure, f"{text}; bars are shifted where a clock differs: {', '.join(wrong)}."
     busy = sum(shard["seconds"] for shard in shards) / (max(ends) * len(workers))
-    return figure, (
-        f"{len(shards)} shards on {len(workers)} workers in {max(ends):.1f} s; the workers "
-        f"computed {busy:.0%} of the time."
-    )
+    return figure, f"{text}; the workers computed {busy:.0%} of the time."
+
+
+def _find_shift(shards: Sequence[Record], worker: str, seconds: float) -> float:
+    """By how many seconds a worker's shards have to move to lie within the call."""
+    spans = [(one["start"], one["seconds"]) for one in shards if one["worker"] == worker]
+    first = min(start for start, _ in spans)
+    late = max(start + took for start, took in spans) - seconds
+    return float(-late if late > 0 else max(0.0, -first))
 
 
 def plot_throughput(

@@ -351,7 +351,7 @@ def _draw_timelines(statuses: dict[Run, Statuses]) -> Iterator[dict[str, str]]:
     for run, ended in statuses.items():
         summary = _result(run, "04_infer", ended).get("summary", {})
         if summary.get("workers"):
-            yield _embed(plot_timeline(summary["shards"])) | {
+            yield _embed(plot_timeline(summary["shards"], summary["seconds"])) | {
                 "title": f"{run.name}, batch size {run.batch_size}"
             }
 

@@ -49,7 +49,8 @@ def test_every_pass_has_its_bars():
                     {"worker": "worker 1", "start": 1.0, "seconds": 3.0},
                     {"worker": "worker 10", "start": 1.0, "seconds": 2.0},
                     {"worker": "worker 10", "start": 3.0, "seconds": 1.0},
-                ]
+                ],
+                4.2,
             ),
             "3 shards on 2 workers in 4.0 s; the workers computed 75% of the time",
         ),
@@ -73,6 +74,24 @@ def test_every_chart_says_its_numbers(chart, words):
     figure, text = chart
     assert encode_figure(figure)[0] == "image/png"
     assert words in text
+
+
+@pytest.mark.parametrize(
+    ("offset", "starts"),
+    [(0, [1, 4, 0.5]), (-60, [1, 4, 0]), (60, [1, 4, 7.0])],
+    ids=["one clock", "behind", "ahead"],
+)
+def test_a_worker_whose_clock_differs_computes_within_the_call(offset, starts):
+    """And no share of a time is told that no clock has measured."""
+    shards = [
+        {"worker": name, "start": start, "seconds": 3.0}
+        for name, start in (("worker 1", 1), ("worker 1", 4), ("worker 2", 0.5 + offset))
+    ]
+    figure, text = charts.plot_timeline(shards, 10.0)
+    assert [bar.get_x() for bar in figure.axes[0].patches] == starts
+    assert figure.axes[0].get_xlim()[1] == max(starts) + 3
+    assert ("% of the time" in text) == (offset == 0)
+    assert ("worker 2" in text) == (offset != 0)
 
 
 def test_a_size_that_was_not_timed_has_its_tick_and_no_point():

@@ -48,9 +48,9 @@ def test_a_timeline_where_workers_computed(tmp_path, monkeypatch, workers):
         {"first": "clean/a/frame_0001", "pairs": 2, "worker": name, "start": 1.0, "seconds": 3.0}
         for name in names or ["worker 1"]
     ]
-    summary = {"workers": {name: {"pairs": 2} for name in names}, "shards": shards}
+    summary = {"workers": {name: {"pairs": 2} for name in names}, "shards": shards, "seconds": 4.1}
     write_json(folder / "infer.json", {"summary": summary, "subset": None})
     page = index.write_index(tmp_path, "tiny").read_text()
-    said = plot_timeline(shards)[1]
+    said = plot_timeline(shards, 4.1)[1]
     assert page.count(f'alt="{said}"') == (workers > 0)
     assert ("Workers" in page) == (workers > 0)
