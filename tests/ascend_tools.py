@@ -3,6 +3,7 @@ and its input. Tests name the section of ascend.md that they are about.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def set_standins(monkeypatch):
     return monkeypatch
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """A network that takes no time, with the guide's names: flow is the first two channels of the
     second frame less the first's.
@@ -83,11 +84,20 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def converted(models, tmp_path_factory):
+    """The folder of an .om for two pairs, made once."""
+    folder = tmp_path_factory.mktemp("converted")
+    with pytest.MonkeyPatch.context() as patch:
+        set_standins(patch)
+        atc.convert_to_om(models / "GMA_m_2.onnx", folder / "gma.om", AtcOptions("310P3"))
+    return folder
+
+
 @pytest.fixture
-def om(standins, models, tmp_path):
-    """An .om for two pairs."""
-    atc.convert_to_om(models / "GMA_m_2.onnx", tmp_path / "model" / "gma.om", AtcOptions("310P3"))
-    return tmp_path / "model" / "gma.om"
+def om(standins, converted, tmp_path):
+    """An .om for two pairs, which the test may change."""
+    return Path(shutil.copytree(converted, tmp_path / "model")) / "gma.om"
 
 
 @pytest.fixture
@@ -129,7 +139,7 @@ def raw(om, folders, output, *more):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """The network in each of its forms, one update."""
     from gma_lib import export

@@ -1,5 +1,5 @@
 """The stand-ins for the Ascend tools, for every test here."""
 
-from ascend_tools import exported, folders, models, om, standins
+from ascend_tools import converted, exported, folders, models, om, standins
 
-__all__ = ["exported", "folders", "models", "om", "standins"]
+__all__ = ["converted", "exported", "folders", "models", "om", "standins"]

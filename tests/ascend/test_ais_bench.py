@@ -64,7 +64,6 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
         ("ais-one-missing", "left 4 of 5 outputs; missing: 000000"),
         ("ais-nan", "not finite"),
         ("ais-short", "bytes where float32"),
-        ("ais-hangs", "did not end within"),
     ],
 )
 def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, fault, message):
@@ -73,7 +72,7 @@ def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, f
     """
     standins.setenv("STANDIN_FAULT", fault)
     with pytest.raises((AisBenchError, BadFile), match=message) as raised:
-        infer(om, folders, tmp_path / "out" / "bs2", timeout_s=15 if fault != "ais-hangs" else 6)
+        infer(om, folders, tmp_path / "out" / "bs2")
     assert len(str(raised.value).splitlines()) == 1
 
 
@@ -92,8 +91,9 @@ def test_a_tool_that_hangs_is_ended_with_all_that_it_started(om, folders, tmp_pa
     """ascend.md 1.6: the tool runs processes of its own; none is left behind."""
     standins.setenv("STANDIN_FAULT", "ais-hangs")
     standins.setenv("STANDIN_PIDS", str(tmp_path / "pids"))
-    with pytest.raises(AisBenchError, match="did not end within 6 s"):
+    with pytest.raises(AisBenchError, match="did not end within 6 s") as raised:
         infer(om, folders, tmp_path / "out" / "bs2", timeout_s=6)
+    assert len(str(raised.value).splitlines()) == 1
     deadline = time.monotonic() + 10  # what was killed may still need a moment on a busy machine
     for process in (tmp_path / "pids").read_text().split():
         while not gone(process):

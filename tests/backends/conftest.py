@@ -1,5 +1,5 @@
 """The stand-ins for the Ascend tools, for every test here."""
 
-from ascend_tools import folders, models, om, standins
+from ascend_tools import converted, folders, models, om, standins
 
-__all__ = ["folders", "models", "om", "standins"]
+__all__ = ["converted", "folders", "models", "om", "standins"]
