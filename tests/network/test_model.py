@@ -9,6 +9,7 @@ import torch
 from gma_lib.data.padding import Padding
 from gma_lib.flow.images import read_frame
 from gma_lib.network import checkpoints
+from gma_lib.network import model as network
 from gma_lib.network.model import GMA, LOOKUPS, GMAConfig, correlation_pyramid, look_up
 
 pytestmark = pytest.mark.slow
@@ -180,16 +181,21 @@ def test_gradient_reaches_every_parameter(small_frames):
     assert model.update_block.aggregator.gamma.grad.abs() > 0
 
 
-def test_half_precision_keeps_coordinates_exact(seeded, frames):
-    """bf16 autocast moves the flow by rounding, not by the half pixel that bf16 coordinates would
-    cost.
-    """
-    model, _ = seeded
+def test_half_precision_keeps_coordinates_exact(seeded, encoded, monkeypatch):
+    """bf16 autocast moves the flow by rounding; bf16 coordinates would be half a pixel apart."""
+    places = []
+
+    def note(pyramid, coordinates, lookup):
+        places.append(coordinates)
+        return look_up(pyramid, coordinates, lookup)
+
+    monkeypatch.setattr(network, "look_up", note)
     with torch.inference_mode():
-        full = model(*frames)
+        full, _ = seeded[0].refine(*encoded, num_updates=2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            reduced = model(*frames)
-    assert reduced.dtype == torch.float32
+            reduced, _ = seeded[0].refine(*encoded, num_updates=2)
+    assert reduced.dtype == places[-1].dtype == torch.float32
+    assert (places[-1] != places[-1].bfloat16()).any()
     assert 0 < float((full - reduced).abs().mean()) < 0.2
 
 
