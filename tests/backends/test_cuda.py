@@ -57,6 +57,12 @@ def reference(shallow, small_frames):
     return export.compute_reference(shallow[0], *small_frames)
 
 
+@pytest.fixture(scope="module")
+def pair(small_frames):
+    """One pair, where its place in a batch is not what a test is about."""
+    return [frames[:1] for frames in small_frames]
+
+
 def on_the_cpu(network, frames, precision):
     with (
         torch.inference_mode(),
@@ -68,22 +74,22 @@ def on_the_cpu(network, frames, precision):
 # --- the form of the network ----------------------------------------------------------------------
 
 
-def test_the_form_for_a_gpu_computes_the_same(shallow, small_frames, reference):
+def test_the_form_for_a_gpu_computes_the_same(shallow, pair, reference):
     network = cuda.rearrange_for_gpu(shallow[0], "float32")
     assert network.cnet.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
-    assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max < 1e-3
+    assert Deviation.between(on_the_cpu(network, pair, "float32"), reference[:1]).max < 1e-3
     network.cnet.conv1.bias.data[0] += 1  # noticed
-    assert Deviation.between(on_the_cpu(network, small_frames, "float32"), reference).max > 1e-2
+    assert Deviation.between(on_the_cpu(network, pair, "float32"), reference[:1]).max > 1e-2
 
 
-def test_in_half_precision_everything_keeps_channels_last(shallow, small_frames, monkeypatch):
-    assert not_channels_last(shallow[0], small_frames) == {
+def test_in_half_precision_everything_keeps_channels_last(shallow, pair, monkeypatch):
+    assert not_channels_last(shallow[0], pair) == {
         "fnet.conv1",
         "cnet.conv1",
     }  # the frames themselves
     monkeypatch.setattr(cuda, "replace_instance_norm", lambda encoder: None)
-    assert "fnet.layer1.0.conv2" in not_channels_last(shallow[0], small_frames)  # the look notices
+    assert "fnet.layer1.0.conv2" in not_channels_last(shallow[0], pair)  # the look notices
 
 
 def not_channels_last(model, frames):
@@ -101,58 +107,46 @@ def not_channels_last(model, frames):
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(look(name))
-    on_the_cpu(network, [frame[:1] for frame in frames], "bfloat16")
+    on_the_cpu(network, frames, "bfloat16")
     return other
 
 
-def test_batch_norms_of_weights_that_see_are_folded(small_frames):
+def test_batch_norms_of_weights_that_see_are_folded(pair):
     encoder = load_model("gma-procedural")[0].cnet
     folded = copy.deepcopy(encoder)
     cuda.fold_batch_norm(folded)
-    image = torch.from_numpy(small_frames[0]) / 128 - 1
+    image = torch.from_numpy(pair[0]) / 128 - 1
     with torch.inference_mode():
         torch.testing.assert_close(folded(image), encoder(image), rtol=1e-4, atol=1e-4)
         folded.layer2[0].downsample[0].bias.data += 1e-2
         assert (folded(image) - encoder(image)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_is_near_and_is_not_float32(precision, shallow, small_frames, reference):
-    network = cuda.rearrange_for_gpu(shallow[0], precision)
-    assert network.fnet.conv1.weight.dtype == getattr(torch, precision)
-    deviation = Deviation.between(on_the_cpu(network, small_frames, precision), reference)
-    assert 1e-4 < deviation.mean < 0.3
-
-
 def test_half_precision_costs_weights_that_see_next_to_nothing():
-    trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample"))[0]
+    trained = load_model("gma-procedural", GMAConfig(lookup="grid_sample", num_updates=2))[0]
     frames = draw_demo_frames(128, 160, count=2)
     exact = export.compute_reference(trained, *frames)
-    off = {
-        name: Deviation.between(
-            on_the_cpu(cuda.rearrange_for_gpu(trained, name), frames, name), exact
-        ).mean
-        for name in ("bfloat16", "float16")
-    }
+    off = {}
+    for name in ("bfloat16", "float16"):
+        network = cuda.rearrange_for_gpu(trained, name)
+        assert network.fnet.conv1.weight.dtype == getattr(torch, name)
+        off[name] = Deviation.between(on_the_cpu(network, frames, name), exact).mean
     assert 1e-5 < off["float16"] < 0.002 < off["bfloat16"] < 0.02
 
 
 @pytest.mark.parametrize("attention", ["content", "position", "position_and_content"])
-def test_attention_recomputed_or_stored(attention, small_frames):
+def test_attention_recomputed_or_stored(attention, pair):
     torch.manual_seed(3)
     whole = GMA(GMAConfig(num_updates=2, attention=attention)).eval()
     whole.update_block.aggregator.gamma.data[:] = 0.8  # or aggregation would not be noticed
     network = cuda.rearrange_for_gpu(whole, "bfloat16").float()
     assert isinstance(network.att, cuda.QueriesAndKeys) == (attention == "content")
-    found, expected = (
-        on_the_cpu(network, small_frames, "float32"),
-        on_the_cpu(whole, small_frames, "float32"),
-    )
-    rounded = on_the_cpu(to_deploy_form(whole).to(torch.bfloat16).float(), small_frames, "float32")
+    found, expected = (on_the_cpu(one, pair, "float32") for one in (network, whole))
+    rounded = on_the_cpu(to_deploy_form(whole).to(torch.bfloat16).float(), pair, "float32")
     assert Deviation.between(found, expected).mean < 2 * Deviation.between(rounded, expected).mean
     with torch.no_grad():
         network.att.to_qk.weight *= 0
-    assert Deviation.between(on_the_cpu(network, small_frames, "float32"), expected).mean > 1e-3
+    assert Deviation.between(on_the_cpu(network, pair, "float32"), expected).mean > 1e-3
 
 
 # --- nothing that a recording refuses -------------------------------------------------------------
@@ -238,18 +232,18 @@ def test_constants_are_kept_and_serve_training_too():
 
 @pytest.fixture
 def stood_in(monkeypatch, models):
-    """The backend on the stand-in for a GPU."""
+    """The backend on the stand-in for a GPU, which has no algorithms to choose among."""
     standin.install(monkeypatch)
+    monkeypatch.setattr(cuda, "WARM_UP_CALLS", 1)
     with cuda.CudaBackend(models / "gma.safetensors", CudaOptions(device="cpu")) as backend:
         yield backend
 
 
-def test_it_runs_the_form_that_was_exported(monkeypatch, tmp_path, small_frames):
+def test_it_runs_the_form_that_was_exported(monkeypatch, tmp_path, pair):
     spec = ModelSpec("seeded", 128, 160, backend="cuda", num_updates=2, steps=("context hoisted",))
     prepare_model(spec, tmp_path)
     standin.install(monkeypatch)
     plain = load_model("seeded", GMAConfig(num_updates=2))[0]
-    pair = [frames[:1] for frames in small_frames]
     with cuda.CudaBackend(tmp_path / "gma.safetensors", CudaOptions(device="cpu")) as backend:
         assert backend._network.steps == spec.steps
         exact = export.compute_reference(plain, *pair)
@@ -260,21 +254,22 @@ def test_it_runs_the_form_that_was_exported(monkeypatch, tmp_path, small_frames)
 
 
 @pytest.mark.parametrize("steps", [(), ("context hoisted",)])
-def test_aggregation_as_published_stores_its_attention(steps, small_frames):
+def test_aggregation_as_published_stores_its_attention(steps, pair):
     trained = load_model("gma-procedural", GMAConfig(num_updates=2))[0]
     network = cuda.rearrange_for_gpu(trained, "float16", steps)
-    exact = export.compute_reference(trained, *small_frames)
-    assert Deviation.between(on_the_cpu(network, small_frames, "float16"), exact).mean < 0.05
+    image1, image2 = map(torch.from_numpy, pair)
+    with torch.inference_mode():
+        encoded = trained.features(image1), trained.features(image2), trained.context(image1)
+        exact, _ = trained.refine(*encoded)
+        with torch.autocast("cpu", dtype=torch.float16):
+            found, _ = network.refine(*encoded)
+    assert Deviation.between(found.numpy(), exact.numpy()).mean < 0.05
 
 
 def test_replayed_on_other_frames(stood_in, small_frames, reference):
-    image1, image2 = small_frames
     assert stood_in.at_once == 1
-    assert Deviation.between(stood_in.predict(image1, image2), reference).max < 1e-3
-    assert (
-        Deviation.between(stood_in.predict(image1[::-1], image2[::-1]), reference[::-1]).max < 1e-3
-    )
-    assert len(stood_in._recorded) == 1  # one shape, recorded once for four pairs
+    assert Deviation.between(stood_in.predict(*small_frames), reference).max < 1e-3
+    assert len(stood_in._recorded) == 1  # one shape, recorded once for two pairs
 
 
 def test_replaying_runs_no_python():
@@ -295,12 +290,12 @@ def test_replaying_runs_no_python():
     assert before == len(calls) == cuda.WARM_UP_CALLS + 1
 
 
-def test_answers_are_not_overwritten_by_the_next_call(stood_in, small_frames):
-    first = stood_in.predict(*small_frames)
-    features = stood_in.features(small_frames[0])
+def test_answers_are_not_overwritten_by_the_next_call(stood_in, pair):
+    first = stood_in.predict(*pair)
+    features = stood_in.features(pair[0])
     kept = first.copy(), features.clone()
-    stood_in.predict(small_frames[1], small_frames[0])
-    stood_in.features(small_frames[1])
+    stood_in.predict(*pair[::-1])
+    stood_in.features(pair[1])
     np.testing.assert_array_equal(first, kept[0])
     assert torch.equal(features, kept[1])
 
