@@ -220,22 +220,34 @@ def reported(finished) -> Path:
     return finished
 
 
+@pytest.fixture(scope="session")
+def archive(reported) -> Path:
+    """The report of the finished notebooks as one file, which tests read and leave as it is."""
+    from gma_lib.report import index as report
+
+    return report.write_archive(reported, "tiny")
+
+
 # Tests that take the machine's lock for measuring, and those that share the finished run
 ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
+SHARED_MODELS = {"exported", "cache_folder"}  # fixtures that make models for all files of a folder
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Say which tests share a worker where several run (``-n 2 --dist loadgroup``), those with the
-    most slow tests first, so that no worker waits for the other at the end. Tests that read the
-    finished run are slow by its making.
+    most slow tests first, so that no worker waits for the other at the end: the tests of a file,
+    those of a folder that share models, and those that read the finished run, which are slow by
+    its making.
     """
     groups, slow = {}, Counter()
     for item in items:
         if "finished" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
         together = item.path.parent.name in ONE_AFTER_THE_OTHER or "finished" in item.fixturenames
-        groups[item] = "one" if together else item.path.stem
+        shared = any(name in item.fixturenames for name in SHARED_MODELS)
+        group = f"{item.path.parent.name}/{'models' if shared else item.path.stem}"
+        groups[item] = "one" if together else group
         item.add_marker(pytest.mark.xdist_group(groups[item]))
         slow[groups[item]] += item.get_closest_marker("slow") is not None
     items.sort(key=lambda item: -slow[groups[item]])
@@ -272,7 +284,7 @@ def _unexpected_skips(reporter) -> list[str]:
         line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")
     }
     skipped = {report.nodeid for report in reporter.stats.get("skipped", [])}
-    return sorted({re.sub(r"@\w+$", "", name) for name in skipped} - allowed)  # @: its group
+    return sorted({re.sub(r"@[\w/]+$", "", name) for name in skipped} - allowed)  # @: its group
 
 
 def open_finished(outputs: Path) -> Run:

@@ -6,10 +6,16 @@ import pytest
 from gma_lib.flow.images import write_frame
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    """One for all commands: each model is made once."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
+def cache(cache_folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GMA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("GMA_CACHE", cache_folder)
         yield
 
 

@@ -93,5 +93,3 @@ def test_the_cache_is_shown_and_cleared(photos, tmp_path, monkeypatch):
     assert "deleted" in gma("cache", "--clear")
     assert "0 models" in gma("cache")
     assert other.read_text() == "mine"
-    gma("flow", *frames, "-o", tmp_path / "b.flo", *FAST)
-    assert (tmp_path / "a.flo").read_bytes() == (tmp_path / "b.flo").read_bytes()

@@ -177,12 +177,10 @@ def test_the_index_shows_all_of_it(finished):
     assert 'scope="col"' in page
 
 
-def test_the_report_as_one_file_has_all_that_it_links_to(reported, tmp_path):
-    archive = report.write_archive(reported, "tiny")
+def test_the_report_as_one_file_has_all_that_it_links_to(archive):
     with zipfile.ZipFile(archive) as content:
         names = set(content.namelist())
         page = content.read("tiny/index.html").decode()
-    archive.unlink()
     linked = set(re.findall(r'(?:href|src)="(?!data:)([^"]+)"', page))
     assert "test/bs2/overview.jpg" in linked
     assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01

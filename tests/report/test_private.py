@@ -9,7 +9,6 @@ import pytest
 from conftest import open_finished
 
 from gma_lib.report import private
-from gma_lib.report.index import write_archive
 from gma_lib.runs.files import PROJECT
 from gma_lib.verify.replay import unpack_records
 from gma_lib.verify.values import collect_recorded
@@ -63,9 +62,8 @@ def test_a_name_of_the_user_in_another_folder(monkeypatch):
     assert shorten('"clean/drift/frame_0001"') == '"clean/drift/frame_0001"'  # a scene of this name
 
 
-def test_an_archive_names_no_folder_of_this_machine(reported, tmp_path):
+def test_an_archive_names_no_folder_of_this_machine(reported, archive, tmp_path):
     """Its numbers are the run's, and its records still rest on one another."""
-    archive = write_archive(reported, "tiny")
     with zipfile.ZipFile(archive) as file:
         texts = {name: file.read(name).decode() for name in file.namelist() if "jpg" not in name}
     named = [

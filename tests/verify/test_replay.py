@@ -16,16 +16,10 @@ from gma_lib.cli import verification
 from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
-from gma_lib.report.index import write_archive
 from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify.replay import METADATA, list_overrides, read_surroundings, unpack_records
 from gma_lib.verify.values import collect_recorded
-
-
-@pytest.fixture(scope="module")
-def archive(reported):
-    return write_archive(reported, "tiny")
 
 
 def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
