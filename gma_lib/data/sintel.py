@@ -84,12 +84,8 @@ class FramePair:
 
     def load(self) -> "LoadedPair":
         """Read the frames and all the ground truth that exists."""
-        return LoadedPair(
-            *self.load_frames(),
-            flow=None if self.flow is None else self.load_flow(),
-            occluded=self.load_occluded(),
-            invalid=self.load_invalid(),
-        )
+        flow = None if self.flow is None else self.load_flow()
+        return LoadedPair(*self.load_frames(), flow, self.load_occluded(), self.load_invalid())
 
     def load_frames(self) -> tuple[np.ndarray, np.ndarray]:
         """Read the two frames, float32 (3, H, W), RGB, 0..255."""
@@ -165,8 +161,7 @@ def find_root(root: Path, split: str) -> Path:
         return root
     if any((root / pass_name).is_dir() for pass_name in PASSES):
         raise FileNotFoundError(f"{root} is one level too low: give {root.resolve().parent}")
-    inside = sorted(child for child in root.iterdir() if (child / split).is_dir())
-    if inside:
+    if inside := sorted(child for child in root.iterdir() if (child / split).is_dir()):
         raise FileNotFoundError(f"{root} is one level too high: give {inside[0]}")
     raise FileNotFoundError(f"{root} holds no '{split}' folder, so it is not the data set's root")
 
@@ -180,8 +175,8 @@ def find_pairs(
 ) -> list[FramePair]:
     """List the pairs of consecutive frames of one pass, sorted by scene and number.
 
-    Files that are no frames are ignored. A gap in the numbers, a lone frame, or a frame with ground
-    truth but no next frame is an error.
+    Files that are no frames are ignored. A gap in the numbers, a lone frame, a frame with ground
+    truth but no next frame, or a mask that only some of the ground truth has is an error.
 
     Parameters
     ----------
@@ -194,7 +189,7 @@ def find_pairs(
     frames_folder = folder / pass_name
     if not frames_folder.is_dir():
         raise FileNotFoundError(f"{frames_folder}: no such folder; this pass is missing")
-    scenes = None if scenes is None else list(scenes)
+    scenes = None if scenes is None else list(dict.fromkeys(scenes))  # each once
     found = {
         child.name: frames
         for child in _list_folder(frames_folder)
@@ -204,8 +199,7 @@ def find_pairs(
     if not found:
         raise FileNotFoundError(f"{frames_folder} holds no scene with frames (frame_0001.png, ...)")
     wanted = list(found) if scenes is None else scenes
-    unknown = [scene for scene in wanted if scene not in found]
-    if unknown:
+    if unknown := [scene for scene in wanted if scene not in found]:
         raise ValueError(
             f"{frames_folder} has no scene {unknown[0]!r}; there are: {', '.join(found)}"
         )
@@ -220,9 +214,21 @@ def find_pairs(
                 f"{frames_folder} has no frames of {truth.name!r}, and {folder / 'flow'} has its "
                 "ground truth: copy them, or name the scenes wanted (parameter scenes)"
             )
-    return [
+    pairs = [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]
+    _require_masks(pairs)
+    return pairs
+
+
+def _require_masks(pairs: list[FramePair]) -> None:
+    """Raise where only some of the ground truth has a mask: groups of pixels would be of a part."""
+    for kind in ("occlusion", "invalid"):
+        lacking = [one for one in pairs if one.flow is not None and getattr(one, kind) is None]
+        masks = [mask for one in pairs if (mask := getattr(one, kind)) is not None]
+        if lacking and masks:
+            file = masks[0].parents[1] / lacking[0].scene / f"frame_{lacking[0].number:04d}.png"
+            raise FileNotFoundError(f"{file} is missing, and {masks[0]} is there: copy it")
 
 
 def _list_folder(folder: Path) -> list[Path]:
@@ -266,14 +272,9 @@ def _pair_frames(
         kind: _list_numbered(folder / kind / scene, suffix)
         for kind, suffix in _TRUTH_SUFFIX.items()
     }
-    for kind in ("occlusions", "invalid"):  # else its pixels are counted in other groups
-        if truth[kind] and (lacking := truth["flow"].keys() - truth[kind].keys()):
-            file = folder / kind / scene / f"frame_{min(lacking):04d}.png"
-            raise FileNotFoundError(f"{file} is missing, as its scene has others: copy it")
     # A pair needs its second frame; ground truth says how far the scene should reach.
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
-    missing = [number for number in range(first, needed_to + 1) if number not in frames]
-    if missing:
+    if missing := [number for number in range(first, needed_to + 1) if number not in frames]:
         wanted = frames[first].with_name(f"frame_{missing[0]:04d}.png")
         raise FileNotFoundError(
             f"{wanted} is missing: its scene has frames {first} to {last} and needs {needed_to}"
@@ -345,7 +346,7 @@ def build_index(
     root = find_root(root, split)
     pairs = [
         pair
-        for pass_name in passes
+        for pass_name in dict.fromkeys(passes)
         for pair in find_pairs(root, split=split, pass_name=pass_name, scenes=scenes)
     ]
     height, width = frame_size(pairs)
@@ -390,8 +391,7 @@ def load_pairs(index: Record, names: Iterable[str] | None = None) -> list[FrameP
     root = PROJECT / index["root"]
     entries = {entry["name"]: entry for entry in index["pairs"]}
     wanted = set(entries if names is None else names)
-    unknown = sorted(wanted - set(entries))
-    if unknown:
+    if unknown := sorted(wanted - set(entries)):
         raise ValueError(
             f"the index does not hold {len(unknown)} of the pairs (first: {unknown[0]}): "
             "run 01_data and 04_infer again"

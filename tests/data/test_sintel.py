@@ -92,6 +92,31 @@ def test_masks_are_there_for_every_flow_or_for_none(tiny_sintel, kind):
     assert len(sintel.find_pairs(tiny_sintel)) == 4
 
 
+@pytest.mark.parametrize("kind", ["occlusions", "invalid"])
+@pytest.mark.parametrize("is_emptied", [True, False])
+def test_masks_that_a_whole_scene_lacks_are_missed(tiny_sintel, kind, is_emptied):
+    """Groups of pixels would be of the other scenes alone; a scene may be named alone."""
+    masks = tiny_sintel / "training" / kind / "cave"
+    shutil.rmtree(masks)
+    if is_emptied:
+        masks.mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"{kind}/cave/frame_0001\.png is missing"):
+        sintel.find_pairs(tiny_sintel)
+    assert len(sintel.find_pairs(tiny_sintel, scenes=["cave"])) == 2
+    (tiny_sintel / "training/flow/cave/frame_0001.flo").unlink()  # the mask is then not needed
+    assert len(sintel.find_pairs(tiny_sintel)) == 4
+
+
+def test_what_is_named_twice_is_listed_once(tiny_sintel):
+    found = sintel.build_index(
+        tiny_sintel, description="", scenes=["cave", "cave"], passes=["clean", "clean"]
+    )
+    assert [pair["name"] for pair in found["pairs"]] == [
+        "clean/cave/frame_0001",
+        "clean/cave/frame_0002",
+    ]
+
+
 def test_a_lone_frame_is_an_error(tiny_sintel):
     for number in (2, 3):
         (tiny_sintel / f"training/clean/cave/frame_000{number}.png").unlink()
