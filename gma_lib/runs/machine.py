@@ -27,7 +27,9 @@ VERSIONED = (
 
 
 def find_commit() -> str | None:
-    """The commit of the checkout, with ``+changes`` where it differs; None for a package."""
+    """The commit of the checkout, with ``+changes`` where it differs and ``+unknown`` where git
+    cannot tell; None for a package.
+    """
     if not IN_CHECKOUT:  # the current folder may be in another project's repository
         return None
     if (answer := ask_git("rev-parse", "HEAD", "--show-prefix")) is None:
@@ -35,7 +37,9 @@ def find_commit() -> str | None:
     commit, folder, *_ = answer.decode().split("\n")
     if folder:  # a copy inside another project's repository
         return None
-    return commit + ("+changes" if ask_git("status", "--porcelain") else "")
+    # None is no answer: a damaged index, a wrong setting, a disk too slow
+    state = {b"": "", None: "+unknown"}
+    return commit + state.get(ask_git("status", "--porcelain"), "+changes")
 
 
 def ask_git(*arguments: str) -> bytes | None:

@@ -53,3 +53,19 @@ def test_the_commit_is_this_project_s(tmp_path, monkeypatch):
     (other / "copy").mkdir()
     monkeypatch.setattr(machine, "PROJECT", other / "copy")
     assert machine.find_commit() is None
+
+
+def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path, monkeypatch):
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "a.py").touch()
+    subprocess.run([*git, "add", "a.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    monkeypatch.setattr(machine, "IN_CHECKOUT", True)
+    monkeypatch.setattr(machine, "PROJECT", tmp_path)
+    commit = machine.find_commit()
+    assert commit.isalnum()
+    (tmp_path / "a.py").write_text("changed = 1")
+    assert machine.find_commit() == f"{commit}+changes"
+    (tmp_path / ".git/index").write_bytes(b"damaged")
+    assert machine.find_commit() == f"{commit}+unknown"
