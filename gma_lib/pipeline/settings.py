@@ -58,7 +58,7 @@ def identify_run(run: Run) -> Record:
 
 
 def read_settings_record(run: Run) -> Record:
-    """Read all of ``run.json``.
+    """Read all of ``run.json``, as it was written: without the settings that its version lacks.
 
     Raises
     ------
@@ -66,9 +66,9 @@ def read_settings_record(run: Run) -> Record:
         It is missing, damaged, of another version, or of another run: its folder was copied or
         renamed. The message names the notebook to run.
     """
-    content = dict.fromkeys(_OPTIONAL) | read_json(run.settings_file, made_by="02_export")
+    content = read_json(run.settings_file, made_by="02_export")
     mine = identify_run(run)
-    if not content.keys() >= set(SETTINGS):
+    if not content.keys() >= set(SETTINGS).difference(_OPTIONAL):
         raise ValueError(
             f"{shorten_path(run.settings_file)} is of another version: run 02_export again"
         )
@@ -84,7 +84,7 @@ def read_settings_record(run: Run) -> Record:
 def read_settings(run: Run) -> Settings:
     """Read the settings of ``run.json``; raises as ``read_settings_record`` does."""
     content = read_settings_record(run)
-    return cast(Settings, {name: content[name] for name in SETTINGS})
+    return cast(Settings, {name: content.get(name) for name in SETTINGS})
 
 
 def find_contradiction(run: Run, parameters: Record) -> str | None:

@@ -121,6 +121,20 @@ def test_the_export_is_of_the_recorded_settings(lab):
         read_records(run, "03_convert")
 
 
+def test_a_chain_of_a_version_without_an_optional_setting_holds(lab):
+    """As it left it: its export was made from a record that lacks the setting."""
+    run, settings = open_recorded(lab)
+    write_json(run.data_folder / "index.json", {"pairs": []})
+    older = {name: value for name, value in settings.items() if name != "precision_mode_v2"}
+    made = read_records(run, "02_export") | {"run.json": write_settings(run, older)}
+    write_record(run, "02_export", {"num_updates": 6}, made_from=made)
+    assert read_records(run, "03_convert")["02_export"]["num_updates"] == 6
+    assert open_recorded(lab)[1]["precision_mode_v2"] is None
+    write_settings(run, older | {"precision_mode_v2": "mixed_float16"})
+    with pytest.raises(ValueError, match="run 02_export again"):
+        read_records(run, "03_convert")
+
+
 def test_a_notebook_refuses_what_contradicts_its_run(finished, tmp_path):
     """Plain papermill, as JupyterLab would: nothing is computed, nothing is relabelled."""
     run = finished / "tiny/test/bs2"
