@@ -149,9 +149,9 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     index = read_index(run)
     exported = read_json(locate_record("02_export", run), made_by="02_export")
     metrics = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")
-    settings: Record = {**read_settings(run)}
-    del settings["ais_python"]  # a file of another machine
-    overrides = {name: value for name, value in settings.items() if value is not None}
+    settings = read_settings(run)
+    overrides: Record = {**settings}  # null too, which a profile may set
+    del overrides["ais_python"]  # a file of another machine
     overrides |= {"run": run.name, "split": index["split"]}
     overrides["passes"] = list(dict.fromkeys(pair["pass_name"] for pair in index["pairs"]))
     overrides |= _find_subset(run, index)
@@ -161,7 +161,7 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     if index["description"].startswith(RENDERED):
         last = max(pair["number"] for pair in index["pairs"])
         size = {"demo_height": index["height"], "demo_width": index["width"], "scenes": scenes}
-        overrides |= size | {"demo_frames": last + 1}
+        overrides |= size | {"demo_frames": last + 1, "sintel_root": None}
     elif sintel is None:
         raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
     else:
