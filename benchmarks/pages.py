@@ -274,11 +274,30 @@ def refined() -> str:
     return _table(titles, rows)
 
 
+def against_dis() -> str:
+    """README: the bundled weights and DIS on real frames, from the weights' card."""
+    scores = read("card")["scores"]["sintel_excerpt"]["clean"]
+    ours, dis, better = (scores[name]["all"] for name in ("12", "dis", "12 refined"))
+    return (
+        f"On two real Sintel pairs (clean), EPE is {ours['epe']:.2f} px, against {dis['epe']:.2f} "
+        f"with OpenCV's classical DIS; 1px is {100 * ours['px1']:.1f} % against "
+        f"{100 * dis['px1']:.1f} ({100 * better['px1']:.1f} with `--refine variational`)."
+    )
+
+
+def fast_motion() -> str:
+    """README: the family of held-out scenes with the largest error at large motion."""
+    families = read("precision")["precisions"]["bfloat16"]["families"].values()
+    worst = max(one["epe_float32"] for one in families)
+    return f"EPE {worst:.0f} px on rendered scenes with motion up to 120 px."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
-        int8_speed_up, precision, half_precision, pictures, refined,
+        int8_speed_up, precision, half_precision, pictures, refined, against_dis,
+        fast_motion,
     )
 }  # fmt: skip
 

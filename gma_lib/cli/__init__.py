@@ -15,39 +15,48 @@ import click
 import gma_lib
 from gma_lib import runs
 
-# Command -> where it is and its line of help. A module is imported when its command runs, so that
-# `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
-COMMANDS = {
-    "ascend": (
-        "gma_lib.cli.ascend_files:ascend",
-        "Write inputs for an Ascend machine; score its results.",
-    ),
-    "bench": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
-    "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),
-    "card": ("gma_lib.cli.train:card", "Write the card of the bundled weights."),
-    "data": ("gma_lib.cli.data:main", "Fetch MPI Sintel."),
-    "doctor": ("gma_lib.cli.doctor:main", "Check this machine."),
-    "evaluate": ("gma_lib.cli.evaluate:main", "Score flow files against ground truth."),
-    "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
-    "flow": ("gma_lib.cli.flow:main", "Compute flow between two images, or many pairs."),
-    "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
-    "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
-    "plan": ("gma_lib.cli.plan:main", "Estimate time and memory on more workers."),
-    "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
-    "report": ("gma_lib.cli.report:main", "Write the report from existing results."),
-    "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),
-    "replay": ("gma_lib.cli.verification:replay", "Recompute a shared report and compare."),
-    "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
-    "rewrite": ("gma_lib.cli.ascend_files:rewrite", "Write an ONNX file with 32-bit integers."),
-    "show": ("gma_lib.cli.show:main", "Show a flow file as an image."),
-    "submit": ("gma_lib.cli.submit:main", "Compute a submission to Sintel's benchmark."),
-    "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
-    "verify": (
-        "gma_lib.cli.verification:main",
-        "Compare this machine's numbers with expected ones.",
-    ),
-    "video": ("gma_lib.cli.video:main", "Compute flow along a video or a folder of images."),
+# Title -> command -> where it is and its line of help. A module is imported when its command runs,
+# so that `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
+GROUPS = {
+    "Flow of your own frames": {
+        "flow": ("gma_lib.cli.flow:main", "Compute flow between two images, or many pairs."),
+        "video": ("gma_lib.cli.video:main", "Compute flow along a video or a folder of images."),
+        "show": ("gma_lib.cli.show:main", "Show a flow file as an image."),
+        "evaluate": ("gma_lib.cli.evaluate:main", "Score flow files against ground truth."),
+        "export": ("gma_lib.cli.export:main", "Write the network as ONNX for one frame size."),
+        "submit": ("gma_lib.cli.submit:main", "Compute a submission to Sintel's benchmark."),
+        "cache": ("gma_lib.cli.cache:main", "Show or clear the cached models."),
+    },
+    "Reproduce and verify": {
+        "doctor": ("gma_lib.cli.doctor:main", "Check this machine."),
+        "reproduce": ("gma_lib.cli.reproduce:main", "Run the notebooks and write the report."),
+        "report": ("gma_lib.cli.report:main", "Write the report from existing results."),
+        "verify": (
+            "gma_lib.cli.verification:main",
+            "Compare this machine's numbers with expected ones.",
+        ),
+        "replay": ("gma_lib.cli.verification:replay", "Recompute a shared report and compare."),
+        "record": ("gma_lib.cli.verification:record", "Record the numbers that verify expects."),
+        "data": ("gma_lib.cli.data:main", "Fetch MPI Sintel."),
+        "plan": ("gma_lib.cli.plan:main", "Estimate time and memory on more workers."),
+    },
+    "Train": {
+        "train": ("gma_lib.cli.train:train_weights", "Train GMA on procedural scenes."),
+        "held-out": ("gma_lib.cli.train:held_out", "Score weights on held-out scenes."),
+        "card": ("gma_lib.cli.train:card", "Write the card of the bundled weights."),
+    },
+    "Measure and convert": {
+        "bench": ("gma_lib.cli.bench:compare_variants", "Compare variants of the network."),
+        "precision": ("gma_lib.cli.bench:score_precisions", "Score reduced precisions."),
+        "half-precision": ("gma_lib.cli.bench:emulate_half", "Emulate float16, part by part."),
+        "rewrite": ("gma_lib.cli.ascend_files:rewrite", "Write an ONNX file with 32-bit integers."),
+        "ascend": (
+            "gma_lib.cli.ascend_files:ascend",
+            "Write inputs for an Ascend machine; score its results.",
+        ),
+    },
 }
+COMMANDS = {name: told for group in GROUPS.values() for name, told in group.items()}
 
 # Which extra of pyproject.toml brings a module; what is not here comes without one.
 EXTRAS = {"nncf": "int8", "skimage": "training", "distributed": "distributed"} | dict.fromkeys(
@@ -80,8 +89,11 @@ class LazyGroup(click.Group):
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), help_line) for name, (_, help_line) in group.items()]
+                formatter.write_dl(rows)
 
     def make_context(
         self,

@@ -35,9 +35,9 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 
 
 @click.command("flow", epilog="Example: gma flow left right -o flows --check")
-@click.argument("frames", type=PATH, nargs=-1, metavar="FRAME1 FRAME2")
+@click.argument("frames", type=PATH, nargs=-1, metavar="[FRAME1 FRAME2]")
 @click.option(
-    "--list", "listed", type=PATH, help="File with two image paths per line, instead of FRAMEs."
+    "--list", "listed", type=PATH, help="File with two image paths per line, instead of frames."
 )
 @click.option(
     "-o",
@@ -81,8 +81,10 @@ def main(
     refuse_existing(results, [frame for pair in pairs for frame in pair], overwrite)
     estimator = load(say=remark, **network)
     detail(repr(estimator))
+    ending = describe_refinement(network)
     for (frame1, frame2), path in zip(pairs, outputs, strict=True):
-        _compute(estimator, frame1, frame2, path, figure, check, describe_refinement(network))
+        _compute(estimator, frame1, frame2, path, figure, check, ending)
+        ending = ending if network["refine"] else ""  # advice, once
 
 
 def _list_pairs(

@@ -104,7 +104,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             default="float32",
             type=click.Choice(PRECISIONS),
             metavar="NAME",
-            help="float32 (default), bfloat16, int8; cuda: float16.",
+            help="float32 (default); bfloat16, int8 (AVX-512 BF16 or AMX); cuda: float16.",
         ),
         click.option(
             "--max-pixels",
@@ -115,7 +115,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             "--refine",
             type=click.Choice(("variational",)),
             metavar="NAME",
-            help="variational: sub-pixel refinement (0.2 to 1 s).",
+            help="variational: refine below a pixel, after the network.",
         ),
     )
     return decorate

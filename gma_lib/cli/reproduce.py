@@ -33,12 +33,12 @@ from gma_lib.runs.records import Record
 @click.option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
 @click.option("--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a file.")
 @click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
-@click.option("--cluster", help="serial, processes:N, dask:local or dask:HOST:PORT.")
+@click.option("--cluster", help="serial, processes:N, dask:local or dask:[tls://]HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option(
     "--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after this stage."
 )
-@click.option("--force", is_flag=True, help="Run stages even if they are up to date.")
+@click.option("--force", is_flag=True, help="Also run stages that are up to date.")
 def main(
     profile: str,
     batch_sizes: tuple[str, ...],
@@ -47,10 +47,10 @@ def main(
     force: bool,
     **options: str | None,
 ) -> None:
-    """Run the notebooks 01_data to 07_inside for every batch size and write the index page.
+    """Run 01_data, then 02_export to 07_inside for every batch size; write the report.
 
-    Stages that are up to date are skipped. With --until, only that stage (01_data, ...) and the
-    stages it depends on are run. Executed notebooks are written to outputs/.
+    Options that are not given have the values of the profile's file. Stages that are up to date are
+    skipped. With --until, only that stage and those it depends on are run.
 
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
     2 wrong parameters; 124 timeout; 130 interrupted; 138 the kernel died. The first failure counts.

@@ -31,7 +31,7 @@ def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
 @click.command("submit", epilog="Example: gma submit MPI-Sintel-complete -o submission")
 @click.argument("sintel", type=PATH)
 @click.option(
-    "-o", "--output", required=True, type=PATH, help="Folder to give to Sintel's bundler."
+    "-o", "--output", required=True, type=PATH, help="Folder to pack with Sintel's bundler."
 )
 @click.option("--split", default="test", show_default=True, help="test, or training to try it out.")
 @click.option("--cold", is_flag=True, help="No warm start: begin every pair with zero flow.")

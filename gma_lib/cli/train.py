@@ -31,8 +31,8 @@ def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
 DEVICE = click.option(
     "--device",
     default="cuda" if torch.cuda.is_available() else "cpu",
-    show_default=True,
     callback=_check_device,
+    help="PyTorch's device.  [default: cuda where PyTorch finds one, else cpu]",
 )
 
 
@@ -42,7 +42,11 @@ DEVICE = click.option(
 @click.option("--config", type=PATH, help="Configuration, such as params/train.yaml.")
 @click.option("--recipe", type=PATH, help="Recipe of several parts; the same command resumes it.")
 @click.option("--short", is_flag=True, help="With --recipe: a one-minute version, on the CPU.")
-@click.option("--out", type=PATH, help="Folder for checkpoints and the log.")
+@click.option(
+    "--out",
+    type=PATH,
+    help="For checkpoints and the log.  [default: outputs/training; with --recipe: outputs/recipe]",
+)
 @click.option("--resume", is_flag=True, help="With --config: continue the folder's checkpoint.")
 @click.option(
     "--weights",
@@ -59,11 +63,7 @@ def train_weights(
     weights: str | None,
     device: str,
 ) -> None:
-    """Train GMA on procedural scenes, from one configuration or a recipe.
-
-    The default of --out is outputs/training, for a recipe outputs/recipe, for a short one
-    outputs/recipe-short.
-    """
+    """Train GMA on procedural scenes, from one configuration or a recipe."""
     if (config is None) == (recipe is None):
         raise click.UsageError("give either --config or --recipe")
     if config:

@@ -62,12 +62,14 @@ def main(
 ) -> None:
     """Compute the demo with the bundled weights and compare every number with expected/.
 
-    Versions and hardware that differ are listed first. Each entry has its own tolerance;
-    outputs/verify/<profile>/ holds the verdicts as JSON and as a picture. An interrupted
-    verification resumes. With --profile sintel, scores are compared with published ones instead.
+    Versions and hardware that differ are listed first. Each number has its own tolerance;
+    outputs/verify/<profile>/ of the project holds the verdicts as JSON and as a picture. An
+    interrupted verification resumes. With --profile sintel, scores are compared with published ones
+    instead.
 
-    Exit codes: 0 every entry is within its tolerance, or its difference is explained by another
-    version or processor; 1 an entry fails; 2 wrong parameters; otherwise as `gma reproduce`.
+    Exit codes: 0 every number is within its tolerance (a digest that differs because of another
+    version or processor is reported, not a failure); 1 a number or a digest fails; 2 wrong
+    parameters; otherwise as `gma reproduce`.
     """
     if quick and profile is not None:
         raise click.UsageError("--quick is a profile of its own: give --quick or --profile")

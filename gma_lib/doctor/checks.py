@@ -39,7 +39,7 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         has_bf16(),
         "AVX-512 BF16 or AMX",
         "bfloat16 at full speed",
-        "bfloat16 would be emulated or refused",
+        "bfloat16 and int8 are refused, except that PyTorch emulates bfloat16 slowly",
     )
     if has_bf16():
         yield Finding("OK", "bfloat16", perf.advise())

@@ -79,13 +79,13 @@ class Estimator:
     backend, precision
         Runtime, and the number format it computes in.
     num_updates
-        Refinement iterations: 12 as the authors evaluate, 6 as the deployment guide.
+        Updates (refinement iterations): the authors evaluate with 12, the guide uses 6.
     max_pixels
         Larger frames are computed at a smaller size, and their flow is scaled back; a message says
         so, with the factor. None: what stays below 4 GB of memory (``affordable_pixels``).
     refine
-        ``variational``: refine the flow below a pixel on the frames' own size (``refine_flow``);
-        takes 0.1 to 0.3 s more at 1024x436 px. None: the network's flow.
+        ``variational``: refine the flow below a pixel on the frames' own size (``refine_flow``).
+        None: the network's flow.
     say
         Callback for user-facing messages: scaling, a model being built.
     """
@@ -132,8 +132,8 @@ class Estimator:
         Parameters
         ----------
         frame1, frame2
-            Arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode them, (3, H, W), or
-            a batch (N, 3, H, W). Grey frames are (H, W).
+            Pillow images, or arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode
+            them, (3, H, W), or a batch (N, 3, H, W). Grey frames are (H, W).
 
         Returns
         -------
@@ -337,7 +337,7 @@ class Estimator:
             lambda folder: self._build(folder, rows, columns, parts),
             with_code=True,
             first=f"first call at {columns}x{rows} px: building the model for {self.backend} "
-            f"(about 30 s), cached in {cache_folder()}",
+            f"(about a minute), cached in {cache_folder()}",
             say=self.say,
         )
 

@@ -35,7 +35,7 @@ class GMAConfig:
     Attributes
     ----------
     num_updates
-        Refinement iterations: 6 as the deployment guide uses, 12 and 32 as the authors evaluate.
+        Updates: 6 in the guide; the authors evaluate with 12 and submit with 32.
     attention
         ``content`` (the authors' best on Sintel), ``position`` or ``position_and_content`` (paper,
         section 3.3).

@@ -40,5 +40,5 @@ def check_sides(height: int, width: int) -> None:
     if height % STRIDE or width % STRIDE or min(height, width) < SMALLEST_SIDE:
         raise ValueError(
             f"the network takes frames whose sides are multiples of {STRIDE} and at least "
-            f"{SMALLEST_SIDE} px, not {width}x{height}; gma_lib.data.padding.Padding makes them so"
+            f"{SMALLEST_SIDE} px, not {width}x{height}; round up and pad the frames"
         )

@@ -92,6 +92,16 @@ def test_many_pairs_by_two_folders_two_patterns_and_a_list(photos, tmp_path):
         np.testing.assert_array_equal(np.load(tmp_path / name / "shot 1.npy"), expected)
 
 
+@pytest.mark.parametrize(("refine", "times"), [([], 1), (["--refine", "variational"], 4)])
+def test_advice_is_given_once_and_refinement_in_every_line(
+    photos, tmp_path, monkeypatch, refine, times
+):
+    monkeypatch.setattr("gma_lib.cli.flow.describe_refinement", lambda network: "; the ending")
+    answer = gma("flow", photos, photos, "-o", tmp_path / "flows", *refine, *FAST)
+    assert len(list((tmp_path / "flows").iterdir())) == 4
+    assert answer.count("; the ending") == times
+
+
 def test_pairs_that_do_not_match_are_refused(photos, tmp_path):
     other, listed = tmp_path / "other", tmp_path / "pairs.txt"
     shutil.copytree(photos, other)
