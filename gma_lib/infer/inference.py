@@ -5,12 +5,13 @@ import os
 import platform
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +85,7 @@ class InferenceSummary:
 
 class Computed(NamedTuple):
     """A pair's flow (2, H, W), the seconds in the backend, the process that computed it, and its
-    clock before the frames were read and when the flow was there.
+    clock before it waited for the frames and when the flow was there.
     """
 
     pair: FramePair
@@ -110,7 +111,8 @@ def infer(
     A pair is computed only if its file is missing, was written under another key, or has changed
     since. This process alone writes flow, and a ledger in ``folder`` that records every file, so an
     interrupted call can be repeated. Where the backend computes pair by pair and in parts, the
-    features of a frame that two pairs of a shard share are computed once.
+    features of a frame that two pairs of a shard share are computed once. While a batch is
+    computed, the next one is read and the one before is written, each by a thread of its own.
 
     Parameters
     ----------
@@ -137,12 +139,12 @@ def infer(
     with opening as opened:
         groups = _find_work(pairs, folder, keys, batch_size, isinstance(opened, FolderBackend))
         shards = [Shard(one, {path: frames[path] for path in list_frames(one)}) for one in groups]
-        done: list[Computed] = []
-        for computed in _compute(shards, opened, batch_size, executor, track):
-            name, path = computed.pair.name, flow_path(folder, computed.pair)
-            write_flow(path, computed.flow)
-            _record(folder, {"pair": name, "key": keys[name], "sha256": hash_file(path)})
-            done.append(computed._replace(flow=np.empty(0)))
+        found = _compute(shards, opened, batch_size, executor, track)
+        stored = _store(found, folder, keys, batch_size)
+        if not isinstance(opened, FolderBackend):  # which shows its progress itself
+            total = sum(len(shard.pairs) for shard in shards)
+            stored = track(stored, label="flow", unit="pair", total=total)
+        done = [*stored]
     return InferenceSummary(
         pairs=len(pairs),
         computed=len(done),
@@ -179,22 +181,41 @@ def _compute(
     track: Track,
 ) -> Iterator[Computed]:
     """Yield the flow of each pair as soon as it, or a worker's shard, is computed."""
-    total = sum(len(shard.pairs) for shard in shards)
     if isinstance(backend, StoredModel):
         answers = compute_shards(executor, partial(infer_shard, backend, batch_size), shards)
-        found = chain.from_iterable(answer for _, answer in answers)
+        yield from chain.from_iterable(answer for _, answer in answers)
     elif executor is not None:
         raise ValueError("an executor's workers load their model themselves: give a StoredModel")
-    elif isinstance(backend, FolderBackend):  # shows its progress itself
-        yield from chain.from_iterable(
-            _predict_folders(shard.pairs, backend, track) for shard in shards
-        )
-        return
     else:
-        found = chain.from_iterable(
-            _predict_batches(shard.pairs, backend, batch_size) for shard in shards
-        )
-    yield from track(found, label="flow", unit="pair", total=total)
+        for shard in shards:
+            if isinstance(backend, FolderBackend):
+                yield from _predict_folders(shard.pairs, backend, track)
+            else:
+                yield from _predict_batches(shard.pairs, backend, batch_size)
+
+
+def _store(
+    found: Iterator[Computed], folder: Path, keys: dict[str, str], most: int
+) -> Iterator[Computed]:
+    """Write flow in a thread while more is computed; yield, without its flow, what is stored.
+
+    At most ``most`` pairs wait to be written. Whatever ends this, what was begun is finished.
+    """
+    writing: deque[Future[Computed]] = deque()
+    with ThreadPoolExecutor(1) as writer:
+        for computed in found:
+            while writing and (len(writing) == most or writing[0].done()):
+                yield writing.popleft().result()
+            writing.append(writer.submit(_store_pair, computed, folder, keys))
+        while writing:
+            yield writing.popleft().result()
+
+
+def _store_pair(computed: Computed, folder: Path, keys: dict[str, str]) -> Computed:
+    name, path = computed.pair.name, flow_path(folder, computed.pair)
+    write_flow(path, computed.flow)
+    _record(folder, {"pair": name, "key": keys[name], "sha256": hash_file(path)})
+    return computed._replace(flow=np.empty(0))
 
 
 def infer_shard(model: StoredModel, batch_size: int, shard: Shard, sent: Sent) -> list[Computed]:
@@ -213,9 +234,9 @@ def _predict_batches(
     sequence = None
     if isinstance(backend, SplitBackend) and backend.at_once == 1:
         sequence = AlongSequence(backend)
-    for first in range(0, len(pairs), batch_size):
-        batch, begun = pairs[first : first + batch_size], time.time()
-        images1, images2, padding = read_batch(batch, batch_size)
+    batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
+    begun = time.time()
+    for batch, (images1, images2, padding) in _read_ahead(batches, batch_size):
         before = time.monotonic()
         if sequence is None:
             flow = backend.predict(images1, images2)
@@ -231,6 +252,23 @@ def _predict_batches(
         ended = time.time()
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
             yield Computed(pair, pair_flow, seconds, _name_process(), begun, ended)
+        begun = time.time()
+
+
+def _read_ahead(
+    batches: list[list[FramePair]], batch_size: int
+) -> Iterator[tuple[list[FramePair], tuple[np.ndarray, np.ndarray, Padding]]]:
+    """Yield batches with their frames; a thread reads the next one meanwhile.
+
+    Another thread reads and not one that computes: PyTorch's settings are those of a thread.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read_batch, batches[0], batch_size)
+        for batch, following in zip_longest(batches, batches[1:]):
+            frames = ahead.result()
+            if following is not None:
+                ahead = reader.submit(read_batch, following, batch_size)
+            yield batch, frames
 
 
 def _predict_folders(

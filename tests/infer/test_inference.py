@@ -218,14 +218,14 @@ def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     process.send_signal(how)
     process.wait(timeout=30)
     stored = inference.read_hashes(tmp_path / "flow")
-    assert len(stored) == 2
+    assert len(stored) in (1, 2)  # the second is written while the third is computed
     assert not [
         path
         for path in (tmp_path / "flow").rglob("*.flo")
         if path.name.startswith(".") and how == signal.SIGINT
     ]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("call") == 4 - 2
+    assert again.stdout.count("call") == 4 - len(stored)
     assert len(list((tmp_path / "flow").rglob("frame_*.flo"))) == 4
 
 
