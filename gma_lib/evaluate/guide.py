@@ -4,6 +4,7 @@ and what differs.
 Everything comes from the records that the stages of a run wrote; nothing is measured here.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,10 +15,12 @@ from gma_lib.backends import find_backend
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.runs import Record, Run
+from gma_lib.runs.records import trace_provenance
 
 GUIDE = "the guide, Ascend 310P3"
 NOT_PUBLISHED = "not published"
 OUT_OF_MEMORY = "out of memory"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -124,20 +127,51 @@ def _row(records: StageRecords) -> dict[str, str]:
 
 def list_differences(found: Iterable[StageRecords]) -> pd.DataFrame:
     """Return a table of what the guide's numbers and each run's were made with; "the same" where
-    both agree. One column a run: its first batch size.
+    both agree. One column a run: its first batch size, and those that were made otherwise.
     """
-    first: dict[str, StageRecords] = {}
-    for records in found:
-        if records.export and records.has_numbers:
-            first.setdefault(records.label, records)
     columns = {GUIDE: published.GUIDE_MADE_WITH}
-    for label, records in first.items():
-        made = _made_with(records)
+    for label, group in group_by_settings(found).items():
+        made = _made_with(group[0])
         columns[label] = {
             what: "the same" if made[what] == words else made[what]
             for what, words in published.GUIDE_MADE_WITH.items()
         }
     return pd.DataFrame(columns, index=list(published.GUIDE_MADE_WITH))
+
+
+def group_by_settings(found: Iterable[StageRecords]) -> dict[str, list[StageRecords]]:
+    """Group the batch sizes of each run that were made alike; they may differ in the frames that
+    were scored and in the number of rounds. A run's name -> all of them, or, where some were made
+    otherwise, its name and their batch sizes -> those.
+    """
+    groups: list[tuple[str, dict[str, str], list[StageRecords]]] = []
+    for records in found:
+        if not (records.export and records.has_numbers):
+            continue
+        made = _made_with(records)
+        for label, first, members in groups:
+            if label == records.label and _agree(first, made):
+                members.append(records)
+                break
+        else:
+            groups.append((records.label, made, [records]))
+    times = Counter(label for label, *_ in groups)
+    return {
+        label if times[label] == 1 else f"{label}, {name_sizes(members)}": members
+        for label, _, members in groups
+    }
+
+
+def name_sizes(group: Iterable[StageRecords]) -> str:
+    """Return ``batch size 1, 4``."""
+    return f"batch size {', '.join(str(records.run.batch_size) for records in group)}"
+
+
+def _agree(one: dict[str, str], other: dict[str, str]) -> bool:
+    return all(
+        one[what] == other[what] or UNKNOWN in (one[what], other[what])
+        for what in set(one) - {"frames", "throughput"}
+    )
 
 
 def _made_with(records: StageRecords) -> dict[str, str]:
@@ -148,7 +182,7 @@ def _made_with(records: StageRecords) -> dict[str, str]:
         if records.run.backend == "ascend"
         else None
     )
-    at_once = convert.get("at_once", perf.get("at_once"))
+    at_once = convert.get("at_once", perf.get("at_once", UNKNOWN))
     return {
         "weights": f"{weights['name']}, SHA-256 {weights['sha256'][:12]}",
         "frames": _frames(records),
@@ -157,11 +191,15 @@ def _made_with(records: StageRecords) -> dict[str, str]:
         "precision": _precision(records, manifest),
         "tools": _tools(records, manifest),
         "hardware": _hardware(records, manifest),
-        "computed at once": f"{at_once} pair{'s' if at_once > 1 else ''}"
-        if at_once
-        else "the whole batch",
+        "computed at once": _count_at_once(at_once),
         "throughput": _throughput(records),
     }
+
+
+def _count_at_once(at_once: int | str | None) -> str:
+    if isinstance(at_once, int):
+        return f"{at_once} pair{'s' if at_once > 1 else ''}"
+    return at_once or "the whole batch"
 
 
 def _operators(records: StageRecords) -> str:
@@ -187,20 +225,21 @@ def _frames(records: StageRecords) -> str:
         if name in records.metrics
     }
     complete = list(scored.values()) == 2 * [PAIRS_IN_TRAINING_SPLIT]
-    if complete and records.index.get("split") == "training":
+    description = records.index.get("description", "unknown data set")
+    is_sintel = description.startswith(published.GUIDE_DATA)
+    if complete and is_sintel and records.index.get("split") == "training":
         return published.GUIDE_MADE_WITH["frames"]
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
-    description = records.index.get("description", "unknown data set")
     return f"{description}; scored: {counts}" if counts else description
 
 
 def _hardware(records: StageRecords, manifest: Record | None) -> str:
-    device = records.convert.get("device") or records.perf.get("device")
+    device = records.perf.get("device") or records.convert.get("device")
     if device is None and manifest:  # memory ran out before anything was loaded
         return f"{manifest['soc']}{' (SIMULATED)' if records.simulated else ''}"
     if device is None:
-        return "not converted"
-    processor = records.export["provenance"]["machine"]["processor"]
+        return UNKNOWN
+    processor = _trace_numbers(records)["machine"]["processor"]
     return f"{processor} ({device})" if "CPU" in device.upper() else device
 
 
@@ -216,6 +255,8 @@ def _precision(records: StageRecords, manifest: Record | None) -> str:
 def _throughput(records: StageRecords) -> str:
     if records.simulated:
         return "not measured: a simulator's number"
+    if "pairs_per_second" not in records.perf:
+        return "not measured"
     if records.run.backend == "ascend":
         return published.GUIDE_MADE_WITH["throughput"]
     return (
@@ -227,5 +268,14 @@ def _throughput(records: StageRecords) -> str:
 def _tools(records: StageRecords, manifest: Record | None) -> str:
     if manifest:
         return f"CANN {manifest['cann'] or '(version not known)'}, atc, ais_bench"
-    versions = records.export["provenance"]["versions"]
+    versions = _trace_numbers(records)["versions"]
     return f"{records.run.backend} {versions.get(records.run.backend, '')}".strip()
+
+
+def _trace_numbers(records: StageRecords) -> Record:
+    """Machine and versions of the numbers: of the measurement where there is one, else of the
+    scoring. A record that this process has not written yet has none: they are this machine's.
+    """
+    made = records.perf or records.metrics or records.convert or records.export
+    found: Record = made.get("provenance") or trace_provenance()
+    return found

@@ -8,6 +8,8 @@ generalises.
 # Deployment guide for Ascend 310P3: 6 updates, float16 with InstanceNorm in float32, all pixels
 # pooled, no mask.
 GUIDE_PX1 = {"clean": 0.9265, "final": 0.8895}
+GUIDE_UPDATES = 6
+GUIDE_DATA = "MPI-Sintel"  # how the description of frames begins that 01_data found on disk
 GUIDE_ACCURACY_BATCH_SIZE = 1  # accuracy is given for no other
 GUIDE_SOURCE = "Ascend ModelZoo guide, 310P3, float16, 6 updates"
 # Pairs per second by batch size, pure inference on the card, transfers not counted; 16 ran out of
@@ -18,7 +20,7 @@ GUIDE_PAIRS_PER_SECOND = {1: 0.766, 4: 0.772, 8: 0.678, 16: None}
 GUIDE_MADE_WITH = {
     "weights": "the authors', no hash given",
     "frames": "MPI-Sintel, training split, all 1041 pairs of each pass",
-    "updates": "6",
+    "updates": str(GUIDE_UPDATES),
     "graph": "gather lookup, opset 12, every layer as published; rewritten by a vendor's tool, "
     "at first by another than the page now names",
     "precision": "float16, InstanceNorm in float32",

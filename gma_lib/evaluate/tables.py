@@ -5,6 +5,7 @@ import pandas as pd
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.flow.metrics import GROUP_LABELS, ErrorSums
+from gma_lib.network.checkpoints import list_checkpoints
 from gma_lib.runs.records import Record
 
 
@@ -79,15 +80,23 @@ def tabulate_published(metrics: dict[str, Record]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["pass", "what"])
 
 
-def judge_accuracy(metrics: dict[str, Record], *, weights_and_data_are_published: bool) -> str:
+def judge_accuracy(
+    metrics: dict[str, Record],
+    export: Record,
+    index: Record,
+    *,
+    weights_and_data_are_published: bool,
+) -> str:
     """Say whether this run reproduces the guide's accuracy; no verdict unless the user confirms
-    weights and data.
+    weights and data, nor where the records of 02 and 01 say otherwise.
     """
     if not weights_and_data_are_published:
         return (
             "No verdict: the published numbers hold for the authors' weights on the complete "
             "training split. Set weights_and_data_are_published to compare with them."
         )
+    if other := _find_other_making(export, index):
+        return f"No verdict: the published numbers are not comparable: {other}."
     sentences = []
     for name, scores in metrics.items():
         wanted, scored = published.GUIDE_PX1[name], scores["pairs_scored"]
@@ -102,6 +111,17 @@ def judge_accuracy(metrics: dict[str, Record], *, weights_and_data_are_published
             f"{name}: {word}: 1px {found:.2%}, published {wanted:.2%}, tolerance {tolerance:.2%}."
         )
     return " ".join(sentences)
+
+
+def _find_other_making(export: Record, index: Record) -> str:
+    """What a run was made with that the guide's numbers were not; empty if nothing is known."""
+    if export["num_updates"] != published.GUIDE_UPDATES:
+        return f"they are of {published.GUIDE_UPDATES} updates, not {export['num_updates']}"
+    if (weights := export["checkpoint"]["name"]) in list_checkpoints():
+        return f"{weights} are not the authors' weights"
+    if not index["description"].startswith(published.GUIDE_DATA):
+        return f"the frames are not {published.GUIDE_DATA}'s"
+    return ""
 
 
 # --- for charts -----------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ EXPORT = {
     "lookup": "matmul",
     "opset": 13,
     "save_work": True,
-    "provenance": {"versions": {"openvino": "2026.1"}, "machine": {"processor": "Some CPU"}},
+    "provenance": {"versions": {"openvino": "2024.1"}, "machine": {"processor": "A laptop's"}},
 }
+MEASURED = {"versions": {"openvino": "2026.1"}, "machine": {"processor": "Some CPU"}}
 INDEX = {"description": "Demo set", "split": "training"}
 COLUMNS = ["1px clean, %", "1px final, %", "pairs scored", "pairs/s"]
 
@@ -32,7 +33,12 @@ def records(tmp_path, *, backend="openvino", precision="float32", batch_size=1, 
         "convert": {"device": "CPU", "precision": precision, "at_once": 1},
         "metrics": scores,
     }
-    given |= {"perf": {"status": "ok", "pairs_per_second": 0.6, "rounds": 12}}
+    given["perf"] = {
+        "status": "ok",
+        "pairs_per_second": 0.6,
+        "rounds": 12,
+        "provenance": MEASURED,
+    }
     return StageRecords(run, **given | more)
 
 
@@ -119,14 +125,59 @@ def test_the_graph_is_what_was_run(tmp_path, backend, precision, more, graph):
 
 
 def test_all_pairs_of_both_passes_are_the_same_frames(tmp_path):
-    assert (
-        guide.list_differences([records(tmp_path, scored=1041)])["openvino-float32"]["frames"]
-        == "the same"
+    sintel = {"description": "MPI-Sintel, training split, as found on disk", "split": "training"}
+    same = {}
+    for scored, index in ((1041, sintel), (1040, sintel), (1041, INDEX)):
+        table = guide.list_differences([records(tmp_path, scored=scored, index=index)])
+        same[scored, index["description"][:4]] = table["openvino-float32"]["frames"] == "the same"
+    assert same == {(1041, "MPI-"): True, (1040, "MPI-"): False, (1041, "Demo"): False}
+
+
+def test_batch_sizes_that_were_made_otherwise_have_a_column_of_their_own(tmp_path):
+    """What is not known, as where memory ran out, and how often was timed are no difference."""
+    first, fourth = records(tmp_path), records(tmp_path, batch_size=4)
+    nowhere = {"convert": {}, "metrics": {}, "perf": {"status": "out_of_memory"}}
+    none = records(
+        tmp_path, batch_size=16, **nowhere | {"perf": nowhere["perf"] | {"provenance": MEASURED}}
     )
-    assert (
-        guide.list_differences([records(tmp_path, scored=1040)])["openvino-float32"]["frames"]
-        != "the same"
-    )
+    again = records(tmp_path, batch_size=8, perf=fourth.perf | {"rounds": 100})
+    name = "openvino-float32"
+    assert list(guide.group_by_settings([first, fourth, again, none])) == [name]
+    checkpoint = {"name": "mine", "sha256": "fedcba9876543210"}
+    others = [
+        {"export": EXPORT | {"num_updates": 12}},
+        {"export": EXPORT | {"checkpoint": checkpoint}},
+        {"convert": first.convert | {"at_once": None}},
+        {"perf": first.perf | {"provenance": EXPORT["provenance"]}},
+    ]
+    for other in others:
+        found = [first, records(tmp_path, batch_size=4, **other), again]
+        table = guide.list_differences(found)
+        assert list(table.columns) == [GUIDE, f"{name}, batch size 1, 8", f"{name}, batch size 4"]
+        assert table.iloc[:, 1].tolist() != table.iloc[:, 2].tolist()
+
+
+def test_machine_and_tools_are_those_of_the_measurement(tmp_path, monkeypatch):
+    """Else of the scoring; of a record that is not written yet, this process's."""
+    now = {"versions": {"openvino": "2026.2"}, "machine": {"processor": "Here"}}
+    monkeypatch.setattr(guide, "trace_provenance", lambda: now)
+    scored = records(tmp_path).metrics
+    for given, expected in (
+        ({}, ["Some CPU (CPU)", "openvino 2026.1"]),
+        (
+            {"perf": {}, "metrics": scored | {"provenance": MEASURED}},
+            ["Some CPU (CPU)", "openvino 2026.1"],
+        ),
+        ({"perf": {}}, ["Here (CPU)", "openvino 2026.2"]),
+    ):
+        ours = guide.list_differences([records(tmp_path, **given)])["openvino-float32"]
+        assert [ours["hardware"], ours["tools"]] == expected
+        assert (ours["throughput"] == "not measured") == ("perf" in given)
+
+
+def test_what_no_record_says_is_unknown(tmp_path):
+    ours = guide.list_differences([records(tmp_path, convert={})])["openvino-float32"]
+    assert ours["hardware"] == ours["computed at once"] == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,38 @@ def test_tables(scores):
     assert any("1 of 4 pairs scored" in what for _, what in published.index)
 
 
+EXPORT = {"num_updates": 6, "checkpoint": {"name": "gma-sintel"}}
+INDEX = {"description": "MPI-Sintel, training split, as found on disk"}
+
+
+def judge(scores, *, export=EXPORT, index=INDEX, confirmed=True):
+    return tables.judge_accuracy(scores, export, index, weights_and_data_are_published=confirmed)
+
+
 def test_no_verdict_unless_vouched_for(scores):
-    assert "No verdict" in tables.judge_accuracy(scores, weights_and_data_are_published=False)
-    assert "1 of 1041" in tables.judge_accuracy(scores, weights_and_data_are_published=True)
+    assert "No verdict" in judge(scores, confirmed=False)
+    assert "1 of 1041" in judge(scores)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"export": EXPORT | {"num_updates": 32}},
+        {"export": EXPORT | {"checkpoint": {"name": "gma-procedural"}}},
+        {"index": {"description": "Demo set, rendered by this package"}},
+    ],
+    ids=["updates", "weights", "frames"],
+)
+def test_no_verdict_where_the_records_know_better(other):
+    scores = {"clean": {"pairs_scored": 1041, "all": {"px1": 0.9263}}}
+    assert "clean: reproduced" in judge(scores)
+    assert judge(scores, **other).startswith("No verdict")
 
 
 @pytest.mark.parametrize(("px1", "word"), [(0.9263, "clean: reproduced"), (0.9, "NOT reproduced")])
 def test_verdict(px1, word):
     scores = {"clean": {"pairs_scored": 1041, "all": {"px1": px1}}}
-    assert word in tables.judge_accuracy(scores, weights_and_data_are_published=True)
+    assert word in judge(scores)
 
 
 def test_the_sentence_says_who_is_ahead():
