@@ -167,6 +167,21 @@ def name_sizes(group: Iterable[StageRecords]) -> str:
     return f"batch size {', '.join(str(records.run.batch_size) for records in group)}"
 
 
+def say_of_whom(told: dict[str, list[StageRecords]]) -> list[str]:
+    """Every sentence once, after the names of the runs that it holds for, with their batch sizes
+    where another one holds for others.
+    """
+    several = Counter(name for group in told.values() for name in {one.run.name for one in group})
+    found = []
+    for sentence, group in told.items():
+        names = []
+        for name in dict.fromkeys(one.run.name for one in group):
+            mine = [one for one in group if one.run.name == name]
+            names.append(name if several[name] == 1 else f"{name}, {name_sizes(mine)}")
+        found.append(f"{'; '.join(names)}: {sentence}")
+    return found
+
+
 def _agree(one: dict[str, str], other: dict[str, str]) -> bool:
     return all(
         one[what] == other[what] or UNKNOWN in (one[what], other[what])

@@ -191,14 +191,14 @@ def compare_digests(before: dict[str, str], now: dict[str, str]) -> list[str]:
 def read_statuses(run: Run) -> dict[str, str | None]:
     """Return how the last run of every stage ended, for a reader that computes nothing.
 
-    ``altered``: its page, its record or another product, or what a stage before left for it, is not
-    what was left, or its folder was copied or renamed;
+    ``altered``: its record or another product, or what a stage before left for it, is not what was
+    left, or its folder was copied or renamed;
+    ``page altered``: its page or its notebook alone is not what was left;
     ``stale``: what it read has changed since, or has not ended well; None: it never ran.
     """
     digests = Digests(run.outputs / ".digests.json")
     left = {stage: digest_products(stage, run, digests) for stage in STAGES}
     statuses: dict[str, str | None] = {}
-    # stages of which more than the page was altered
     spoilt = {"02_export"} if _is_of_another_run(run) else set()
     for stage, graph in STAGES.items():
         stamp = read_stamp(stage, run)
@@ -214,13 +214,14 @@ def read_statuses(run: Run) -> dict[str, str | None]:
             name.startswith(f"{stage} ") for name in changed
         ):
             spoilt.add(stage)
-        if changed or stage in spoilt:
+        if stage in spoilt:
             statuses[stage] = "altered"
         else:
             stale = consumed != before or any(
                 statuses[name] == "stale" or blocks(name, stage, run) for name in graph.reads
             )
-            statuses[stage] = "stale" if stale else "ok"
+            fine = "page altered" if changed else "ok"
+            statuses[stage] = "stale" if stale else fine
     return statuses
 
 

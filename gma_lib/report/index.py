@@ -5,12 +5,20 @@ wrote.
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
 
-from gma_lib.evaluate.guide import StageRecords, compare_with_guide, list_differences
+from gma_lib.evaluate.guide import (
+    StageRecords,
+    compare_with_guide,
+    group_by_settings,
+    list_differences,
+    name_sizes,
+    say_of_whom,
+)
 from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
 from gma_lib.perf.summary import find_peak_memory
@@ -21,7 +29,7 @@ from gma_lib.report.crate import BIBTEX, describe_files
 from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
-from gma_lib.runs.files import hash_file, shorten_path, write_atomically, write_text
+from gma_lib.runs.files import hash_file, hash_value, shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json, write_json
 from gma_lib.runs.run import Run, check_folder_name, list_batch_sizes
 from gma_lib.verify.replay import METADATA
@@ -29,6 +37,7 @@ from gma_lib.verify.replay import METADATA
 SHOWN = ".index.json"  # digests of the page and of the stamps that it was written from
 SENT = (".html", ".ipynb", ".json", ".jpg", ".js")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
+PAGE_ALTERED = "page altered"  # its page and notebook are not; its results are
 WORDS = {
     "ok": ("✓ done", "ok"),
     "failed": ("✗ failed", "bad"),
@@ -57,28 +66,34 @@ def write_index(outputs: Path, profile: str) -> Path:
         runs.setdefault(records.run.name, []).append(records)
     passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
     passes = passes or ["clean", "final"]
-    provenance = describe_provenance()
+    made_by = " ".join(describe_provenance(made) for made in _list_makers(_list_vouched(folder)))
+    alike = group_by_settings(found)
     headline = [_headline(records, passes, statuses[records.run]) for records in found]
     page = fill_template(
         "index.html.j2",
         profile=profile,
         data_line=_describe_data(index),
         lead=_find_lead(folder, found),
-        notes=list(
-            dict.fromkeys(
+        notes=[
+            *_list_weights(found),
+            *dict.fromkeys(
                 note for records in found for note in _list_notes(records, statuses[records.run])
-            )
-        ),
+            ),
+        ],
         passes=passes,
         headline=headline,
         headline_links=link_values(_tabulate_headline(headline, passes), "at a glance"),
         guide_table=table_to_html(compare_with_guide(found), "Accuracy and speed", words=True),
         differences=table_to_html(list_differences(found), "How they were obtained", words=True),
         verdicts=_list_verdicts(found),
-        throughput=_draw_throughput(runs),
+        throughput=_draw_throughput(alike),
         timelines=[*_draw_timelines(statuses)],
         stages=list(STAGES),
-        unvouched=any(word in UNVOUCHED for found in statuses.values() for word in found.values()),
+        unvouched=any(
+            word in (*UNVOUCHED, PAGE_ALTERED)
+            for found in statuses.values()
+            for word in found.values()
+        ),
         runs=[
             {
                 "name": name,
@@ -86,9 +101,9 @@ def write_index(outputs: Path, profile: str) -> Path:
             }
             for name, group in runs.items()
         ],
-        tables=[table for group in runs.values() for table in _score_tables(group)],
+        tables=[table for group in alike.values() for table in _score_tables(group)],
         bibtex=BIBTEX,
-        footer=f"{provenance} Every JSON file next to the notebooks carries versions and hashes.",
+        footer=f"{made_by} Every JSON file next to the notebooks carries versions and hashes.",
     )
     write_text(folder / "index.html", page)
     write_json(folder / SHOWN, _digest_shown(folder))
@@ -135,17 +150,31 @@ def write_archive(outputs: Path, profile: str) -> Path:
             name = path.relative_to(folder.parent).as_posix()
             content.writestr(name, sent[path])
             digests[name] = hashlib.sha256(sent[path]).hexdigest()
-        content.writestr(METADATA, describe_files(digests, profile))
+        content.writestr(METADATA, describe_files(digests, profile, _list_makers(files)))
     return archive
 
 
+def _list_makers(files: Iterable[Path]) -> list[Record]:
+    """Provenances of records, one for each package, commit, machine and set of versions."""
+    found: dict[str, Record] = {}
+    for path in (path for path in files if path.suffix == ".json"):
+        if made := _read(path).get("provenance"):
+            what = [made[name] for name in ("package", "commit", "machine", "versions")]
+            found.setdefault(hash_value(what), made)
+    return sorted(found.values(), key=itemgetter("created"))
+
+
 def _list_vouched(folder: Path) -> Iterator[Path]:
-    """Pages, notebooks and numbers as their stages left them, and notebooks that failed."""
+    """Pages, notebooks, numbers and pictures as their stages left them, and notebooks that
+    failed.
+    """
     for run in _find_runs(folder):
         for stage, status in read_statuses(run).items():
             place, stamp = locate_stage(stage, run), read_stamp(stage, run)
             if stamp and status not in UNVOUCHED:
-                names = [f"{stage}.failed.ipynb", *stamp.products]
+                names = {f"{stage}.failed.ipynb", *stamp.products}
+                if status == PAGE_ALTERED:
+                    names -= {f"{stage}.ipynb", f"{stage}.html"}
                 paths = (place / name.removeprefix(f"{stage} ") for name in names)
                 yield from (path for path in paths if path.suffix in SENT and path.is_file())
 
@@ -179,8 +208,9 @@ def _read_records(run: Run, index: Record, statuses: Statuses) -> StageRecords:
 
 
 def _result(run: Run, stage: str, statuses: Statuses) -> Record:
-    """The numbers of a stage; empty unless it and all before it are as they were left."""
-    return _read(locate_record(stage, run)) if statuses[stage] == "ok" else {}
+    """The numbers of a stage; empty unless its results and all before are as they were left."""
+    known = statuses[stage] in ("ok", PAGE_ALTERED)
+    return _read(locate_record(stage, run)) if known else {}
 
 
 def _read(path: Path) -> Record:
@@ -232,16 +262,24 @@ def _find_lead(folder: Path, found: list[StageRecords]) -> Record | None:
     return None
 
 
+def _list_weights(found: list[StageRecords]) -> list[str]:
+    """What is known of the weights; of whose, where there are several."""
+    notes: dict[str, list[StageRecords]] = {}
+    for records in (one for one in found if one.export):
+        notes.setdefault(records.export["checkpoint"]["note"], []).append(records)
+    return say_of_whom(notes) if len(notes) > 1 else list(notes)
+
+
 def _list_notes(records: StageRecords, statuses: Statuses) -> list[str]:
-    """What a reader must know: the weights, what was left out, what was simulated."""
-    run, inferred = records.run, _result(records.run, "04_infer", statuses)
-    notes = [records.export["checkpoint"]["note"]] if records.export else []
+    """What a reader must know: what was left out, what was doubtful, what was simulated."""
+    inferred = _result(records.run, "04_infer", statuses)
+    name, notes = f"{records.run.name}, {name_sizes([records])}", []
     if inferred.get("subset"):
-        notes.append(f"Batch size {run.batch_size}: {inferred['subset']}")
+        notes.append(f"{name}: {inferred['subset']}")
     if caution := records.perf.get("caution"):
-        notes.append(f"Caution, times of {run.name}, batch size {run.batch_size}: {caution}.")
+        notes.append(f"Caution, times of {name}: {caution}.")
     if records.simulated or inferred.get("simulated"):
-        notes.append(f"SIMULATED: {run.name} ran on a simulator, not on the device.")
+        notes.append(f"SIMULATED: {records.run.name} ran on a simulator, not on the device.")
     return notes
 
 
@@ -296,10 +334,10 @@ def _overall(statuses: Statuses) -> tuple[str, str]:
     """One word for all stages of a batch size, and its kind: the first that did not end well, or
     how many are done.
     """
-    for stage, status in statuses.items():
+    for stage in statuses:
         word, kind = _describe_status(stage, statuses)
         if kind == "bad":
-            return word if status in UNVOUCHED else f"{word}: {stage}", kind
+            return word if word.startswith("!") else f"{word}: {stage}", kind
     done = sum(status == "ok" for status in statuses.values())
     if done == len(statuses):
         return "✓ all stages", "ok"
@@ -309,30 +347,30 @@ def _overall(statuses: Statuses) -> tuple[str, str]:
 def _describe_status(stage: str, statuses: Statuses) -> tuple[str, str]:
     """The word for how a stage ended, and its kind; for an altered one, the notebook to run."""
     status = statuses[stage]
+    if status == PAGE_ALTERED:
+        return f"! {status}: run {stage} again", "bad"
     if status in UNVOUCHED:
-        fine = ("ok", "out_of_memory")
+        fine = ("ok", "out_of_memory", PAGE_ALTERED)
         first = next(name for name in (*STAGES[stage].reads, stage) if statuses[name] not in fine)
         return f"! {status}: run {first} again", "bad"
     return WORDS.get(status, (str(status), "bad"))
 
 
 def _list_verdicts(found: list[StageRecords]) -> list[str]:
-    """Every verdict once, after the names of the runs that it holds for."""
-    names: dict[str, dict[str, None]] = {}
+    verdicts: dict[str, list[StageRecords]] = {}
     for records in found:
         if records.metrics.get("verdict"):
-            names.setdefault(records.metrics["verdict"], {})[records.run.name] = None
-    return [f"{', '.join(runs)}: {verdict}" for verdict, runs in names.items()]
+            verdicts.setdefault(records.metrics["verdict"], []).append(records)
+    return say_of_whom(verdicts)
 
 
-def _draw_throughput(runs: dict[str, list[StageRecords]]) -> dict[str, str] | None:
+def _draw_throughput(alike: dict[str, list[StageRecords]]) -> dict[str, str] | None:
+    """A line for the batch sizes of a run that were made alike."""
     rates: dict[str, dict[int, float | None]] = {}
     memory_gb: dict[str, dict[int, float]] = {}
     doubtful: dict[str, list[int]] = {}
-    for name, group in runs.items():
+    for label, group in alike.items():
         sizes = {records.run.batch_size: records.perf for records in group if records.perf}
-        simulated = any(perf["simulated"] for perf in sizes.values())
-        label = name + (" (SIMULATED)" if simulated else "")
         rates[label] = {size: perf.get("pairs_per_second") for size, perf in sizes.items()}
         doubtful[label] = [size for size, perf in sizes.items() if perf.get("caution")]
         memory_gb[label] = {
@@ -373,8 +411,8 @@ def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Recor
     place = locate_stage(stage, run)
     word, kind = _describe_status(stage, statuses)
 
-    def link(name: str) -> str | None:
-        shown = statuses[stage] not in UNVOUCHED and (place / name).is_file()
+    def link(name: str, hidden: tuple[str, ...] = (*UNVOUCHED, PAGE_ALTERED)) -> str | None:
+        shown = statuses[stage] not in hidden and (place / name).is_file()
         return os.path.relpath(place / name, folder) if shown else None
 
     return {
@@ -384,13 +422,15 @@ def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Recor
         "reason": stamp.reason if stamp and kind != "ok" else "",
         "seconds": f"{stamp.seconds:.0f} s" if stamp and stamp.seconds else "",
         "html": link(f"{stage}.html"),
-        "record": link(STAGES[stage].products[0]),
+        "record": link(STAGES[stage].products[0], UNVOUCHED),
         "notebook": link(f"{stage}.ipynb") or link(f"{stage}.failed.ipynb"),
     }
 
 
 def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
-    """Scores by group of pixels, of a run's first batch size; 05 has checked that all agree."""
+    """Scores by group of pixels, of the first of batch sizes that were made alike; 05 has checked
+    that all agree.
+    """
     for records in group:
         if scores := _passes(records.metrics):
             run = records.run

@@ -157,9 +157,9 @@ def trace_provenance() -> Record:
     }
 
 
-def describe_provenance() -> str:
-    """Say what made a page, in a sentence for its footer."""
-    made = trace_provenance()
+def describe_provenance(made: Record | None = None) -> str:
+    """Say what made a page, in a sentence for its footer: this process, or what a record names."""
+    made = made or trace_provenance()
     here = made["machine"]
     versions_line = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (

@@ -1,12 +1,19 @@
 """The index page is written from what is there."""
 
+import json
+import re
+import zipfile
+
 import pytest
 from command_line import gma
 
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.pipeline.stamps import Stamp, write_stamp
 from gma_lib.report import index
 from gma_lib.report.charts import plot_timeline
 from gma_lib.runs.records import write_json
+from gma_lib.runs.run import Run
+from gma_lib.verify.replay import METADATA
 
 
 @pytest.mark.parametrize("profile", ["tiny", "typo", "..", "", "a/b"])
@@ -54,3 +61,76 @@ def test_a_timeline_where_workers_computed(tmp_path, monkeypatch, workers):
     said = plot_timeline(shards, 4.1)[1]
     assert page.count(f'alt="{said}"') == (workers > 0)
     assert ("Workers" in page) == (workers > 0)
+
+
+MAKER = {
+    "package": "1.0",
+    "commit": "abc",
+    "created": "2026-01-01T00:00:00+00:00",
+    "machine": {"processor": "A card's host", "cores": 3, "memory_bytes": 10**9},
+    "versions": {"openvino": "2025.1"},
+    "modules": [],
+}
+EXPORT = {"num_updates": 6, "lookup": "matmul", "opset": 13, "save_work": True}
+
+
+@pytest.fixture
+def write_run(tmp_path, monkeypatch):
+    """Write records and stamps of a batch size, made by another machine than this one."""
+    monkeypatch.setattr(index, "read_statuses", lambda run: dict.fromkeys(STAGES, "ok"))
+
+    def write(batch_size, *, weights="mine", **more):
+        run = Run(tmp_path, "tiny", "openvino", "float32", batch_size, "openvino-float32")
+        checkpoint = {"name": weights, "sha256": 64 * "0", "note": f"Weights: {weights}."}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "run.json", {"backend": "openvino", "precision": "float32"})
+        perf = {"status": "ok", "pairs_per_second": 0.5, "simulated": False, "device": "CPU"}
+        contents = {
+            "02_export": EXPORT | {"checkpoint": checkpoint} | more,
+            "03_convert": {"device": "CPU", "precision": "float32", "at_once": 1},
+            "06_perf": perf | {"median_s": 1.0},
+        }
+        for stage, content in contents.items():
+            path = locate_record(stage, run)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"provenance": MAKER} | content)
+            product = {f"{stage} {path.name}": ""}
+            write_stamp(run, Stamp(stage, "ok", "", 1.0, {}, {}, product))
+
+    return write
+
+
+def test_batch_sizes_that_were_made_otherwise_are_told_apart(tmp_path, write_run):
+    """In the notes, in what differs, and in the chart, where a line joins what was made alike."""
+    write_run(1)
+    write_run(4)
+    page = index.write_index(tmp_path, "tiny").read_text()
+    assert "openvino-float32 bs1: 0.50, bs4: 0.50" in page
+    assert '<p class="note">Weights: mine.</p>' in page
+    write_run(4, weights="others", num_updates=12)
+    page = index.write_index(tmp_path, "tiny").read_text()
+    for size, weights in ((1, "mine"), (4, "others")):
+        name = f"openvino-float32, batch size {size}"
+        assert f"{name} bs{size}: 0.50" in page
+        assert f'<p class="note">{name}: Weights: {weights}.</p>' in page
+        assert re.search(rf"<th[^>]*>{name}</th>", page)
+
+
+def test_page_and_crate_name_the_machine_that_computed(tmp_path, write_run):
+    """Not the one that packs what was copied to it; each of several, once."""
+    write_run(1)
+    makers = [MAKER, MAKER | {"machine": MAKER["machine"] | {"cores": 7}}]
+    for number, maker in enumerate(makers):
+        write_run(4, provenance=maker)
+        with zipfile.ZipFile(index.write_archive(tmp_path, "tiny")) as archive:
+            entities = json.loads(archive.read(METADATA))["@graph"]
+            page = archive.read("tiny/index.html").decode()
+        kinds = {one["@id"]: one for one in entities}
+        machines = [kinds[one["@id"]]["description"][:7] for one in kinds["./"]["instrument"]]
+        assert machines == ["3 cores", "7 cores"][: number + 1]
+        assert [kinds[one["@id"]]["identifier"] for one in kinds["./"]["mentions"]] == (
+            ["abc"] * (number + 1)
+        )
+        versions = [one["softwareVersion"] for one in entities if one.get("name") == "openvino"]
+        assert versions == ["2025.1"]
+        assert [f"{cores} cores" in page for cores in (3, 7)] == [True, number == 1]
