@@ -213,7 +213,8 @@ def test_what_rests_on_an_altered_file_is_neither_shown_nor_sent(outputs, stage,
     run = open_tiny(outputs)
     folder = run.data_folder if stage == "01_data" else run.folder
     text = (folder / name).read_text()
-    (folder / name).write_text(text.replace("rush", "RUSH", 1).replace("seeded", "famous"))
+    edited = text.replace("rush", "RUSH", 1).replace("seeded", "famous")
+    (folder / name).write_text(edited + "\n")
     statuses = read_statuses(run)
     spoilt = [one for one in STAGES if (one == stage if "html" in name else one >= stage)]
     word = "page altered" if "html" in name else "altered"
