@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -222,6 +222,13 @@ class AlongSequence:
         features2 = self.backend.features(image2)
         self._frame, self._features = frame2, features2
         return self.backend.refine(features1, features2, self.backend.context(image1), flow_init)
+
+
+def is_for_sequences(backend: Backend) -> TypeGuard[SplitBackend]:
+    """Whether flow is computed in parts, by an ``AlongSequence``: where a backend can, and computes
+    a batch pair by pair.
+    """
+    return isinstance(backend, SplitBackend) and backend.at_once == 1
 
 
 class FolderBackend(Backend):

@@ -34,6 +34,7 @@ from gma_lib.flow import (
     write_flow_file,
 )
 from gma_lib.infer.estimator import Estimator, load
+from gma_lib.infer.means import describe_means
 from gma_lib.runs import Record, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
 from gma_lib.runs.leftovers import remove, remove_leftovers
@@ -112,7 +113,8 @@ def main(
     estimator = load(say=remark, **network)
     made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
     made_from |= {"start": select.start + 1, "stride": select.step}
-    made_from |= {"gma_lib": gma_lib.__version__} | estimator.to_record()
+    made_from |= {"gma_lib": gma_lib.__version__} | describe_means(with_model=True)
+    made_from |= estimator.to_record()
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
     detail(repr(estimator))

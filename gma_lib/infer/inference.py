@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, groupby, zip_longest
 from operator import itemgetter
@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, SplitBackend
+from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, is_for_sequences
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
 from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
+from gma_lib.infer.means import describe_means
 from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards, list_frames
 from gma_lib.runs import (
     Record,
@@ -33,16 +34,10 @@ from gma_lib.runs import (
     require_free_space,
 )
 from gma_lib.runs.clusters import compute_shards
-from gma_lib.runs.code import hash_code
-from gma_lib.runs.files import PACKAGE
-from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.parcels import Sent, place_files
 
 LEDGER = "ledger.jsonl"
 ENTRY = ("pair", "key", "sha256")  # of the ledger: strings
-# what decides flow: packages of this one, and libraries
-DECIDING = ("backends", "data", "flow", "infer", "network")
-LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -129,9 +124,9 @@ def infer(
     track
         ``gma_lib.runs.progress.track`` to show progress.
     """
-    start, clock = time.monotonic(), time.time()
-    folder = Path(folder)
+    start, clock, folder = time.monotonic(), time.time(), Path(folder)
     frames = {path: hash_file(path) for path in list_frames(pairs)}
+    pairs = [_fix_frames(pair, frames) for pair in pairs]
     keys = {one.name: hash_value([key, frames[one.image1], frames[one.image2]]) for one in pairs}
     opening: AbstractContextManager[Backend | StoredModel] = nullcontext(backend)
     if executor is None and isinstance(backend, StoredModel):
@@ -156,6 +151,12 @@ def infer(
         workers={} if executor is None else _summarise_workers(done),
         shards=_summarise_shards(groups, done, clock),
     )
+
+
+def _fix_frames(pair: FramePair, frames: dict[Path, str]) -> FramePair:
+    """The pair, whose frames are refused where they are read and have changed by then."""
+    now = {"image1": frames[pair.image1], "image2": frames[pair.image2]}
+    return replace(pair, sha256={**now, **pair.sha256})
 
 
 def _find_work(
@@ -232,7 +233,7 @@ def _predict_batches(
 ) -> Iterator[Computed]:
     """Yield the flow of the pairs of a shard, each with its share of the seconds of its batch."""
     sequence = None
-    if isinstance(backend, SplitBackend) and backend.at_once == 1:
+    if is_for_sequences(backend):
         sequence = AlongSequence(backend)
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
     begun = time.time()
@@ -333,20 +334,9 @@ def inference_key(converted: Record) -> str:
     """Digest of what the flow depends on besides the frames: model, runtime, device and precision
     from ``convert.json``, this package's code, and the processor.
     """
-    versions = find_versions()
-    code = {
-        f"{path.relative_to(PACKAGE)}": hash_code(path)
-        for package in DECIDING
-        for path in sorted((PACKAGE / package).glob("*.py"))
-    }
-    return hash_value(
-        [
-            *(converted[name] for name in ("model_sha256", "backend", "precision", "device")),
-            {name: versions.get(name) for name in LIBRARIES},
-            code,
-            identify_processor(),
-        ]
-    )
+    names = ("model_sha256", "backend", "precision", "device")
+    means = describe_means(with_model=False)
+    return hash_value([*(converted[name] for name in names), *means.values()])
 
 
 def flow_path(folder: Path, pair: FramePair) -> Path:

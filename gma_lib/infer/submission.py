@@ -18,6 +18,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
+from gma_lib.infer.means import describe_means
 from gma_lib.infer.shards import Shard, list_frames
 from gma_lib.infer.views import View
 from gma_lib.runs import (
@@ -57,7 +58,8 @@ def write_submission(
 
     An interrupted call can be repeated: it continues with the first incomplete scene. A scene is
     computed as a whole, because its pairs depend on each other. ``<folder>.json`` records the
-    settings, the weights and the frames; a folder that was made with others is refused.
+    settings, the weights, the frames and what computes; a folder that was made with others is
+    refused.
 
     Parameters
     ----------
@@ -107,6 +109,9 @@ def compute_scene(estimator: Estimator, warm: bool, scene: Shard, sent: Sent) ->
     """In a worker: the flow of a scene."""
     with place_files(scene.files, sent) as locate:
         frames = [read_frame(locate(path)) for path in scene.files]
+        for path, digest in scene.files.items():
+            if hash_file(locate(path)) != digest:
+                raise ValueError(f"{path} changed since this began: give another folder")
         return list(estimator.along(frames, warm=warm))
 
 
@@ -158,14 +163,15 @@ def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settin
     refuse_foreign(pairs, folder)
     digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
     settings |= {"gma_lib": gma_lib.__version__, "frames_sha256": hash_value(digests)}
+    settings |= describe_means(with_model=True)
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
         write_json(record, {"settings": settings})
     elif written is None or written.get("settings") != settings:
         raise ValueError(
-            f"{folder} was made with other settings, weights or frames ({record.name} says which); "
-            "give another folder"
+            f"{folder} was made with other settings, weights or frames, or by another version, "
+            f"library or processor ({record.name} says which); give another folder"
         )
 
 

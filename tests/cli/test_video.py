@@ -18,6 +18,7 @@ from gma_lib.cli import video
 from gma_lib.data import videos
 from gma_lib.flow.files import read_flow, read_flow_file
 from gma_lib.flow.images import write_frame
+from gma_lib.infer import means
 from gma_lib.runs.files import hash_file
 from gma_lib.runs.processes import lock_path
 
@@ -183,6 +184,18 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
     shutil.copy(photos / "shot 2.png", photos / "shot 3.png")  # another clip now
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert "out.partial was begun with clip_sha256" in answer
+
+
+@pytest.mark.parametrize(
+    ("what", "now"), [("identify_processor", "another"), ("find_versions", {"openvino": "1"})]
+)
+def test_what_another_machine_began_is_not_gone_on_with(photos, tmp_path, monkeypatch, what, now):
+    gma("video", photos, "-o", tmp_path / "out", "--end", 2, *FAST)
+    (tmp_path / "out").rename(tmp_path / "out.partial")
+    monkeypatch.setattr(means, what, lambda: now)
+    answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
+    assert "out.partial was begun with" in answer
+    assert not (tmp_path / "out").exists()
 
 
 def test_flow_beyond_an_earlier_end_does_not_stay(photos, tmp_path):

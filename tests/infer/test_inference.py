@@ -16,7 +16,7 @@ from gma_lib.data import sintel
 from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
-from gma_lib.infer import inference
+from gma_lib.infer import inference, means
 from gma_lib.runs.files import PACKAGE
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
@@ -233,7 +233,7 @@ def test_the_key_follows_what_decides_flow(tmp_path, monkeypatch):
     """Else 04_infer keeps the old flow when it is run again for another network or processor."""
     converted = {"model_sha256": "0", "backend": "torch", "precision": "float32", "device": "CPU"}
     shutil.copytree(PACKAGE, tmp_path / "gma_lib")
-    monkeypatch.setattr(inference, "PACKAGE", tmp_path / "gma_lib")
+    monkeypatch.setattr(means, "PACKAGE", tmp_path / "gma_lib")
     key = inference.inference_key(converted)
     network = tmp_path / "gma_lib/network/model.py"
     network.write_text(network.read_text() + "# a comment\n")
@@ -241,10 +241,10 @@ def test_the_key_follows_what_decides_flow(tmp_path, monkeypatch):
     assert inference.inference_key(converted) == key
     assert inference.inference_key(converted | {"precision": "bfloat16"}) != key
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "identify_processor", lambda: "another")
+        patch.setattr(means, "identify_processor", lambda: "another")
         assert inference.inference_key(converted) != key
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "find_versions", lambda: {"torch": "1"})
+        patch.setattr(means, "find_versions", lambda: {"torch": "1"})
         assert inference.inference_key(converted) != key
     network.write_text(network.read_text() + "EPSILON = 1e-3\n")
     assert inference.inference_key(converted) != key
@@ -275,6 +275,20 @@ def test_a_truncated_frame_is_named(pairs, tmp_path):
     with pytest.raises(ValueError, match=r"(?i)alley/frame_0002\.png.*truncated"):
         inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
     assert not list(tmp_path.glob("flow/**/*.flo"))
+
+
+def test_a_frame_that_changes_before_it_is_read_is_refused(tiny_sintel, tmp_path):
+    """The ledger would name the one that was there when the call began."""
+    shutil.copytree(tiny_sintel, tmp_path / "sintel")
+    pairs = sintel.find_pairs(tmp_path / "sintel", pass_name="clean")
+
+    def answer(image1, image2):
+        write_frame(pairs[-1].image2, np.zeros_like(image1[0]))
+        return np.zeros_like(image1[:, :2])
+
+    with pytest.raises(ValueError, match=f"{pairs[-1].image2.name} has changed"):
+        inference.infer(pairs, FakeBackend(answer), tmp_path / "a", batch_size=1, key="a")
+    assert not inference.flow_path(tmp_path / "a", pairs[-1]).exists()
 
 
 def test_a_full_disk_leaves_nothing_that_looks_like_a_result(pairs, tmp_path, monkeypatch):

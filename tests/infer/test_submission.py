@@ -12,7 +12,7 @@ from conftest import HEIGHT, WIDTH
 from gma_lib.cli import main
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.flow.images import write_frame
-from gma_lib.infer import submission
+from gma_lib.infer import means, submission
 from gma_lib.infer.estimator import Estimator
 from gma_lib.runs.leftovers import name_partial
 
@@ -110,6 +110,28 @@ def test_flow_of_two_sets_of_weights_is_never_mixed(test_split, tmp_path):
     (tmp_path / "out.json").unlink()
     with pytest.raises(ValueError, match="other settings, weights or frames"):
         submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
+def test_flow_of_two_processors_is_never_mixed(test_split, tmp_path, monkeypatch):
+    submission.write_submission(test_split, tmp_path / "out", Counting())
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    monkeypatch.setattr(means, "identify_processor", lambda: "another")
+    with pytest.raises(ValueError, match="library or processor"):
+        submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
+def test_frames_that_change_while_others_are_computed_are_refused(test_split, tmp_path):
+    """The record would name those that were there before."""
+    last = test_split / "test/final/cave/frame_0003.png"
+
+    class Meanwhile(Counting):
+        def along(self, frames, *, warm=False):
+            write_frame(last, np.zeros((3, HEIGHT, WIDTH), np.float32))
+            return super().along(frames, warm=warm)
+
+    with pytest.raises(ValueError, match=r"frame_0003\.png changed"):
+        submission.write_submission(test_split, tmp_path / "out", Meanwhile())
+    assert not [name for name in files(tmp_path / "out") if name.startswith("final/cave")]
 
 
 def test_flow_of_frames_that_have_changed_is_not_kept(test_split, tmp_path):
