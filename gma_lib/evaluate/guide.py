@@ -259,6 +259,8 @@ def _hardware(records: StageRecords, manifest: Record | None) -> str:
 
 
 def _precision(records: StageRecords, manifest: Record | None) -> str:
+    if records.run.backend == "ascend" and not manifest:  # memory ran out before it was converted
+        return UNKNOWN
     precision = records.convert.get("precision", records.run.precision)
     kept = describe_kept(manifest["options"]["keep_dtype"]) if manifest else ""
     words = f"{precision}, {kept} in float32" if kept else precision
@@ -283,6 +285,8 @@ def _throughput(records: StageRecords) -> str:
 def _tools(records: StageRecords, manifest: Record | None) -> str:
     if manifest:
         return f"CANN {manifest['cann'] or '(version not known)'}, atc, ais_bench"
+    if records.run.backend == "ascend":
+        return UNKNOWN
     versions = _trace_numbers(records)["versions"]
     return f"{records.run.backend} {versions.get(records.run.backend, '')}".strip()
 

@@ -1,6 +1,7 @@
 """The guide's table beside a run's own rows: what is the same, what differs, what was never run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -226,6 +227,8 @@ def test_what_differs_on_a_card(tmp_path, simulated, label):
     assert (
         guide.list_differences([nowhere])[label]["hardware"] == ours["hardware"]
     )  # memory ran out before it was loaded
+    too_large = replace(nowhere, run=replace(mine.run, batch_size=16))  # was not even converted
+    assert list(guide.group_by_settings([mine, too_large])) == [label]
     assert guide.compare_with_guide([mine]).loc["batch size 4", label][
         ["pairs/s", "pairs/s with transfers"]
     ].tolist() == ["0.772", "0.767"]
