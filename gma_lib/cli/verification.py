@@ -88,8 +88,9 @@ def main(
     folder = _start(VERIFIED, profile)
     run = _compute(parameters)
     require_same_work(expected, read_run_parameters(run))
-    _judge(judge_values(collect_values(run), expected, digests=not no_digests), folder)
-    click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}")
+    verdicts = judge_values(collect_values(run), expected, digests=not no_digests)
+    explained = _judge(verdicts, folder)
+    click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}{explained}")
 
 
 def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) -> None:
@@ -137,8 +138,9 @@ def _replay(archive: Path, unpacked: Path, sintel: str | None, checkpoint: str |
         surroundings = read_surroundings(run)
         _list_differences(surroundings)
         expected = describe_values(collect_recorded(run), surroundings)
-        _judge(judge_values(collect_recorded(_compute(parameters)), expected), folder)
-        click.echo(f"{run.name}, batch size {run.batch_size}: the numbers are the archive's")
+        verdicts = judge_values(collect_recorded(_compute(parameters)), expected)
+        explained, label = _judge(verdicts, folder), f"{run.name}, batch size {run.batch_size}"
+        click.echo(f"{label}: the numbers are the archive's{explained}")
 
 
 @click.command("record", epilog='Example: gma record --profile demo --reason "new weights"')
@@ -191,8 +193,10 @@ def _compute(parameters: Record) -> Run:
     return make_run(parameters)
 
 
-def _judge(verdicts: list[Verdict], folder: Path) -> None:
-    """Write and show the verdicts; raise where one fails."""
+def _judge(verdicts: list[Verdict], folder: Path) -> str:
+    """Write and show the verdicts; raise where one fails. Return how many differ and are explained,
+    for the end of a line; empty if none is.
+    """
     write_json(folder / VERDICTS, {"verdicts": [vars(verdict) for verdict in verdicts]})
     ratios = {
         kind: [verdict.ratio for verdict in verdicts if verdict.kind == kind]
@@ -205,6 +209,13 @@ def _judge(verdicts: list[Verdict], folder: Path) -> None:
     failed = [verdict for verdict in verdicts if verdict.status in FAILURES]
     if failed:
         raise click.ClickException(_describe_worst(failed))
+    explained = sum(verdict.status == "reported" for verdict in verdicts)
+    if not explained:
+        return ""
+    return (
+        f"; {explained} of {len(verdicts)} entries differ, which the versions and hardware above "
+        "explain"
+    )
 
 
 def _summarise(verdicts: list[Verdict]) -> str:

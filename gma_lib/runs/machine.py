@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
+import cv2
+import numpy as np
 from portalocker import LockFlags
 
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
@@ -61,6 +63,18 @@ def describe_machine() -> dict[str, str | int]:
         "processor": find_processor(),
         "cores": count_cores(),
         "memory_bytes": find_memory(),
+    }
+
+
+def describe_computing() -> dict[str, str]:
+    """Instruction sets and threads, as the libraries have chosen them in this process."""
+    import torch
+
+    numpy_uses = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    return {
+        "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
+        f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}",
+        "threads": str(torch.get_num_threads()),
     }
 
 

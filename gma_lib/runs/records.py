@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import sys
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,12 @@ from gma_lib.runs.files import (
     shorten_path,
     write_text,
 )
-from gma_lib.runs.machine import describe_machine, find_commit, find_versions
+from gma_lib.runs.machine import (
+    describe_computing,
+    describe_machine,
+    find_commit,
+    find_versions,
+)
 
 SCHEMA = 3
 SEAL = "record_sha256"
@@ -146,13 +152,16 @@ def _require_names_once(node: object) -> None:
 
 
 def trace_provenance() -> Record:
-    """Collect what made a result: package, commit, machine, versions, time."""
+    """Collect what made a result: package, commit, machine, versions, time; where PyTorch is loaded
+    (to import it takes seconds), also instruction sets and threads.
+    """
     return {
         "package": gma_lib.__version__,
         "commit": find_commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()} | find_versions(),
+        **({"computing": describe_computing()} if "torch" in sys.modules else {}),
         "modules": list_loaded_modules(),
     }
 

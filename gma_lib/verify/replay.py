@@ -219,7 +219,13 @@ def _require_frames(sintel: Path, index: Record, scenes: list[str]) -> None:
 
 def read_surroundings(run: Run) -> dict[str, str]:
     """What may have decided the digits of an archived run, as far as its records say."""
-    made = read_json(locate_record("05_evaluate", run), made_by="05_evaluate")["provenance"]
+    stages = ("02_export", "05_evaluate")
+    exported, made = (
+        read_json(locate_record(one, run), made_by=one)["provenance"] for one in stages
+    )
     versions = {name: version.split("+")[0] for name, version in made["versions"].items()}
     versions.pop("python")
-    return versions | {name: str(made["machine"][name]) for name in ("processor", "cores")}
+    found = versions | {name: str(made["machine"][name]) for name in ("processor", "cores")}
+    # An export has loaded PyTorch, which knows them; older archives lack them
+    same = exported["machine"] == made["machine"]
+    return found | (exported.get("computing", {}) if same else {})

@@ -8,6 +8,7 @@ import pytest
 from command_line import gma
 from conftest import open_finished
 
+from gma_lib.cli.verification import _judge
 from gma_lib.runs.files import BadFile, hash_value
 from gma_lib.runs.records import SEAL
 from gma_lib.verify import expected as expectations
@@ -19,6 +20,7 @@ def values():
     numbers = {"epe": 0.5, "share": 0.25, "wauc": 80.0, "distance": 1e-5, "count": 100}
     found = {name: Value(name, number, 1e-3) for name, number in numbers.items()}
     found["count"] = Value("count", 100, 0.0)
+    found["classical epe"] = Value("classical epe", 0.5, 1e-3)
     return found | {name: Value(name, "a" * 64) for name in ("pixels", "weights", "flow")}
 
 
@@ -66,6 +68,59 @@ def test_what_another_version_explains_is_reported(values):
     assert judge(values, {"epe": Value("epe", 1.0, 1e-3)}, there={"numpy": "1"}) == "outside"
 
 
+@pytest.mark.parametrize(
+    ("there", "off", "status"),
+    [
+        ({}, 0.9e-3, "within"),
+        ({}, 1.1e-3, "outside"),
+        ({"openvino": "1.0"}, 1.1e-3, "outside"),
+        ({"instruction set": "none"}, 0.9e-3, "within"),
+        ({"instruction set": "none"}, 4.9e-3, "reported"),
+        ({"opencv-python-headless": "1.0"}, -4.9e-3, "reported"),
+        ({"opencv-python-headless": "1.0"}, 5.1e-3, "outside"),
+        ({"opencv-python-headless": "1.0"}, math.nan, "outside"),
+    ],
+    ids=str,
+)
+def test_another_version_widens_a_tolerance_and_waives_none(values, there, off, status):
+    value = Value("classical epe", 0.5 + off, 1e-3)
+    assert judge(values, {"classical epe": value}, there=there) == status
+
+
+def test_what_is_not_known_explains_nothing(values):
+    recorded = expectations.describe_values(values, {"numpy": "1.0"})
+    changed = values | {name: Value(name, "b" * 64) for name in ("pixels", "flow")}
+    differ = [v for v in expectations.judge_values(changed, recorded) if v.status != "equal"]
+    assert {v.because.split(":")[0] for v in differ} == {"numpy"}
+    recorded = expectations.describe_values(values, {})
+    differ = [v for v in expectations.judge_values(changed, recorded) if v.status != "equal"]
+    assert {v.status for v in differ} == {"outside"}
+
+
+def test_an_older_file_has_the_network_s_rows_among_opencv_s(values):
+    """And does not say how much wider a tolerance is elsewhere. A number of the network is held to
+    its tolerance, whatever the file says.
+    """
+    values = values | {"network": Value("epe", 0.5, 1e-3)}
+    there = expectations.describe_surroundings() | {"opencv-python-headless": "1.0"}
+    recorded = expectations.describe_values(values, there)
+    recorded["values"]["network"] = ["classical epe", 0.5, 1e-3]
+    for kind in recorded["kinds"].values():
+        del kind["elsewhere"]
+    for found, status in ((0.5, "equal"), (0.5009, "within"), (0.502, "outside")):
+        changed = values | {"network": Value("epe", found, 1e-3)}
+        verdicts = {v.name: v.status for v in expectations.judge_values(changed, recorded)}
+        assert verdicts["network"] == status
+
+
+def test_how_many_entries_are_explained_is_counted(values, tmp_path):
+    there = expectations.describe_surroundings() | {"numpy": "1.0"}
+    recorded = expectations.describe_values(values, there)
+    changed = values | {name: Value(name, "b" * 64) for name in ("pixels", "flow")}
+    assert not _judge(expectations.judge_values(values, recorded), tmp_path)
+    assert f"2 of {len(values)} " in _judge(expectations.judge_values(changed, recorded), tmp_path)
+
+
 def test_an_entry_more_or_less_fails(values):
     assert judge(values, {"new": Value("epe", 1.0, 1e-3)}) == "unexpected"
     recorded = expectations.describe_values(values, expectations.describe_surroundings())
@@ -87,6 +142,9 @@ def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
     epe = found["05_evaluate/clean/all/epe"]
     assert epe.value == metrics["clean"]["all"]["epe"]
     assert {value.kind for value in found.values()} == set(KINDS)
+    methods = {"network": "epe", "no motion": "epe", "DIS (OpenCV, medium)": "classical epe"}
+    for method, kind in methods.items():
+        assert found[f"05_evaluate/classical/{method}/all/epe"].kind == kind
     # two pixels may change sides in any group, however small
     share, pixels = (found[f"05_evaluate/clean/all/{name}"] for name in ("px1", "pixels"))
     assert share.tolerance == max(2e-5, 2 / pixels.value)
@@ -150,7 +208,15 @@ def test_expected_values_are_digests_or_numbers_with_a_tolerance(values, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "part", [{"history": []}, {"kinds": []}, {"surroundings": {"numpy": 2}}, {"values": []}]
+    "part",
+    [
+        {"history": []},
+        {"kinds": []},
+        {"kinds": {"epe": {"depends_on": [], "elsewhere": 0.5}}},
+        {"surroundings": {"numpy": 2}},
+        {"values": []},
+    ],
+    ids=str,
 )
 def test_an_expected_file_has_its_parts(values, tmp_path, part):
     path = tmp_path / "quick.json"

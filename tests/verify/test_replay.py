@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import read_json, write_json
+from gma_lib.verify.expected import describe_values, judge_values
 from gma_lib.verify.replay import METADATA, list_overrides, read_surroundings, unpack_records
 from gma_lib.verify.values import collect_recorded
 
@@ -37,6 +39,46 @@ def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
     assert again["scenes"] == list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
     metrics = read_json(runs[1].folder / "metrics.json", made_by="05_evaluate")
     assert again["classical_pairs"] == metrics["classical"]["pairs"] > 0
+
+
+def test_a_replay_on_the_same_machine_excuses_nothing(archive, tmp_path):
+    """Neither another flow, which is all that there is of a split without ground truth, nor the
+    classical methods' scores; on another processor, another flow is reported.
+    """
+    run = unpack_records(archive, tmp_path)[0]
+    surroundings, values = read_surroundings(run), collect_recorded(run)
+    assert surroundings["instruction set"]
+    changed = {
+        name: replace(value, value="0" * 64 if value.tolerance is None else value.value * 100 + 7)
+        for name, value in values.items()
+        if value.kind == "flow" or name.startswith("05_evaluate/classical")
+    }
+    assert len(changed) > 100
+    exported = read_json(run.folder / "export.json", made_by="02_export")
+    older = {name: one for name, one in exported["provenance"].items() if name != "computing"}
+    write_json(run.folder / "export.json", exported | {"provenance": older})
+    assert "instruction set" not in read_surroundings(run)
+    another = surroundings | {"processor": "another"}
+    for there, statuses in (
+        (surroundings, {"outside"}),
+        (read_surroundings(run), {"outside"}),
+        (another, {"outside", "reported"}),
+    ):
+        verdicts = judge_values(values | changed, describe_values(values, there))
+        assert {v.name for v in verdicts if v.status != "equal"} == set(changed)
+        assert {v.status for v in verdicts if v.name in changed} == statuses
+    assert {v.kind for v in verdicts if v.status == "reported"} == {"flow"}
+
+
+def test_what_was_null_is_null_again(archive, tmp_path):
+    """Whatever the profile says: the whole batch at once, and frames that are rendered."""
+    run = unpack_records(archive, tmp_path)[0]
+    usual = list_overrides(run, sintel=None, checkpoint=None)
+    assert resolve_parameters("tiny", usual)["at_once"] == 1
+    assert usual["sintel_root"] is None
+    write_json(run.settings_file, {**read_settings(run), "at_once": None})
+    again = list_overrides(run, sintel=None, checkpoint=None)
+    assert resolve_parameters("tiny", again)["at_once"] is None
 
 
 def test_frames_and_weights_are_asked_for(archive, reported, tmp_path):
