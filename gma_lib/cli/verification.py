@@ -1,6 +1,7 @@
 """``gma verify`` and ``gma record``: compare this machine's numbers with expected ones."""
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -85,11 +86,12 @@ def main(
     expected = read_expected(expected_file)
     parameters = _resolve(profile, VERIFIED)
     _list_differences(expected["surroundings"])
-    folder = _start(VERIFIED, profile)
-    run = _compute(parameters)
-    require_same_work(expected, read_run_parameters(run))
-    verdicts = judge_values(collect_values(run), expected, digests=not no_digests)
-    explained = _judge(verdicts, folder)
+    with _hold(VERIFIED, profile):
+        folder = _start(VERIFIED, profile)
+        run = _compute(parameters)
+        require_same_work(expected, read_run_parameters(run))
+        verdicts = judge_values(collect_values(run), expected, digests=not no_digests)
+        explained = _judge(verdicts, folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}{explained}")
 
 
@@ -104,43 +106,51 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
     given |= {"run": f"updates-{updates}", "weights_and_data_are_published": updates == 6}
     parameters = _resolve("sintel", VERIFIED, given)
     require_all_pairs(sintel)
-    folder = _start(VERIFIED, "sintel", f"updates-{updates}")
-    found = collect_scores(_compute(parameters), updates)
-    _judge(judge_values(found, expect_published(updates)), folder)
+    with _hold(VERIFIED, "sintel"):
+        folder = _start(VERIFIED, "sintel", f"updates-{updates}")
+        found = collect_scores(_compute(parameters), updates)
+        _judge(judge_values(found, expect_published(updates)), folder)
     click.echo(f"sintel: the scores are as published ({SOURCES[updates]})")
 
 
 @click.command("replay", epilog="Example: gma replay demo.zip")
 @click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
 @click.option("--sintel", metavar="FOLDER", help="Folder of MPI Sintel, if the run used it.")
 @click.option("--checkpoint", metavar="FILE", help="File of the weights, if they are not bundled.")
-def replay(archive: Path, sintel: str | None, checkpoint: str | None) -> None:
+def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str | None) -> None:
     """Recompute the runs of a shared report and compare every number.
 
     Versions and hardware that differ are listed first. Verdicts and pictures are written to
     outputs/replay/. Exit codes are those of `gma verify`.
     """
-    home = locate_path(REPLAYED)
-    require_writable(home)
-    with lock_path(home / ".replay.lock", wait=False):
-        _replay(archive, home / ".archive", sintel, checkpoint)  # which no profile is called
+    with _hold(REPLAYED, "replay"):
+        unpacked = locate_path(REPLAYED) / ".archive"  # which no profile is called
+        plan = _plan_replay(archive, unpacked, sintel, checkpoint)
+        folders = [_start(REPLAYED, place) for _, _, place in plan]
+        for (run, parameters, _), folder in zip(plan, folders, strict=True):
+            surroundings = read_surroundings(run)
+            _list_differences(surroundings)
+            expected = describe_values(collect_recorded(run), surroundings)
+            values = collect_recorded(_compute(parameters))
+            explained = _judge(judge_values(values, expected, digests=not no_digests), folder)
+            label = f"{run.name}, batch size {run.batch_size}"
+            click.echo(f"{label}: the numbers are the archive's{explained}")
 
 
-def _replay(archive: Path, unpacked: Path, sintel: str | None, checkpoint: str | None) -> None:
+def _plan_replay(
+    archive: Path, unpacked: Path, sintel: str | None, checkpoint: str | None
+) -> list[tuple[Run, Record, Path]]:
+    """Unpack the records of an archive. List its runs, the parameters with which each is computed
+    again, and the place of its results.
+    """
     remove(unpacked)
     plan = []
     for run in unpack_records(archive, unpacked):
         overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
         parameters = _resolve(run.profile, REPLAYED, overrides)
         plan.append((run, parameters, Path(run.profile, run.name, f"bs{run.batch_size}")))
-    folders = [_start(REPLAYED, place) for _, _, place in plan]
-    for (run, parameters, _), folder in zip(plan, folders, strict=True):
-        surroundings = read_surroundings(run)
-        _list_differences(surroundings)
-        expected = describe_values(collect_recorded(run), surroundings)
-        verdicts = judge_values(collect_recorded(_compute(parameters)), expected)
-        explained, label = _judge(verdicts, folder), f"{run.name}, batch size {run.batch_size}"
-        click.echo(f"{label}: the numbers are the archive's{explained}")
+    return plan
 
 
 @click.command("record", epilog='Example: gma record --profile demo --reason "new weights"')
@@ -151,8 +161,10 @@ def record(profile: str, reason: str) -> None:
 
     Differences from the earlier record are shown. The reason is kept in the file.
     """
-    run, path = _compute(_resolve(profile, VERIFIED)), locate_expected(profile)
-    values, parameters = collect_values(run), read_run_parameters(run)
+    path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
+    with _hold(VERIFIED, profile):
+        run = _compute(wanted)
+        values, parameters = collect_values(run), read_run_parameters(run)
     if path.is_file():
         earlier = read_expected(path)
         is_same = earlier["parameters"] == parameters
@@ -173,6 +185,15 @@ def _resolve(profile: str, outputs: str, overrides: Record | None = None) -> Rec
         return resolve_parameters(profile, given)
     except WrongParameters as error:
         raise click.UsageError(str(error)) from None
+
+
+def _hold(outputs: str, name: str) -> AbstractContextManager[None]:
+    """Hold a part of a folder of results alone, as what was judged there is removed; ValueError
+    where another process holds it.
+    """
+    home = locate_path(outputs)
+    require_writable(home)
+    return lock_path(home / f".{name}.lock", wait=False)
 
 
 def _start(*names: str | Path) -> Path:

@@ -32,7 +32,7 @@ _Tolerance = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
 
 class _Kind(TypedDict):
     depends_on: list[_Text]
-    elsewhere: NotRequired[Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]]
+    elsewhere: NotRequired[_Tolerance | None]
 
 
 class _Judged(TypedDict):
@@ -61,7 +61,8 @@ class Verdict:
         something that differs here, and is another digest, or a number outside of its tolerance but
         within the wider one for this case; ``missing`` from the run; ``unexpected`` in it.
     tolerance
-        The wider one where something that it depends on differs here.
+        The wider one if the usual one does not suffice, and something that the entry depends on
+        differs here.
     ratio
         Difference over ``tolerance``: at most 1 is within. Infinite for digests that differ.
     because
@@ -216,21 +217,33 @@ def judge_values(
         if not digests and recorded.tolerance is None and found.tolerance is None:
             continue
         differing = [differs[one] for one in of_kind.get("depends_on", ()) if one in differs]
-        wider = of_kind.get("elsewhere", 1.0) if differing else 1.0
-        tolerance = None if recorded.tolerance is None else recorded.tolerance * wider
-        ratio = _compare_one(recorded, found, tolerance)
-        is_excused = differing and (ratio <= 1 or (tolerance is None and recorded.kind == kind))
+        wider = of_kind.get("elsewhere") if differing else None
+        status, ratio, tolerance = _judge_one(recorded, found, wider)
+        if status == "outside" and differing and recorded.tolerance is found.tolerance is None:
+            status = "reported"
         if name not in values or not recorded.kind:
             status = "unexpected" if name in values else "missing"
-        elif ratio * wider <= 1:
-            status = "within" if ratio else "equal"
-        else:  # NaN too
-            status = "reported" if is_excused else "outside"
         because = "; ".join(differing) if status == "reported" else ""
         verdicts.append(
             Verdict(name, kind, recorded.value, found.value, tolerance, ratio, status, because)
         )
     return verdicts
+
+
+def _judge_one(
+    recorded: Value, found: Value, wider: float | None
+) -> tuple[str, float, float | None]:
+    """Status, difference over tolerance, and the tolerance: the wider one if the usual does not
+    suffice.
+    """
+    tolerance = recorded.tolerance
+    ratio = _compare_one(recorded, found, tolerance)
+    if ratio <= 1:
+        return "within" if ratio else "equal", ratio, tolerance
+    if wider is not None and tolerance is not None:
+        tolerance = max(tolerance, wider)
+        ratio = _compare_one(recorded, found, tolerance)
+    return "reported" if ratio <= 1 else "outside", ratio, tolerance  # NaN is outside
 
 
 def _compare_one(recorded: Value, found: Value, tolerance: float | None) -> float:
