@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,17 @@ def test_yaml_that_cannot_be_read_is_a_value_error(text):
         records.parse_yaml(text)
     assert records.parse_yaml("a: [[[1]]]") == {"a": [[[1]]]}
     assert records.parse_yaml("a: [1, 2.5, null]\nb: x") == {"a": [1, 2.5, None], "b": "x"}
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_instruction_sets_are_told_where_pytorch_is_loaded(loaded):
+    """Which is not imported for that, as it takes seconds."""
+    code = "import sys, json; from gma_lib.runs.records import trace_provenance; "
+    code += "import torch; " if loaded else ""
+    code += "print(json.dumps([trace_provenance().get('computing'), 'torch' in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    computing, imported = json.loads(done.stdout)
+    assert imported is loaded
+    assert (set(computing) if computing else None) == (
+        {"instruction set", "threads"} if loaded else None
+    )
