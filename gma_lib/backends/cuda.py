@@ -317,8 +317,8 @@ class CudaBackend(SplitBackend):
 
     @contextmanager
     def _set_arithmetic(self) -> Iterator[None]:
-        """Autocast for half precision; TF32 then too, which holds features that are bfloat16 or
-        float16 exactly; neither for float32.
+        """Autocast for half precision; TF32 then too, which holds bfloat16 and float16 exactly, but
+        not their means in the pooled levels; neither for float32.
         """
         half = self.precision != "float32"
         products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -1,7 +1,6 @@
 """``gma flow``: pairs of images to flow files."""
 
 import glob
-import time
 from pathlib import Path
 from typing import Unpack
 
@@ -127,10 +126,9 @@ def _compute(
         remark(sentence)
     if check:
         check_warpable(*image1.shape[-2:])
-    started = time.monotonic()
     with show_waiting(f"{frame1.name} to {frame2.name}"):
         flow = estimator(image1, image2)
-        seconds = time.monotonic() - started
+        seconds = estimator.last_seconds
         backward = estimator(image2, image1) if check else None
     noise = "" if estimator.trained else NOISE
     write_flow_file(output, flow)

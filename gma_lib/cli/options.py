@@ -16,10 +16,12 @@ from typing import Any, TypedDict, TypeVar
 import click
 
 from gma_lib.flow import FLOW_SUFFIXES
+from gma_lib.network.bundled import find_bundled, read_card
 from gma_lib.network.sizes import MOST_UPDATES
-from gma_lib.runs.files import RESOURCES, make_plain, name_file
+from gma_lib.runs.files import make_plain, name_file
 from gma_lib.runs.precisions import PRECISIONS
-from gma_lib.runs.records import Record, load_record
+from gma_lib.runs.progress import show_messages
+from gma_lib.runs.records import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NOISE = " (seeded weights: this flow is noise)"
@@ -109,7 +111,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
         click.option(
             "--max-pixels",
             type=click.IntRange(128 * 128),
-            help="Downscale larger frames.  [default: what fits in 4 GB; 1280x720 on openvino]",
+            help="Downscale larger frames.  [default: what fits in 4 GB: mostly 1280x720]",
         ),
         click.option(
             "--refine",
@@ -125,8 +127,8 @@ def describe_refinement(network: Network) -> str:
     """End a result line: refined how, or that it would pay by the card of bundled weights."""
     if network["refine"]:
         return f"; refined ({network['refine']})"
-    card = RESOURCES / "weights" / f"{network['checkpoint']}.json"
-    pays = card.is_file() and load_record(card, "a card of weights").get("refinement_pays")
+    weights = find_bundled(network["checkpoint"])
+    pays = weights and read_card(weights).get("refinement_pays")
     return "; --refine variational makes it more precise" if pays else ""
 
 
@@ -147,8 +149,10 @@ def output_options(command: Command) -> Command:
 
 def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
     context.meta[f"gma.{option.name}"] = value
-    if value and option.name != "verbose":  # the library's messages would stand among the results
+    if value and option.name == "quiet":
         logging.getLogger("gma_lib").setLevel(logging.ERROR)
+    elif value and option.name == "as_json":  # on stdout, messages would stand among the results
+        show_messages(on_stderr=True)
 
 
 def _is_asked(name: str) -> bool:

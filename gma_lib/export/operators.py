@@ -67,6 +67,7 @@ def _walk_nodes(path: Path) -> Iterator[tuple[str, str, float]]:
         for value in itertools.chain(graph.input, graph.value_info, graph.output)
     }
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    batch_size = shapes[graph.input[0].name][0]
     for node in graph.node:
         contracted = 0
         if node.op_type == "Conv":
@@ -74,15 +75,17 @@ def _walk_nodes(path: Path) -> Iterator[tuple[str, str, float]]:
         elif node.op_type == "MatMul":
             contracted = shapes[node.input[0]][-1]
         gmac = int(np.prod(shapes[node.output[0]])) * contracted / 1e9
-        yield node.name, _name_part(node, contracted), gmac
+        part = _find_module(node)
+        if part is None and contracted:
+            # all pairs are one product per pair of frames, the lookup is one per cell
+            part = "correlation" if shapes[node.output[0]][0] == batch_size else "lookup"
+        yield node.name, part or REST, gmac
 
 
-def _name_part(node: onnx.NodeProto, contracted: int) -> str:
+def _find_module(node: onnx.NodeProto) -> str | None:
     scope = node.name.strip("/")
     for prefix, name in PARTS.items():
         # later calls of a module get a number: aggregator_3
         if scope.startswith((f"{prefix}/", f"{prefix}_")):
             return name
-    # Products outside any module: all pairs contract over 256 channels, the lookup over a side of
-    # the volume.
-    return REST if not contracted else "correlation" if contracted == 256 else "lookup"
+    return None

@@ -18,8 +18,8 @@ def find_occluded(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     """Pixels (H, W) of the first frame that the second does not show, by the forward-backward check
     (Sundaram, Brox and Keutzer, ECCV 2010).
 
-    Those whose forward and backward flow (2, H, W), in pixels, do not cancel to within a tenth of
-    their length and half a pixel, and those that leave the frame.
+    Those where the sum of forward and backward flow (2, H, W), in pixels, is longer, squared, than
+    a hundredth of their squared lengths and 0.5 px², and those that leave the frame.
     """
     _, height, width = forward.shape
     x_to, y_to = follow(forward)

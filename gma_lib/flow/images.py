@@ -143,6 +143,14 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+    """A copy of a picture of Pillow, turned by its tag as ``read_photo`` turns files."""
+    image = image.copy()
+    _forget_xmp(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _forget_xmp(image: Image.Image) -> None:
     """Leave the orientation to Exif, by which OpenCV turns pictures; Pillow looks here, too."""
     for name in ("xmp", "XML:com.adobe.xmp"):
@@ -250,14 +258,13 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     frame, remarks
         (3, H, W), RGB, 0..255, uint8 where it is stored so, else float32, turned upright by the
         file's orientation tag; a sentence per conversion: grey images are repeated three times,
-        alpha channels ignored, 16 bits scaled to 0..255 without rounding, CMYK converted without
-        its profile.
+        alpha channels ignored, 16 bits scaled to 0..255 (rounded where almost black), CMYK
+        converted without its profile.
 
     Raises
     ------
     BadFile
-        For files that are no image, hold several images, or store floating point numbers of unknown
-        range.
+        For files that are no image, hold several, or store floating point numbers of unknown range.
     """
     stored, header = decode_image(path, max_pixels=max_pixels)
     if stored.dtype not in (np.uint8, np.uint16) or header.mode == "LAB":
@@ -271,12 +278,14 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         largest = header.tile[0].args[-1]  # as its header declares
         if (found := stored.max()) > largest:
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
+    is_dark = largest != 255 and int(stored.max()) * 255 < 2 * largest
+    how = "and, almost black, rounded" if is_dark else "without rounding"
     remarks = [
         f"{name_file(path)} {remark}"
         for remark, applies in (
             ("is grey: its channel is used three times", header.mode in GREY),
             ("has an alpha channel, which is ignored", header.has_transparency_data),
-            ("has 16 bits, scaled to 0..255 without rounding", stored.dtype == np.uint16),
+            (f"has 16 bits, scaled to 0..255 {how}", stored.dtype == np.uint16),
             ("is CMYK, converted without its colour profile", header.mode == "CMYK"),
         )
         if applies
@@ -293,7 +302,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     for channel, plane in zip(frame, np.broadcast_to(planes, frame.shape), strict=True):
         channel[:] = plane
         channel /= np.float32(largest / 255)
-    if frame.max() < 2:  # almost black: as whole numbers, nobody takes it for 0..1
+    if is_dark:  # as whole numbers, nobody takes it for 0..1
         frame = np.rint(frame, out=frame).astype(np.uint8)
     return frame, remarks
 

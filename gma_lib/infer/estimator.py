@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -25,10 +26,11 @@ from PIL import Image
 import gma_lib
 from gma_lib import convert, export, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
+from gma_lib.flow.images import turn_upright
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
 from gma_lib.infer.views import View
-from gma_lib.network.sizes import STRIDE
+from gma_lib.network.sizes import SEEDED, STRIDE
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
 from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.records import Record
@@ -111,7 +113,9 @@ class Estimator:
             )
         find_backend(backend).options(precision=precision).require()  # before a model is built
         file = Path(checkpoint).expanduser()
-        self.checkpoint = str(file.absolute() if file.is_file() else checkpoint)
+        is_name = str(checkpoint) == SEEDED or network.find_bundled(checkpoint)
+        # what is no name is never looked for elsewhere than here
+        self.checkpoint = str(checkpoint if is_name and not file.is_file() else file.absolute())
         self.backend, self.precision = backend, precision
         self.num_updates = num_updates
         self.max_pixels = max_pixels
@@ -123,8 +127,8 @@ class Estimator:
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
         self._lock = threading.RLock()  # held while the model is loaded, computes or is closed
         self._reported: set[tuple[int, int]] = set()
-        # of the last pair of any ``along``, by which it can go on
-        self.last_flow_low: np.ndarray | None = None
+        self.last_seconds = 0.0  # of the last call, once its model was loaded
+        self.last_flow_low: np.ndarray | None = None  # by which the last ``along`` can go on
 
     def __call__(self, frame1: Frame, frame2: Frame) -> Frame:
         """Estimate the motion from ``frame1`` to ``frame2``.
@@ -157,10 +161,13 @@ class Estimator:
         pairs = zip(view.shrink(images[0]), view.shrink(images[1]), strict=True)
         with self._lock:
             model = self._load(view, parts=False)
+            model.prepare()
+            started = time.monotonic()
             computed = np.concatenate(
                 [model.predict(image1[None], image2[None]) for image1, image2 in pairs]
             )
         flow = self._finish(view, *images, computed)
+        self.last_seconds = time.monotonic() - started
         return cast(Frame, _match_type(flow if np.ndim(frame1) == 4 else flow[0], frame1))
 
     def along(
@@ -392,9 +399,10 @@ def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np
 
 
 def _to_array(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
-    """The values of an array, a tensor of any number format, or a picture of Pillow in any mode."""
+    """The values of an array, a tensor of any kind, or a picture of Pillow of any mode, upright."""
     try:
         if isinstance(frame, Image.Image):
+            frame = turn_upright(frame)
             is_plain = frame.mode in ("RGB", "L", "I", "F") or frame.mode.startswith("I;16")
             return np.asarray(frame if is_plain else frame.convert("RGB"))  # not indices
         if isinstance(frame, np.ndarray) or not hasattr(frame, "detach"):
@@ -433,8 +441,7 @@ def _match_type(
 
 def _identify_weights(checkpoint: str) -> tuple[str, bool]:
     """Hash of the weights, and whether they were trained; bundled ones are not decoded."""
-    bundled = network.WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
-    if bundled.is_file():
+    if bundled := network.find_bundled(checkpoint):
         network.require_bundled(bundled, digest := hash_file(bundled))
         return digest, True
     if known := network.identify_safetensors(Path(checkpoint)):

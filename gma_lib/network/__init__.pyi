@@ -1,4 +1,5 @@
 from .bundled import WEIGHTS_FOLDER as WEIGHTS_FOLDER
+from .bundled import find_bundled as find_bundled
 from .bundled import identify_safetensors as identify_safetensors
 from .bundled import require_bundled as require_bundled
 from .checkpoints import Checkpoint as Checkpoint

@@ -9,6 +9,12 @@ WEIGHTS_FOLDER = RESOURCES / "weights"
 SEEDED_GAMMA = 0.7
 
 
+def find_bundled(name: str | Path) -> Path | None:
+    """The file of bundled weights; None where no weights have this name, as for a file's path."""
+    file = WEIGHTS_FOLDER / f"{name}.safetensors"
+    return file if file.parent == WEIGHTS_FOLDER and file.is_file() else None
+
+
 def read_card(weights: Path) -> Record:
     """Return the content of the ``.json`` file next to weights; empty if there is none."""
     card = weights.with_suffix(".json")

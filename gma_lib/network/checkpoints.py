@@ -22,7 +22,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gma_lib.network.bundled import SEEDED_GAMMA, WEIGHTS_FOLDER, read_card, require_bundled
+from gma_lib.network.bundled import (
+    SEEDED_GAMMA,
+    WEIGHTS_FOLDER,
+    find_bundled,
+    read_card,
+    require_bundled,
+)
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.files import (
@@ -116,8 +122,8 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         return Checkpoint(
             SEEDED, SEEDED, hash_value(["recipe", SEED]), False, make_seeded_weights()
         )
-    named = WEIGHTS_FOLDER / f"{checkpoint}.safetensors"
-    path = named if named.is_file() else locate_path(checkpoint)
+    named = find_bundled(checkpoint)
+    path = named or locate_path(checkpoint)
     if not path.exists():
         expected = f"a weights file, or one of {', '.join(list_checkpoints())}"
         raise MissingFile(path, "no such file", expected, "Check the name")

@@ -68,25 +68,31 @@ def log_elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
 
 
 class _PlainLines(logging.Handler):
-    """Prints messages to what is ``sys.stdout`` at that moment: tests, notebooks and commands
-    replace it.
+    """Prints messages to what is ``sys.stdout``, or ``sys.stderr``, at that moment: tests,
+    notebooks and commands replace it.
     """
 
+    on_stderr = False
+
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stdout is not None:  # a shell's >&- closes it
-            sys.stdout.write(self.format(record) + "\n")
-            sys.stdout.flush()
+        stream = sys.stderr if self.on_stderr else sys.stdout
+        if stream is not None:  # a shell's >&- closes it
+            stream.write(self.format(record) + "\n")
+            stream.flush()
 
 
-def show_messages() -> None:
-    """Print what the library logs to stdout, a plain line each; for commands and notebooks. In
-    JupyterLab, also show what the library refuses as a sentence, without a traceback.
+def show_messages(*, on_stderr: bool = False) -> None:
+    """Print what the library logs to stdout, or warnings alone to stderr where stdout is for
+    results, a plain line each; for commands and notebooks. In JupyterLab, also show what the
+    library refuses as a sentence, without a traceback.
     """
     for name in ("gma_lib", "__main__"):  # a module that runs as a command is __main__
         shown = logging.getLogger(name)
-        shown.setLevel(logging.INFO)
-        if not any(isinstance(handler, _PlainLines) for handler in shown.handlers):
-            shown.addHandler(_PlainLines())
+        shown.setLevel(logging.WARNING if on_stderr else logging.INFO)
+        for handler in [one for one in shown.handlers if isinstance(one, _PlainLines)]:
+            shown.removeHandler(handler)
+        shown.addHandler(handler := _PlainLines())
+        handler.on_stderr = on_stderr
     if is_live():
         _shorten_tracebacks()
 

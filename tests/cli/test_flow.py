@@ -9,10 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from command_line import FAST, gma, loaded_by
 
+from gma_lib.cli import main
+from gma_lib.cli.options import describe_refinement
 from gma_lib.flow.consistency import find_occluded
 from gma_lib.flow.files import read_flow
+from gma_lib.infer.estimator import Estimator
 
 pytestmark = pytest.mark.slow
 SEVEN = [*FAST[:-1], "7"]  # a model that no other test has built
@@ -52,6 +56,27 @@ def test_the_result_line_and_the_record_say_how_it_was_computed(photos, tmp_path
     quiet = gma("flow", *frames, "-o", tmp_path / "c.flo", "--quiet", *FAST)
     assert quiet == ""
     assert "Estimator('seeded'" in gma("flow", *frames, "-o", tmp_path / "d.flo", "-v", *FAST)
+
+
+def test_what_kitti_cannot_hold_is_said_beside_the_record(photos, tmp_path, monkeypatch):
+    """The record has the network's fastest motion, which the file does not hold."""
+    fast = np.full((2, 128, 160), 600, np.float32)
+    monkeypatch.setattr(Estimator, "__call__", lambda self, *frames: fast)
+    frames = photos / "shot 1.png", photos / "shot 2.png"
+    command = ["flow", *map(str, frames), "-o", str(tmp_path / "a.png"), *FAST]
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert json.loads(done.stdout)["fastest_px"] > 800
+    assert "move by more than 512 px" in done.stderr
+    plain = CliRunner().invoke(main, [*command, "--overwrite"])
+    assert "move by more than 512 px" in plain.stdout
+
+
+def test_a_file_beside_the_users_weights_is_no_card_of_theirs(tmp_path):
+    """It is read when all is computed: a damaged one would fail the finished run."""
+    (tmp_path / "mine.pth.json").write_text("{")
+    assert describe_refinement({"checkpoint": str(tmp_path / "mine.pth"), "refine": None}) == ""
+    bundled = {"checkpoint": "gma-procedural", "refine": None}
+    assert "--refine variational" in describe_refinement(bundled)
 
 
 def test_flow_is_checked_without_ground_truth(photos, tmp_path):

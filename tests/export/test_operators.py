@@ -3,6 +3,8 @@
 import pytest
 
 from gma_lib import export
+from gma_lib.network.checkpoints import load_model
+from gma_lib.network.model import GMAConfig
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,20 @@ def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
     assert sum(work.values()) - work["lookup"] - (work["correlation"] - 12.69) == pytest.approx(
         286.8, abs=0.2
     )
+
+
+def test_the_lookup_in_a_frame_of_256_cells_a_side_is_no_correlation(tmp_path, seeded):
+    """Its products then contract over as many values as there are channels."""
+    _, checkpoint = seeded
+    model, _ = load_model("seeded", GMAConfig(lookup="matmul", num_updates=1))
+    size = {"height": 128, "width": 2048, "batch_size": 1}
+    path = export.export_whole(model, tmp_path / "gma.onnx", **size, checkpoint=checkpoint)
+    work, cells = export.count_work(path), 16 * 256
+    levels = [(16 >> level, 256 >> level) for level in range(4)]
+    all_pairs = sum(cells * rows * columns * 256 for rows, columns in levels)
+    windows = sum(cells * rows * 9 * (columns + 9) for rows, columns in levels)
+    assert work["correlation"] == pytest.approx(all_pairs / 1e9)
+    assert work["lookup"] == pytest.approx(windows / 1e9)
 
 
 def test_every_node_belongs_to_a_part(exported):

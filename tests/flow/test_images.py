@@ -73,6 +73,16 @@ def test_a_photo_of_16_bits_keeps_its_fractions(tmp_path):
     assert images.read_photo(tmp_path / "plain.png")[1] == []
 
 
+@pytest.mark.parametrize(("brightest", "is_rounded"), [(513, True), (514, False)])
+def test_an_almost_black_photo_of_16_bits_says_that_it_is_rounded(tmp_path, brightest, is_rounded):
+    stored = np.linspace(0, brightest, 32 * 3).astype(np.uint16).reshape(4, 8, 3)
+    cv2.imwrite(str(tmp_path / "deep.png"), stored)
+    frame, remarks = images.read_photo(tmp_path / "deep.png")
+    assert (len(np.unique(frame)) == 3) == is_rounded
+    assert ("without rounding" in remarks[0]) != is_rounded
+    assert len(remarks) == 1
+
+
 def test_a_photo_of_floats_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tiff"), np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match="float32"):

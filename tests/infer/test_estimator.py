@@ -2,6 +2,7 @@
 that is used, scaling that is said.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 import gma_lib
 from gma_lib.backends import FakeBackend
 from gma_lib.data.padding import Padding
+from gma_lib.flow.images import read_frame
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import estimator
 from gma_lib.infer.estimator import Estimator, as_frames
@@ -23,7 +25,8 @@ from gma_lib.infer.views import View
 from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs import files
+from gma_lib.runs.files import PROJECT, hash_file
 
 pytestmark = pytest.mark.slow
 
@@ -221,6 +224,22 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
     np.testing.assert_allclose(flow[1], 8, atol=1e-5)
 
 
+def test_a_calls_seconds_are_not_those_of_its_model(monkeypatch):
+    clock = [0]
+
+    def take(seconds, answer=None):
+        clock[0] += seconds
+        return answer
+
+    network = FakeBackend(lambda image1, image2: take(3, np.zeros_like(image1[:, :2])))
+    monkeypatch.setattr(network, "prepare", lambda: take(20))
+    monkeypatch.setattr(Estimator, "_load", lambda self, view, parts: take(100, network))
+    monkeypatch.setattr(estimator.time, "monotonic", lambda: clock[0])
+    timed = Estimator("seeded")
+    timed(*np.zeros((2, 128, 160, 3), np.uint8))
+    assert timed.last_seconds == 3
+
+
 def test_memory_decides_how_large_a_frame_may_be(monkeypatch):
     assert estimator.affordable_pixels("openvino", "float32") == 1280 * 720
     side = int(estimator.affordable_pixels("onnxruntime", "float32") ** 0.5)
@@ -291,6 +310,22 @@ def test_a_picture_of_pillow_is_what_it_shows(mode):
     np.testing.assert_array_equal(as_frames(picture, "frame1")[0], shown)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_a_picture_of_pillow_is_upright_as_its_file(tmp_path, kind):
+    """A telephone that was turned stores a picture lying on its side."""
+    colours = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+    file, tags = tmp_path / f"a.{kind.lower()}", Image.Exif()
+    tags[0x0112] = 6
+    Image.fromarray(colours).save(file, kind, exif=tags)
+    with Image.open(file) as picture:
+        shown = as_frames(picture, "frame1")[0]
+        size = picture.size
+        np.testing.assert_array_equal(as_frames(picture, "frame1")[0], shown)
+    assert size in ((16, 24), (24, 16))
+    assert shown.shape == (3, 16, 24)
+    np.testing.assert_array_equal(shown, read_frame(file))
+
+
 def test_grey_and_dark_frames_are_frames():
     assert as_frames(np.zeros((20, 30)), "frame1").shape == (1, 3, 20, 30)
     assert (
@@ -326,6 +361,31 @@ def test_frames_of_two_sizes_are_refused(seeded_estimator):
         seeded_estimator(np.zeros((20, 30, 3)), np.zeros((30, 20, 3)))
     with pytest.raises(ValueError, match="frame 2 has 30x20 px"):
         list(seeded_estimator.along([np.zeros((120, 150, 3)), np.zeros((20, 30, 3))]))
+
+
+def test_weights_are_looked_for_where_one_works_alone(tmp_path, monkeypatch):
+    """The project's file of the same name would be other weights."""
+    monkeypatch.setattr(files, "PROJECT", tmp_path)
+    save_checkpoint(tmp_path / "mine.safetensors", load_checkpoint("seeded").state)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not gma_lib.load("mine.safetensors").trained
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/mine\.safetensors: no such file"):
+        gma_lib.load("mine.safetensors")
+
+
+def test_a_file_beside_the_weights_is_never_taken_for_them(tmp_path):
+    """As a conversion whose name is theirs and a suffix."""
+    weights = tmp_path / "mine.pth"
+    torch.save(load_checkpoint("seeded").state, weights)
+    Path(f"{weights}.safetensors").write_bytes(b"another")
+    assert not gma_lib.load(weights).trained
+    trained = PROJECT / "weights" / "gma-procedural.safetensors"
+    Path(f"{weights}.safetensors").write_bytes(trained.read_bytes())
+    Path(f"{weights}.json").write_text(json.dumps({"sha256": hash_file(trained)}))
+    assert not gma_lib.load(weights).trained
+    assert load_checkpoint(weights).sha256 == hash_file(weights)
 
 
 def test_unknown_weights_list_those_there_are():

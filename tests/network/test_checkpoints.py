@@ -10,9 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from gma_lib import network
 from gma_lib.infer import estimator
-from gma_lib.network import checkpoints
+from gma_lib.network import bundled, checkpoints
 from gma_lib.runs.files import BadFile
 
 
@@ -297,8 +296,7 @@ def test_bundled_weights_that_changed_are_refused(tmp_path, monkeypatch):
     name = "gma-procedural"
     for suffix in (".safetensors", ".json"):
         shutil.copy(checkpoints.WEIGHTS_FOLDER / f"{name}{suffix}", tmp_path)
-    for module in (checkpoints, network):
-        monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
+    monkeypatch.setattr(bundled, "WEIGHTS_FOLDER", tmp_path)
     assert checkpoints.load_checkpoint(name).sha256 == estimator._identify_weights(name)[0]
     file = tmp_path / f"{name}.safetensors"
     content = bytearray(file.read_bytes())

@@ -86,6 +86,14 @@ def test_messages_are_printed_once_to_the_stdout_of_the_moment(lines):
     assert lines() == ["here"]
 
 
+def test_where_stdout_is_for_results_warnings_alone_go_to_stderr(capsys):
+    for on_stderr, wanted in ((True, ("", "damaged\n")), (False, ("3 pairs\ndamaged\n", ""))):
+        progress.show_messages(on_stderr=on_stderr)
+        progress.logger.info("3 pairs")
+        progress.logger.warning("damaged")
+        assert capsys.readouterr() == wanted
+
+
 def test_a_closed_stdout_is_none(monkeypatch):
     """As Python starts behind a shell's ``>&-``."""
     progress.show_messages()

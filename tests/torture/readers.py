@@ -41,7 +41,7 @@ from gma_lib.flow import images
 from gma_lib.flow.files import read_flow, read_flow_file, write_flow_file
 from gma_lib.flow.images import read_header, read_mask, read_photo, write_mask
 from gma_lib.infer.inference import LEDGER, read_hashes
-from gma_lib.network import checkpoints
+from gma_lib.network import bundled, checkpoints
 from gma_lib.pipeline.stamps import locate_stamp, read_stamp
 from gma_lib.runs.files import PROJECT, BadFile, read_whole, reading
 from gma_lib.runs.records import load_record, read_json, read_yaml, write_json
@@ -127,7 +127,7 @@ def read_meanwhile_replaced(path: Path) -> object:
 
 def read_as_bundled(path: Path) -> object:
     """Read weights under the name of bundled ones, whose card knows another hash."""
-    with mock.patch.object(checkpoints, "WEIGHTS_FOLDER", path.parent):
+    with mock.patch.object(bundled, "WEIGHTS_FOLDER", path.parent):
         path.with_suffix(".json").write_text('{"sha256": "0"}')
         return checkpoints.load_checkpoint(path.stem)
 
