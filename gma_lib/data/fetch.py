@@ -66,7 +66,7 @@ def fetch_sintel(
         What came is no archive, not the one of an earlier download, or larger inside than it may
         be.
     """
-    root = Path(folder) / "MPI-Sintel-complete"
+    root = Path(folder).absolute() / "MPI-Sintel-complete"  # make would start at the project
     archive = root.with_name(f"{root.name}.zip")
     archive.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(root.with_name(f"{root.name}.lock"), wait=False):

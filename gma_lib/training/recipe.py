@@ -30,24 +30,32 @@ from gma_lib.training.trainer import read_log, train
 
 logger = logging.getLogger(__name__)
 RECORDS = "recipe.json"
+BEGUN = "begun.json"  # in the folder of a part: from what, and by which processes
 CURVE_STEPS = 50
 
 
 def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     """Make the weights of a recipe, or go on with it, and return their file.
 
-    Writes into ``folder``: a folder for each part, ``recipe.json`` (the recipe and a record of each
-    finished part) and ``weights.safetensors`` (the result in float16). The file is the same bit for
-    bit, killed and resumed or not, on the same processor with the same versions and as many
-    threads; each part's record names all of them.
+    Writes into ``folder``: a folder for each part, ``recipe.json`` (the recipe, a record of each
+    finished part and the SHA-256 of the result) and ``weights.safetensors`` (the result in
+    float16). The file is the same bit for bit, killed and resumed or not, on the same processor
+    with the same versions and as many threads; each part's record names all of them, and under
+    ``earlier`` those of earlier processes that differed.
+
+    Parameters
+    ----------
+    folder
+        A relative path starts at the current folder.
 
     Raises
     ------
     ValueError, OSError
         Before any work: the folder holds a run of another recipe, a part that would run has a seed
         of the held-out scenes, a base is missing or another file, the disk is too full, or another
-        process works in the folder.
+        process works in the folder. Before a part is resumed: it was begun from something else.
     """
+    folder = Path(folder).absolute()  # else what is read again would be looked for in the project
     _require_feasible(recipe.needed, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".recipe.lock", wait=False):
@@ -61,14 +69,21 @@ def _make_parts(recipe: Recipe, folder: Path, device: str) -> Path:
         logger.info(f"{part.name} ({number} of {len(parts)}): {part.what}")
         if part.name not in records:
             records[part.name] = _make_part(part, recipe, folder, device)
-            runs.write_json(folder / RECORDS, {"recipe": asdict(recipe), "records": records})
+            _write_records(folder, recipe, records)
         elif network.load_checkpoint(_locate(part, folder)).sha256 != records[part.name]["sha256"]:
             raise ValueError(
                 f"{_locate(part, folder)} was changed since it was made: delete {folder}"
             )
     state = network.load_checkpoint(_locate(parts[-1], folder)).state
     stored = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
-    return network.save_checkpoint(folder / "weights.safetensors", stored)
+    result = network.save_checkpoint(folder / "weights.safetensors", stored)
+    _write_records(folder, recipe, records, result=runs.hash_file(result))
+    return result
+
+
+def _write_records(folder: Path, recipe: Recipe, records: runs.Record, **more: str) -> None:
+    content = {"recipe": asdict(recipe), "records": records}
+    runs.write_json(folder / RECORDS, content | more)
 
 
 def shorten_recipe(recipe: Recipe) -> Recipe:
@@ -171,32 +186,72 @@ def _make_part(part: Part, recipe: Recipe, folder: Path, device: str) -> runs.Re
         "threads": torch.get_num_threads(),
     }
     if part.training and not part.base:
-        start = files[part.start] if part.start else None
-        place = folder / part.name
-        if start and part.only:
-            kept = network.load_checkpoint(start).state
-            torch.manual_seed(part.training.seed)
-            drawn = {
-                name: kept[name] if name.startswith(f"{part.only}.") else one
-                for name, one in network.GMA().state_dict().items()
-            }
-            start = str(network.save_checkpoint(place / "start.safetensors", drawn))
-        trainer = train(
-            part.training,
-            place,
-            resume=(place / "checkpoint.pt").exists(),
-            weights=start,
-            device=device,
-        )
-        record |= {
-            "device": device,
-            "minutes": round(trainer.seconds / 60, 1),
-            "curve": list(_summarise_log(place / "log.jsonl")),
-        }
+        record |= _train_part(part, part.training, files, record | {"device": device})
     elif part.mean and not part.base:
         states = {name: network.load_checkpoint(files[name]).state for name in part.mean}
         network.save_checkpoint(Path(files[part.name]), _average_states(states, part.mean))
     return record | {"sha256": network.load_checkpoint(files[part.name]).sha256}
+
+
+def _train_part(
+    part: Part, training: TrainingConfig, files: dict[str, str], here: runs.Record
+) -> runs.Record:
+    """Train a part, or go on with it, and return what its record says about that.
+
+    Parameters
+    ----------
+    files
+        Part -> its weights.
+    here
+        What this process computes with.
+    """
+    place = Path(files[part.name]).parent
+    start = files[part.start] if part.start else None
+    earlier = _begin(part, place, start, here)
+    if start and part.only:
+        kept = network.load_checkpoint(start).state
+        torch.manual_seed(training.seed)
+        drawn = {
+            name: kept[name] if name.startswith(f"{part.only}.") else one
+            for name, one in network.GMA().state_dict().items()
+        }
+        start = str(network.save_checkpoint(place / "start.safetensors", drawn))
+    resume = (place / "checkpoint.pt").exists()
+    trainer = train(training, place, resume=resume, weights=start, device=here["device"])
+    return {
+        "device": here["device"],
+        "minutes": round(trainer.seconds / 60, 1),
+        "curve": list(_summarise_log(place / "log.jsonl")),
+    } | ({"earlier": earlier} if earlier else {})
+
+
+def _begin(part: Part, place: Path, start: str | None, here: runs.Record) -> list[runs.Record]:
+    """Note what a part starts from and what computes it; return what computed it before, where
+    that differs.
+
+    Raises
+    ------
+    ValueError
+        Its checkpoint is that of a part that was begun otherwise.
+    """
+    path = place / BEGUN
+    wanted: runs.Record = {
+        "part": runs.make_plain(asdict(part)),
+        "start": network.load_checkpoint(start).sha256 if start else None,
+    }
+    computed: list[runs.Record] = []
+    if (place / "checkpoint.pt").exists():
+        found = runs.read_json(path, made_by="gma train --recipe") if path.is_file() else {}
+        if differing := name_differences({name: found.get(name) for name in wanted}, wanted):
+            raise ValueError(
+                f"{place}: begun otherwise than the recipe says now, by {', '.join(differing)}: "
+                "restore the recipe, or delete that folder"
+            )
+        computed = found["computed"]
+    if here not in computed:
+        computed.append(here)
+    runs.write_json(path, wanted | {"computed": computed})
+    return [one for one in computed if one != here]
 
 
 def _average_states(

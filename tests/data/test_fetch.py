@@ -12,6 +12,7 @@ import time
 import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from command_line import gma
@@ -127,6 +128,13 @@ def test_the_command_prints_what_make_takes(tmp_path, serve, monkeypatch):
     answer = gma("data", "sintel", tmp_path / "new")
     assert answer.splitlines()[-1] == f"SINTEL={tmp_path / 'new' / 'MPI-Sintel-complete'}"
     assert read(tmp_path / "new" / "MPI-Sintel-complete") == DATA
+
+
+def test_a_relative_folder_is_named_as_a_whole(tmp_path, serve, monkeypatch):
+    """make starts at the project, wherever the command was called."""
+    urls, _ = serve(Answer())
+    monkeypatch.chdir(tmp_path)
+    assert fetch.fetch_sintel(Path("new"), urls=urls) == tmp_path / "new" / "MPI-Sintel-complete"
 
 
 HALF = len(GOOD) // 2

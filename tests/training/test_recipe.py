@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from gma_lib.network.checkpoints import (
     save_checkpoint,
 )
 from gma_lib.runs.files import PROJECT, BadFile, hash_file
+from gma_lib.runs.machine import find_processor
 from gma_lib.runs.processes import lock_path
 from gma_lib.training import model_card as card
+from gma_lib.training import trainer
 from gma_lib.training.config import load_recipe
 from gma_lib.training.recipe import run_recipe
 
@@ -232,3 +235,78 @@ def test_the_card_takes_over_what_the_recipe_made(content, tmp_path, monkeypatch
     monkeypatch.setattr(card, "RECIPE", SHIPPED)
     with pytest.raises(ValueError, match="by parts"):
         card.write_card(run=tmp_path / "out")
+
+
+@pytest.fixture
+def trained(content):
+    """A recipe of one part of two steps, from drawn weights."""
+    content["settings"] |= {"validation_pairs": 0}
+    training = {"seed": 3, "phases": [{"steps": 2, "num_updates": 1}]}
+    content["parts"] = [{"name": "b", "what": "x", "training": training}]
+    return content
+
+
+def kill_after_a_step(monkeypatch, recipe, folder):
+    """Run a recipe until its training has taken a step and saved it."""
+    with monkeypatch.context() as patch:
+
+        def die(trainer, place):
+            trainer.advance()
+            trainer.save(place / "checkpoint.pt")
+            raise KeyboardInterrupt
+
+        patch.setattr(trainer, "_train_on", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, folder)
+
+
+def test_a_relative_folder_starts_at_the_current_one(trained, tmp_path, monkeypatch):
+    """And not at the project, which may hold another run of that name."""
+    recipe = load_recipe(write(trained, tmp_path / "recipe.yaml"))
+    project, here = tmp_path / "project", tmp_path / "here"
+    other = project / "run" / "b" / "averaged.safetensors"
+    save_checkpoint(other, make_seeded_weights(seed=2))
+    here.mkdir()
+    monkeypatch.setattr("gma_lib.runs.files.PROJECT", project)
+    monkeypatch.chdir(here)
+    made = run_recipe(recipe, Path("run"))
+    assert made == here / "run" / "weights.safetensors"
+    found, mine, others = (
+        load_checkpoint(file).state["fnet.conv1.weight"]
+        for file in (made, here / "run" / "b" / "averaged.safetensors", other)
+    )
+    assert torch.equal(found, mine.half().float())
+    assert not torch.equal(found, others.half().float())
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_a_part_that_was_begun_from_other_weights_is_not_resumed(
+    trained, tmp_path, monkeypatch, is_restored
+):
+    out = tmp_path / "out"
+    alone = load_recipe(write(trained, tmp_path / "recipe.yaml"))
+    kill_after_a_step(monkeypatch, alone, out)
+    if is_restored:
+        assert run_recipe(alone, out).is_file()
+        return
+    file = tmp_path / "base.safetensors"
+    base = {"name": "a", "what": "x", "base": {"file": str(file), "sha256": hash_file(file)}}
+    trained["parts"] = [base, trained["parts"][0] | {"start": "a"}]
+    with pytest.raises(ValueError, match="start"):
+        run_recipe(load_recipe(write(trained, tmp_path / "recipe.yaml")), out)
+    (out / "b" / "begun.json").unlink()
+    with pytest.raises(ValueError, match="begun"):
+        run_recipe(alone, out)
+
+
+def test_a_record_names_every_process_that_computed_the_part(trained, tmp_path, monkeypatch):
+    recipe = load_recipe(write(trained, tmp_path / "recipe.yaml"))
+    here, out = find_processor(), tmp_path / "out"
+    kill_after_a_step(monkeypatch, recipe, out)
+    monkeypatch.setattr("gma_lib.runs.find_processor", lambda: "abacus")
+    run_recipe(recipe, out)
+    record = json.loads((out / "recipe.json").read_text())["records"]["b"]
+    assert record["processor"] == "abacus"
+    assert [one["processor"] for one in record["earlier"]] == [here]
+    run_recipe(recipe, tmp_path / "whole")
+    assert "earlier" not in json.loads((tmp_path / "whole/recipe.json").read_text())["records"]["b"]
