@@ -8,31 +8,35 @@
 ``weights/gma-procedural.md`` and its figure are made from them and never edited by hand.
 """
 
-import hashlib
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import jinja2
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from gma_lib import network, runs
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
-from gma_lib.data.sintel import build_index
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
 from gma_lib.runs.records import trace_provenance
-from gma_lib.training.config import TrainingConfig, load_config, load_recipe, name_differences
+from gma_lib.training.config import (
+    Recipe,
+    TrainingConfig,
+    load_config,
+    load_recipe,
+    name_differences,
+)
+from gma_lib.training.curve import plot_training
 from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
@@ -43,6 +47,9 @@ TEST_PAIRS = 32
 SCORED_UPDATES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 REFINED = "12"  # updates, before refinement
 FEWEST_PAIRS = 4  # for an interval
+SINTEL_SCENE = re.compile(
+    "(alley|ambush|bamboo|bandage|cave|market|mountain|shaman|sleeping|temple)_[1-7]"
+)
 SCORED_GROUPS = ("all", "occluded", "non_occluded", "s0_10", "s10_40", "s40_plus")
 
 Flows = dict[str, np.ndarray]  # flow (2, H, W) by method
@@ -185,21 +192,34 @@ def score_sintel(
 
 
 def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Record:
-    """Measure the card's weights again; without ``sintel``, scores of real frames are kept if the
-    weights are unchanged and left out otherwise.
+    """Measure the card's weights again; without ``sintel``, what is known of real frames is kept.
+
+    Raises
+    ------
+    BadFile
+        The weights are not those of the card, or frames below ``sintel`` are of other scenes than
+        MPI-Sintel's.
     """
-    file = network.WEIGHTS_FOLDER / f"{NAME}.safetensors"  # by name, it would have to fit its card
+    file = network.WEIGHTS_FOLDER / f"{NAME}.safetensors"
     weights = network.load_checkpoint(file)
+    if weights.sha256 != card["sha256"]:  # the card would vouch for damage from then on
+        expected = f"{card['sha256']}, as its card says"
+        remedy = "Restore the file, or take over a run with --run"
+        raise runs.BadFile(file, f"SHA-256 {weights.sha256}", expected, remedy)
     config = load_config(runs.RESOURCES / "params" / "train.yaml")
     # with anything else that decides scores it starts anew
     code = [digest_module(name) for name in runs.list_loaded_modules()]
-    frames = sintel and build_index(sintel, description="", track=runs.track)["pairs"]
+    index = sintel and _index_sintel(sintel)
+    frames = index and index["pairs"]
     key = runs.hash_value([weights.sha256, asdict(config), code, runs.find_versions(), frames])
     kept = runs.PROJECT / "outputs" / "card" / key[:16]
     families = score_held_out(config, str(file), kept=kept)
-    is_known = weights.sha256 == card["sha256"] and "scores" in card
-    known = card["scores"]["sintel_excerpt"] if is_known else {}
-    excerpt = score_sintel(str(file), sintel, kept=kept) if sintel else known
+    known = card.get("scores", {"sintel_excerpt": {}, "sintel_frames": {}})
+    excerpt, made = known["sintel_excerpt"], trace_provenance()
+    about = known["sintel_frames"]
+    if sintel and index:
+        excerpt = score_sintel(str(file), sintel, kept=kept)
+        about = describe_frames(index) | {"provenance": made}
     shutil.rmtree(kept)
     return card | {
         "sha256": weights.sha256,
@@ -209,12 +229,41 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
             "held_out_size": [VALIDATION.height, VALIDATION.width],
             "held_out_families": families,
             "sintel_excerpt": excerpt,
+            "sintel_frames": about,
         },
         "beats_dis_on_held_out": beats_dis(families),
         "refinement_pays": refinement_pays(families),
-        "note": compose_note(card["how"]["minutes"], excerpt),
-        "provenance": trace_provenance(),
+        "note": compose_note(card["how"], excerpt, about),
+        "provenance": made,
     }
+
+
+def _index_sintel(root: Path) -> runs.Record:
+    """List the frames below a folder; BadFile for others than those of MPI-Sintel training."""
+    index = build_index(root, description="", track=runs.track)
+    for pair in index["pairs"]:
+        if not SINTEL_SCENE.fullmatch(pair["scene"]):
+            raise runs.BadFile(root, f"holds {pair['scene']}", "scenes of MPI-Sintel training")
+    return index
+
+
+def describe_frames(index: runs.Record) -> runs.Record:
+    """Say what of MPI-Sintel is scored: the scenes, the pairs of each pass, (height, width)."""
+    scored = [pair for pair in index["pairs"] if "flow" in pair["files"]]
+    return {
+        "scenes": sorted({pair["scene"] for pair in scored}),
+        "pairs": len({(pair["scene"], pair["number"]) for pair in scored}),
+        "size": [index["height"], index["width"]],
+    }
+
+
+def name_frames(about: runs.Record) -> str:
+    """Name the frames that were scored, such as "a two-scene excerpt of MPI-Sintel training"."""
+    if about["pairs"] == PAIRS_IN_TRAINING_SPLIT:
+        return "all of MPI-Sintel training"
+    count = len(about["scenes"])
+    number = ("no", "one", "two", "three", "four", "five")[count] if count < 6 else str(count)
+    return f"a {number}-scene excerpt of MPI-Sintel training"
 
 
 def beats_dis(families: runs.Record) -> bool:
@@ -235,11 +284,19 @@ def refinement_pays(families: runs.Record) -> bool:
     )
 
 
-def compose_note(minutes: float, excerpt: runs.Record) -> str:
+def describe_time(how: runs.Record) -> str:
+    """Say how long all parts took: on processors by core, on other devices as measured."""
+    times = [f"{how['minutes']:.0f} minutes of one processor core"]
+    for device, minutes in how.get("device_minutes", {}).items():
+        times.append(f"{minutes:.0f} minutes of a {device} device")
+    return " and ".join(times)
+
+
+def compose_note(how: runs.Record, excerpt: runs.Record, about: runs.Record) -> str:
     """Compose the sentences that accompany every number made with these weights."""
     made = (
         "The weights were trained by this package on procedural scenes for about "
-        f"{minutes:.0f} minutes of one processor core"
+        f"{describe_time(how)}"
     )
     if not excerpt:
         return f"{made}. They are not the authors' weights."
@@ -247,7 +304,7 @@ def compose_note(minutes: float, excerpt: runs.Record) -> str:
     by_epe = "ahead of" if mine["epe"] < classical["epe"] else "behind"
     by_px1 = "ahead of" if mine["px1"] > classical["px1"] else "behind"
     return (
-        f"{made}. On a two-scene excerpt of MPI-Sintel training (clean, 6 updates), their EPE is "
+        f"{made}. On {name_frames(about)} (clean, 6 updates), their EPE is "
         f"{mine['epe']:.2f} px, {by_epe} OpenCV's DIS ({classical['epe']:.2f} px); "
         f"{100 * mine['px1']:.1f} % of pixels are less than one pixel off, {by_px1} its "
         f"{100 * classical['px1']:.1f} %. They are not the authors' weights."
@@ -258,94 +315,86 @@ def compose_note(minutes: float, excerpt: runs.Record) -> str:
 
 
 def make_page(card: runs.Record) -> str:
-    """Write the card as Markdown."""
+    """Write the card as Markdown.
+
+    Raises
+    ------
+    BadFile
+        ``params/recipe.yaml`` says something else than what these weights were made by.
+    """
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
     recipe = load_recipe(RECIPE)
-    return pages.get_template("card.md.j2").render(card=card, recipe=recipe)
-
-
-def plot_training(curve: list[runs.Record]) -> Figure:
-    """Plot the error on training scenes over the steps of all parts, one after the other."""
-    spans = [tuple(map(int, point["steps"].split("-"))) for point in curve]
-    ends = np.cumsum([last - first + 1 for first, last in spans])
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="steps, all parts one after the other",
-        ylabel="EPE (px)",
-        yscale="log",
-        xlim=(0, ends[-1]),
-    )
-    axes.set_yticks([1, 2, 3, 5, 10], labels=["1", "2", "3", "5", "10"])
-    axes.minorticks_off()
-    parts = [point["phase"] for point in curve]
-    changes = [number for number in range(1, len(parts)) if parts[number] != parts[number - 1]]
-    for part, (first, end) in enumerate(pairwise([0, *changes, len(parts)])):
-        places = np.concatenate([[ends[first - 1] if first else 0], ends[first:end]])
-        _plot_part(axes, part, curve[first:end], places)
-    # room for the names of the parts below, and the legend above
-    axes.set_ylim(
-        0.4 * min(point["epe"] for point in curve),
-        1.6 * max(point["zero_flow_epe"] for point in curve),
-    )
-    axes.legend(loc="upper right", ncols=2)
-    return figure
-
-
-def _plot_part(axes: Axes, part: int, points: list[runs.Record], places: np.ndarray) -> None:
-    for name, label, colour in (
-        ("zero_flow_epe", "no motion at all", "0.7"),
-        ("epe", "training", "tab:blue"),
-    ):
-        axes.stairs(
-            [point[name] for point in points],
-            places,
-            baseline=None,
-            color=colour,
-            label=None if part else label,
-            linewidth=1.5,
-        )
-    axes.axvspan(places[0], places[-1], color="0.96" if part % 2 else "white", zorder=0)
-    axes.text(
-        (places[0] + places[-1]) / 2,
-        0.02,
-        points[0]["phase"],
-        transform=axes.get_xaxis_transform(),
-        rotation=90,
-        fontsize=7,
-        ha="center",
+    if (found := runs.hash_value(asdict(recipe))) != card["how"]["recipe_sha256"]:
+        remedy = "Restore it, or take over a run of it with --run"
+        expected = f"{card['how']['recipe_sha256']}, the recipe of {card['name']}"
+        raise runs.BadFile(RECIPE, f"its settings have the SHA-256 {found}", expected, remedy)
+    return pages.get_template("card.md.j2").render(
+        card=card, recipe=recipe, time=describe_time(card["how"]), name_frames=name_frames
     )
 
 
-def adopt_run(card: runs.Record, folder: Path) -> runs.Record:
-    """Take over the weights that ``params/recipe.yaml`` made, and the records of its parts.
+def adopt_run(card: runs.Record, folder: Path) -> tuple[runs.Record, bytes]:
+    """Return the card of the weights that ``params/recipe.yaml`` made, with the records of their
+    parts, and the content of their file.
 
-    Scores and everything that follows from them are left out: they are those of other weights.
+    Scores and everything else that follows from other weights are left out.
 
     Raises
     ------
     ValueError, OSError
-        ``folder`` holds no finished run of this recipe.
+        ``folder`` holds no finished run of this recipe, or its weights were changed since.
     """
     run = runs.read_json(folder / "recipe.json", made_by="gma train --recipe")
-    if differing := name_differences(run["recipe"], runs.make_plain(asdict(load_recipe(RECIPE)))):
+    recipe = load_recipe(RECIPE)
+    if differing := name_differences(run["recipe"], runs.make_plain(asdict(recipe))):
         raise ValueError(
             f"{folder}: made with another recipe than {RECIPE}, by {', '.join(differing)}"
         )
-    content = (folder / "weights.safetensors").read_bytes()
-    with runs.write_atomically(network.WEIGHTS_FOLDER / f"{NAME}.safetensors") as partial:
-        partial.write_bytes(content)
-    made = card["how"]["records"] | run["records"]
-    minutes = round(sum(record.get("minutes", 0) for record in made.values()))
+    file = folder.absolute() / "weights.safetensors"
+    weights = network.load_checkpoint(file)
+    if weights.sha256 != run.get("result"):
+        found = "no finished run" if "result" not in run else f"SHA-256 {weights.sha256}"
+        remedy = "Run `gma train --recipe` again, which makes what is missing"
+        raise runs.BadFile(file, found, f"{run.get('result', 'the result')} of {RECIPE}", remedy)
     kept = {name: card[name] for name in ("name", "stored_as", "is_not")}
-    return kept | {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "note": compose_note(minutes, {}),
-        "how": card["how"] | {"minutes": minutes, "records": made},
+    how = describe_making(recipe, card["how"]["records"], run["records"])
+    adopted = kept | {
+        "sha256": weights.sha256,
+        "bytes": file.stat().st_size,
+        "note": compose_note(how, {}, {}),
+        "how": how | {"recipe_sha256": runs.hash_value(asdict(recipe))},
+    }
+    return adopted, file.read_bytes()
+
+
+def describe_making(recipe: Recipe, before: runs.Record, run: runs.Record) -> runs.Record:
+    """Put the records of a run's parts beside those of parts that it did not train, and sum up
+    what computed them.
+
+    Earlier records, from before devices were noted, are of one core.
+    """
+    known = run | before | {name: one for name, one in run.items() if "minutes" in one}
+    made = {part.name: known[part.name] for part in recipe.parts if part.name in known}
+    times: dict[str, float] = defaultdict(float)
+    for one in made.values():
+        device = one.get("device", "cpu")
+        cores = one.get("threads", 1) if device == "cpu" else 1
+        times[device] += cores * one.get("minutes", 0)
+    trained = [one for one in run.values() if "minutes" in one]
+    computed = {
+        f"{one['processor']}, {one['threads']} threads, on {one['device']}": None
+        for record in trained
+        for one in (*record.get("earlier", ()), record)
+    }
+    return {
+        "hardware": f"Parts of the last run: {'; '.join(computed) or 'none was trained'}",
+        "minutes": round(times.pop("cpu", 0)),
+        "device_minutes": {device: round(minutes) for device, minutes in times.items()},
+        "records": made,
     }
 
 
@@ -358,13 +407,24 @@ def write_card(
     numbers = network.WEIGHTS_FOLDER / f"{NAME}.json"
     card: runs.Record = json.loads(numbers.read_text(encoding="utf-8"))
     if run:
-        card = adopt_run(card, run)
+        card, content = adopt_run(card, run)
+        _write_files(card, content)
     if score:
         card = update_scores(card, sintel=sintel)
-    if run or score:
-        runs.write_text(numbers, json.dumps(card, indent=1) + "\n")
-    runs.write_text(numbers.with_suffix(".md"), make_page(card))
-    curve = [point for one in card["how"]["records"].values() for point in one.get("curve", ())]
-    with runs.write_atomically(network.WEIGHTS_FOLDER / f"{NAME}-curve.png") as partial:
-        plot_training(curve).savefig(partial, format="png", dpi=110)
+    _write_files(card)
     return card
+
+
+def _write_files(card: runs.Record, content: bytes | None = None) -> None:
+    """Write a card's files, and its weights if given; nothing if one of them cannot be made."""
+    files = network.WEIGHTS_FOLDER / NAME
+    page = make_page(card)
+    curve = [point for one in card["how"]["records"].values() for point in one.get("curve", ())]
+    figure = plot_training(curve)
+    if content is not None:
+        with runs.write_atomically(files.with_suffix(".safetensors")) as partial:
+            partial.write_bytes(content)
+    runs.write_text(files.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    runs.write_text(files.with_suffix(".md"), page)
+    with runs.write_atomically(files.with_name(f"{NAME}-curve.png")) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.training import model_card as card
 from gma_lib.training.config import load_recipe
+from gma_lib.training.curve import plot_training
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
 from gma_lib.training.pairs import PairSource, render_held_out
 
@@ -54,7 +56,7 @@ def test_another_number_is_another_page():
 
 def test_the_curve_shows_every_part_to_its_end():
     curve = [point for one in NUMBERS["how"]["records"].values() for point in one["curve"]]
-    axes = card.plot_training(curve).axes[0]
+    axes = plot_training(curve).axes[0]
     assert [text.get_text() for text in axes.texts] == list(
         dict.fromkeys(point["phase"] for point in curve)
     )
@@ -90,12 +92,15 @@ def test_the_note_says_who_is_ahead_by_which_measure():
             }
         }
 
-    worse, mixed = card.compose_note(27, scores(1.8, 0.7)), card.compose_note(27, scores(0.8, 0.7))
+    def compose(found):
+        return card.compose_note({"minutes": 27}, found, {"scenes": ["cave_2"], "pairs": 1})
+
+    worse, mixed = compose(scores(1.8, 0.7)), compose(scores(0.8, 0.7))
     assert "1.80 px, behind" in worse
     assert "0.80 px, ahead of" in mixed
     assert all("70.0 %" in note and "behind its 80.0 %" in note for note in (worse, mixed))
-    assert "ahead of its 80.0 %" in card.compose_note(27, scores(0.8, 0.9))
-    assert "Sintel" not in card.compose_note(27, {})
+    assert "ahead of its 80.0 %" in compose(scores(0.8, 0.9))
+    assert "Sintel" not in compose({})
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -167,13 +172,22 @@ def test_sintel_is_scored_pass_by_pass_over_all_pixels(tiny_sintel, monkeypatch)
         assert methods["1"]["all"]["pixels"] == methods["dis"]["all"]["pixels"] == pixels
 
 
-def test_scores_of_other_frames_scenes_or_versions_are_not_continued(tiny_sintel, monkeypatch):
+@pytest.fixture
+def small_excerpt(tiny_sintel):
+    """The tiny set, with its scenes named as Sintel's are."""
+    for kind in (tiny_sintel / "training").iterdir():
+        (kind / "alley").rename(kind / "alley_1")
+        (kind / "cave").rename(kind / "cave_2")
+    return tiny_sintel
+
+
+def test_scores_of_other_frames_scenes_or_versions_are_not_continued(small_excerpt, monkeypatch):
     class Known(Exception):
         """Where the scores are kept is known."""
 
     def find_kept():
         with pytest.raises(Known) as known:
-            card.update_scores(NUMBERS, sintel=tiny_sintel)
+            card.update_scores(NUMBERS, sintel=small_excerpt)
         return known.value.args[0]
 
     def score(*_, kept):
@@ -182,7 +196,7 @@ def test_scores_of_other_frames_scenes_or_versions_are_not_continued(tiny_sintel
     monkeypatch.setattr(card, "score_held_out", score)
     places = [find_kept()]
     assert find_kept() == places[0]
-    frame = tiny_sintel / "training" / "final" / "cave" / "frame_0002.png"
+    frame = small_excerpt / "training" / "final" / "cave_2" / "frame_0002.png"
     frame.write_bytes((frame.parent / "frame_0003.png").read_bytes())
     places.append(find_kept())
     other = dataclasses.replace(card.load_config(CONFIG), validation_pairs=3)
@@ -191,6 +205,76 @@ def test_scores_of_other_frames_scenes_or_versions_are_not_continued(tiny_sintel
     monkeypatch.setattr(card.runs, "find_versions", lambda: {"torch": "0"})
     places.append(find_kept())
     assert len(set(places)) == 4
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A copy of the bundled weights that is scored at once: as its card says, and on Sintel alike;
+    returns the file.
+    """
+    folder = shutil.copytree(WEIGHTS_FOLDER, tmp_path / "weights")
+    monkeypatch.setattr(card.network, "WEIGHTS_FOLDER", folder)
+    monkeypatch.setattr(card.runs, "PROJECT", tmp_path)
+
+    def score(*_, kept, **__):
+        kept.mkdir(parents=True)
+        return NUMBERS["scores"]["held_out_families"]
+
+    monkeypatch.setattr(card, "score_held_out", score)
+    known = NUMBERS["scores"]["sintel_excerpt"]
+    monkeypatch.setattr(card, "score_sintel", lambda *_, **__: known)
+    return folder / "gma-procedural.safetensors"
+
+
+def test_damaged_weights_get_no_card_of_their_own(copied):
+    assert card.write_card(score=True)["sha256"] == NUMBERS["sha256"]
+    before = copied.with_suffix(".json").read_bytes()
+    content = bytearray(copied.read_bytes())
+    content[6_000_000] ^= 1
+    copied.write_bytes(content)
+    with pytest.raises(BadFile, match=NUMBERS["sha256"]):
+        card.write_card(score=True)
+    assert copied.with_suffix(".json").read_bytes() == before
+
+
+def test_real_frames_are_named_by_what_was_scored(copied, small_excerpt):
+    scored = card.write_card(score=True, sintel=small_excerpt)
+    about = scored["scores"]["sintel_frames"]
+    assert (about["scenes"], about["pairs"]) == (["alley_1", "cave_2"], 3)
+    assert about["provenance"] == scored["provenance"]
+    assert about["size"] == [128, 160]
+    page = copied.with_suffix(".md").read_text()
+    assert "3 pairs" in page
+    assert "160x128" in page
+    again = card.write_card(score=True)  # other scores are measured, these kept
+    assert again["scores"]["sintel_frames"] == about
+    shutil.rmtree(small_excerpt / "training/flow/alley_1")
+    one = card.write_card(score=True, sintel=small_excerpt)
+    assert one["scores"]["sintel_frames"]["scenes"] == ["cave_2"]
+    assert "one-scene" in one["note"]
+    for kind in (small_excerpt / "training").iterdir():
+        (kind / "cave_2").rename(kind / "rush")
+    with pytest.raises(BadFile, match="rush"):
+        card.write_card(score=True, sintel=small_excerpt)
+
+
+def test_all_of_sintel_is_no_excerpt():
+    about = NUMBERS["scores"]["sintel_frames"] | {"pairs": 1041}
+    note = card.compose_note(NUMBERS["how"], NUMBERS["scores"]["sintel_excerpt"], about)
+    assert "excerpt" not in note
+
+
+def test_the_page_shows_the_recipe_of_these_weights_or_none(tmp_path, monkeypatch):
+    recipe = yaml.safe_load(card.RECIPE.read_text())
+    file = tmp_path / "recipe.yaml"
+    monkeypatch.setattr(card, "RECIPE", file)
+    file.write_text(yaml.safe_dump(recipe))
+    card.make_page(NUMBERS)  # the same settings, written otherwise
+    trained = next(part for part in reversed(recipe["parts"]) if "training" in part)
+    trained["training"]["seed"] = 424242
+    file.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match="SHA-256"):
+        card.make_page(NUMBERS)
 
 
 def test_frames_for_the_card_are_those_of_the_current_folder(tiny_sintel, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from gma_lib.network.checkpoints import (
 from gma_lib.runs.files import PROJECT, BadFile, hash_file
 from gma_lib.runs.machine import find_processor
 from gma_lib.runs.processes import lock_path
+from gma_lib.runs.records import read_json, write_json
 from gma_lib.training import model_card as card
 from gma_lib.training import trainer
 from gma_lib.training.config import load_recipe
@@ -215,26 +217,83 @@ def test_the_shipped_recipe_cut_to_a_minute_gives_one_digest_killed_or_not(tmp_p
     assert json.loads(records.read_text())["records"].items() >= kept.items()
 
 
-def test_the_card_takes_over_what_the_recipe_made(content, tmp_path, monkeypatch):
+@pytest.fixture
+def made(content, tmp_path, monkeypatch):
+    """The folder of a finished run of the card's recipe, and a card of other weights."""
     content["settings"] |= {"validation_pairs": 0}
     content["parts"][1]["training"]["phases"] = [{"steps": 1}]
     recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
-    made = run_recipe(recipe, tmp_path / "out")
+    run_recipe(recipe, tmp_path / "out")
     monkeypatch.setattr(card, "RECIPE", tmp_path / "recipe.yaml")
     monkeypatch.setattr(card.network, "WEIGHTS_FOLDER", tmp_path / "weights")
-    numbers = json.loads(BUNDLED.with_suffix(".json").read_text())
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "gma-procedural.json").write_text(json.dumps(numbers))
-    found = card.write_card(run=tmp_path / "out")
-    assert found["sha256"] == hash_file(made)
-    assert hash_file(tmp_path / "weights" / "gma-procedural.safetensors") == hash_file(made)
+    shutil.copy(BUNDLED.with_suffix(".json"), tmp_path / "weights")
+    return tmp_path / "out"
+
+
+def test_the_card_takes_over_what_the_recipe_made(made, tmp_path, monkeypatch):
+    numbers = json.loads(BUNDLED.with_suffix(".json").read_text())
+    found = card.write_card(run=made)
+    digest = hash_file(made / "weights.safetensors")
+    assert found["sha256"] == digest
+    assert hash_file(tmp_path / "weights" / "gma-procedural.safetensors") == digest
+    assert json.loads((tmp_path / "weights" / "gma-procedural.json").read_text()) == found
     page = (tmp_path / "weights" / "gma-procedural.md").read_text()
     assert "0.25 a + 0.75 b" in page
     assert "Not scored yet" in page  # the scores were those of other weights
+    assert digest in page
     assert numbers["sha256"] not in page
+    # nor were these weights among the candidates of others, or made on their machines
+    assert not {"rule", "remarks", "commit"} & found["how"].keys()
+    assert numbers["how"]["hardware"] not in page
+    assert find_processor() in found["how"]["hardware"]
     monkeypatch.setattr(card, "RECIPE", SHIPPED)
     with pytest.raises(ValueError, match="by parts"):
-        card.write_card(run=tmp_path / "out")
+        card.write_card(run=made)
+
+
+def is_no_file_of_weights(made):
+    (made / "weights.safetensors").write_bytes(b"no weights")
+
+
+def is_of_another_run(made):
+    save_checkpoint(made / "weights.safetensors", make_seeded_weights(seed=2))
+
+
+def is_not_there(made):
+    (made / "weights.safetensors").unlink()
+
+
+def is_not_finished(made):
+    record = read_json(made / "recipe.json", made_by="")
+    del record["result"]
+    write_json(made / "recipe.json", record)
+
+
+@pytest.mark.parametrize(
+    "damage", [is_no_file_of_weights, is_of_another_run, is_not_there, is_not_finished]
+)
+def test_the_card_takes_over_nothing_but_the_result_of_a_finished_run(made, tmp_path, damage):
+    damage(made)
+    before = {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    with pytest.raises(BadFile, match="weights"):
+        card.write_card(run=made)
+    assert {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()} == before
+
+
+def test_the_time_of_a_run_is_said_by_what_it_was_spent_on(content, tmp_path):
+    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
+    before = {"a": {"minutes": 10.0, "curve": [1]}, "gone": {"minutes": 99.0}}
+    base = {"threads": 8, "processor": "abacus", "sha256": "0"}
+    trained = base | {"device": "cpu", "threads": 3, "minutes": 5.0, "earlier": []}
+    how = card.describe_making(recipe, before, {"a": base, "b": trained, "c": base})
+    assert how["records"] == {"a": before["a"], "b": trained, "c": base}  # a was not trained
+    assert (how["minutes"], how["device_minutes"]) == (25, {})  # 10 of one core, 5 of three
+    how = card.describe_making(recipe, before, {"b": trained | {"device": "cuda"}})
+    assert (how["minutes"], how["device_minutes"]) == (10, {"cuda": 5})
+    assert "10 minutes of one processor core and 5 minutes of a cuda device" in card.compose_note(
+        how, {}, {}
+    )
 
 
 @pytest.fixture
