@@ -1,5 +1,6 @@
 """The check of a machine: what is missing is named, with the remedy."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -40,6 +41,21 @@ def test_a_missing_package_is_named_before_what_needs_it(check):
     found = check(exit_code=1, NEEDED=("click", "absent_package"), _ascend=needs_it)
     assert found["click"][0] == "OK"
     assert found["absent_package"][0] == "NOT OK"
+
+
+def test_a_package_that_cannot_be_loaded_is_named_and_the_rest_checked(check, monkeypatch):
+    """PyTorch raises OSError where a library of CUDA is missing."""
+    real = importlib.import_module
+
+    def load(name):
+        if name == "broken":
+            raise OSError("libcudart.so.12: cannot open shared object file")
+        return real(name)
+
+    monkeypatch.setattr(checks.importlib, "import_module", load)
+    found = check(exit_code=1, NEEDED=("broken", "click"))
+    assert found["broken"][0] == "NOT OK"
+    assert found["click"][0] == "OK"
 
 
 def test_a_machine_with_everything_passes(check):

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, PASSES, find_pairs
 from gma_lib.runs.files import (
     BadFile,
     hash_file,
@@ -64,7 +65,7 @@ def fetch_sintel(
         No server answers, or the disk is full.
     BadFile
         What came is no archive, not the one of an earlier download, or larger inside than it may
-        be.
+        be; or a folder of that name is not the whole data set, or holds a link where it unpacks.
     """
     root = Path(folder).absolute() / "MPI-Sintel-complete"  # make would start at the project
     archive = root.with_name(f"{root.name}.zip")
@@ -83,13 +84,34 @@ def fetch_sintel(
                 write_text(note, json.dumps(_read_note(note) | {"sha256": hash_file(archive)}))
             except BadFile as error:
                 if archive.is_file():
+                    if error.args[0] != archive:  # such as a link: the archive is good
+                        raise
                     archive.replace(root.with_name(f"{root.name}.damaged.zip"))
                 if is_last:
                     raise
                 logger.warning("%s Fetching it again.", error)
+        _require_whole(root, archive)
+    return root
+
+
+def _require_whole(root: Path, archive: Path) -> None:
+    """Raise BadFile for a data set that lacks files of its archive or, without one, pairs."""
     if not (root / "training").is_dir() or not any((root / "training").glob("*/*/frame_*")):
         raise BadFile(root, "holds no frames", "MPI Sintel", f"Remove it and {archive}")
-    return root
+    remedy = "Remove that folder and call again, which unpacks all of it"
+    if archive.is_file():
+        with reading(archive, "a zip file of MPI Sintel", f"Remove it, or {root} as well"):
+            entries = zipfile.ZipFile(archive).infolist()
+        lacking = [one for one in entries if not _has_size(root / one.filename, one)]
+        if lacking:
+            found = f"lacks {len(lacking)} of {len(entries)} files, such as {lacking[0].filename}"
+            raise BadFile(root, found, f"all of {archive.name}", remedy)
+        return
+    for name in PASSES:
+        pairs = [pair for pair in find_pairs(root, pass_name=name) if pair.flow]
+        if len(pairs) != PAIRS_IN_TRAINING_SPLIT:
+            found = f"{len(pairs)} pairs with ground truth in its {name} pass"
+            raise BadFile(root, found, f"{PAIRS_IN_TRAINING_SPLIT}", remedy)
 
 
 def _fetch_from_any(urls: Sequence[str], path: Path, track: Track) -> None:
@@ -288,8 +310,10 @@ def _is_inside(name: str) -> bool:
 
 def _is_there(path: Path, entry: zipfile.ZipInfo) -> bool:
     """Whether a file, or a folder, was unpacked whole by an earlier call."""
+    return _has_size(path, entry) and (entry.is_dir() or zlib.crc32(path.read_bytes()) == entry.CRC)
+
+
+def _has_size(path: Path, entry: zipfile.ZipInfo) -> bool:
     if entry.is_dir():
         return path.is_dir()
-    if not path.is_file() or path.stat().st_size != entry.file_size:
-        return False
-    return zlib.crc32(path.read_bytes()) == entry.CRC
+    return path.is_file() and path.stat().st_size == entry.file_size

@@ -234,7 +234,7 @@ class Rendering:
         covered or leaves the frame.
     occluded
         bool (H, W): covered by another layer in the next frame. Pixels that leave the frame are not
-        marked, as in Sintel.
+        marked for that; in Sintel some are.
     """
 
     clean: np.ndarray

@@ -50,7 +50,7 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
 def _package(name: str) -> Finding:
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # the latter where a library of its own is missing
         return Finding(
             "NOT OK", name, f"{error}: delete .venv and run make again, or pip install -e ."
         )
@@ -122,8 +122,8 @@ def has_bf16() -> bool:
 def _gpu() -> Finding:
     try:
         import torch
-    except ImportError:
-        return Finding("absent", "GPU", "optional: PyTorch is not installed")
+    except (ImportError, OSError):
+        return Finding("absent", "GPU", "optional: PyTorch is not there, or cannot be loaded")
     there = torch.cuda.is_available()
     detail = f"{torch.cuda.get_device_name()}: BACKEND=cuda" if there else ""
     return offer(there, "GPU", detail, "none that PyTorch can use; everything runs on the CPU")

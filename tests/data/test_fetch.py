@@ -334,6 +334,47 @@ def test_a_folder_without_frames_is_no_data_set(serve, tmp_path):
     assert not asked
 
 
+def test_a_link_where_it_unpacks_is_no_fault_of_the_archive(serve, tmp_path):
+    urls, asked = serve()
+    archive = tmp_path / "MPI-Sintel-complete.zip"
+    archive.write_bytes(GOOD)
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "MPI-Sintel-complete.partial"
+    link.symlink_to(tmp_path / "disk")
+    with pytest.raises(BadFile, match="a link"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert archive.read_bytes() == GOOD
+    assert not asked
+    link.unlink()
+    assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
+
+
+def test_a_folder_that_lacks_files_of_its_archive_is_not_the_data_set(serve, tmp_path):
+    """As unpacking by hand leaves it when it is interrupted."""
+    urls, asked = serve(Answer())
+    root = fetch.fetch_sintel(tmp_path, urls=urls)
+    (root / "README.txt").write_bytes(b"read")
+    with pytest.raises(BadFile, match=r"README\.txt"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert len(asked) == 1
+    shutil.rmtree(root)
+    assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
+
+
+@pytest.mark.parametrize("pairs", [3, 4])
+def test_without_the_archive_the_pairs_are_counted(
+    serve, tmp_path, tiny_sintel, pairs, monkeypatch
+):
+    urls, _ = serve()
+    monkeypatch.setattr(fetch, "PAIRS_IN_TRAINING_SPLIT", pairs)
+    root = tiny_sintel.rename(tmp_path / "MPI-Sintel-complete")
+    if pairs == 3:
+        assert fetch.fetch_sintel(tmp_path, urls=urls) == root
+    else:
+        with pytest.raises(BadFile, match="3 pairs"):
+            fetch.fetch_sintel(tmp_path, urls=urls)
+
+
 def test_nothing_is_unpacked_through_a_link(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
