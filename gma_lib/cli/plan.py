@@ -6,7 +6,7 @@ import click
 
 from gma_lib.cli.options import PATH
 from gma_lib.network.memory import predict_memory
-from gma_lib.perf.schedule import Plan
+from gma_lib.perf.schedule import Plan, list_seconds
 from gma_lib.runs.records import read_json
 
 
@@ -33,7 +33,7 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
     summary, size = inferred["summary"], exported["size"]
     names = (converted["backend"], converted["precision"], inferred["batch_size"])
     memory = predict_memory(*names, size["height"], size["width"], converted["at_once"])
-    shards = len(summary.get("shards", []))
+    shards = len(list_seconds(summary))
     counts = counts or tuple(2**power for power in range((shards - 1).bit_length() + 1))
     click.echo(f"{'workers':>7}{'seconds':>10}{'busy':>7}{'memory':>10}  limited by")
     for plan in [Plan.of_summary(summary, count) for count in counts]:
@@ -42,5 +42,11 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
             f"{plan.workers:>7}{plan.seconds:>10,.1f}{plan.busy:>7.0%}{taken:>10}  {plan.limit}"
         )
     flow = sum(path.stat().st_size for path in (run / "flow").rglob("*.flo"))
-    click.echo(f"{summary['computed']} pairs in {shards} shards; all flow: {flow / 1e6:,.1f} MB")
+    pairs = summary["computed"] + summary["reused"]
+    click.echo(f"{pairs} pairs in {shards} shards; all flow: {flow / 1e6:,.1f} MB")
+    if summary["reused"]:
+        click.echo(
+            f"Assumed: the {summary['reused']} pairs that an earlier call computed take as long as "
+            f"the {summary['computed']} of the last one"
+        )
     click.echo(f"Assumed: every worker is as fast, on {summary['threads']} cores")

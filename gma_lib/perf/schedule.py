@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
+from itertools import cycle, islice
 from statistics import median
 
 from gma_lib.runs.records import Record
@@ -30,12 +31,8 @@ class Plan:
     @classmethod
     def of_summary(cls, summary: Record, workers: int) -> "Plan":
         """Replay the shards of ``infer.json``; ValueError where it has none."""
-        shards: list[Record] = summary.get("shards", [])
-        if not shards:
-            raise ValueError(
-                "infer.json has no times of shards: run 04_infer again, into another folder"
-            )
-        seconds = [shard["seconds"] for shard in shards]
+        seconds = list_seconds(summary)
+        shards: list[Record] = summary["shards"]
         first = {shard["worker"]: shard["start"] for shard in reversed(shards)}
         start = median(first.values())
         total = replay_shards(seconds, start, workers)
@@ -47,6 +44,20 @@ class Plan:
         }
         busy = sum(seconds) / (total * workers)
         return cls(workers, total, busy, max(parts, key=parts.__getitem__))
+
+
+def list_seconds(summary: Record) -> list[float]:
+    """Return the seconds of every shard of a run; ValueError where ``infer.json`` has none.
+
+    The last call timed only what it computed. Shards that were there before take as long as these.
+    """
+    shards: list[Record] = summary.get("shards", [])
+    if not shards:
+        raise ValueError(
+            "infer.json has no times of shards: run 04_infer again, into another folder"
+        )
+    whole = 1 + summary["reused"] / summary["computed"]
+    return list(islice(cycle(one["seconds"] for one in shards), round(whole * len(shards))))
 
 
 def replay_shards(seconds: Sequence[float], start: float, workers: int) -> float:

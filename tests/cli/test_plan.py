@@ -11,8 +11,9 @@ def test_the_plan_of_a_run(tmp_path):
         {"first": f"clean/a/frame_{n:04d}", "worker": "worker 1", "start": n - 0.5, "seconds": 10}
         for n in (1, 2, 3)
     ]
+    summary = {"computed": 3, "reused": 0, "threads": 4, "shards": shards}
     records = {
-        "infer": {"batch_size": 1, "summary": {"computed": 3, "threads": 4, "shards": shards}},
+        "infer": {"batch_size": 1, "summary": summary},
         "export": {"size": {"height": 440, "width": 1024}},
         "convert": {"backend": "openvino", "precision": "float32", "at_once": 1},
     }
@@ -22,6 +23,12 @@ def test_the_plan_of_a_run(tmp_path):
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.output.splitlines()]
     assert [row[:3] for row in rows[1:3]] == [["1", "30.5", "98%"], ["2", "20.5", "73%"]]
+    assert "3 pairs in 3 shards" in done.output
+    write_json(tmp_path / "infer.json", records["infer"] | {"summary": summary | {"reused": 6}})
+    resumed = CliRunner().invoke(main, ["plan", str(tmp_path), "-n", "1"])
+    assert [line.split()[:2] for line in resumed.output.splitlines()][1] == ["1", "90.5"]
+    assert "9 pairs in 9 shards" in resumed.output
+    assert "the 6 pairs" in resumed.output
     (tmp_path / "infer.json").unlink()
     refused = CliRunner().invoke(main, ["plan", str(tmp_path)])
     assert refused.exit_code == 1

@@ -35,7 +35,7 @@ def summary(*seconds, start=2.0):
         {"first": f"clean/a/{place}", "worker": "worker 1", "start": start, "seconds": one}
         for place, one in enumerate(seconds)
     ]
-    return {"shards": shards}
+    return {"computed": len(shards), "reused": 0, "shards": shards}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,12 @@ def test_what_limits_a_plan(workers, seconds, busy, limit):
     plan = Plan.of_summary(summary(4, 6, 8, 2), workers)
     assert (plan.workers, plan.seconds, plan.limit) == (workers, seconds, limit)
     assert plan.busy == pytest.approx(busy)
+
+
+@pytest.mark.parametrize(("reused", "shards"), [(0, 3), (3, 6), (4, 7)])
+def test_what_an_earlier_call_computed_is_planned_too(reused, shards):
+    resumed = summary(4, 4, 4) | {"reused": reused}
+    assert Plan.of_summary(resumed, 1).seconds == 2 + 4 * shards
 
 
 def test_a_slow_start_limits_too():
