@@ -73,8 +73,10 @@ class Backend:
         """
         raise NotImplementedError
 
-    def prepare(self) -> None:
-        """Load now what the first call of ``predict`` else loads, for whoever times both."""
+    def prepare(self, *parts: str) -> None:
+        """Load now what the first call of ``predict``, or of the methods named like ``parts``, else
+        loads, for whoever times both.
+        """
 
     def to_record(self) -> Record:
         """What computes, and how, as a record."""
@@ -173,8 +175,9 @@ class FileBackend(SplitBackend, Generic[Loaded]):
             raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
         return path
 
-    def prepare(self) -> None:
-        self._find("")
+    def prepare(self, *parts: str) -> None:
+        for part in parts or ("",):
+            self._find(part)
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         loaded = self._find(part)

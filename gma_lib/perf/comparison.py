@@ -107,7 +107,11 @@ def count_needed_work(work: Mapping[str, float], comparison: Comparison, variant
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
+class BaselineError(RuntimeError):
+    """The baseline of a group cannot run, or has ended, so that the group has no ratios."""
+
+
+def compare(comparison: Comparison, *, lock_file: Path = runs.MACHINE_LOCK) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns
@@ -115,9 +119,16 @@ def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
     dict
         ``variants``: for each what ``compute_ratios`` returns, ``deviation`` in pixels from
         PyTorch's float32 flow, ``peak_rss_bytes``, ``peak_device_bytes`` (null without a GPU),
-        ``load_s``, ``first_call_s``, ``gmac``, ``share_of_peak`` (null for int8, whose peak is not
-        measured); or ``error``, a sentence, where it could not run. ``load`` and ``caution`` say
-        what else the machine computed.
+        ``load_s`` of ``loaded_parts`` (none: the whole network), ``first_call_s``, ``gmac``,
+        ``share_of_peak`` (null for int8, whose peak is not measured); or ``error``, a sentence,
+        where it could not run, or ended while it was measured. ``load`` and ``caution`` say what
+        else the machine computed.
+
+    Raises
+    ------
+    RuntimeError
+        The baseline of the first group cannot run. That of a later one is an ``error`` of its
+        group, so that what was measured before it is kept.
     """
     baseline, *others = comparison.variants
     firsts = range(0, max(len(others), 1), AT_A_TIME)
@@ -128,9 +139,17 @@ def compare(comparison: Comparison, *, lock_file: Path) -> runs.Record:
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):
             logger.info("group %d of %d: %s", number, len(groups), ", ".join(group))
-            found = _compare_group(
-                [baseline, *group], Path(folder) / f"group-{number}", comparison, frames
-            )
+            try:
+                found = _compare_group(
+                    [baseline, *group], Path(folder) / f"group-{number}", comparison, frames
+                )
+            except BaselineError as error:
+                if not results:
+                    raise
+                settings = {name: asdict(comparison.variants[name]) for name in group}
+                found = {
+                    name: {"settings": one, "error": str(error)} for name, one in settings.items()
+                }
             results = found | results  # the baseline of the first group counts
         compared: runs.Record = {
             "height": comparison.height,
@@ -170,7 +189,7 @@ def _compare_group(
                 "gmac": count_needed_work(work, comparison, variants[name]),
             }
         if names[0] not in workers:
-            raise RuntimeError(f"the baseline cannot run: {results[names[0]]['error']}")
+            raise BaselineError(f"the baseline cannot run: {results[names[0]]['error']}")
         # What decides how fast matrix products can be: the precision, and what computes.
         kinds = {
             name: (
@@ -179,11 +198,13 @@ def _compare_group(
             )
             for name in workers
         }
-        answers, peaks = _take_turns(workers, set(kinds.values()), comparison.rounds)
+        answers, peaks, ended = _take_turns(workers, set(kinds.values()), comparison.rounds)
     finally:
         for process in workers.values():
             process.close()
-    samples = {name: [one["seconds"] for one in answers[name]] for name in workers}
+    for name, reason in ended.items():
+        results[name]["error"] = reason
+    samples = {name: [one["seconds"] for one in given] for name, given in answers.items()}
     for name, seconds in samples.items():
         memory = {key: answers[name][-1][key] for key in ("peak_rss_bytes", "peak_device_bytes")}
         results[name] |= memory | compute_ratios(seconds, samples[names[0]])
@@ -195,22 +216,33 @@ def _compare_group(
 
 def _take_turns(
     workers: Mapping[str, Worker], kinds: set[tuple[str, str]], rounds: int
-) -> tuple[dict[str, list[runs.Record]], dict[tuple[str, str], float]]:
-    """Answers of every worker, one a round, and the peak of every kind of arithmetic."""
+) -> tuple[dict[str, list[runs.Record]], dict[tuple[str, str], float], dict[str, str]]:
+    """Answers of every worker, one a round, the peak of every kind of arithmetic, and why workers
+    ended, which have no answers then; BaselineError where the first one did.
+    """
     products = {kind: product for kind in kinds if (product := prepare_peak(*kind))}
     peaks = dict.fromkeys(products, 0.0)
     answers: dict[str, list[runs.Record]] = {name: [] for name in workers}
+    ended: dict[str, str] = {}
+    baseline = next(iter(workers))
     for number in runs.track(range(rounds + 1), label="measure", unit="round"):
         # Another one starts each round, because the first runs on a rested machine.
-        for name in np.roll(list(workers), -number).tolist():
-            answer = workers[name].time_call()
+        for name in np.roll(list(answers), -number).tolist():
+            try:
+                answer = workers[name].time_call()
+            except RuntimeError as error:
+                if name == baseline:
+                    raise BaselineError(f"the baseline cannot run: {error}") from error
+                ended[name] = str(error)
+                del answers[name]
+                continue
             if number:  # the first round warms up
                 answers[name].append(answer)
         # Every round: the machine drifts for the products as for the variants.
         for kind, measure_rounds in products.items():
             peaks[kind] = max(peaks[kind], measure_rounds(PRODUCTS_A_ROUND))
         time.sleep(SPINNING_S)
-    return answers, peaks
+    return answers, peaks, ended
 
 
 def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.Record:
@@ -245,10 +277,13 @@ def tabulate_comparison(found: runs.Record) -> str:
             continue
         low, high = one["ratio_middle_half"]
         share = "" if one["share_of_peak"] is None else f"{one['share_of_peak']:.0%}"
+        # Older records of sequences have loaded nothing yet: their first call did.
+        is_loaded = "loaded_parts" in one or not one["settings"]["sequence"]
+        load = f"{one['load_s']:.1f}" if is_loaded else ""
         lines.append(
             f"| {name} | **{one['ratio']:.2f}**{' (unstable)' if one['caution'] else ''} "
             f"| {low:.2f} to {high:.2f} | {one['median_s']:.3f} "
-            f"| {share} | {(find_peak_memory(one) or 0) / 1e9:.2f} | {one['load_s']:.1f} "
+            f"| {share} | {(find_peak_memory(one) or 0) / 1e9:.2f} | {load} "
             f"| {one['deviation']['mean']:.1e} | {one['deviation']['p99']:.1e} |"
         )
     return "\n".join(lines)

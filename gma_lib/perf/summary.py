@@ -130,15 +130,16 @@ def _tabulate_memory(perf: runs.Record) -> list[Row]:
     ]
 
 
-def advise_run(backend: str, weights_sha256: str) -> str:
-    """As ``advise`` for the weights and the kind of machine that were measured; else say that the
-    cost is not known.
+def advise_run(backend: str, exported: runs.Record) -> str:
+    """As ``advise`` for a run whose backend, weights and updates (``export.json``) are those that
+    were measured; else say that the cost is not known.
     """
     found = runs.load_record(PRECISION_RESULTS, "results of make bench")
-    if backend == "ascend" or weights_sha256 != found["weights_sha256"]:
+    measured = (found["backend"], found["num_updates"], found["weights_sha256"])
+    if measured != (backend, exported["num_updates"], exported["checkpoint"]["sha256"]):
         return (
-            f"Not measured: {found['weights']} on a CPU was; 03 and 05 show what a precision costs "
-            "in this run."
+            f"Not measured: {_name_measured(found)} was; 03 and 05 show what a precision costs in "
+            "this run."
         )
     return advise()
 
@@ -151,18 +152,31 @@ def advise(results: Path = PRECISION_RESULTS) -> str:
         found = json.loads(results.read_text(encoding="utf-8"))
     except OSError:
         return "not measured: make bench"
+    if found["weights"] not in network.list_checkpoints():
+        return f"measured with {found['weights']}, which is not bundled: make bench"
     if found["weights_sha256"] != network.load_checkpoint(found["weights"]).sha256:
         return f"measured with other weights than {found['weights']} now has: make bench"
+    return describe_costs(found)
+
+
+def describe_costs(found: runs.Record) -> str:
+    """Return a sentence for each precision of what ``measure_precisions`` found: whether to use it,
+    and what it costs.
+    """
+    measured = _name_measured(found)
     return ". ".join(
-        _advise_on(precision, one, found["weights"])
-        for precision, one in found["precisions"].items()
+        _advise_on(precision, one, measured) for precision, one in found["precisions"].items()
     )
 
 
-def _advise_on(precision: str, found: runs.Record, weights: str) -> str:
+def _name_measured(found: runs.Record) -> str:
+    return f"{found['weights']} on {found['backend']} with {found['num_updates']} updates"
+
+
+def _advise_on(precision: str, found: runs.Record, measured: str) -> str:
     verdict = "recommended" if found["recommended"] else "not recommended"
     costs = "; ".join(
         f"{name}: {one['px1_loss']:+.2f} points of 1px, {round(one['epe_loss'], 3) + 0.0:+.1%} EPE"
         for name, one in found["families"].items()
     )
-    return f"{precision} is {verdict} with {weights}: lost on held-out scenes, {costs}"
+    return f"{precision} is {verdict} for {measured}: lost on held-out scenes, {costs}"

@@ -26,7 +26,7 @@ from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.summary import summarize
 from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
-from gma_lib.runs.machine import exclusive_machine
+from gma_lib.runs.machine import MACHINE_LOCK, exclusive_machine
 from gma_lib.runs.processes import end_with_parent, tie_child
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
@@ -35,6 +35,8 @@ with suppress(ImportError):  # Windows has none
     import resource
 
 FEWEST_ROUNDS = 3
+# Of Python, C++, C++ on Windows; PyTorch, ONNX Runtime and the system begin in different words.
+OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "allocate memory")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class Task:
 
 
 def measure(
-    task: Task, *, lock_file: Path, available_bytes: int | None = None, card: Card | None = None
+    task: Task,
+    *,
+    lock_file: Path = MACHINE_LOCK,
+    available_bytes: int | None = None,
+    card: Card | None = None,
 ) -> Record:
     """Measure a model alone on the machine.
 
@@ -144,9 +150,7 @@ def _explain_failure(done: subprocess.CompletedProcess[str]) -> Record:
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode == -9:
         reason = "the system killed the measurement, most likely for its memory"
-    out_of_memory = (
-        done.returncode == -9 or "bad allocation" in done.stderr or "MemoryError" in done.stderr
-    )
+    out_of_memory = done.returncode == -9 or any(words in done.stderr for words in OUT_OF_MEMORY)
     return {"status": "out_of_memory" if out_of_memory else "failed", "reason": reason}
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, ClassVar, cast
@@ -17,6 +18,8 @@ import numpy as np
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, load_backend
 from gma_lib.perf.timing import measure_peak_rss
 from gma_lib.runs import Record, end_with_parent, tie_child
+
+PARTS = ("features", "context", "refine")  # that a walk along a sequence calls
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Variant:
         As for ``gma_lib.convert.ModelSpec``.
     sequence
         Whether to walk along a scene, each frame encoded once, instead of computing independent
-        pairs.
+        pairs; ``batch_size`` is then 1.
     """
 
     backend: str
@@ -46,6 +49,12 @@ class Variant:
 
     # for whoever reads one from a file
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+    def __post_init__(self) -> None:
+        if self.sequence and self.batch_size != 1:
+            raise ValueError(
+                f"a sequence is walked pair by pair: batch_size is 1, not {self.batch_size}"
+            )
 
 
 class Worker:
@@ -69,10 +78,13 @@ class Worker:
         self.about = self._read_answer()
 
     def time_call(self) -> Record:
-        """Time one call: ``seconds`` per pair, ``peak_rss_bytes`` and ``peak_device_bytes``."""
+        """Time one call: ``seconds`` per pair, ``peak_rss_bytes`` and ``peak_device_bytes``;
+        RuntimeError where the process has ended.
+        """
         os.kill(self.process.pid, signal.SIGCONT)
-        self._questions.write("go\n")
-        self._questions.flush()
+        with suppress(BrokenPipeError):  # ended while it waited: the answer says how
+            self._questions.write("go\n")
+            self._questions.flush()
         return self._read_answer()
 
     def _read_answer(self) -> Record:
@@ -89,7 +101,8 @@ class Worker:
         """End the process."""
         self.process.kill()
         self.process.wait()
-        self._questions.close()
+        with suppress(BrokenPipeError):  # a question that was never read
+            self._questions.close()
         self._answers.close()
 
 
@@ -103,8 +116,8 @@ def serve(folder: Path) -> None:
         frames = [file[name] for name in file.files]
     start = time.perf_counter()
     with load_backend(variant.backend, folder, precision=variant.precision) as backend:
-        if not variant.sequence:
-            backend.prepare()
+        parts = PARTS if variant.sequence else ()
+        backend.prepare(*parts)
         loaded = time.perf_counter()
         call = (
             _walk_sequence(cast(SplitBackend, backend), frames)
@@ -114,6 +127,7 @@ def serve(folder: Path) -> None:
         np.save(folder / "flow.npy", call())
         first = time.perf_counter()
         _answer(
+            loaded_parts=parts,
             load_s=loaded - start,
             first_call_s=first - loaded,
             precision_read_back=backend.precision,
@@ -128,7 +142,7 @@ def serve(folder: Path) -> None:
             )
 
 
-def _answer(**values: float | str | None) -> None:
+def _answer(**values: float | str | Sequence[str] | None) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 

@@ -222,8 +222,7 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     running, done, failed, _ = (folder / f"{stage}{ending}" for ending in ENDINGS)
     _remove_results(job, ENDINGS)  # from now on an older one must not pass for this run's
-    lock = job.run.outputs / ".machine.lock"
-    with nullcontext() if STAGES[stage].is_measurement else shared_machine(lock):
+    with nullcontext() if STAGES[stage].is_measurement else shared_machine():
         status, reason = _run_notebook(job, running)
     missing = [pattern for pattern in STAGES[stage].products if not any(folder.glob(pattern))]
     if status == "ok" and missing:

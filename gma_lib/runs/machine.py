@@ -15,6 +15,7 @@ from portalocker import LockFlags
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
+MACHINE_LOCK = PROJECT / "outputs" / ".machine.lock"  # of all runs, wherever their results go
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 VERSIONED = (
     "numpy",
@@ -139,11 +140,11 @@ def find_versions() -> dict[str, str]:
     return found
 
 
-def exclusive_machine(lock_file: Path) -> AbstractContextManager[None]:
+def exclusive_machine(lock_file: Path = MACHINE_LOCK) -> AbstractContextManager[None]:
     """Hold the machine alone, for a measurement; wait until no stage runs."""
     return hold_lock(lock_file, "the machine: another stage works or measures")
 
 
-def shared_machine(lock_file: Path) -> AbstractContextManager[None]:
+def shared_machine(lock_file: Path = MACHINE_LOCK) -> AbstractContextManager[None]:
     """Hold the machine together with other stages; wait until no measurement runs."""
     return hold_lock(lock_file, "the machine: another stage measures", LockFlags.SHARED)

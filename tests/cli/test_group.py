@@ -7,6 +7,7 @@ import sys
 import time
 
 import click
+import pandas as pd
 import pytest
 from click.shell_completion import ShellComplete
 from command_line import gma, loaded_by
@@ -178,3 +179,32 @@ def test_two_configurations_of_one_name_are_refused_before_any_is_measured(tmp_p
     files = tmp_path / "a/cpu.yaml", tmp_path / "b/cpu.yml"
     gma("bench", *files, "--out", tmp_path, exit_code=1)
     gma("bench", files[0], files[1].with_name("gpu.yml"), "--out", tmp_path)
+
+
+def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    measured = []
+    for name in ("load_comparison", "tabulate_comparison", "choose_pairs", "tabulate_study"):
+        monkeypatch.setattr(bench, name, lambda *_, **__: [])
+    for name in ("compare", "measure_precisions", "study_variants"):
+        monkeypatch.setattr(bench, name, lambda *_, **__: measured.append(1) or pd.DataFrame())
+    monkeypatch.setattr(bench, "describe_costs", lambda found: "")
+    monkeypatch.setattr(bench, "write_json", lambda path, found: path.write_text("{}"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    commands = {
+        ("bench", "cpu.yaml"): ("--out=file", "--out=.", "cpu.json"),
+        ("precision",): ("--out=file/a.json", "--out=precision.json", "precision.json"),
+        ("half-precision", "folder"): ("--out=file/a.json", "--out=half.json", "half.json"),
+    }
+    for command, (impossible, possible, result) in commands.items():
+        measured.clear()
+        gma(*command, impossible, exit_code=1)
+        assert not measured
+        gma(*command, possible)
+        assert (tmp_path / result).is_file()
+        gma(*command, possible, exit_code=1)  # it exists now
+        assert len(measured) == 1
+        gma(*command, possible, "--overwrite")
+        assert len(measured) == 2

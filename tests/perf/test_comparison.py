@@ -3,17 +3,20 @@ with their reason.
 """
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from gma_lib.perf import comparison
-from gma_lib.perf.worker import Worker
+from gma_lib.perf.worker import PARTS, Variant, Worker
 from gma_lib.runs.files import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -43,7 +46,7 @@ def config(tmp_path):
 @pytest.mark.exhaustive
 def test_a_comparison(config, tmp_path):
     command = [sys.executable, "-m", "gma_lib.cli", "bench", config]
-    command += ["--out", tmp_path, "--lock", tmp_path / "lock"]
+    command += ["--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
     found = json.loads((tmp_path / "small.json").read_text(encoding="utf-8"))
     assert list(found["variants"]) == ["guide's graph", "along a sequence", "impossible"]
@@ -78,10 +81,102 @@ def test_a_worker_that_waits_stands_still(config, tmp_path):
         state = Path(f"/proc/{waiting.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         assert state == "T"
         assert waiting.time_call()["seconds"] > 0
+        os.kill(waiting.process.pid, signal.SIGKILL)  # as the system does for its memory
+        os.waitid(os.P_PID, waiting.process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(RuntimeError, match="ended with -9"):
+            waiting.time_call()
     finally:
         waiting.close()
     with pytest.raises(ProcessLookupError):
         waiting.time_call()
+
+
+def test_the_load_of_a_sequence_is_that_of_its_parts(config, tmp_path):
+    """The first call then loads nothing more."""
+    settings = comparison.load_comparison(config)
+    variant = settings.variants["along a sequence"]
+    comparison.prepare_variant(variant, tmp_path / "w" / "variant", settings)
+    np.savez(tmp_path / "w" / "frames.npz", *comparison.draw_demo_frames(128, 160))
+    waiting = Worker(variant, tmp_path / "w" / "variant")
+    waiting.close()
+    assert tuple(waiting.about["loaded_parts"]) == PARTS
+
+
+@pytest.mark.parametrize(
+    ("sequence", "told", "shown"),
+    [(False, {}, "7.5"), (True, {}, ""), (True, {"loaded_parts": list(PARTS)}, "7.5")],
+)
+def test_no_load_is_shown_that_was_not_measured(sequence, told, shown):
+    """Older records of sequences have loaded nothing before their first call."""
+    one = {"settings": {"sequence": sequence}, "load_s": 7.5, "peak_rss_bytes": 1e9} | told
+    one |= {"deviation": {"mean": 0, "p99": 0}, "share_of_peak": None}
+    one |= comparison.compute_ratios([1.0, 1.0], [1.0, 1.0])
+    head, _, row = comparison.tabulate_comparison({"variants": {"a": one}}).splitlines()
+    cells = dict(zip(head.split("|"), row.split("|"), strict=True))
+    assert cells[" load, s "].strip() == shown
+
+
+BASELINE = Variant("onnxruntime", "float32", "gather", 16, (), 1, 1, 1, False)
+
+
+@pytest.fixture
+def compare_dying(monkeypatch, tmp_path):
+    """Compare a baseline and eight others, four at a time, without computing anything; the workers
+    of these numbers, counted from 1, end in their third call.
+    """
+
+    def compare(*dying):
+        started = []
+
+        class StandIn:
+            about: ClassVar = {"load_s": 1.0}
+
+            def __init__(self, variant, folder):
+                np.save(folder / "flow.npy", np.zeros((1, 2, 8, 8), np.float32))
+                started.append(self)
+                self.number, self.calls = len(started), 0
+
+            def time_call(self):
+                self.calls += 1
+                if self.number in dying and self.calls == 3:
+                    raise RuntimeError("the process ended with -9: no message")
+                return {"seconds": 1.0, "peak_rss_bytes": 1, "peak_device_bytes": None}
+
+            def close(self):
+                pass
+
+        def prepare(variant, folder, comparison):
+            folder.mkdir(parents=True)
+            return {"correlation": 1.0, "feature encoder": 1.0}
+
+        monkeypatch.setattr(comparison, "Worker", StandIn)
+        monkeypatch.setattr(comparison, "prepare_variant", prepare)
+        monkeypatch.setattr(comparison, "prepare_peak", lambda *kind: None)
+        monkeypatch.setattr(comparison, "SPINNING_S", 0)
+        monkeypatch.setattr(comparison, "draw_demo_frames", lambda *size: [np.zeros(1)] * 2)
+        monkeypatch.setattr(comparison.network, "load_model", lambda *about: (None, None))
+        monkeypatch.setattr(
+            comparison.export, "compute_reference", lambda *about: np.zeros((1, 2, 8, 8))
+        )
+        variants = dict.fromkeys(["base", *"abcdefgh"], BASELINE)
+        compared = comparison.Comparison(128, 128, "seeded", 3, variants)
+        found = comparison.compare(compared, lock_file=tmp_path / "lock")["variants"]
+        assert list(found) == list(variants)
+        comparison.tabulate_comparison({"variants": found})
+        return "".join(name for name, one in found.items() if "error" in one)
+
+    return compare
+
+
+@pytest.mark.parametrize(("dying", "lost"), [((), ""), ((9,), "g"), ((2, 4), "ac"), ((6,), "efgh")])
+def test_what_ends_while_it_is_measured_is_a_row_and_the_others_go_on(compare_dying, dying, lost):
+    """The sixth is the baseline of the second group, without which that one has no ratios."""
+    assert compare_dying(*dying) == lost
+
+
+def test_without_the_first_baseline_there_is_nothing_to_compare_with(compare_dying):
+    with pytest.raises(RuntimeError, match="baseline"):
+        compare_dying(1)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +185,7 @@ def test_a_worker_that_waits_stands_still(config, tmp_path):
         ("rounds: 3", "pace: Unexpected"),
         ("lookup: gather, ", r"variants.guide's graph.lookup: Field required"),
         ("precision: bfloat16", "variants.impossible.pace: Unexpected"),
+        ("sequence: true", "variants.along a sequence: .* batch_size is 1, not 4"),
     ],
 )
 def test_wrong_settings_are_named(config, wrong, message):
@@ -97,6 +193,7 @@ def test_wrong_settings_are_named(config, wrong, message):
         "rounds: 3": "rounds: 3\npace: 1",
         "lookup: gather, ": "",
         "precision: bfloat16": "pace: 1",
+        "sequence: true": "sequence: true, batch_size: 4",  # of which a call computes one
     }[wrong]
     config.write_text(SMALL.replace(wrong, replaced), encoding="utf-8")
     with pytest.raises(ValueError, match=message):

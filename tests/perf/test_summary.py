@@ -8,6 +8,7 @@ from gma_lib import network
 from gma_lib.perf.summary import (
     advise,
     advise_run,
+    describe_costs,
     find_peak_memory,
     scale_parts,
     summarize,
@@ -35,26 +36,34 @@ def test_advice_belongs_to_the_weights(tmp_path):
     dear = {"families": {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}, "recommended": False}
     cheap = {"families": {"layers": {"px1_loss": 0.0, "epe_loss": 0.001}}, "recommended": True}
     about = {"weights": "seeded", "precisions": {"bfloat16": cheap, "int8": dear}}
+    about |= {"backend": "openvino", "num_updates": 6}
     path = tmp_path / "precision.json"
     path.write_text(json.dumps(about | {"weights_sha256": "of others"}), encoding="utf-8")
     assert "measured with other weights" in advise(path)
+    of_a_file = about | {"weights": "mine", "weights_sha256": "of mine"}
+    path.write_text(json.dumps(of_a_file), encoding="utf-8")
+    assert "not bundled" in advise(path)
+    assert "int8 is not recommended for mine on openvino" in describe_costs(of_a_file)
     path.write_text(
         json.dumps(about | {"weights_sha256": network.load_checkpoint("seeded").sha256}),
         encoding="utf-8",
     )
     assert advise(path) == (
-        "bfloat16 is recommended with seeded: "
+        "bfloat16 is recommended for seeded on openvino with 6 updates: "
         "lost on held-out scenes, layers: +0.00 points of 1px, +0.1% EPE. "
-        "int8 is not recommended with seeded: "
+        "int8 is not recommended for seeded on openvino with 6 updates: "
         "lost on held-out scenes, layers: +0.50 points of 1px, +2.0% EPE"
     )
 
 
 def test_advice_is_not_given_for_what_was_not_measured():
-    bundled = network.load_checkpoint("gma-procedural").sha256
-    assert "recommended" in advise_run("openvino", bundled)
-    assert "Not measured" in advise_run("ascend", bundled)
-    assert "Not measured" in advise_run("openvino", "of seeded weights")
+    bundled = {"sha256": network.load_checkpoint("gma-procedural").sha256}
+    exported = {"num_updates": 6, "checkpoint": bundled}
+    assert "recommended" in advise_run("openvino", exported)
+    for backend in ("ascend", "cuda", "onnxruntime", "torch"):
+        assert "Not measured" in advise_run(backend, exported)
+    for other in ({"num_updates": 12}, {"checkpoint": {"sha256": "of seeded weights"}}):
+        assert "Not measured" in advise_run("openvino", exported | other)
 
 
 def test_parts_are_shares_of_the_median_call():

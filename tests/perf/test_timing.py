@@ -6,13 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import portalocker
 import pytest
+from portalocker import LockFlags
 
 from gma_lib import export
 from gma_lib.convert import convert
 from gma_lib.perf import timing
 from gma_lib.perf.summary import tabulate_measurement
 from gma_lib.perf.timing import Task
+from gma_lib.runs.machine import MACHINE_LOCK
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +85,33 @@ def test_a_failure_is_a_row_with_its_reason(tmp_path, small_peak):
     found = timing.measure(task(tmp_path / "nowhere"), lock_file=tmp_path / "lock")
     assert found["status"] == "failed"
     assert "no such model" in found["reason"]
+
+
+def test_a_measurement_holds_the_lock_of_every_run(tmp_path, monkeypatch):
+    """That of `gma bench` and of stages, wherever a run's results go."""
+
+    def look(task):
+        with open(MACHINE_LOCK) as file, pytest.raises(portalocker.AlreadyLocked):
+            portalocker.lock(file, LockFlags.SHARED | LockFlags.NON_BLOCKING)
+        return {"status": "ok"}
+
+    monkeypatch.setattr(timing, "_measure_in_process", look)
+    assert timing.measure(task(tmp_path / "nowhere"))["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", "out_of_memory"),
+        ("  what():  std::bad_alloc", "out_of_memory"),
+        ("RuntimeError: bad allocation", "out_of_memory"),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate", "out_of_memory"),
+        ("RuntimeError: shapes differ", "failed"),
+    ],
+)
+def test_memory_that_is_refused_is_out_of_memory_in_every_library_s_words(said, status):
+    done = subprocess.CompletedProcess([], 1, "", f"Traceback\n{said}\n")
+    assert timing._explain_failure(done)["status"] == status
 
 
 def test_a_killed_measurement_is_out_of_memory(model_folder, tmp_path, small_peak, monkeypatch):
