@@ -34,9 +34,23 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CARD = ROOT / "weights" / "gma-procedural.json"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- numbers: (\S+) -->)(\n?)(.*?)(\n?)(<!-- end -->)", re.DOTALL)
+START, END = "<!-- numbers: ", "<!-- end -->"
+# a block ends before the next mark of any kind: one without an end must not run into another
+BLOCK = re.compile(rf"({START}(\S+) -->)(\n?)((?:(?!<!-- ).)*?)(\n?)({END})", re.DOTALL)
 BEGUN = ROOT / "outputs" / "numbers.json"  # the run that goes on
+BACKEND = "openvino"
 PRECISIONS = {"float32": (1, 4), "bfloat16": (1,), "int8": (1,)}  # batch sizes on the demo set
+COLLECTED = {"convert": "03_convert", "metrics": "05_evaluate", "perf": "06_perf"}
+FRAMES = {"height": 440, "width": 1024}
+# What the pages and the names of commands say of a record: no other settings stand there.
+CLAIMED: dict[str, dict[str, object]] = {
+    "cpu": FRAMES | {"checkpoint": "gma-procedural"},
+    "updates-12": FRAMES | {"checkpoint": "gma-procedural"},
+    "updates-32": FRAMES | {"checkpoint": "gma-procedural"},
+    "precision": FRAMES | {"weights": "gma-procedural", "backend": BACKEND, "num_updates": 6},
+    "half-precision": {"checkpoint": "gma-procedural"},
+}
+UPDATES = {"cpu": 6, "updates-12": 12, "updates-32": 32}  # of every variant
 
 
 class Measurement(NamedTuple):
@@ -48,12 +62,14 @@ class Measurement(NamedTuple):
 
 
 def _bench(name: str, minutes: int) -> Measurement:
-    return Measurement((f"-m gma_lib.cli bench benchmarks/{name}.yaml",), minutes, is_timed=True)
+    command = f"-m gma_lib.cli bench benchmarks/{name}.yaml --out benchmarks/results --overwrite"
+    return Measurement((command,), minutes, is_timed=True)
 
 
 def _reproduce(precision: str, batch_sizes: tuple[int, ...]) -> str:
     sizes = " ".join(f"--batch-size {size}" for size in batch_sizes)
-    return f"-m gma_lib.cli reproduce --profile demo --precision {precision} {sizes} --force"
+    profile = f"--profile demo --backend {BACKEND} --precision {precision}"
+    return f"-m gma_lib.cli reproduce {profile} {sizes} --force"
 
 
 MEASUREMENTS = {
@@ -69,12 +85,14 @@ MEASUREMENTS = {
     "cpu": _bench("cpu", 40),
     "updates-12": _bench("updates-12", 15),
     "updates-32": _bench("updates-32", 20),
-    "precision": Measurement(("-m gma_lib.cli precision",), 20),
+    "precision": Measurement(
+        ("-m gma_lib.cli precision --out benchmarks/results/precision.json --overwrite",), 20
+    ),
     # these two need frames of Sintel, which are no part of the package
     "half-precision": Measurement(
         (
             "-m gma_lib.cli half-precision SINTEL --most 8 "
-            "--out benchmarks/results/half-precision.json",
+            "--out benchmarks/results/half-precision.json --overwrite",
         ),
         15,
     ),
@@ -87,8 +105,26 @@ def _locate(name: str) -> Path:
 
 
 def read(name: str) -> runs.Record:
-    """Read what a measurement found."""
-    return runs.load_record(_locate(name), f"what `make numbers` measured as {name}")
+    """Read what a measurement found; BadFile where its settings are others than the pages say."""
+    found = runs.load_record(_locate(name), f"what `make numbers` measured as {name}")
+    for key, wanted in CLAIMED.get(name, {}).items():
+        _require(name, found.get(key) == wanted, f"{key} is {found.get(key)}", f"{wanted}")
+    for variant, one in found["variants"].items() if name in UPDATES else ():
+        updates, wanted = one["settings"]["num_updates"], UPDATES[name]
+        _require(name, updates == wanted, f"{variant}: {updates} updates", f"{wanted}")
+    return found
+
+
+def _read_variant(variant: str) -> runs.Record:
+    """A variant of cpu.yaml; BadFile where it could not be measured."""
+    one: runs.Record = read("cpu")["variants"][variant]
+    _require("cpu", "error" not in one, f"{variant}: {one.get('error')}", "a measurement")
+    return one
+
+
+def _require(name: str, is_so: bool, found: str, wanted: str) -> None:
+    if not is_so:
+        raise runs.BadFile(_locate(name), found, f"{wanted}, as the pages say", "Measure it again")
 
 
 # --- blocks ---------------------------------------------------------------------------------------
@@ -99,7 +135,7 @@ def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> st
     unless ``short`` also the note that it has.
     """
     made = record["provenance"]
-    commit, *changed = made["commit"].partition("+")
+    commit, *changed = (made["commit"] or "unknown").partition("+")  # None outside a checkout
     machine = made["machine"]
     note = f"; {record['note']}" if record.get("note") and not short else ""
     busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
@@ -131,7 +167,7 @@ def speed() -> str:
     found = read("cpu")
     rows = []
     for name, label in shown.items():
-        one = found["variants"][name]
+        one = _read_variant(name)
         memory = (find_peak_memory(one) or 0) / 1e9
         rate = "" if rows else f" ({1 / one['median_s']:.1f} pairs/s)"  # of the guide's graph
         rows.append([label, f"{one['ratio']:.2f}{rate}", f"{memory:.2f} GB"])
@@ -188,20 +224,20 @@ def updates_32() -> str:
 
 def headroom() -> str:
     """What the peak would allow."""
-    one = read("cpu")["variants"]
-    bf16, base = one["bfloat16"], one["guide's graph, ONNX Runtime"]
+    names = ("bfloat16", "guide's graph, ONNX Runtime", "bfloat16, batch of 16")
+    bf16, base, batch = map(_read_variant, names)
     at_peak = bf16["median_s"] * bf16["share_of_peak"]
     return (
         f"At peak throughput, 6 updates in bfloat16 would take {at_peak:.2f} s per pair, "
         f"{base['median_s'] / at_peak:.1f} times as fast as the baseline. Single pairs reach "
         f"{bf16['share_of_peak']:.0%} of that rate, and batches "
-        f"{one['bfloat16, batch of 16']['share_of_peak']:.0%}."
+        f"{batch['share_of_peak']:.0%}."
     )
 
 
 def _tell_speed_up(precision: str) -> str:
-    one = read("cpu")["variants"]
-    return f"{one[precision]['ratio'] / one['all steps, OpenVINO']['ratio']:.1f}"
+    ratios = [_read_variant(name)["ratio"] for name in (precision, "all steps, OpenVINO")]
+    return f"{ratios[0] / ratios[1]:.1f}"
 
 
 def bfloat16_speed_up() -> str:
@@ -302,20 +338,27 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }  # fmt: skip
 
 
-def fill(page: str) -> str:
-    """Return a page with every block written anew."""
-    return BLOCK.sub(
+def fill(path: Path) -> str:
+    """Return a page with every block written anew; BadFile where a block has no end, or an end no
+    block.
+    """
+    page = path.read_text(encoding="utf-8")
+    filled, blocks = BLOCK.subn(
         lambda found: "".join(found.group(1, 3)) + BLOCKS[found[2]]() + "".join(found.group(5, 6)),
         page,
     )
+    starts, ends = page.count(START), page.count(END)
+    if not starts == ends == blocks:
+        counted = f"{starts} blocks of numbers, {ends} ends, {blocks} pairs of both"
+        raise runs.BadFile(path, counted, f"one {END} for each", "Mend the marks")
+    return filled
 
 
 def write_pages() -> None:
-    """Write the blocks of every page from the records."""
-    for path in PAGES:
-        before = path.read_text(encoding="utf-8")
-        if (after := fill(before)) != before:
-            runs.write_text(path, after)
+    """Write the blocks of every page from the records; none where one of them is wrong."""
+    for path, page in {path: fill(path) for path in PAGES}.items():
+        if page != path.read_text(encoding="utf-8"):
+            runs.write_text(path, page)
             print(f"written: {path.relative_to(ROOT)}")
 
 
@@ -323,31 +366,50 @@ def write_pages() -> None:
 
 
 def collect(outputs: Path) -> runs.Record:
-    """Gather what the finished runs of a profile found, one row a precision.
+    """Gather what the runs of ``PRECISIONS`` found, one row a precision; whatever else lies in the
+    folder of the profile is no part of it.
 
     Batch sizes agree in accuracy; the first stands for all, the largest distance counts.
+
+    Raises
+    ------
+    BadFile
+        A record is missing, was altered, or is of another commit than the one at hand.
     """
-    rows, busy = {}, False
-    for run in sorted(outputs.glob("*/bs*/metrics.json"), key=lambda path: path.parts):
-        folder = run.parent
-        metrics, perf, made = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("metrics", "perf", "convert")
-        )
-        row = rows.setdefault(
-            made["precision"],
-            {
-                "epe": {name: metrics[name]["all"]["epe"] for name in PASSES},
-                "px1": {name: metrics[name]["all"]["px1"] for name in PASSES},
-                "distance": {"mean": 0.0, "max": 0.0},
-                "peak_rss_bytes": {},
+    rows: dict[str, runs.Record] = {}
+    busy = False
+    for precision, sizes in PRECISIONS.items():
+        found = {
+            size: [
+                _read_stage(outputs / f"{BACKEND}-{precision}" / f"bs{size}", *one)
+                for one in COLLECTED.items()
+            ]
+            for size in sizes
+        }
+        _, metrics, _ = found[sizes[0]]
+        rows[precision] = {
+            "epe": {name: metrics[name]["all"]["epe"] for name in PASSES},
+            "px1": {name: metrics[name]["all"]["px1"] for name in PASSES},
+            "distance": {
+                name: max(made["deviation"][name] for made, _, _ in found.values())
+                for name in ("mean", "max")
             },
-        )
-        for name, largest in row["distance"].items():
-            row["distance"][name] = max(largest, made["deviation"][name])
-        row["peak_rss_bytes"][folder.name.removeprefix("bs")] = find_peak_memory(perf)
-        busy = busy or perf["load"]["busy"]
+            "peak_rss_bytes": {
+                str(size): find_peak_memory(perf) for size, (_, _, perf) in found.items()
+            },
+        }
+        busy = busy or any(perf["load"]["busy"] for _, _, perf in found.values())
     return {"rows": rows, "load": {"busy": busy}}
+
+
+def _read_stage(folder: Path, name: str, stage: str) -> runs.Record:
+    path = folder / f"{name}.json"
+    record = runs.read_json(path, made_by=stage)
+    commits = record["provenance"]["commit"], find_commit()
+    made, now = (str(one).partition("+")[0] for one in commits)
+    if made != now:
+        raise runs.BadFile(path, f"of commit {made[:7]}", f"{now[:7]}", "Measure it again")
+    return record
 
 
 def require_quiet() -> None:
@@ -364,7 +426,7 @@ def choose(names: tuple[str, ...], sintel: Path | None) -> list[str]:
     """Return what can be measured and was not yet measured by the run that goes on."""
     commit = find_commit() or ""
     begun = json.loads(BEGUN.read_text()) if BEGUN.is_file() else {}
-    if begun.get("commit", "").partition("+")[0] != commit.partition("+")[0]:
+    if not begun or begun["commit"].partition("+")[0] != commit.partition("+")[0]:
         begun = {"commit": commit, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         runs.write_text(BEGUN, json.dumps(begun))
     todo = []
@@ -417,12 +479,15 @@ def main(
     names: tuple[str, ...], write: bool, busy: bool, sintel: Path | None, outputs: Path | None
 ) -> None:
     """Measure NAMES, or all that the pages say, and write it into the pages."""
-    if outputs:
-        runs.write_json(_locate("demo"), collect(outputs))
-    elif write:
-        write_pages()
-    else:
-        measure(choose(names, sintel), sintel, busy=busy)
+    try:
+        if outputs:
+            runs.write_json(_locate("demo"), collect(outputs))
+        elif write:
+            write_pages()
+        else:
+            measure(choose(names, sintel), sintel, busy=busy)
+    except (FileNotFoundError, ValueError) as error:  # of records and pages
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

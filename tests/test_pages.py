@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
 
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, BadFile
+from gma_lib.runs.records import write_json
 
 spec = importlib.util.spec_from_file_location("pages", PROJECT / "benchmarks" / "pages.py")
 pages = importlib.util.module_from_spec(spec)
@@ -35,7 +37,7 @@ def test_every_page_says_what_was_measured():
     blocks = []
     for path in pages.PAGES:
         text = path.read_text(encoding="utf-8")
-        assert text == pages.fill(text), f"{path.name}: make numbers, or pages.py --write"
+        assert text == pages.fill(path), f"{path.name}: make numbers, or pages.py --write"
         blocks += pages.BLOCK.findall(text)
     assert {name for _, name, *_ in blocks} == set(pages.BLOCKS)
 
@@ -43,7 +45,9 @@ def test_every_page_says_what_was_measured():
 def test_another_measurement_is_another_page(elsewhere):
     costs = dict.fromkeys(("epe", "epe_float32", "px1", "px1_float32", "distance"), 0.5)
     families = {"layers": costs | {"pairs": 8, "epe_loss": -0.01, "px1_loss": 0.25}}
-    keep({"precisions": {"int8": {"families": families, "recommended": False}}}, "precision")
+    about = pages.CLAIMED["precision"]
+    found = {"precisions": {"int8": {"families": families, "recommended": False}}}
+    keep(about | found, "precision")
     elsewhere.write_text("a\n<!-- numbers: precision -->\nold\n<!-- end -->\nz\n")
     pages.write_pages()
     written = elsewhere.read_text()
@@ -52,6 +56,53 @@ def test_another_measurement_is_another_page(elsewhere):
     assert written.startswith("a\n<!-- numbers: precision -->\n| precision |")
     assert written.endswith("<!-- end -->\nz\n")
     assert "old" not in written
+    for other in ({"weights": "mine"}, {"backend": "cuda"}, {"num_updates": 12}, {"height": 128}):
+        keep(about | found | other, "precision")
+        with pytest.raises(BadFile, match="as the pages say"):
+            pages.write_pages()
+    assert elsewhere.read_text() == written
+
+
+@pytest.mark.parametrize("other", [{"checkpoint": "mine.pth"}, {"width": 128}, {"num_updates": 32}])
+def test_a_comparison_of_other_settings_is_not_shown_under_these(elsewhere, other):
+    """Nor is one in which the shown variant could not be measured."""
+    settings = {"num_updates": 6} | other
+    variants = {"bfloat16": {"settings": settings, "ratio": 3}}
+    variants["all steps, OpenVINO"] = variants["bfloat16"] | {"ratio": 1.5}
+    keep(pages.CLAIMED["cpu"] | {"variants": variants} | other, "cpu")
+    with pytest.raises(BadFile, match=r"cpu\.json"):
+        pages.read("cpu")
+    settings["num_updates"] = 6
+    keep(pages.CLAIMED["cpu"] | {"variants": variants}, "cpu")
+    assert pages.bfloat16_speed_up() == "2.0"
+    variants["bfloat16"]["error"] = "the process ended with -9"
+    keep(pages.CLAIMED["cpu"] | {"variants": variants}, "cpu")
+    with pytest.raises(BadFile, match="ended with -9"):
+        pages.bfloat16_speed_up()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- numbers: a -->1\n\n## Mine\n\n<!-- numbers: a -->2<!-- end -->",
+        "<!-- numbers: a -->1\n\n## Mine",
+        "## Mine\n\n<!-- end -->",
+    ],
+)
+def test_a_block_without_its_end_deletes_nothing(elsewhere, monkeypatch, text):
+    monkeypatch.setattr(pages, "BLOCKS", {"a": lambda: "new"})
+    whole = elsewhere.with_name("whole.md")
+    monkeypatch.setattr(pages, "PAGES", [whole, elsewhere])
+    whole.write_text("<!-- numbers: a -->1<!-- end --> <!-- numbers: a -->\n1\n<!-- end -->")
+    elsewhere.write_text(text)
+    with pytest.raises(BadFile, match=r"page\.md"):
+        pages.write_pages()
+    assert elsewhere.read_text() == text
+    elsewhere.write_text("nothing")
+    pages.write_pages()
+    assert whole.read_text() == (
+        "<!-- numbers: a -->new<!-- end --> <!-- numbers: a -->\nnew\n<!-- end -->"
+    )
 
 
 def test_a_block_that_nothing_writes_is_an_error(elsewhere):
@@ -66,6 +117,15 @@ def test_the_origin_of_a_table(elsewhere, busy):
     told = pages.tell_origin("gma x", pages.read("a"))
     assert told.startswith("`gma x`, commit 0123456 with changes, P, 2 cores, 2026-01-02")
     assert ("busy" in told) is busy
+
+
+def test_what_is_measured_outside_a_checkout_has_no_commit(elsewhere, monkeypatch):
+    monkeypatch.setattr(pages, "find_commit", lambda: None)
+    keep({}, "cpu")
+    assert pages.choose(("pictures",), None) == ["pictures"]
+    record = json.loads((pages.RESULTS / "cpu.json").read_text())
+    record["provenance"]["commit"] = None
+    assert "commit unknown, P" in pages.tell_origin("gma x", record)
 
 
 def test_a_run_goes_on_with_what_it_has_not_measured(elsewhere, monkeypatch):
@@ -105,8 +165,10 @@ def test_a_busy_machine_is_not_timed_unless_asked(elsewhere, monkeypatch):
     assert (pages.ROOT / "ran").exists()
 
 
-def test_the_demo_s_row_is_what_its_run_found(finished):
-    found = pages.collect(finished / "tiny")
+def test_the_demo_s_row_is_what_its_run_found(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "PRECISIONS", {"float32": (2, 3)})
+    shutil.copytree(finished / "tiny", tmp_path / "tiny")
+    found = pages.collect(tmp_path / "tiny")
     (row,) = found["rows"].values()
     folders = sorted((finished / "tiny").glob("*/bs*"))
     first = json.loads((folders[0] / "metrics.json").read_text())
@@ -115,6 +177,14 @@ def test_the_demo_s_row_is_what_its_run_found(finished):
     assert row["distance"]["max"] == max(
         json.loads((folder / "convert.json").read_text())["deviation"]["max"] for folder in folders
     )
+    # another run, and another batch size of an earlier one, are no part of it
+    for other in ("mine/bs2", "openvino-float32/bs8"):
+        shutil.copytree(folders[0], tmp_path / "tiny" / other)
+        write_json(tmp_path / "tiny" / other / "metrics.json", {"clean": {"all": {"epe": 7.77}}})
+    assert pages.collect(tmp_path / "tiny") == found
+    monkeypatch.setattr(pages, "find_commit", lambda: "another")
+    with pytest.raises(BadFile, match="of commit"):
+        pages.collect(tmp_path / "tiny")
 
 
 def test_only_what_is_known_can_be_measured():
