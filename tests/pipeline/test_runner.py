@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_line import gma
 from conftest import copy_until, list_command, run_stage
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
@@ -22,6 +23,7 @@ from gma_lib.pipeline import runner
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index as report
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.machine import MACHINE_LOCK
 from gma_lib.runs.run import Run
 
 
@@ -351,6 +353,24 @@ def test_a_second_run_waits_for_the_first(tmp_path):
 
 
 @pytest.mark.exhaustive
+def test_a_stage_holds_the_lock_of_every_run(tmp_path, monkeypatch):
+    """Whose measurements wait for it, wherever its results go."""
+    held = []
+
+    def execute(job, running):
+        with open(MACHINE_LOCK) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(job.stage)
+        raise OSError("no need to compute")
+
+    monkeypatch.setattr(runner, "_execute_cells", execute)
+    command = ["reproduce", "--profile=tiny", "--until=01_data", f"--set=outputs={tmp_path}"]
+    gma(*command, exit_code=1)
+    assert held == ["01_data"]
+
+
 def test_no_loopback_is_a_sentence_at_once(tmp_path):
     """A network namespace of its own, whose loopback is down."""
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
