@@ -4,7 +4,8 @@
 
 Each setting is a process of its own, which imitates another machine through the libraries' own
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
-and is compared with the first setting. A setting that is done is not computed again.
+and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
+A setting that is done is not computed again; those of another commit are refused.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 
 SIZE = {"height": 224, "width": 512, "frames": 2}
 AVX512 = "X86_V4 AVX512_ICL AVX512_SPR"
+THREADS = {"OMP_NUM_THREADS": "2", "CORES": "2"}  # unless a setting has others
 SETTINGS = {
     "two threads": {},
     "two threads, again": {},
@@ -39,8 +41,7 @@ VARIANTS = [
 
 def compute(folder: Path) -> None:
     """Render the frames and compute flow in this process; write everything to one file."""
-    if os.environ.get("CORES"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, choose_cores(int(os.environ["CORES"])))
     from gma_lib import load
     from gma_lib.data import find_pairs
     from gma_lib.data.demo import render_demo
@@ -69,15 +70,35 @@ def compute(folder: Path) -> None:
     (folder / "partial.npz").rename(folder / "computed.npz")
 
 
+def choose_cores(count: int) -> list[int]:
+    """The first cores that this process may use; SystemExit where there are fewer."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < count:
+        raise SystemExit(f"{count} cores are needed; this process may use {len(cores)}")
+    return cores[:count]
+
+
+def require_commit(folder: Path) -> None:
+    """Keep the commit of what is computed into a folder; SystemExit where it holds another's."""
+    from gma_lib.runs.machine import find_commit
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file, commit = folder / "commit.txt", find_commit() or "unknown"
+    if not (folder / "computed.npz").is_file():
+        file.write_text(commit)
+    elif (made := file.read_text() if file.is_file() else "unknown") != commit:
+        raise SystemExit(f"{folder} is of commit {made}, not {commit}: delete it")
+
+
 def main(outputs: Path) -> None:
     files = {}
     for name, variables in SETTINGS.items():
         folder = outputs / name.replace(" ", "-").replace("/", "-").replace(",", "")
         files[name] = folder / "computed.npz"
+        require_commit(folder)
         if not files[name].is_file():
             print(name, flush=True)
-            folder.mkdir(parents=True, exist_ok=True)
-            environment = os.environ | {"GMA_CACHE": str(folder / "cache")} | variables
+            environment = os.environ | {"GMA_CACHE": str(folder / "cache")} | THREADS | variables
             command = [sys.executable, __file__, "--compute", str(folder)]
             subprocess.run(command, env=environment, check=True)
     found = {name: group_by_kind(file) for name, file in files.items()}
@@ -131,7 +152,8 @@ def group_by_kind(file: Path) -> dict[str, list[np.ndarray]]:
 
 
 def compare(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    """Largest difference; NaN where there is one."""
+    return float(np.max([np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True)]))
 
 
 def distances(ours: list[np.ndarray], theirs: list[np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gma_lib.cli.options import PATH
-from gma_lib.evaluate.any_files import match_files, score_files
+from gma_lib.evaluate.any_files import count_others, match_files, score_files
 from gma_lib.flow.metrics import GROUP_LABELS
 
 
@@ -32,12 +32,16 @@ def main(prediction: Path, truth: Path, occlusions: Path | None, as_json: bool) 
     files = match_files(prediction, truth)
     sums, unknown = score_files(files, occlusions=occlusions)
     scores = {group: errors.to_metrics() for group, errors in sums.items()}
+    others = count_others(truth)
     if as_json:
-        record = {"fields": len(files), "pixels_without_truth": unknown, **scores}
+        about = {"fields": len(files), "other_files": others, "pixels_without_truth": unknown}
+        record = about | scores
         click.echo(json.dumps(record, indent=1))
         return
     fields = f"{len(files)} flow field{'s' * (len(files) > 1)}"
     click.echo(f"{fields}; EPE in pixels; shares below 1, 3 and 5 px in %")
+    if others:
+        click.echo(f"left out: {others} files of {truth} that are no flow files")
     if unknown:
         click.echo(f"left out: {unknown:,} pixels without ground truth")
     click.echo(f"{'':26}{'pixels':>12}{'EPE':>9}{'1px':>8}{'3px':>8}{'5px':>8}{'Fl':>8}")

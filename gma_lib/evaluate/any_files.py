@@ -53,6 +53,13 @@ def match_files(prediction: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
     return {name: (predictions[name], path) for name, path in truths.items()}
 
 
+def count_others(truth: Path) -> int:
+    """Count the files in a folder of ground truth that are no flow files, and so are not scored."""
+    if not truth.is_dir():
+        return 0
+    return sum(path.is_file() and path.suffix.lower() not in FLOW_SUFFIXES for path in _walk(truth))
+
+
 def _list_fields(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Return path below the folder, without its suffix -> file."""
     found: dict[str, Path] = {}

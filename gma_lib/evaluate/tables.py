@@ -167,7 +167,9 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
             sentences.append(
                 f"{label} the {name} ({told[name]}) is {word} {best} ({told[best]}) in EPE."
             )
-    return " ".join(sentences) or "No pair has ground truth."
+    return " ".join(sentences) or (
+        "No pair was compared: none has ground truth, or classical_pairs is 0."
+    )
 
 
 def summarise_scores(classical: Record) -> str:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from gma_lib.perf.summary import UNSTABLE_SPREAD
+from gma_lib.runs.machine import count_cores
 from gma_lib.runs.records import Record
 
 SECONDS_BEFORE = 1.0
@@ -12,7 +13,9 @@ SECONDS_BEFORE = 1.0
 
 @dataclass(frozen=True)
 class _Moment:
-    """Seconds: of a clock, of all cores' work so far, and of this process and its children's."""
+    """Seconds: of a clock, of the work so far of the cores that this process may use, and of this
+    process and its children's.
+    """
 
     clock: float
     machine: float
@@ -20,7 +23,8 @@ class _Moment:
 
 
 class Load:
-    """The machine's load from ``SECONDS_BEFORE`` before a measurement on.
+    """The load of the cores that this process may use, from ``SECONDS_BEFORE`` before a measurement
+    on.
 
     The load average looks back a minute and counts the measurement itself. Whether the machine was
     busy is therefore decided by the cores' time that other processes took: more than 5 %, the
@@ -36,8 +40,9 @@ class Load:
 
     def add_to(self, perf: Record) -> Record:
         """Return a measurement that has ended just now with its ``load``: load averages over a
-        minute before and after, the cores, the share of their time that other processes took
-        before and during, and whether that is ``busy``, which is a caution, too.
+        minute before and after and the ``cores`` of the machine, the share of the time of the cores
+        that this process may use which other processes took before and during, and whether that is
+        ``busy``, which is a caution, too.
         """
         shares = self._others_before, _compute_share(self._start, _look())
         busy = max(shares) > UNSTABLE_SPREAD
@@ -63,13 +68,18 @@ class Load:
 def _look() -> _Moment:
     import psutil
 
-    times = psutil.cpu_times()._asdict()
+    cores = [one._asdict() for one in psutil.cpu_times(percpu=True)]
+    if hasattr(os, "sched_getaffinity"):
+        numbers = os.sched_getaffinity(0)
+        if max(numbers) < len(cores):  # else it is a container that lists its own cores only
+            cores = [cores[number] for number in numbers]
     # on Linux, time of guests is part of the user's
-    waiting = sum(times.get(name, 0) for name in ("idle", "iowait", "guest", "guest_nice"))
-    return _Moment(time.monotonic(), sum(times.values()) - waiting, sum(os.times()[:4]))
+    waiting = ("idle", "iowait", "guest", "guest_nice")
+    worked = sum(seconds for one in cores for name, seconds in one.items() if name not in waiting)
+    return _Moment(time.monotonic(), worked, sum(os.times()[:4]))
 
 
 def _compute_share(before: _Moment, now: _Moment) -> float:
-    """Share of all cores' time that other processes took between two moments, 0 to 1."""
+    """Share of our cores' time that other processes took between two moments, 0 to 1."""
     others = (now.machine - before.machine) - (now.own - before.own)
-    return max(others, 0.0) / ((now.clock - before.clock) * (os.cpu_count() or 1))
+    return max(others, 0.0) / ((now.clock - before.clock) * count_cores())

@@ -42,6 +42,16 @@ def test_evaluate_two_files(fields):
     )
 
 
+def test_ground_truth_in_another_format_is_counted(fields):
+    folders = fields / "prediction", fields / "truth"
+    assert json.loads(gma("evaluate", *folders, "--json"))["other_files"] == 0
+    assert "left out" not in gma("evaluate", *folders)
+    for name in ("c.pfm", "d.flo5", ".hidden"):
+        (fields / "truth/scene" / name).touch()
+    assert json.loads(gma("evaluate", *folders, "--json"))["other_files"] == 2
+    assert "left out: 2 files" in gma("evaluate", *folders)
+
+
 def test_evaluate_folders_with_masks(fields):
     mask = np.zeros((10, 20), bool)
     mask[:, 10:] = True

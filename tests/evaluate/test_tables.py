@@ -81,7 +81,7 @@ def test_the_sentence_says_who_is_ahead():
     both = {"network": sums(2.5), "network + variational refinement": sums(1), "DIS": sums(2)}
     assert "the network (2.50 px, 1px 80.0%) is behind DIS" in tables.describe_classical(both)
     assert "refinement (1.00 px, 1px 80.0%) is ahead of DIS" in tables.describe_classical(both)
-    assert tables.describe_classical({}) == "No pair has ground truth."
+    assert tables.describe_classical({}).startswith("No pair was compared")
 
 
 def test_curves_and_scene_errors(scores):

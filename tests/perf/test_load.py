@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections import namedtuple
 
+import psutil
 import pytest
 
 from gma_lib.perf import load
@@ -14,7 +16,7 @@ def machine(monkeypatch):
     """A machine of four cores whose clock and work the test sets; one second passes beforehand."""
     now = {"clock": 0.0, "machine": 100.0, "own": 1.0}
     monkeypatch.setattr(load, "_look", lambda: load._Moment(**now))
-    monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(load, "count_cores", lambda: 4)
     monkeypatch.setattr(
         load.time, "sleep", lambda seconds: now.update(clock=now["clock"] + seconds)
     )
@@ -42,6 +44,18 @@ def test_a_machine_that_was_busy_before_may_still_be(machine, monkeypatch):
     found = meter.add_to({})
     assert found["load"]["others_before"] == 0.5
     assert found["load"]["busy"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "worked"), [({1}, 5.0), ({0, 1}, 8.0), ({0, 1, 2}, 108.0), ({70, 71, 72}, 108.0)]
+)
+def test_only_the_cores_that_this_process_may_use_count(monkeypatch, ours, worked):
+    """A container may list its own cores only, under other numbers than theirs."""
+    core = namedtuple("core", "user idle iowait guest")
+    cores = [core(3.0, 50.0, 1.0, 2.0), core(5.0, 40.0, 0.0, 0.0), core(100.0, 0.0, 0.0, 0.0)]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: cores)
+    monkeypatch.setattr(load.os, "sched_getaffinity", lambda pid: ours)
+    assert load._look().machine == worked
 
 
 def test_the_work_of_another_process_is_seen_and_that_of_a_child_is_not():

@@ -1,0 +1,53 @@
+"""What `benchmarks/determinism.py` compares: arrays of one commit, with the threads it names."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+
+from gma_lib.runs import machine
+from gma_lib.runs.files import PROJECT
+
+PATH = PROJECT / "benchmarks" / "determinism.py"
+spec = importlib.util.spec_from_file_location("determinism", PATH)
+determinism = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(determinism)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_difference_that_is_no_number_is_not_hidden(place):
+    ours = [np.zeros(2), np.ones(2)]
+    assert determinism.compare(ours, ours) == 0
+    theirs = [np.zeros(2), np.full(2, 3.0)]
+    assert determinism.compare(ours, theirs) == 2
+    theirs[place] = np.array([0, np.nan])
+    assert np.isnan(determinism.compare(ours, theirs))
+    assert "nan" in determinism.format_cell(determinism.compare(ours, theirs))
+
+
+def test_two_threads_are_two_wherever_it_runs(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {9, 4, 7})
+    assert determinism.choose_cores(2) == [4, 7]
+    assert determinism.choose_cores(1) == [4]
+    with pytest.raises(SystemExit, match="4 cores"):
+        determinism.choose_cores(4)
+    first, again, one, *_ = (determinism.THREADS | it for it in determinism.SETTINGS.values())
+    assert first == again == {"OMP_NUM_THREADS": "2", "CORES": "2"}
+    assert one == {"OMP_NUM_THREADS": "1", "CORES": "1"}
+
+
+def test_what_another_commit_computed_is_refused(monkeypatch, tmp_path):
+    folder = tmp_path / "two-threads"
+    monkeypatch.setattr(machine, "find_commit", lambda: "a")
+    determinism.require_commit(folder)  # interrupted
+    monkeypatch.setattr(machine, "find_commit", lambda: "b")
+    determinism.require_commit(folder)
+    (folder / "computed.npz").touch()
+    determinism.require_commit(folder)
+    monkeypatch.setattr(machine, "find_commit", lambda: "a")
+    with pytest.raises(SystemExit, match="commit b"):
+        determinism.require_commit(folder)
+    (folder / "commit.txt").unlink()  # as older ones were left
+    with pytest.raises(SystemExit, match="unknown"):
+        determinism.require_commit(folder)
