@@ -169,6 +169,18 @@ def run_stage(stage, outputs, *settings, batch_size=2):
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
+def open_tiny(outputs, name="test", batch_size=2):
+    """The run of that command."""
+    return open_run(
+        profile="tiny",
+        backend="openvino",
+        precision="float32",
+        batch_size=batch_size,
+        run=name,
+        outputs=str(outputs),
+    )
+
+
 def copy_until(finished, outputs, stage):
     """A run as it is before this stage."""
     stages = list(STAGES)

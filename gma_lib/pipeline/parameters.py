@@ -106,7 +106,8 @@ class Settings(TypedDict, total=False):
 
 @with_config(_STRICT)
 class Parameters(Settings, total=False):
-    """All parameters, of every notebook and of the runner itself (``limit_s``, ``cell_limit_s``).
+    """All parameters, of every notebook and of the runner itself (``limit_s``, ``cell_limit_s``,
+    ``keep_flow``).
 
     ``params/`` and the notebooks say what each is.
     """
@@ -117,6 +118,7 @@ class Parameters(Settings, total=False):
     cluster: Annotated[str, _pass_through(check_cluster)]
     limit_s: _Seconds
     cell_limit_s: _Seconds
+    keep_flow: bool
     sintel_root: _Path | None
     split: Literal["training", "test"]
     passes: Annotated[list[Literal["clean", "final"]], _pass_through(_check_items)]

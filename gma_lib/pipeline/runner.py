@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from gma_lib.pipeline.dropped import list_dropped, locate_note
 from gma_lib.pipeline.headlines import describe_result
 from gma_lib.pipeline.parameters import read_parameters
 from gma_lib.pipeline.settings import find_contradiction, make_run
@@ -140,7 +141,7 @@ def run_stage(
         Before anything is written.
     """
     run = make_run(parameters)
-    mine = {name: parameters[name] for name in read_parameters(stage) if name in parameters}
+    mine = _take_declared(stage, parameters)
     job = Job(stage, run, mine, parameters["limit_s"], parameters["cell_limit_s"])
     with hold_lock(
         job.folder / ".lock", f"another run in {shorten_path(job.folder)} ({job.label})"
@@ -151,6 +152,7 @@ def run_stage(
         _require_one_run(job, parameters)
         digests = Digests(run.outputs / ".digests.json")
         changes = find_changes(stage, run, mine, digests)
+        changes = changes or _find_needing_dropped(stage, run, parameters, digests)
         if not force and not changes:
             digests.save()
             logger.info("%s: up to date", job.label)
@@ -173,6 +175,23 @@ def run_stage(
         digests.save()
         _log_end(job, status, seconds, reason)
         return status
+
+
+def _take_declared(stage: str, parameters: Record) -> Record:
+    """The parameters that a stage's notebook declares."""
+    return {name: parameters[name] for name in read_parameters(stage) if name in parameters}
+
+
+def _find_needing_dropped(stage: str, run: Run, parameters: Record, digests: Digests) -> list[str]:
+    """Of 04_infer: say which later stage has to run again with flow that was dropped."""
+    if stage != "04_infer" or not list_dropped(run):
+        return []
+    return [
+        f"{name}, which needs the flow that was dropped,"
+        for name in STAGES
+        if stage in STAGES[name].reads
+        and find_changes(name, run, _take_declared(name, parameters), digests)
+    ]
 
 
 def _require_one_run(job: Job, parameters: Record) -> None:
@@ -222,6 +241,8 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     running, done, failed, _ = (folder / f"{stage}{ending}" for ending in ENDINGS)
     _remove_results(job, ENDINGS)  # from now on an older one must not pass for this run's
+    if stage == "04_infer":
+        locate_note(job.run).unlink(missing_ok=True)
     with nullcontext() if STAGES[stage].is_measurement else shared_machine():
         status, reason = _run_notebook(job, running)
     missing = [pattern for pattern in STAGES[stage].products if not any(folder.glob(pattern))]

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from gma_lib.pipeline.chain import digest_record
+from gma_lib.pipeline.dropped import list_dropped
 from gma_lib.pipeline.settings import read_settings_record
 from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
@@ -143,7 +144,9 @@ def of_modules(consumed: dict[str, str], stage: str, run: Run) -> dict[str, str]
 
 
 def digest_products(stage: str, run: Run, digests: Digests) -> dict[str, str]:
-    """Digest the files that a stage left, as they are now; of records, the result alone."""
+    """Digest the files that a stage left, as they are now; of records, the result alone; of flow
+    that was dropped, what its record says.
+    """
     folder = locate_stage(stage, run)
     patterns = (*STAGES[stage].products, *STAGES[stage].extras)
     found = digests.digest_files(
@@ -154,6 +157,8 @@ def digest_products(stage: str, run: Run, digests: Digests) -> dict[str, str]:
             found[record] = digest_record(read_json(folder / record, made_by=stage))
         except ValueError:
             found[record] = "damaged"
+    if stage == "04_infer":
+        found |= list_dropped(run)
     return {f"{stage} {name}": digest for name, digest in found.items()}
 
 

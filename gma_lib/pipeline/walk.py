@@ -3,15 +3,18 @@
 import logging
 from collections.abc import Sequence
 
+from gma_lib.backends.base import find_backend
 from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.flow.files import count_flow_bytes
 from gma_lib.infer.inference import flow_path
 from gma_lib.pipeline.chain import read_index
+from gma_lib.pipeline.dropped import drop_flow, list_dropped
 from gma_lib.pipeline.runner import EXIT, NotReady, WritePage, run_stage
 from gma_lib.pipeline.settings import make_run
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import read_stamp
-from gma_lib.runs.files import require_free_space
+from gma_lib.runs.files import require_free_space, shorten_path
+from gma_lib.runs.processes import hold_lock
 from gma_lib.runs.records import Record
 
 # Seconds of the demo's stages on two cores, until this machine's own are known
@@ -62,6 +65,8 @@ def run_stages(
         if STAGES[stage].is_measurement == is_measurement
         and not (place and STAGES[stage].is_shared)
     ]
+    if "03_convert" in wanted:
+        _require_precision(runs)
     ended: list[str] = []
     for number, (stage, parameters) in enumerate(plan):
         place = f"stage {number + 1} of {len(plan)}{_estimate_left(plan, number)}: "
@@ -79,7 +84,36 @@ def run_stages(
                 _require_space(runs)
             if "07_inside" in wanted:
                 _require_look_at(runs)
+    if until is None and not any(EXIT[status] for status in ended):
+        _drop_scored_flow(runs)
     return ended
+
+
+def _drop_scored_flow(runs: Sequence[Record]) -> None:
+    """Delete flow where ``keep_flow`` is false, and say how much; a batch size that did not fit has
+    none.
+    """
+    for parameters in runs:
+        run = make_run(parameters)
+        if parameters.get("keep_flow", True) or not locate_record("04_infer", run).is_file():
+            continue
+        with hold_lock(run.folder / ".lock", f"another run in {shorten_path(run.folder)}"):
+            if freed := drop_flow(run):
+                logger.info(
+                    "flow bs%d: %.1f MB deleted, now that it is scored (keep_flow=false)",
+                    run.batch_size,
+                    freed / 1e6,
+                )
+
+
+def _require_precision(runs: Sequence[Record]) -> None:
+    """Raise ValueError, before a network is exported, for a reduced precision that this machine
+    does not compute in. 03_convert says itself what a card needs.
+    """
+    asked = {(one["backend"], one["precision"]) for one in runs if one.get("precision")}
+    for backend, precision in asked:
+        if backend != "ascend":
+            find_backend(backend).options(precision=precision).require()
 
 
 def _require_space(runs: Sequence[Record]) -> None:
@@ -87,6 +121,8 @@ def _require_space(runs: Sequence[Record]) -> None:
     needed = 0
     for parameters in runs:
         run = make_run(parameters)
+        if list_dropped(run):  # most likely there is nothing to compute
+            continue
         index = read_index(run)
         chosen, _ = choose_subset(
             load_pairs(index),

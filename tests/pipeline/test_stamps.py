@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import copy_until, list_command, run_stage
+from conftest import copy_until, list_command, open_tiny, run_stage
 
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.pipeline import stamps
@@ -16,22 +16,10 @@ from gma_lib.pipeline.chain import digest_record, find_comparable, read_records
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_statuses
 from gma_lib.report import index as report
-from gma_lib.runs import run as runs
 from gma_lib.runs.code import hash_code
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT, hash_file
 from gma_lib.runs.records import read_json, write_json
-
-
-def open_tiny(outputs, name="test", batch_size=2):
-    return runs.open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=batch_size,
-        run=name,
-        outputs=str(outputs),
-    )
 
 
 def content(path):

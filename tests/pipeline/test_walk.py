@@ -51,6 +51,13 @@ def say_places(parameters, monkeypatch):
     return places
 
 
+def test_a_precision_that_this_machine_lacks_is_refused_before_anything_runs(parameters):
+    """PyTorch has no int8; without one, the first stage would run."""
+    asked = [one | {"backend": "torch", "precision": "int8"} for one in parameters]
+    with pytest.raises(ValueError, match="int8"):
+        walk.run_stages(asked, write_page=None)
+
+
 def test_the_demo_s_usual_time_is_said_until_its_own_is_known(parameters, monkeypatch):
     places = say_places(parameters, monkeypatch)
     assert len(places) == 13
