@@ -194,9 +194,10 @@ def _compute(
         remark(f"{folder} holds {done} pairs already; computing the rest")
     try:
         flows = estimator.along(islice(frames, done, None), warm=warm, flow_low=flow_low)
-        first = list(islice(flows, 1))  # may build a model, which the rate shown should not count
-        left = total - 1 - done if total else None
-        for field in track(chain(first, flows), label="flow", unit="pair", total=left):
+        # The first may build a model, which the rate should not count
+        first, left = list(islice(flows, 1)), total - 1 - done if total else None
+        shown = track(flows, label="flow", unit="pair", total=left, initial=len(first))
+        for field in chain(first, shown):
             write_flow_file(name(done), field)
             done += 1
             if warm and estimator.last_flow_low is not None:

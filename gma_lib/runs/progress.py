@@ -31,9 +31,16 @@ class Track(Protocol):
 
 
 def track(
-    items: Iterable[Item], *, label: str, unit: str = "item", total: int | None = None
+    items: Iterable[Item],
+    *,
+    label: str,
+    unit: str = "item",
+    total: int | None = None,
+    initial: int = 0,
 ) -> Iterator[Item]:
     """Pass items through and show progress, with rate and time left.
+
+    ``initial`` of the ``total`` were there before: they count as done, not for the rate.
 
     In JupyterLab and in a terminal this is a tqdm bar. Under papermill, in a pipe or in a log it is
     one line every few seconds, about 60 in all: a widget would freeze at 0 % in the saved notebook.
@@ -43,9 +50,9 @@ def track(
     if _is_interactive():
         from tqdm.auto import tqdm
 
-        yield from tqdm(items, desc=label, unit=unit, total=total)
+        yield from tqdm(items, desc=label, unit=unit, total=total, initial=initial)
     else:
-        yield from _log_lines(items, label=label, unit=unit, total=total)
+        yield from _log_lines(items, label=label, unit=unit, total=total, initial=initial)
 
 
 def pass_silently(
@@ -131,7 +138,7 @@ def _is_interactive() -> bool:
 
 
 def _log_lines(
-    items: Iterable[Item], *, label: str, unit: str, total: int | None
+    items: Iterable[Item], *, label: str, unit: str, total: int | None, initial: int
 ) -> Iterator[Item]:
     start = last = time.monotonic()
     done = 0
@@ -139,16 +146,20 @@ def _log_lines(
         yield item
         done += 1
         now = time.monotonic()
-        expected = (now - start) * (total or done) / done  # seconds in all
-        if now - last >= max(SECONDS_BETWEEN_LINES, expected / MOST_LINES) and done != total:
-            logger.info(_describe_rate(label, done, total, unit, now - start))
+        wanted = total - initial if total else None
+        expected = (now - start) * (wanted or done) / done  # seconds in all
+        if now - last >= max(SECONDS_BETWEEN_LINES, expected / MOST_LINES) and done != wanted:
+            logger.info(_describe_rate(label, done, initial, total, unit, now - start))
             last = now
     if done:
-        logger.info(_describe_rate(label, done, total, unit, time.monotonic() - start))
+        logger.info(_describe_rate(label, done, initial, total, unit, time.monotonic() - start))
 
 
-def _describe_rate(label: str, done: int, total: int | None, unit: str, seconds: float) -> str:
+def _describe_rate(
+    label: str, done: int, initial: int, total: int | None, unit: str, seconds: float
+) -> str:
     rate = done / max(seconds, 1e-9)
+    done += initial
     count = f"{done}/{total}" if total else f"{done}"
     units = unit if unit.isupper() else f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     speed = f"{rate:.2f} {units}/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{unit}"

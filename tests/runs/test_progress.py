@@ -33,6 +33,18 @@ def test_items_of_unknown_number_are_counted(lines):
     assert [line.split(" pairs")[0] for line in lines()] == ["flow: 1", "flow: 2", "flow: 2"]
 
 
+def test_what_was_there_before_counts_but_not_for_the_rate(lines, monkeypatch):
+    seconds = iter((0.0, 10.0, 20.0, 20.0, 0.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    assert len(list(progress.track("ab", label="flow", unit="pair", total=3, initial=1))) == 2
+    assert lines() == [
+        "flow: 2/3 pairs, 0.10 pairs/s, 10 s left",
+        "flow: 3/3 pairs in 20.0 s, 0.10 pairs/s",
+    ]
+    assert not list(progress.track("", label="flow", unit="pair", total=1, initial=1))
+    assert not lines()
+
+
 def test_a_long_loop_logs_about_sixty_lines(lines, monkeypatch):
     seconds = iter(range(10_000))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
