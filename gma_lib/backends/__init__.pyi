@@ -9,6 +9,7 @@ from .base import FolderBackend as FolderBackend
 from .base import Options as Options
 from .base import SplitBackend as SplitBackend
 from .base import find_backend as find_backend
+from .base import is_for_sequences as is_for_sequences
 from .base import load_backend as load_backend
 from .cuda import GPUS as GPUS
 from .cuda import CudaBackend as CudaBackend

@@ -91,7 +91,8 @@ def load_network(path: Path) -> tuple[GMA, tuple[str, ...], int | None]:
     """Load the network that a ``gma.safetensors`` holds; return it, the steps of the deploy form
     that it was exported with, and how many pairs it was made to compute at once.
     """
-    if not Path(path).is_file():
+    path = Path(path).absolute()  # a relative one is the project's to whoever loads weights
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model; run 03_convert first")
     with safe_open(path, framework="np") as file:
         about = file.metadata() or {}

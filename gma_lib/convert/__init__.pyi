@@ -1,3 +1,4 @@
+from .batches import compare_along as compare_along
 from .batches import compare_together as compare_together
 from .batches import gather_batch as gather_batch
 from .batches import read_different_pairs as read_different_pairs

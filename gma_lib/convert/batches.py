@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -74,6 +75,23 @@ def compare_together(
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
     return {f"{_count(spec.batch_size)} of {width}x{height} px, computed together": found}
+
+
+def compare_along(
+    network: backends.Backend, batch: Batch, spec: ModelSpec, folder: Path
+) -> dict[str, Deviation]:
+    """Compare what the model's parts compute along a sequence, as 04_infer runs them, with
+    PyTorch's flow of the first pair; empty where ``network``, which may be closed, is run whole.
+
+    The model is loaded again: memory then never holds the parts and the whole network.
+    """
+    if not backends.is_for_sequences(network):
+        return {}
+    with backends.load_backend(spec.backend, folder, precision=spec.precision) as again:
+        sequence = backends.AlongSequence(cast(backends.SplitBackend, again))
+        flow, _ = sequence.flow("first", batch.image1[:1], "second", batch.image2[:1])
+    found = Deviation.between(flow, batch.flow[:1])
+    return {f"1 pair of {spec.width}x{spec.height} px, in parts along a sequence": found}
 
 
 def gather_batch(

@@ -114,9 +114,20 @@ class Conversion:
 
 
 def find_sources(folder: Path) -> list[Path]:
-    """List the exported files of a folder: the whole network and, if they exist, its parts."""
-    parts = [folder / f"gma_{part}.onnx" for part in ("features", "context", "refine")]
-    return [folder / "gma.onnx", *(path for path in parts if path.is_file())]
+    """List the exported files of a folder: the whole network and, if they exist, its parts;
+    ValueError if those are of another export, whose network may be another.
+    """
+    whole = folder / "gma.onnx"
+    parts = [path for path in _name_parts(whole) if path.is_file()]
+    for path in parts:
+        if export.read_description(path) != export.read_description(whole):
+            raise ValueError(f"{path} is of another export than {whole.name}: run 02_export again")
+    return [whole, *parts]
+
+
+def _name_parts(whole: Path) -> list[Path]:
+    names = ("features", "context", "refine")
+    return [whole.with_name(f"{whole.stem}_{name}{whole.suffix}") for name in names]
 
 
 def describe_parts(at_once: int) -> str:
@@ -168,7 +179,8 @@ def convert_to_torch(folder: Path, checkpoint: str, at_once: int) -> Conversion:
 
 
 def export_model(spec: ModelSpec, folder: Path) -> tuple[list[Path], network.Checkpoint]:
-    """Write ``gma.onnx`` and, if the specification asks for them, its parts.
+    """Write ``gma.onnx`` and, if the specification asks for them, its parts; parts of another
+    export are removed.
 
     Returns
     -------
@@ -179,6 +191,8 @@ def export_model(spec: ModelSpec, folder: Path) -> tuple[list[Path], network.Che
     model = network.to_deploy_form(model, spec.steps)
     size = {"height": spec.height, "width": spec.width, "batch_size": spec.batch_size}
     whole = Path(folder) / "gma.onnx"
+    for part in _name_parts(whole):
+        part.unlink(missing_ok=True)
     files = [export.export_whole(model, whole, **size, checkpoint=checkpoint, opset=spec.opset)]
     if spec.parts:
         files += export.export_split(model, folder, **size, checkpoint=checkpoint, opset=spec.opset)
@@ -218,6 +232,8 @@ def convert(
             f"at_once={at_once} does not divide the batch size, {batch_size}; give a divisor, or "
             "null for the whole batch"
         )
+    for part in _name_parts(source.with_name(model_file)):  # which it may not write
+        part.unlink(missing_ok=True)
     if model_file == "gma.safetensors":
         return convert_to_torch(source.parent, checkpoint, at_once)
     if backend == "ascend":

@@ -4,6 +4,7 @@ do.
 
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from gma_lib import backends, export
 from gma_lib.backends import BACKENDS, FakeBackend, load_backend
 from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
-from gma_lib.backends.torch import name_device
+from gma_lib.backends.torch import load_network, name_device
 from gma_lib.convert import convert
 from gma_lib.data.padding import Padding
 from gma_lib.doctor.checks import has_bf16
@@ -19,7 +20,7 @@ from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
-from gma_lib.network.model import GMAConfig
+from gma_lib.network.model import GMA, GMAConfig
 
 pytestmark = pytest.mark.slow
 
@@ -309,6 +310,12 @@ def test_a_missing_package_says_what_to_install(name, models, monkeypatch):
 def test_a_missing_model_says_what_to_run(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run 0[23]_"):
         load_backend(name, tmp_path, precision="float32")
+
+
+def test_a_relative_model_starts_where_one_works(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models.parent)
+    network, _, _ = load_network(Path(models.name) / "gma.safetensors")
+    assert isinstance(network, GMA)
 
 
 def test_the_fake_answers(small_frames):

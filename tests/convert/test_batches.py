@@ -1,13 +1,16 @@
 """A batch is compared on pairs that differ, so that places mixed up or computed wrongly show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from gma_lib import backends
-from gma_lib.backends import load_backend
+from gma_lib.backends import FakeBackend, load_backend
 from gma_lib.convert import batches
 from gma_lib.convert.conversion import ModelSpec, prepare_model, read_spec
 from gma_lib.data import sintel
+from gma_lib.export import compute_reference
 from gma_lib.flow.metrics import Deviation
 
 pytestmark = pytest.mark.slow
@@ -86,6 +89,34 @@ def test_places_mixed_up_are_found(pairs, reference, tmp_path, monkeypatch):
         mixed = network.predict(batch.image1[[0, 2, 1]], batch.image2[[0, 2, 1]])
     assert Deviation.between(flow[1:], batch.flow[1:]).is_rounding
     assert not Deviation.between(mixed[1:], batch.flow[1:]).is_rounding
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+def test_the_parts_that_compute_a_sequence_are_compared(backend, pairs, tmp_path):
+    """The whole network may be right where its parts are of other weights."""
+    spec = replace(SPEC, backend=backend, parts=True)
+    model, _ = spec.load_network()
+    frames = batches.read_different_pairs(pairs, spec, first=pairs[0].name)
+    reference = compute_reference(model, *(images[:1] for images in frames))
+    batch = batches.Batch(*frames, np.repeat(reference, 3, axis=0), "three pairs")
+    prepare_model(spec, tmp_path)
+    with load_backend(backend, tmp_path, precision="float32") as network:
+        pass
+    [(what, found)] = batches.compare_along(network, batch, spec, tmp_path).items()
+    assert what == "1 pair of 160x128 px, in parts along a sequence"
+    assert found.is_rounding
+    prepare_model(replace(spec, checkpoint="gma-procedural"), tmp_path)
+    [found] = batches.compare_along(network, batch, spec, tmp_path).values()
+    assert not found.is_rounding
+
+
+def test_what_no_sequence_runs_is_compared_whole_only(pairs, tmp_path):
+    """As a batch that is computed together: the parts then take whole batches."""
+    spec = replace(SPEC, at_once=None, parts=True)
+    prepare_model(spec, tmp_path)
+    with load_backend("openvino", tmp_path, precision="float32") as network:
+        assert batches.compare_along(network, None, spec, tmp_path) == {}
+    assert batches.compare_along(FakeBackend(), None, spec, tmp_path) == {}
 
 
 def test_the_specification_is_what_export_was_told():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 
@@ -111,6 +112,27 @@ def test_an_export_that_does_not_say_its_form(prepared, tmp_path):
     onnx.save(model, tmp_path / "gma.onnx")
     with pytest.raises(ValueError, match="another version: run 02_export again"):
         convert("torch", tmp_path, checkpoint="seeded")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_parts_of_an_older_export_are_never_run(tmp_path, small_frames, backend):
+    """They may be of other weights than the network that lies beside them."""
+    spec = dataclasses.replace(SPEC, backend=backend, num_updates=1)
+    prepare_model(dataclasses.replace(spec, parts=True), tmp_path)
+    assert len(prepare_model(dataclasses.replace(spec, num_updates=2), tmp_path).files) == 1
+    with (
+        load_backend(backend, tmp_path, precision="float32") as network,
+        pytest.raises(FileNotFoundError, match="_features"),
+    ):
+        network.features(small_frames[0])
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_parts_of_another_export_are_not_converted(prepared, tmp_path, backend):
+    prepare_model(dataclasses.replace(SPEC, num_updates=1, parts=True), tmp_path)
+    shutil.copy(prepared[0] / "gma.onnx", tmp_path)
+    with pytest.raises(ValueError, match=r"gma_features\.onnx is of another export"):
+        convert(backend, tmp_path, checkpoint="seeded")
 
 
 def test_the_same_graph_is_the_same_file(prepared):
