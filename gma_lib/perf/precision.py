@@ -17,7 +17,7 @@ import numpy as np
 from gma_lib import backends, convert, export, runs
 from gma_lib.flow.metrics import pool_scores, sum_errors
 from gma_lib.training.config import load_config
-from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
+from gma_lib.training.pairs import VALIDATION, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 LARGEST_PX1_LOSS = 0.1  # percentage points
@@ -88,7 +88,7 @@ def measure_precisions(
     )
     model, checkpoint = spec.load_network()
     config = load_config(runs.RESOURCES / "params" / "train.yaml")
-    families = render_held_out(config, PairSource(config), SCENES)
+    families = render_held_out(config, SCENES)
     exact = {
         family: [
             export.compute_reference(model, *_batch_frames(pair))

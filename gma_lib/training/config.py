@@ -117,7 +117,7 @@ class TrainingConfig:
     Attributes
     ----------
     seed
-        Seed of weights, banks and scenes.
+        Seed of weights, banks and scenes; not 20211010 or 20211011, those of the held-out scenes.
     textures
         Size of the bank of drawn textures.
     photographs

@@ -37,7 +37,7 @@ from gma_lib.training.config import (
     name_differences,
 )
 from gma_lib.training.curve import plot_training
-from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
+from gma_lib.training.pairs import VALIDATION, render_held_out
 from gma_lib.training.scenes import TrainingPair
 
 NAME = "gma-procedural"
@@ -166,9 +166,7 @@ def score_held_out(
     from the folder ``kept``.
     """
     model, first = network.load_model(weights)[0].to(device), config.validation_pairs
-    families = render_held_out(
-        config, PairSource(config, device), numbers=range(first, first + TEST_PAIRS)
-    )
+    families = render_held_out(config, numbers=range(first, first + TEST_PAIRS), device=device)
     return {
         family: _score_with_dis(model, pairs, TrainingPair.to_arrays, label=family, kept=kept)
         for family, pairs in families.items()

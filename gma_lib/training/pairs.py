@@ -25,6 +25,8 @@ from gma_lib.training.textures import (
 
 # Numbers of held-out scenes start here; training counts up from 0.
 HELD_OUT = 1_000_000_000
+# Seed of the held-out banks and scenes; training with it, or the next, would have seen them.
+HELD_OUT_SEED = 20211010
 VALIDATION = Phase(
     name="validation",
     steps=1,
@@ -61,11 +63,10 @@ class PairSource:
         self.config = config
         outlines = draw_outlines(64, config.seed)
         textures = draw_textures(TRAINING_TEXTURES, config.textures, config.seed)
-        # validation shows drawn textures only
-        self.renderer = self.held_out_renderer = SceneRenderer(textures, outlines, device)
         if config.photographs:
             photographs = draw_textures((cut_photograph,), config.photographs, config.seed + 2)
-            self.renderer = SceneRenderer(torch.cat([textures, photographs]), outlines, device)
+            textures = torch.cat([textures, photographs])
+        self.renderer = SceneRenderer(textures, outlines, device)
 
     def render_pair(self, number: int, phase: Phase) -> TrainingPair:
         """Render the scene with this number as a phase sees it."""
@@ -95,31 +96,43 @@ def _render(
     return dim_light(pair, rng) if phase.dim and rng.random() < phase.dim else pair
 
 
+def require_other_seed(config: TrainingConfig) -> None:
+    """Raise ValueError for a seed whose textures and outlines are those of held-out scenes."""
+    if config.seed in (HELD_OUT_SEED, HELD_OUT_SEED + 1):
+        raise ValueError(
+            f"the seed {config.seed} is one of the held-out scenes ({HELD_OUT_SEED} and "
+            f"{HELD_OUT_SEED + 1}): choose another"
+        )
+
+
 def render_held_out(
     config: TrainingConfig,
-    source: PairSource,
     phase: Phase = VALIDATION,
     *,
     numbers: Iterable[int] | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[TrainingPair]]:
-    """Render the held-out families: ``layers`` with unseen seeds, ``planes`` with other kinds of
-    textures, moved by homographies.
+    """Render the held-out families, the same for every seed of a training: ``layers`` of its kind
+    with textures, outlines and scenes of their own, ``planes`` with other kinds of textures, moved
+    by homographies. Neither shows photographs.
 
     ``numbers`` selects scenes; the default is the first ``validation_pairs`` of each family, by
     which weights may be chosen.
     """
     families: dict[str, list[TrainingPair]] = {"layers": [], "planes": []}
-    other = SceneRenderer(
-        draw_textures(HELD_OUT_TEXTURES, 12, config.seed + 1),
-        draw_outlines(24, config.seed + 1),
-        source.renderer.device,
+    drawn = dataclasses.replace(config, seed=HELD_OUT_SEED, photographs=0)
+    layers = PairSource(drawn, device).renderer
+    planes = SceneRenderer(
+        draw_textures(HELD_OUT_TEXTURES, 12, HELD_OUT_SEED + 1),
+        draw_outlines(24, HELD_OUT_SEED + 1),
+        layers.device,
     )
     chosen = range(config.validation_pairs) if numbers is None else numbers
     for number in track(chosen, label="held-out scenes", unit="pair"):
-        seed = [config.seed, HELD_OUT + number]
-        families["layers"].append(_render(source.held_out_renderer, seed, phase))
-        seed = [config.seed + 1, HELD_OUT + number]
-        families["planes"].append(_render(other, seed, phase, projective=True))
+        seed = [HELD_OUT_SEED, HELD_OUT + number]
+        families["layers"].append(_render(layers, seed, phase))
+        seed = [HELD_OUT_SEED + 1, HELD_OUT + number]
+        families["planes"].append(_render(planes, seed, phase, projective=True))
     return families
 
 

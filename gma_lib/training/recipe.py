@@ -23,9 +23,9 @@ from gma_lib.training.config import (
     Part,
     Recipe,
     TrainingConfig,
-    load_config,
     name_differences,
 )
+from gma_lib.training.pairs import require_other_seed
 from gma_lib.training.trainer import read_log, train
 
 logger = logging.getLogger(__name__)
@@ -134,14 +134,12 @@ def _read_records(path: Path, recipe: Recipe) -> dict[str, runs.Record]:
 
 def _require_feasible(parts: list[Part], folder: Path) -> None:
     """Raise before hours of work what would stop them."""
-    held_out = load_config(runs.RESOURCES / "params" / "train.yaml").seed
     trained = [(part.name, part.training) for part in parts if part.training and not part.base]
     for name, training in trained:
-        if training.seed in (held_out, held_out + 1):
-            raise ValueError(
-                f"{name}: the seed {training.seed} is one of the held-out scenes "
-                f"({held_out} and {held_out + 1}): choose another"
-            )
+        try:
+            require_other_seed(training)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     if any(training.photographs for _, training in trained):
         importlib.import_module("skimage")
     for part in parts:

@@ -4,6 +4,7 @@ A killed run resumes on the same curve: every pair is a function of its number.
 """
 
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from gma_lib.runs.processes import lock_path
 from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
-from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out
+from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out, require_other_seed
 from gma_lib.training.scenes import TrainingPair
 
 logger = logging.getLogger(__name__)
@@ -212,13 +213,10 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write everything that a resumed run needs, whole or not at all."""
-        try:
-            with runs.write_atomically(path) as file:
-                torch.save(self._collect_state(), file)
-        except RuntimeError as error:  # how torch.save reports a full disk
-            raise OSError(
-                f"{path}: cannot write the checkpoint; is the disk full? The last one is unchanged"
-            ) from error
+        # in memory first: to torch.save, a full disk is a RuntimeError like any other
+        torch.save(self._collect_state(), content := io.BytesIO())
+        with runs.write_atomically(path) as file:
+            file.write_bytes(content.getbuffer())
 
     def resume(self, path: Path) -> None:
         """Continue from a saved state of the same configuration.
@@ -275,7 +273,8 @@ def train(
     FileExistsError, FileNotFoundError
         ``folder`` holds results of another run; there is no checkpoint to ``resume``.
     ValueError
-        Another process trains in ``folder``, or its checkpoint or log cannot be resumed.
+        Another process trains in ``folder``, its checkpoint or log cannot be resumed, or a new
+        training has a seed of the held-out scenes.
     TrainingDivergedError
         The loss is no longer a number.
     """
@@ -285,6 +284,8 @@ def train(
         raise FileNotFoundError(
             f"{checkpoint}: no checkpoint to resume from; leave out --resume to start a new run"
         )
+    if not resume:
+        require_other_seed(config)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:
@@ -311,7 +312,7 @@ def _train_on(trainer: Trainer, folder: Path) -> None:
     """Train from where a trainer stands to the end, and write what ``train`` says."""
     config, log = trainer.config, folder / "log.jsonl"
     cut_log(log, trainer.step)
-    families = render_held_out(config, trainer.source) if config.validation_pairs else {}
+    families = render_held_out(config, device=trainer.device) if config.validation_pairs else {}
     best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
     saved, averaged = time.monotonic(), trainer.averaged.module
     with open(log, "a", encoding="utf-8", buffering=1) as lines:  # line by line

@@ -2,6 +2,8 @@
 they would be something else.
 """
 
+import dataclasses
+
 import numpy as np
 import openvino
 import pytest
@@ -23,6 +25,7 @@ from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs import progress
+from gma_lib.runs.files import PROJECT
 from gma_lib.training.pairs import HELD_OUT
 
 pytestmark = [
@@ -247,6 +250,18 @@ def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
     convert("openvino", tmp_path, checkpoint="gma-procedural")
     with pytest.raises(ValueError, match=r"int8.*03_convert"):
         load_backend("openvino", tmp_path, precision="int8")
+
+
+def test_another_seed_of_training_makes_no_other_models(monkeypatch):
+    frames = quantization.render_calibration_frames(128, 128, pairs=3)
+    other = dataclasses.replace(quantization.load_config(PROJECT / "params" / "train.yaml"), seed=5)
+    monkeypatch.setattr(quantization, "load_config", lambda _: other)
+    again = quantization.render_calibration_frames(128, 128, pairs=3)
+    np.testing.assert_array_equal(again, frames)
+    # grey levels, as at commit 3629ad4, when training had this seed
+    means = [frame.mean() for pair in frames[::2] for frame in pair]
+    known = [23.949, 19.233, 65.363, 65.519, 120.194, 132.414]
+    assert means == pytest.approx(known, abs=2e-3)
 
 
 def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():

@@ -10,6 +10,7 @@ from gma_lib.data import sintel
 from gma_lib.data.guide_tensors import (
     number_pairs,
     read_tensor,
+    remove_guide_tensors,
     write_guide_tensors,
     write_tensor,
 )
@@ -25,6 +26,37 @@ def test_the_guides_tensors(pairs, tmp_path):
     np.testing.assert_array_equal(found, read_frame(pairs[4].image1))
     assert read_tensor(folder / "clean/gt/0.bin", (128, 160, 2))[0, 0].tolist() == [3, 4]
     assert sorted(path.stem for path in (folder / "clean/gt").iterdir()) == ["0", "1", "2"]
+
+
+def list_files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pairs": slice(0, 1)},  # fewer frames, and one pass
+        {"with_truth": False},  # as of the test split
+        {"plain_names": True},
+    ],
+    ids=["fewer", "without truth", "plain names"],
+)
+def test_nothing_of_an_earlier_set_is_left_beside_a_new_one(pairs, tmp_path, change):
+    """Whoever reads the folder would pair new frames with old truth."""
+    many = pairs[:1] * 3 + pairs
+    many = [
+        sintel.FramePair(one.pass_name, f"{number}", 1, one.image1, one.image2, one.flow)
+        for number, one in enumerate(many * 2)
+    ]
+    write_guide_tensors(many, tmp_path / "used")
+    (tmp_path / "used" / "clean" / "gt" / "mine.bin").write_bytes(b"mine")
+    change = dict(change)
+    few = many[change.pop("pairs", slice(None))]
+    write_guide_tensors(few, tmp_path / "used", **change)
+    write_guide_tensors(few, tmp_path / "new", **change)
+    assert list_files(tmp_path / "used") == list_files(tmp_path / "new") | {"clean/gt/mine.bin"}
+    remove_guide_tensors(tmp_path / "used")
+    assert list_files(tmp_path / "used") == {"clean/gt/mine.bin"}
 
 
 def test_many_pairs_get_stems_of_one_length(pairs):

@@ -22,7 +22,7 @@ from gma_lib.training import model_card as card
 from gma_lib.training.config import load_recipe
 from gma_lib.training.curve import plot_training
 from gma_lib.training.model_card import predict_updates, score_pairs, score_sintel
-from gma_lib.training.pairs import PairSource, render_held_out
+from gma_lib.training.pairs import render_held_out
 
 pytestmark = pytest.mark.slow
 CONFIG = PROJECT / "params" / "train.yaml"
@@ -121,8 +121,8 @@ def test_scores_are_of_the_scenes_after_those_of_validation(
     )
     found = json.loads(printed.stdout)  # JSON alone: progress goes to stderr
     assert "planes: 2/2 pairs" in printed.stderr
-    validation = render_held_out(config, PairSource(config))
-    test = render_held_out(config, PairSource(config), numbers=range(1, 3))
+    validation = render_held_out(config)
+    test = render_held_out(config, numbers=range(1, 3))
     for family, pairs in test.items():
         assert set(found[family]) == {"1", "2", "dis"}
         sums = score_pairs(_predict_dis, (pair.to_arrays() for pair in pairs))

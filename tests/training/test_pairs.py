@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from gma_lib.training.pairs import HELD_OUT, VALIDATION, PairSource, dim_light, render_held_out
+from gma_lib.training.pairs import (
+    HELD_OUT,
+    HELD_OUT_SEED,
+    VALIDATION,
+    PairSource,
+    dim_light,
+    render_held_out,
+    require_other_seed,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -24,17 +32,26 @@ def test_a_pair_follows_from_its_number(source, config):
     assert HELD_OUT > 64 * 1_000_000  # no run of a million steps meets a held-out scene
 
 
-def test_validation_shows_no_photographs(shipped):
-    with_some = dataclasses.replace(shipped, photographs=3, validation_pairs=2)
-    source = PairSource(with_some)
-    assert len(source.renderer.textures) == shipped.textures + 3
-    families = render_held_out(with_some, source)
-    for family, pairs in render_held_out(
-        dataclasses.replace(with_some, photographs=0), PairSource(shipped)
-    ).items():
+@pytest.mark.parametrize("change", [{"photographs": 3}, {"seed": 5}], ids=["photographs", "seed"])
+def test_held_out_scenes_are_the_same_whatever_is_trained_on(shipped, change):
+    """No photographs, and neither the textures nor the outlines of a training's own seed."""
+    shipped = dataclasses.replace(shipped, validation_pairs=2)
+    other = dataclasses.replace(shipped, **change)
+    source = PairSource(other)
+    assert len(source.renderer.textures) == shipped.textures + other.photographs
+    families = render_held_out(other)
+    for family, pairs in render_held_out(shipped).items():
         assert all(
             torch.equal(a.image1, b.image1) for a, b in zip(pairs, families[family], strict=True)
         )
+
+
+def test_the_shipped_configuration_trains_on_other_textures_than_those_held_out(shipped):
+    """Scores of what `make train` makes would else compare with nobody's."""
+    require_other_seed(shipped)
+    own = PairSource(shipped).renderer.textures
+    held_out = PairSource(dataclasses.replace(shipped, seed=HELD_OUT_SEED)).renderer.textures
+    assert not any(torch.equal(one, other) for one in own for other in held_out)
 
 
 def test_the_held_out_scenes_stay_the_same(shipped):
@@ -43,7 +60,6 @@ def test_the_held_out_scenes_stay_the_same(shipped):
     """
     families = render_held_out(
         dataclasses.replace(shipped, validation_pairs=2),
-        PairSource(shipped),
         dataclasses.replace(VALIDATION, height=128, width=160),
     )
     means = {

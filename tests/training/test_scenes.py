@@ -31,7 +31,7 @@ def misses(pair, extra=(0.0, 0.0)) -> np.ndarray:
 @pytest.mark.parametrize("family", ["layers", "planes"])
 def test_warping_the_second_frame_gives_the_first(shipped, shipped_source, family):
     plain = dataclasses.replace(VALIDATION, photometric=0.0, height=192, width=256)
-    pairs = render_held_out(shipped, shipped_source, plain)[family]
+    pairs = render_held_out(shipped, plain)[family]
     right = np.concatenate([misses(pair) for pair in pairs])
     wrong = np.concatenate([misses(pair, extra=(1.0, 0.5)) for pair in pairs])
     # grey levels of 255: what linear interpolation loses; the last per cents are outlines, where a

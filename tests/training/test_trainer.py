@@ -18,6 +18,7 @@ from gma_lib.network.checkpoints import make_seeded_weights
 from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.runs.processes import lock_path
 from gma_lib.training import trainer
+from gma_lib.training.pairs import HELD_OUT_SEED
 from gma_lib.training.trainer import (
     KernelMuon,
     Trainer,
@@ -308,6 +309,28 @@ def test_a_damaged_checkpoint_is_not_resumed(spoil, config, tmp_path):
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(BadFile, match=r"checkpoint\.pt"):
         run.resume(path)
+
+
+@pytest.mark.parametrize("seed", [HELD_OUT_SEED, HELD_OUT_SEED + 1])
+def test_no_training_has_the_seed_of_held_out_scenes(seed, config, tmp_path):
+    """It would learn their textures and outlines; a run of an earlier version may be ended."""
+    with pytest.raises(ValueError, match=f"seed {seed}"):
+        train(dataclasses.replace(config, seed=seed), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_taken_for_one(config, tmp_path, monkeypatch):
+    run, path = Trainer(config), tmp_path / "checkpoint.pt"
+    run.save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        run.save(path)
+    assert path.read_bytes() == before
 
 
 def test_resuming_needs_a_checkpoint(config, tmp_path):
