@@ -167,7 +167,7 @@ def test_a_busy_machine_is_not_timed_unless_asked(elsewhere, monkeypatch):
 
 def test_the_demo_s_row_is_what_its_run_found(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "PRECISIONS", {"float32": (2, 3)})
-    shutil.copytree(finished / "tiny", tmp_path / "tiny")
+    shutil.copytree(finished / "tiny/test", tmp_path / "tiny/openvino-float32")
     found = pages.collect(tmp_path / "tiny")
     (row,) = found["rows"].values()
     folders = sorted((finished / "tiny").glob("*/bs*"))
