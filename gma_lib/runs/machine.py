@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ from portalocker import LockFlags
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
-MACHINE_LOCK = PROJECT / "outputs" / ".machine.lock"  # of all runs, wherever their results go
+# Of all runs of a user, whichever checkout they belong to and wherever their results go
+MACHINE_LOCK = Path(tempfile.gettempdir()) / f"gma-machine-{getattr(os, 'getuid', int)()}.lock"
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 VERSIONED = (
     "numpy",

@@ -125,7 +125,7 @@ def test_defaults_are_allowed():
         declared |= parameters.keys()
         given = {name: item for name, item in parameters.items() if item is not None}
         assert check_parameters(given) == given
-    assert declared | {"limit_s", "cell_limit_s"} == set(Parameters.__annotations__)
+    assert declared | {"limit_s", "cell_limit_s", "keep_flow"} == set(Parameters.__annotations__)
 
 
 @pytest.mark.parametrize("stage", STAGES)
