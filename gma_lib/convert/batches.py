@@ -83,7 +83,7 @@ def compare_along(
     """Compare what the model's parts compute along a sequence, as 04_infer runs them, with
     PyTorch's flow of the first pair; empty where ``network``, which may be closed, is run whole.
 
-    The model is loaded again: memory then never holds the parts and the whole network.
+    The model is loaded again, so that ``network`` can be closed before.
     """
     if not backends.is_for_sequences(network):
         return {}

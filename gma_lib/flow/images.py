@@ -144,7 +144,13 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """A copy of a picture of Pillow, turned by its tag as ``read_photo`` turns files."""
+    """A copy of a picture of Pillow, turned by its tag as ``read_photo`` turns files.
+
+    One that was made from an opened file is returned as it is: it keeps the tag, whether or not
+    somebody has turned it.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return image
     image = image.copy()
     _forget_xmp(image)
     ImageOps.exif_transpose(image, in_place=True)

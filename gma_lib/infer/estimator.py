@@ -117,17 +117,16 @@ class Estimator:
         # what is no name is never looked for elsewhere than here
         self.checkpoint = str(checkpoint if is_name and not file.is_file() else file.absolute())
         self.backend, self.precision = backend, precision
-        self.num_updates = num_updates
-        self.max_pixels = max_pixels
-        self.refine = refine
-        self.say = say
+        self.num_updates, self.max_pixels = num_updates, max_pixels
+        self.refine, self.say = refine, say
         self.threads: int | None = None  # of the processor; None: all cores
         # noise is what weights give that were not trained
         self._weights_sha256, self.trained = _identify_weights(self.checkpoint)
         self._loaded: tuple[tuple[int, int, bool], Backend] | None = None
         self._lock = threading.RLock()  # held while the model is loaded, computes or is closed
         self._reported: set[tuple[int, int]] = set()
-        self.last_seconds = 0.0  # of the last call, once its model was loaded
+        # of the last call, once its model was loaded; cuda's first of a size also records kernels
+        self.last_seconds = 0.0
         self.last_flow_low: np.ndarray | None = None  # by which the last ``along`` can go on
 
     def __call__(self, frame1: Frame, frame2: Frame) -> Frame:
@@ -137,7 +136,8 @@ class Estimator:
         ----------
         frame1, frame2
             Pillow images, or arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode
-            them, (3, H, W), or a batch (N, 3, H, W). Grey frames are (H, W).
+            them, (3, H, W), or a batch (N, 3, H, W). Grey frames are (H, W). A picture as it was
+            opened is turned upright by its tag, as files are; one that was made from it is not.
 
         Returns
         -------

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import gma_lib
 from gma_lib.backends import FakeBackend
@@ -324,6 +324,28 @@ def test_a_picture_of_pillow_is_upright_as_its_file(tmp_path, kind):
     assert size in ((16, 24), (24, 16))
     assert shown.shape == (3, 16, 24)
     np.testing.assert_array_equal(shown, read_frame(file))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda picture: picture.rotate(180),
+        lambda picture: picture.resize((8, 12)),
+        lambda picture: picture.convert("RGB"),
+        lambda picture: ImageOps.exif_transpose(picture),
+    ],
+    ids=["rotated", "resized", "converted", "transposed"],
+)
+def test_a_picture_made_from_a_file_is_not_turned_again(tmp_path, make):
+    """It keeps the file's tag, even where somebody has turned it by that."""
+    colours = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = 3
+    Image.fromarray(colours).save(tmp_path / "a.png", exif=tags)
+    with Image.open(tmp_path / "a.png") as picture:
+        made = make(picture)
+    shown = np.asarray(made).transpose(2, 0, 1)
+    np.testing.assert_array_equal(as_frames(made, "frame1")[0], shown)
 
 
 def test_grey_and_dark_frames_are_frames():
