@@ -37,6 +37,7 @@ with suppress(ImportError):  # Windows has none
 FEWEST_ROUNDS = 3
 # Of Python, C++, C++ on Windows; PyTorch, ONNX Runtime and the system begin in different words.
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "allocate memory")
+NOT_LOADED = "allocate memory in static TLS block"  # of a library, however much memory there is
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def _explain_failure(done: subprocess.CompletedProcess[str]) -> Record:
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode == -9:
         reason = "the system killed the measurement, most likely for its memory"
-    out_of_memory = done.returncode == -9 or any(words in done.stderr for words in OUT_OF_MEMORY)
+    said = done.stderr.replace(NOT_LOADED, "")
+    out_of_memory = done.returncode == -9 or any(words in said for words in OUT_OF_MEMORY)
     return {"status": "out_of_memory" if out_of_memory else "failed", "reason": reason}
 
 

@@ -107,6 +107,7 @@ def test_a_measurement_holds_the_lock_of_every_run(tmp_path, monkeypatch):
         ("RuntimeError: bad allocation", "out_of_memory"),
         ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate", "out_of_memory"),
         ("RuntimeError: shapes differ", "failed"),
+        ("ImportError: libgomp.so.1: cannot allocate memory in static TLS block", "failed"),
     ],
 )
 def test_memory_that_is_refused_is_out_of_memory_in_every_library_s_words(said, status):
