@@ -155,12 +155,13 @@ def write_archive(outputs: Path, profile: str) -> Path:
 
 
 def _list_makers(files: Iterable[Path]) -> list[Record]:
-    """Provenances of records, one for each package, commit, machine and set of versions."""
+    """Provenances of records: the latest of each package, commit, machine and set of versions."""
     found: dict[str, Record] = {}
     for path in (path for path in files if path.suffix == ".json"):
         if made := _read(path).get("provenance"):
             what = [made[name] for name in ("package", "commit", "machine", "versions")]
-            found.setdefault(hash_value(what), made)
+            key = hash_value(what)
+            found[key] = max(found.get(key, made), made, key=itemgetter("created"))
     return sorted(found.values(), key=itemgetter("created"))
 
 
@@ -175,7 +176,7 @@ def _list_vouched(folder: Path) -> Iterator[Path]:
                 names = {f"{stage}.failed.ipynb", *stamp.products}
                 if status == PAGE_ALTERED:
                     names -= {f"{stage}.ipynb", f"{stage}.html"}
-                paths = (place / name.removeprefix(f"{stage} ") for name in names)
+                paths = (place / name.removeprefix(f"{stage} ") for name in sorted(names))
                 yield from (path for path in paths if path.suffix in SENT and path.is_file())
 
 

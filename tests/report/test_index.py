@@ -134,3 +134,26 @@ def test_page_and_crate_name_the_machine_that_computed(tmp_path, write_run):
         versions = [one["softwareVersion"] for one in entities if one.get("name") == "openvino"]
         assert versions == ["2025.1"]
         assert [f"{cores} cores" in page for cores in (3, 7)] == [True, number == 1]
+
+
+@pytest.mark.parametrize("later", [1, 4])
+def test_the_date_of_a_maker_is_its_latest(tmp_path, write_run, later):
+    """Whichever record is read first."""
+    last = "2026-01-02T00:00:00+00:00"
+    for size in (1, 4):
+        created = last if size == later else MAKER["created"]
+        write_run(size, provenance=MAKER | {"created": created})
+    page = index.write_index(tmp_path, "tiny").read_text()
+    assert f"on {last}" in page
+    assert f"on {MAKER['created']}" not in page
+
+
+def test_the_files_of_a_stage_are_read_in_one_order(tmp_path, write_run):
+    write_run(1)
+    run = Run(tmp_path, "tiny", "openvino", "float32", 1, "openvino-float32")
+    names = [f"{letter}.json" for letter in "hgfedcba"]
+    for name in names:
+        (run.folder / name).touch()
+    write_stamp(run, Stamp("06_perf", "ok", "", 1.0, {}, {}, dict.fromkeys(names, "")))
+    found = [path.name for path in index._list_vouched(tmp_path / "tiny")]
+    assert found[-len(names) :] == sorted(names)
