@@ -68,7 +68,9 @@ def read_settings_record(run: Run) -> Record:
     """
     content = read_json(run.settings_file, made_by="02_export")
     mine = identify_run(run)
-    if not content.keys() >= set(SETTINGS).difference(_OPTIONAL):
+    known = {*SETTINGS, *mine, "schema", "provenance"}
+    newer = [name for name, value in content.items() if name not in known and value is not None]
+    if newer or not content.keys() >= set(SETTINGS).difference(_OPTIONAL):
         raise ValueError(
             f"{shorten_path(run.settings_file)} is of another version: run 02_export again"
         )

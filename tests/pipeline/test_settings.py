@@ -130,6 +130,11 @@ def test_a_chain_of_a_version_without_an_optional_setting_holds(lab):
     write_record(run, "02_export", {"num_updates": 6}, made_from=made)
     assert read_records(run, "03_convert")["02_export"]["num_updates"] == 6
     assert open_recorded(lab)[1]["precision_mode_v2"] is None
+    write_settings(run, settings | {"of_a_newer_version": None})
+    assert open_recorded(lab)[1] == settings
+    write_settings(run, settings | {"of_a_newer_version": "on"})
+    with pytest.raises(ValueError, match="another version: run 02_export again"):
+        open_recorded(lab)
     write_settings(run, older | {"precision_mode_v2": "mixed_float16"})
     with pytest.raises(ValueError, match="run 02_export again"):
         read_records(run, "03_convert")
