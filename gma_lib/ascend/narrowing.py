@@ -1,4 +1,4 @@
-"""How 64-bit values of a graph become 32-bit ones.
+"""Which 64-bit values of a graph become 32-bit ones, and how.
 
 Four steps: what is constant becomes a constant; what each value can be is derived (``facts``);
 nodes that can compute in 32 bits do so where that leaves fewer values of 64 bits; the graph is

@@ -1,4 +1,5 @@
-"""ONNX to ONNX: 64-bit numbers become 32-bit ones, wherever they are proven to fit.
+"""From an ONNX file to one with 32-bit numbers, wherever they are proven to fit: read, narrow
+(``narrowing``), verify, write.
 
 Accelerators have no int64 and no float64; Ascend's older compilers refuse graphs that use them. A
 value is narrowed only where its range is known: constants, known dimensions, what derives from

@@ -1,4 +1,4 @@
-"""Writing a graph anew, its nodes in the types that were chosen for them."""
+"""Write a graph anew, its nodes, Casts and constants in the types that were chosen for them."""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""``gma plan``: how long more workers would take."""
+"""``gma plan``: the time, memory and disk of 04_infer with more workers."""
 
 from pathlib import Path
 

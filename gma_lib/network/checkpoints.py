@@ -1,4 +1,5 @@
-"""Named weights and weight files, loaded strictly, each with the hash of what was loaded.
+"""Named weights and weight files, loaded strictly and without running what is pickled in them, each
+with the hash of what was loaded.
 
 The authors publish theirs in their repository (https://github.com/zacjiang/GMA at 2f1fd29) as
 ``checkpoints/gma-sintel.pth`` and others; this package cannot redistribute them. Give the file's

@@ -1,4 +1,4 @@
-"""The memory that a batch needs, predicted before anything is loaded."""
+"""The memory that a batch needs, predicted before anything is loaded, and refused if too much."""
 
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs import DoesNotFit, find_memory

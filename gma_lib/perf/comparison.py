@@ -1,4 +1,5 @@
-"""Compare variants of the network: which is faster, by how much, and what it costs.
+"""Variants of the network, timed in turns: how many times as fast each is as the first, and at what
+cost.
 
     gma bench benchmarks/cpu.yaml
 

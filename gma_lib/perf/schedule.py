@@ -1,4 +1,4 @@
-"""How long 04_infer would take on N workers, from the times of the shards that it computed."""
+"""``gma plan``: how long 04_infer would take on N workers, from the times of its shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

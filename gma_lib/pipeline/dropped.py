@@ -1,4 +1,4 @@
-"""Flow that was deleted once it was scored, and whose recorded digests stand for it."""
+"""Delete flow that was scored (``keep_flow``; ``walk`` says when): recorded digests stand for it."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 """The pair viewer: a page that shows frames, flow and errors of pairs under one zoom, with the
-values of every pixel. It needs no network and no server.
+values of every pixel. It needs no network and no server. Its script: ``templates/viewer.js``.
 """
 
 import base64

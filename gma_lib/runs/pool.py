@@ -58,8 +58,8 @@ class ProcessPool(ThreadPoolExecutor):
                     raise
                 logger.warning("a worker was killed in try %d of %d of a shard", number, TRIES)
         raise RuntimeError(
-            f"a worker was killed {TRIES} times at one shard, most likely for lack of memory: try "
-            "fewer workers, or a smaller batch size"
+            f"a worker was killed {TRIES} times at one shard, for lack of memory or because it "
+            "hung: try fewer workers, or a smaller batch size"
         )
 
     def _process(self) -> ProcessPoolExecutor:

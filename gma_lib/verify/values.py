@@ -1,4 +1,4 @@
-"""What a run computed, as named values: the entries that are compared."""
+"""What a run computed, as named values, and the tolerance of each kind of value."""
 
 import hashlib
 from collections.abc import Iterator
