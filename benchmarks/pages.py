@@ -313,11 +313,13 @@ def refined() -> str:
 def against_dis() -> str:
     """README: the bundled weights and DIS on real frames, from the weights' card."""
     scores = read("card")["scores"]["sintel_excerpt"]["clean"]
-    ours, dis, better = (scores[name]["all"] for name in ("12", "dis", "12 refined"))
+    ours, better, dis = (
+        f"{found['epe']:.2f} px and {100 * found['px1']:.1f} %"
+        for found in (scores[method]["all"] for method in ("12", "12 refined", "dis"))
+    )
     return (
-        f"On two real Sintel pairs (clean), EPE is {ours['epe']:.2f} px, against {dis['epe']:.2f} "
-        f"with OpenCV's classical DIS; 1px is {100 * ours['px1']:.1f} % against "
-        f"{100 * dis['px1']:.1f} ({100 * better['px1']:.1f} with `--refine variational`)."
+        f"On two real Sintel pairs (clean), EPE and 1px are {ours}; with `--refine variational` "
+        f"{better}; with OpenCV's DIS {dis}."
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gma_lib.cli.options import PATH
+from gma_lib.flow.files import count_flow_bytes
 from gma_lib.network.memory import predict_memory
 from gma_lib.perf.schedule import Plan, list_seconds
 from gma_lib.runs.records import read_json
@@ -41,9 +42,10 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
         click.echo(
             f"{plan.workers:>7}{plan.seconds:>10,.1f}{plan.busy:>7.0%}{taken:>10}  {plan.limit}"
         )
-    flow = sum(path.stat().st_size for path in (run / "flow").rglob("*.flo"))
     pairs = summary["computed"] + summary["reused"]
-    click.echo(f"{pairs} pairs in {shards} shards; all flow: {flow / 1e6:,.1f} MB")
+    # padded, and so a little more than the frames' own size
+    flow = pairs * count_flow_bytes(size["height"], size["width"])
+    click.echo(f"{pairs} pairs in {shards} shards; all flow: about {flow / 1e6:,.1f} MB")
     if summary["reused"]:
         click.echo(
             f"Assumed: the {summary['reused']} pairs that an earlier call computed take as long as "

@@ -112,7 +112,7 @@ class BaselineError(RuntimeError):
     """The baseline of a group cannot run, or has ended, so that the group has no ratios."""
 
 
-def compare(comparison: Comparison, *, lock_file: Path = runs.MACHINE_LOCK) -> runs.Record:
+def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns

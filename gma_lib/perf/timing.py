@@ -26,7 +26,7 @@ from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.summary import summarize
 from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
-from gma_lib.runs.machine import MACHINE_LOCK, exclusive_machine
+from gma_lib.runs.machine import exclusive_machine
 from gma_lib.runs.processes import end_with_parent, tie_child
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit
@@ -73,7 +73,7 @@ class Task:
 def measure(
     task: Task,
     *,
-    lock_file: Path = MACHINE_LOCK,
+    lock_file: Path | None = None,
     available_bytes: int | None = None,
     card: Card | None = None,
 ) -> Record:

@@ -4,10 +4,11 @@ It protects against accidents (a file changed, a stage forgotten), not against s
 records and stamps to match.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+from gma_lib.pipeline.dropped import list_dropped
 from gma_lib.pipeline.settings import read_settings_record
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.runs.digests import require_files
@@ -81,6 +82,23 @@ def find_comparable(run: Run) -> list[Run]:
     others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
     mine = _identify_flow(run)
     return [other for other in others if _identify_flow(other) == mine]
+
+
+def describe_uncompared(run: Run, compared: Collection[str]) -> str:
+    """Say which other batch sizes a run's flow was not compared with, if that has to be said.
+
+    Parameters
+    ----------
+    compared
+        Folders of batch sizes (``bs1``) that it was compared with.
+    """
+    sizes = list_batch_sizes(run.folder.parent)
+    others = [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
+    if dropped := [one.folder.name for one in others if list_dropped(one)]:
+        return f"Not compared: {', '.join(dropped)}, whose flow was deleted (keep_flow=false)."
+    if compared:
+        return ""
+    return "No other batch size was there; a later one compares itself with this one."
 
 
 def _identify_flow(run: Run) -> Record | None:

@@ -1,4 +1,4 @@
-"""Delete flow that was scored (``keep_flow``; ``walk`` says when): recorded digests stand for it."""
+"""Delete flow that was scored (``keep_flow``; when: ``walk``): recorded digests stand for it."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from gma_lib.pipeline.dropped import drop_flow, list_dropped
 from gma_lib.pipeline.runner import EXIT, NotReady, WritePage, run_stage
 from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.stages import STAGES, locate_record
-from gma_lib.pipeline.stamps import read_stamp
+from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.runs.files import require_free_space, shorten_path
 from gma_lib.runs.processes import hold_lock
 from gma_lib.runs.records import Record
@@ -90,15 +90,19 @@ def run_stages(
 
 
 def _drop_scored_flow(runs: Sequence[Record]) -> None:
-    """Delete flow where ``keep_flow`` is false, and say how much; a batch size that did not fit has
-    none.
+    """Delete flow where ``keep_flow`` is false and all that reads it has read this one, and say how
+    much; a batch size that did not fit has none.
     """
+    readers = [name for name, stage in STAGES.items() if "04_infer" in (name, *stage.reads)]
     for parameters in runs:
         run = make_run(parameters)
         if parameters.get("keep_flow", True) or not locate_record("04_infer", run).is_file():
             continue
         with hold_lock(run.folder / ".lock", f"another run in {shorten_path(run.folder)}"):
-            if freed := drop_flow(run):
+            statuses = read_statuses(run)  # another run may have computed it again meanwhile
+            if not {statuses[name] for name in readers} <= {"ok", "page altered"}:
+                logger.warning("flow bs%d: kept, as not all has read it", run.batch_size)
+            elif freed := drop_flow(run):
                 logger.info(
                     "flow bs%d: %.1f MB deleted, now that it is scored (keep_flow=false)",
                     run.batch_size,

@@ -14,7 +14,6 @@ from .files import require_free_space as require_free_space
 from .files import shorten_path as shorten_path
 from .files import write_atomically as write_atomically
 from .files import write_text as write_text
-from .machine import MACHINE_LOCK as MACHINE_LOCK
 from .machine import count_cores as count_cores
 from .machine import exclusive_machine as exclusive_machine
 from .machine import find_memory as find_memory

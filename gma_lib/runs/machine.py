@@ -16,8 +16,7 @@ from portalocker import LockFlags
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
-# Of all runs of a user, whichever checkout they belong to and wherever their results go
-MACHINE_LOCK = Path(tempfile.gettempdir()) / f"gma-machine-{getattr(os, 'getuid', int)()}.lock"
+SHARED_FOLDER = Path("/tmp")  # of all jobs on a machine, whose TMPDIR may be their own
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 VERSIONED = (
     "numpy",
@@ -73,7 +72,8 @@ def describe_computing() -> dict[str, str]:
     """Instruction sets and threads, as the libraries have chosen them in this process."""
     import torch
 
-    numpy_uses = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    # an empty list is left out
+    numpy_uses = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return {
         "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
         f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}",
@@ -142,11 +142,22 @@ def find_versions() -> dict[str, str]:
     return found
 
 
-def exclusive_machine(lock_file: Path = MACHINE_LOCK) -> AbstractContextManager[None]:
+def locate_machine_lock() -> Path:
+    """Return the lock of all runs of a user on this machine, whichever checkout they belong to and
+    wherever their results go.
+    """
+    is_there = SHARED_FOLDER.is_dir() and os.access(SHARED_FOLDER, os.W_OK)
+    folder = SHARED_FOLDER if is_there else Path(tempfile.gettempdir())
+    return folder / f"gma-machine-{getattr(os, 'getuid', int)()}.lock"
+
+
+def exclusive_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
     """Hold the machine alone, for a measurement; wait until no stage runs."""
+    lock_file = lock_file or locate_machine_lock()
     return hold_lock(lock_file, "the machine: another stage works or measures")
 
 
-def shared_machine(lock_file: Path = MACHINE_LOCK) -> AbstractContextManager[None]:
+def shared_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
     """Hold the machine together with other stages; wait until no measurement runs."""
+    lock_file = lock_file or locate_machine_lock()
     return hold_lock(lock_file, "the machine: another stage measures", LockFlags.SHARED)

@@ -24,6 +24,7 @@ def test_the_plan_of_a_run(tmp_path):
     rows = [line.split() for line in done.output.splitlines()]
     assert [row[:3] for row in rows[1:3]] == [["1", "30.5", "98%"], ["2", "20.5", "73%"]]
     assert "3 pairs in 3 shards" in done.output
+    assert "10.8 MB" in done.output  # whether or not it is there
     write_json(tmp_path / "infer.json", records["infer"] | {"summary": summary | {"reused": 6}})
     resumed = CliRunner().invoke(main, ["plan", str(tmp_path), "-n", "1"])
     assert [line.split()[:2] for line in resumed.output.splitlines()][1] == ["1", "90.5"]

@@ -15,7 +15,7 @@ from gma_lib.convert import convert
 from gma_lib.perf import timing
 from gma_lib.perf.summary import tabulate_measurement
 from gma_lib.perf.timing import Task
-from gma_lib.runs.machine import MACHINE_LOCK
+from gma_lib.runs.machine import locate_machine_lock
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_a_measurement_holds_the_lock_of_every_run(tmp_path, monkeypatch):
     """That of `gma bench` and of stages, wherever a run's results go."""
 
     def look(task):
-        with open(MACHINE_LOCK) as file, pytest.raises(portalocker.AlreadyLocked):
+        with open(locate_machine_lock()) as file, pytest.raises(portalocker.AlreadyLocked):
             portalocker.lock(file, LockFlags.SHARED | LockFlags.NON_BLOCKING)
         return {"status": "ok"}
 

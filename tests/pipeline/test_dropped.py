@@ -7,7 +7,10 @@ import subprocess
 import pytest
 from conftest import list_command, open_tiny, run_stage
 
+from gma_lib.pipeline import walk
+from gma_lib.pipeline.chain import describe_uncompared, find_comparable
 from gma_lib.pipeline.dropped import list_dropped, locate_note
+from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.runs.files import PROJECT
@@ -16,6 +19,11 @@ from gma_lib.runs.records import read_json, write_json
 
 def content(path):
     return json.loads(path.read_text())
+
+
+def resolve(outputs):
+    given = {"outputs": str(outputs), "run": "test", "batch_size": 2}
+    return resolve_parameters("tiny", given)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,30 @@ def test_a_damaged_record_stands_for_no_flow(outputs):
     path.write_text("{}")
     assert list_dropped(run) == {}
     assert read_statuses(run)["04_infer"] == "altered"
+
+
+def test_flow_that_not_all_has_read_stays(finished, tmp_path):
+    """As where another run has computed it again meanwhile."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs)
+    run, asked = open_tiny(outputs), [resolve(outputs) | {"keep_flow": False}]
+    path = locate_record("04_infer", run)
+    record = path.read_text()
+    write_json(path, read_json(path, made_by="04_infer") | {"subset": "of another run"})
+    walk._drop_scored_flow(asked)
+    assert [*run.flow_folder.glob("*/*/*.flo")]
+    path.write_text(record)
+    walk._drop_scored_flow(asked)
+    assert not [*run.flow_folder.glob("*/*/*.flo")]
+
+
+def test_what_could_not_be_compared_is_said(finished, outputs):
+    run = open_tiny(outputs)
+    assert find_comparable(run) == []
+    assert "bs3" in describe_uncompared(run, [])
+    whole = open_tiny(finished)
+    assert describe_uncompared(whole, ["bs3"]) == ""
+    assert "bs3" not in describe_uncompared(whole, [])
 
 
 def test_flow_stays_where_a_stage_failed(finished, tmp_path):

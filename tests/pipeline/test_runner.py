@@ -23,7 +23,7 @@ from gma_lib.pipeline import runner
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index as report
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.machine import MACHINE_LOCK
+from gma_lib.runs.machine import locate_machine_lock
 from gma_lib.runs.run import Run
 
 
@@ -358,7 +358,7 @@ def test_a_stage_holds_the_lock_of_every_run(tmp_path, monkeypatch):
     held = []
 
     def execute(job, running):
-        with open(MACHINE_LOCK) as file:
+        with open(locate_machine_lock()) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,6 +1,7 @@
 """The machine is described."""
 
 import subprocess
+import tempfile
 
 import pytest
 
@@ -69,3 +70,20 @@ def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path, mo
     assert machine.find_commit() == f"{commit}+changes"
     (tmp_path / ".git/index").write_bytes(b"damaged")
     assert machine.find_commit() == f"{commit}+unknown"
+
+
+def test_a_processor_without_more_than_numpy_needs_is_described(monkeypatch):
+    """NumPy leaves an empty list out."""
+    monkeypatch.setattr(machine.np, "show_config", lambda mode: {"SIMD Extensions": {}})
+    assert "numpy ;" in machine.describe_computing()["instruction set"]
+    monkeypatch.setattr(machine.np, "show_config", lambda mode: {})
+    assert machine.describe_computing()["threads"]
+
+
+def test_jobs_with_a_temporary_folder_of_their_own_share_the_machine_s_lock(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "SHARED_FOLDER", tmp_path)
+    mine = machine.locate_machine_lock()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
+    assert machine.locate_machine_lock() == mine
+    monkeypatch.setattr(machine, "SHARED_FOLDER", tmp_path / "nowhere")
+    assert machine.locate_machine_lock().parent == tmp_path / "other"
