@@ -160,8 +160,8 @@ def _list_makers(files: Iterable[Path]) -> list[Record]:
     for path in (path for path in files if path.suffix == ".json"):
         if made := _read(path).get("provenance"):
             what = [made[name] for name in ("package", "commit", "machine", "versions")]
-            key = hash_value(what)
-            found[key] = max(found.get(key, made), made, key=itemgetter("created"))
+            if made["created"] >= found.setdefault(key := hash_value(what), made)["created"]:
+                found[key] = made
     return sorted(found.values(), key=itemgetter("created"))
 
 
