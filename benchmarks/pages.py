@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -135,12 +136,13 @@ def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> st
     unless ``short`` also the note that it has.
     """
     made = record["provenance"]
-    commit, *changed = (made["commit"] or "unknown").partition("+")  # None outside a checkout
+    commit, _, state = (made["commit"] or "unknown").partition("+")  # None outside a checkout
+    state = {"": "", "changes": " with changes"}.get(state, f" (state {state})")
     machine = made["machine"]
     note = f"; {record['note']}" if record.get("note") and not short else ""
     busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
     return (
-        f"`{command}`, commit {commit[:7]}{' with changes' if any(changed) else ''}, "
+        f"`{command}`, commit {commit[:7]}{state}, "
         f"{machine['processor']}, {machine['cores']} cores, {made['created'][:10]}{note}{busy}."
     )
 
@@ -324,10 +326,12 @@ def against_dis() -> str:
 
 
 def fast_motion() -> str:
-    """README: the family of held-out scenes with the largest error at large motion."""
+    """README: the families of held-out scenes, which all have motion up to the same length."""
     families = read("precision")["precisions"]["bfloat16"]["families"].values()
-    worst = max(one["epe_float32"] for one in families)
-    return f"EPE {worst:.0f} px on rendered scenes with motion up to 120 px."
+    errors = [one["epe_float32"] for one in families]
+    return (
+        f"EPE {min(errors):.0f}-{max(errors):.0f} px on rendered scenes with motion up to 120 px."
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -444,11 +448,19 @@ def choose(names: tuple[str, ...], sintel: Path | None) -> list[str]:
 
 
 def _find_date(name: str) -> str:
-    return read(name)["provenance"]["created"] if _locate(name).is_file() else ""
+    """When it was measured; empty where it was not, or not as the pages say."""
+    try:
+        created: str = read(name)["provenance"]["created"]
+    except (FileNotFoundError, ValueError):  # both say "measure it again"
+        return ""
+    return created
 
 
 def measure(todo: list[str], sintel: Path | None, *, busy: bool) -> None:
-    """Measure one after the other, in processes of their own."""
+    """Measure one after the other, in processes of their own, and write the pages.
+
+    A record that the pages cannot show keeps none from being measured: it is an error at the end.
+    """
     left = sum(MEASUREMENTS[name].minutes for name in todo)
     for number, name in enumerate(todo, 1):
         one = MEASUREMENTS[name]
@@ -466,9 +478,11 @@ def measure(todo: list[str], sintel: Path | None, *, busy: bool) -> None:
                 raise click.ClickException(
                     f"{command} ended with exit code {done.returncode}; the next call goes on here"
                 )
-        write_pages()
+        with suppress(FileNotFoundError, ValueError):  # raised below
+            write_pages()
         left -= one.minutes
-    BEGUN.unlink(missing_ok=True)
+    BEGUN.unlink(missing_ok=True)  # before the error, whose remedy is to measure again
+    write_pages()
 
 
 @click.command()

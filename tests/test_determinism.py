@@ -48,6 +48,14 @@ def test_what_another_commit_computed_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "find_commit", lambda: "a")
     with pytest.raises(SystemExit, match="commit b"):
         determinism.require_commit(folder)
+    monkeypatch.setattr(machine, "find_commit", lambda: "b+changes")
+    with pytest.raises(SystemExit, match="commit b"):
+        determinism.require_commit(folder)
+    monkeypatch.setattr(machine, "find_commit", lambda: "b+unknown")
+    determinism.require_commit(folder)
+    monkeypatch.setattr(machine, "find_commit", lambda: "a+unknown")
+    with pytest.raises(SystemExit, match="commit b"):
+        determinism.require_commit(folder)
     (folder / "commit.txt").unlink()  # as older ones were left
     with pytest.raises(SystemExit, match="unknown"):
         determinism.require_commit(folder)

@@ -63,6 +63,13 @@ def test_another_measurement_is_another_page(elsewhere):
     assert elsewhere.read_text() == written
 
 
+def test_the_error_of_every_family_is_named(elsewhere):
+    families = {name: {"epe_float32": error} for name, error in (("a", 11.2), ("b", 2.4))}
+    found = {"precisions": {"bfloat16": {"families": families}}}
+    keep(pages.CLAIMED["precision"] | found, "precision")
+    assert pages.fast_motion().startswith("EPE 2-11 px ")
+
+
 @pytest.mark.parametrize("other", [{"checkpoint": "mine.pth"}, {"width": 128}, {"num_updates": 32}])
 def test_a_comparison_of_other_settings_is_not_shown_under_these(elsewhere, other):
     """Nor is one in which the shown variant could not be measured."""
@@ -126,6 +133,8 @@ def test_what_is_measured_outside_a_checkout_has_no_commit(elsewhere, monkeypatc
     record = json.loads((pages.RESULTS / "cpu.json").read_text())
     record["provenance"]["commit"] = None
     assert "commit unknown, P" in pages.tell_origin("gma x", record)
+    record["provenance"]["commit"] = "0123456789+unknown"
+    assert "commit 0123456 (state unknown), P" in pages.tell_origin("gma x", record)
 
 
 def test_a_run_goes_on_with_what_it_has_not_measured(elsewhere, monkeypatch):
@@ -147,6 +156,51 @@ def test_a_run_goes_on_with_what_it_has_not_measured(elsewhere, monkeypatch):
     (pages.ROOT / "bad").unlink()
     pages.measure(["b"], None, busy=False)
     assert not pages.BEGUN.exists()
+
+
+@pytest.mark.parametrize(
+    "other", [{"height": 224}, {"variants": {"a": {"settings": {"num_updates": 12}}}}, "{"]
+)
+def test_what_is_not_as_the_pages_say_is_measured_again(elsewhere, other):
+    """Also where it was measured since, or cannot be read."""
+    right = pages.CLAIMED["cpu"] | {"variants": {"a": {"settings": {"num_updates": 6}}}}
+    keep(right, "cpu", created="2999")
+    assert pages.choose(("cpu",), None) == []
+    if isinstance(other, str):
+        (pages.RESULTS / "cpu.json").write_text(other)
+    else:
+        keep(right | other, "cpu", created="2999")
+    assert pages.choose(("cpu",), None) == ["cpu"]
+
+
+def test_a_record_that_cannot_be_shown_keeps_nothing_from_being_measured(elsewhere, monkeypatch):
+    """It is an error at the end, and can be measured again. When all is measured, pages are still
+    written.
+    """
+    code = (
+        "import json, pathlib, sys; wrong = pathlib.Path('wrong').exists();"
+        "made = {'created': '2999-01-01', 'commit': '', 'machine': {}};"
+        "record = {'provenance': made, 'is_so': not wrong};"
+        "pathlib.Path(f'results/{sys.argv[1]}.json').write_text(json.dumps(record))"
+    )
+
+    def block():
+        pages._require("a", pages.read("a")["is_so"], "error", "a measurement")
+        return "new"
+
+    measurements = {name: pages.Measurement((f'-c "{code}" {name}',), 1) for name in "ab"}
+    monkeypatch.setattr(pages, "MEASUREMENTS", measurements)
+    monkeypatch.setattr(pages, "BLOCKS", {"a": block})
+    elsewhere.write_text("<!-- numbers: a -->old<!-- end -->")
+    (pages.ROOT / "wrong").touch()
+    with pytest.raises(BadFile, match=r"a\.json"):
+        pages.measure(pages.choose((), None), None, busy=False)
+    assert (pages.RESULTS / "b.json").is_file()
+    assert "old" in elsewhere.read_text()
+    assert not pages.BEGUN.exists()
+    keep({"is_so": True}, "a")
+    pages.measure([], None, busy=False)
+    assert "new" in elsewhere.read_text()
 
 
 def test_a_busy_machine_is_not_timed_unless_asked(elsewhere, monkeypatch):
