@@ -34,7 +34,7 @@ from gma_lib.flow import (
     write_flow_file,
 )
 from gma_lib.infer.estimator import Estimator, load
-from gma_lib.infer.means import describe_means
+from gma_lib.infer.means import describe_all_means
 from gma_lib.runs import Record, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
 from gma_lib.runs.leftovers import remove, remove_leftovers
@@ -113,8 +113,9 @@ def main(
     estimator = load(say=remark, **network)
     made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
     made_from |= {"start": select.start + 1, "stride": select.step}
-    made_from |= {"gma_lib": gma_lib.__version__} | describe_means(with_model=True)
     made_from |= estimator.to_record()
+    means = {"gma_lib": gma_lib.__version__}
+    means |= describe_all_means(estimator.backend, estimator.precision)
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
     detail(repr(estimator))
@@ -123,7 +124,7 @@ def main(
         height, width = first.shape[1:]
         choose_encoder(height * (1 + above), width)
         frames = chain([first], frames)
-    click.get_current_context().with_resource(_open_partial(partial, made_from))
+    click.get_current_context().with_resource(_open_partial(partial, made_from, means))
 
     def name(index: int) -> Path:
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
@@ -141,32 +142,35 @@ def main(
         shown_above = read_clip(clip, select=select, say=detail) if above else None
         times = even if fps or not times else times
         _write_flow_movie(partial / "flow.mp4", files, times, shown_above)
-    shown = {"pairs": len(files), "end": select.stop, "times_s": stored}
-    write_json(partial / "flow.json", made_from | shown)
+    record = made_from | means
+    record |= {"pairs": len(files), "end": select.stop, "times_s": stored}
+    write_json(partial / "flow.json", record)
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
     extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
     line = f"{output}: flow of {len(files)} pairs{extra}; on {estimator.device or 'disk already'}"
     line += f" in {estimator.precision}{describe_refinement(network)}"
-    tell({"output": str(output)} | made_from | shown | {"device": estimator.device}, line)
+    tell({"output": str(output)} | record | {"device": estimator.device}, line)
 
 
 @contextmanager
-def _open_partial(partial: Path, made_from: Record) -> Iterator[None]:
-    """Hold a folder alone: begin it, or go on with one that was begun in the same way."""
+def _open_partial(partial: Path, made_from: Record, means: Record) -> Iterator[None]:
+    """Hold a folder alone: begin it, or go on with one that was begun in the same way, and by the
+    same ``means``.
+    """
     partial.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(partial.with_name(f".{partial.name}.lock"), wait=False):
-        _begin(partial, made_from)
+        _begin(partial, made_from, means)
         yield
 
 
-def _begin(partial: Path, made_from: Record) -> None:
+def _begin(partial: Path, made_from: Record, means: Record) -> None:
     record = partial / "flow.json"
     if not record.is_file():
         partial.mkdir(parents=True, exist_ok=True)
         remove_leftovers(partial)  # of a run that was killed before it had begun
         refuse_used_folder(partial)
-        write_json(record, made_from)
+        write_json(record, made_from | means)
         return
     found = load_record(record, "what unfinished flow was made from", f"Delete {partial}")
     for key, wanted in made_from.items():
@@ -175,6 +179,11 @@ def _begin(partial: Path, made_from: Record) -> None:
                 f"{partial} was begun with {key} {found.get(key)!r}, not {make_plain(wanted)!r}; "
                 "repeat that command, or delete the folder"
             )
+    if differing := [key for key, one in means.items() if found.get(key) != make_plain(one)]:
+        raise ValueError(
+            f"{partial} was begun by another version, library, processor or GPU "
+            f"({', '.join(differing)}): delete the folder, or go on where it was begun"
+        )
 
 
 def _compute(

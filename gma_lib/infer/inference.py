@@ -335,7 +335,7 @@ def inference_key(converted: Record) -> str:
     from ``convert.json``, this package's code, and the processor.
     """
     names = ("model_sha256", "backend", "precision", "device")
-    means = describe_means(with_model=False)
+    means = describe_means()
     return hash_value([*(converted[name] for name in names), *means.values()])
 
 

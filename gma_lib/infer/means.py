@@ -1,7 +1,8 @@
-"""What computes flow: libraries, this package's code, and the processor."""
+"""What computes flow: libraries, this package's code, the processor, and a GPU."""
 
+from gma_lib.backends import find_backend
 from gma_lib.runs.code import hash_code
-from gma_lib.runs.files import PACKAGE, hash_value
+from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
 from gma_lib.runs.machine import find_versions, identify_processor
 from gma_lib.runs.records import Record
 
@@ -10,20 +11,43 @@ DECIDING = ("backends", "data", "flow", "infer", "network")
 LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino", "opencv-python-headless")
 MAKING = ("convert", "export")  # what decides the model
 MAKERS = ("onnx", "nncf")
+SCENES = RESOURCES / "params" / "train.yaml"  # describes those that int8 is calibrated on
 
 
-def describe_means(*, with_model: bool) -> Record:
-    """What flow depends on besides frames, model and settings; ``with_model``: also what the model
-    depends on, where its digest is not known.
+def describe_means() -> Record:
+    """What flow depends on besides frames, model, device and settings."""
+    return _describe(DECIDING, LIBRARIES)
+
+
+def describe_all_means(backend: str, precision: str) -> Record:
+    """What flow depends on besides frames, weights and settings: also what the model is made by,
+    and the GPU.
     """
+    is_calibrated = precision == "int8"
+    packages = (*DECIDING, *MAKING, *["training"] * is_calibrated)
+    scenes = {"scenes_sha256": hash_file(SCENES)} if is_calibrated else {}
+    gpu = {"gpu": name} if (name := find_gpu(backend)) else {}
+    return _describe(packages, (*LIBRARIES, *MAKERS)) | scenes | gpu
+
+
+def find_gpu(backend: str) -> str | None:
+    """Name of the GPU that a backend computes on in this process; None where it needs none."""
+    if find_backend(backend).computes_on != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _describe(packages: tuple[str, ...], libraries: tuple[str, ...]) -> Record:
     versions = find_versions()
     code = {
         f"{path.relative_to(PACKAGE)}": hash_code(path)
-        for package in (*DECIDING, *MAKING * with_model)
+        for package in packages
         for path in sorted((PACKAGE / package).glob("*.py"))
     }
     return {
-        "libraries": {name: versions.get(name) for name in (*LIBRARIES, *MAKERS * with_model)},
+        "libraries": {name: versions.get(name) for name in libraries},
         "code_sha256": hash_value(code),
         "processor": identify_processor(),
     }

@@ -18,7 +18,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
 from gma_lib.infer.estimator import Estimator
-from gma_lib.infer.means import describe_means
+from gma_lib.infer.means import describe_all_means, find_gpu
 from gma_lib.infer.shards import Shard, list_frames
 from gma_lib.infer.views import View
 from gma_lib.runs import (
@@ -86,7 +86,8 @@ def write_submission(
             "computed smaller; raise max_pixels to that for a submission"
         )
     frames = {path: hash_file(path) for path in list_frames(pairs)}
-    _claim(Path(folder), pairs, frames, estimator.to_record() | {"warm": warm, "split": split})
+    settings = estimator.to_record() | {"warm": warm, "split": split}
+    _claim(Path(folder), pairs, frames, settings)
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
@@ -97,7 +98,8 @@ def write_submission(
     ]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
     shards = [Shard(scene, {path: frames[path] for path in list_frames(scene)}) for scene in todo]
-    answers = compute_shards(executor, partial(compute_scene, estimator, warm), shards)
+    compute = partial(compute_scene, estimator, warm, find_gpu(estimator.backend))
+    answers = compute_shards(executor, compute, shards)
     for shard, flows in track(answers, label="submission", unit="scene", total=len(shards)):
         for pair, flow in zip(shard.pairs, flows, strict=True):
             write_flow(submission_path(folder, pair), flow)
@@ -105,8 +107,12 @@ def write_submission(
     return pairs
 
 
-def compute_scene(estimator: Estimator, warm: bool, scene: Shard, sent: Sent) -> list[np.ndarray]:
-    """In a worker: the flow of a scene."""
+def compute_scene(
+    estimator: Estimator, warm: bool, gpu: str | None, scene: Shard, sent: Sent
+) -> list[np.ndarray]:
+    """In a worker: the flow of a scene; ValueError if it has another GPU than ``gpu``."""
+    if (found := find_gpu(estimator.backend)) != gpu:
+        raise ValueError(f"a worker computes on {found}, not {gpu}: start it on a GPU like that")
     with place_files(scene.files, sent) as locate:
         frames = [read_frame(locate(path)) for path in scene.files]
         for path, digest in scene.files.items():
@@ -163,7 +169,7 @@ def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settin
     refuse_foreign(pairs, folder)
     digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
     settings |= {"gma_lib": gma_lib.__version__, "frames_sha256": hash_value(digests)}
-    settings |= describe_means(with_model=True)
+    settings |= describe_all_means(settings["backend"], settings["precision"])
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
@@ -171,7 +177,7 @@ def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settin
     elif written is None or written.get("settings") != settings:
         raise ValueError(
             f"{folder} was made with other settings, weights or frames, or by another version, "
-            f"library or processor ({record.name} says which); give another folder"
+            f"library, processor or GPU ({record.name} says which); give another folder"
         )
 
 

@@ -194,7 +194,8 @@ def test_what_another_machine_began_is_not_gone_on_with(photos, tmp_path, monkey
     (tmp_path / "out").rename(tmp_path / "out.partial")
     monkeypatch.setattr(means, what, lambda: now)
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
-    assert "out.partial was begun with" in answer
+    assert "out.partial was begun by another" in answer
+    assert "repeat" not in answer
     assert not (tmp_path / "out").exists()
 
 

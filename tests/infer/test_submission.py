@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import HEIGHT, WIDTH
 
@@ -116,8 +117,52 @@ def test_flow_of_two_processors_is_never_mixed(test_split, tmp_path, monkeypatch
     submission.write_submission(test_split, tmp_path / "out", Counting())
     (tmp_path / "out/final/cave/frame0002.flo").unlink()
     monkeypatch.setattr(means, "identify_processor", lambda: "another")
-    with pytest.raises(ValueError, match="library or processor"):
+    with pytest.raises(ValueError, match="library, processor or GPU"):
         submission.write_submission(test_split, tmp_path / "out", Counting())
+
+
+@pytest.mark.parametrize(("precision", "is_refused"), [("int8", True), ("float32", False)])
+def test_flow_of_two_calibrations_is_never_mixed(
+    test_split, tmp_path, monkeypatch, precision, is_refused
+):
+    """int8 is calibrated on scenes that a file describes, and the training package renders."""
+    scenes = tmp_path / "train.yaml"
+    scenes.write_text("seed: 1\n")
+    monkeypatch.setattr(means, "SCENES", scenes)
+    estimator = Counting()
+    estimator.precision = precision
+    submission.write_submission(test_split, tmp_path / "out", estimator)
+    scenes.write_text("seed: 2\n")
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    if is_refused:
+        with pytest.raises(ValueError, match="made with other settings"):
+            submission.write_submission(test_split, tmp_path / "out", estimator)
+    else:
+        submission.write_submission(test_split, tmp_path / "out", estimator)
+
+
+def test_what_renders_the_scenes_counts_for_int8_alone(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(means, "hash_code", lambda path: hashed.append(path.parent.name))
+    means.describe_all_means("openvino", "float32")
+    assert "training" not in hashed
+    means.describe_all_means("openvino", "int8")
+    assert "training" in hashed
+
+
+def test_flow_of_two_gpus_is_never_mixed(test_split, tmp_path, monkeypatch):
+    estimator = Counting()
+    estimator.backend = "cuda"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "A")
+    submission.write_submission(test_split, tmp_path / "out", estimator)
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "B")
+    with pytest.raises(ValueError, match="processor or GPU"):
+        submission.write_submission(test_split, tmp_path / "out", estimator)
+    names = iter("AAB")  # of the record, of this process, of a worker
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: next(names))
+    with pytest.raises(ValueError, match="a worker computes on B, not A"):
+        submission.write_submission(test_split, tmp_path / "out", estimator)
 
 
 def test_frames_that_change_while_others_are_computed_are_refused(test_split, tmp_path):
