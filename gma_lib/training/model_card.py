@@ -284,10 +284,12 @@ def refinement_pays(families: runs.Record) -> bool:
 
 def describe_time(how: runs.Record) -> str:
     """Say how long all parts took: on processors by core, on other devices as measured."""
+    others = how.get("device_minutes", {})
     times = [f"{how['minutes']:.0f} minutes of one processor core"]
-    for device, minutes in how.get("device_minutes", {}).items():
-        times.append(f"{minutes:.0f} minutes of a {device} device")
-    return " and ".join(times)
+    for device, minutes in others.items():
+        article = "an" if device == "unknown" else "a"
+        times.append(f"{minutes:.0f} minutes of {article} {device} device")
+    return " and ".join(times if how["minutes"] or not others else times[1:])
 
 
 def compose_note(how: runs.Record, excerpt: runs.Record, about: runs.Record) -> str:
@@ -379,9 +381,12 @@ def describe_making(recipe: Recipe, before: runs.Record, run: runs.Record) -> ru
     made = {part.name: known[part.name] for part in recipe.parts if part.name in known}
     times: dict[str, float] = defaultdict(float)
     for one in made.values():
-        device = one.get("device", "cpu")
-        cores = one.get("threads", 1) if device == "cpu" else 1
-        times[device] += cores * one.get("minutes", 0)
+        earlier = one.get("earlier", [])
+        own = one.get("minutes", 0) - sum(other.get("minutes", 0) for other in earlier)
+        for spent in (*earlier, one | {"minutes": own}):
+            device = spent.get("device", "cpu")
+            cores = spent.get("threads", 1) if device == "cpu" else 1
+            times[device] += cores * spent.get("minutes", 0)
     trained = [one for one in run.values() if "minutes" in one]
     computed = {
         f"{one['processor']}, {one['threads']} threads, on {one['device']}": None

@@ -7,7 +7,7 @@ import importlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import torch
@@ -26,11 +26,12 @@ from gma_lib.training.config import (
     name_differences,
 )
 from gma_lib.training.pairs import require_other_seed
-from gma_lib.training.trainer import read_log, train
+from gma_lib.training.trainer import read_log, read_seconds, train
 
 logger = logging.getLogger(__name__)
 RECORDS = "recipe.json"
 BEGUN = "begun.json"  # in the folder of a part: from what, and by which processes
+UNKNOWN = "unknown"  # of what computed a part for an earlier version, which did not note it
 CURVE_STEPS = 50
 
 
@@ -41,7 +42,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     finished part and the SHA-256 of the result) and ``weights.safetensors`` (the result in
     float16). The file is the same bit for bit, killed and resumed or not, on the same processor
     with the same versions and as many threads; each part's record names all of them, and under
-    ``earlier`` those of earlier processes that differed.
+    ``earlier`` those of earlier processes that differed, with their share of the part's minutes.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     ValueError, OSError
         Before any work: the folder holds a run of another recipe, a part that would run has a seed
         of the held-out scenes, a base is missing or another file, the disk is too full, or another
-        process works in the folder. Before a part is resumed: it was begun from something else.
+        process works in the folder. Before a part is resumed: it was begun from something else, or
+        from weights that an earlier version did not note.
     """
     folder = Path(folder).absolute()  # else what is read again would be looked for in the project
     _require_feasible(recipe.needed, folder)
@@ -225,31 +227,48 @@ def _train_part(
 
 def _begin(part: Part, place: Path, start: str | None, here: runs.Record) -> list[runs.Record]:
     """Note what a part starts from and what computes it; return what computed it before, where
-    that differs.
+    that differs, with minutes.
 
     Raises
     ------
     ValueError
-        Its checkpoint is that of a part that was begun otherwise.
+        Its checkpoint is that of a part that was begun otherwise, or nobody noted from which
+        weights.
     """
-    path = place / BEGUN
+    path, checkpoint = place / BEGUN, place / "checkpoint.pt"
     wanted: runs.Record = {
         "part": runs.make_plain(asdict(part)),
         "start": network.load_checkpoint(start).sha256 if start else None,
     }
-    computed: list[runs.Record] = []
-    if (place / "checkpoint.pt").exists():
+    processes: list[runs.Record] = []  # each with the seconds of those before it
+    seconds = 0.0
+    if checkpoint.exists():
+        seconds = read_seconds(checkpoint)
         found = runs.read_json(path, made_by="gma train --recipe") if path.is_file() else {}
-        if differing := name_differences({name: found.get(name) for name in wanted}, wanted):
+        if start and not found:
+            raise ValueError(
+                f"{place}: begun by an earlier version, which did not note from which weights: "
+                "delete that folder"
+            )
+        # without a note, it is for the trainer to compare the settings
+        noted = {name: found.get(name) for name in wanted} if found else wanted
+        if differing := name_differences(noted, wanted):
             raise ValueError(
                 f"{place}: begun otherwise than the recipe says now, by {', '.join(differing)}: "
                 "restore the recipe, or delete that folder"
             )
-        computed = found["computed"]
-    if here not in computed:
-        computed.append(here)
-    runs.write_json(path, wanted | {"computed": computed})
-    return [one for one in computed if one != here]
+        processes = found.get("processes", [dict.fromkeys(here, UNKNOWN) | {"after_s": 0.0}])
+    processes.append(here | {"after_s": seconds})
+    runs.write_json(path, wanted | {"processes": processes})
+    return list(_share_minutes(processes, here))
+
+
+def _share_minutes(processes: list[runs.Record], here: runs.Record) -> Iterator[runs.Record]:
+    """Yield what other computers than this one there were, with the minutes of each."""
+    for one, after in pairwise(processes):
+        computer = {name: value for name, value in one.items() if name != "after_s"}
+        if computer != here:
+            yield computer | {"minutes": round((after["after_s"] - one["after_s"]) / 60, 1)}
 
 
 def _average_states(

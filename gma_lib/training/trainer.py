@@ -243,6 +243,13 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
 
 
+def read_seconds(path: Path) -> float:
+    """Seconds that a checkpoint's training has computed; BadFile where it does not say."""
+    with runs.reading(path, "the checkpoint of a training", NEW_RUN) as path:
+        state = decode_tensors(runs.read_whole(path, largest=MOST_BYTES), path.suffix)
+        return float(cast(runs.Record, state)["seconds"])
+
+
 def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
     """Average a parameter or buffer; count buffers are copied.
 

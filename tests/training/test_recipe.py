@@ -294,6 +294,9 @@ def test_the_time_of_a_run_is_said_by_what_it_was_spent_on(content, tmp_path):
     assert "10 minutes of one processor core and 5 minutes of a cuda device" in card.compose_note(
         how, {}, {}
     )
+    how = card.describe_making(recipe, {}, {"b": trained | {"device": "cuda"}})
+    assert "core" not in card.describe_time(how)
+    assert "core" in card.describe_time(card.describe_making(recipe, {}, {}))
 
 
 @pytest.fixture
@@ -351,11 +354,58 @@ def test_a_part_that_was_begun_from_other_weights_is_not_resumed(
     file = tmp_path / "base.safetensors"
     base = {"name": "a", "what": "x", "base": {"file": str(file), "sha256": hash_file(file)}}
     trained["parts"] = [base, trained["parts"][0] | {"start": "a"}]
+    from_a = load_recipe(write(trained, tmp_path / "recipe.yaml"))
     with pytest.raises(ValueError, match="start"):
-        run_recipe(load_recipe(write(trained, tmp_path / "recipe.yaml")), out)
+        run_recipe(from_a, out)
+    (out / "b" / "begun.json").unlink()  # as an earlier version left it
+    with pytest.raises(ValueError, match="earlier version"):
+        run_recipe(from_a, out)
+
+
+def test_a_part_that_an_earlier_version_began_from_drawn_weights_goes_on(
+    trained, tmp_path, monkeypatch
+):
+    """Nobody noted then what computed it."""
+    recipe, out = load_recipe(write(trained, tmp_path / "recipe.yaml")), tmp_path / "out"
+    kill_after_a_step(monkeypatch, recipe, out)
     (out / "b" / "begun.json").unlink()
-    with pytest.raises(ValueError, match="begun"):
-        run_recipe(alone, out)
+    made = run_recipe(recipe, out)
+    assert hash_file(made) == hash_file(run_recipe(recipe, tmp_path / "whole"))
+    record = json.loads((out / "recipe.json").read_text())["records"]["b"]
+    assert [one["threads"] for one in record["earlier"]] == ["unknown"]
+    how = card.describe_making(recipe, {}, {"b": record | {"minutes": 0.0}})
+    assert set(how["device_minutes"]) == {"unknown"}
+
+
+def test_minutes_are_of_the_process_that_computed_them(trained, tmp_path, monkeypatch):
+    """Of three processes, two were killed; each has its own threads and device."""
+    trained["parts"][0]["training"]["phases"][0]["steps"] = 3
+    recipe, out = load_recipe(write(trained, tmp_path / "recipe.yaml")), tmp_path / "out"
+    kill_after_a_step(monkeypatch, recipe, out)
+    note = out / "b" / "begun.json"
+    monkeypatch.setattr("gma_lib.training.recipe.read_seconds", lambda path: 6000.0)
+    monkeypatch.setattr("gma_lib.runs.find_processor", lambda: "abacus")
+    kill_after_a_step(monkeypatch, recipe, out)
+    monkeypatch.setattr("gma_lib.training.recipe.read_seconds", lambda path: 6300.0)
+    monkeypatch.setattr("gma_lib.runs.find_processor", lambda: "slide rule")
+    run_recipe(recipe, out)
+    assert [one["after_s"] for one in read_json(note, made_by="")["processes"]] == [0, 6000, 6300]
+    record = json.loads((out / "recipe.json").read_text())["records"]["b"]
+    assert [one["minutes"] for one in record["earlier"]] == [100, 5]
+    first, second = record["earlier"]
+    record |= {"minutes": 108.0, "threads": 2, "device": "cpu"}
+    record["earlier"] = [first | {"threads": 8}, second | {"device": "cuda"}]
+    how = card.describe_making(recipe, {}, {"b": record})
+    assert (how["minutes"], how["device_minutes"]) == (8 * 100 + 2 * 3, {"cuda": 5})
+
+
+def test_a_checkpoint_names_the_seconds_of_its_training(trained, tmp_path, monkeypatch):
+    recipe = load_recipe(write(trained, tmp_path / "recipe.yaml"))
+    kill_after_a_step(monkeypatch, recipe, tmp_path)
+    assert trainer.read_seconds(tmp_path / "b" / "checkpoint.pt") > 0
+    (tmp_path / "b" / "checkpoint.pt").write_bytes(b"none")
+    with pytest.raises(BadFile, match="checkpoint of a training"):
+        trainer.read_seconds(tmp_path / "b" / "checkpoint.pt")
 
 
 def test_a_record_names_every_process_that_computed_the_part(trained, tmp_path, monkeypatch):
