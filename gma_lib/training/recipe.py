@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from gma_lib import network, runs
-from gma_lib.network.checkpoints import SEED
+from gma_lib.network.checkpoints import MOST_BYTES, SEED, decode_tensors
 from gma_lib.runs.files import locate_path
 from gma_lib.runs.machine import ask_git, find_commit, find_versions
 from gma_lib.runs.processes import lock_path
@@ -26,7 +27,7 @@ from gma_lib.training.config import (
     name_differences,
 )
 from gma_lib.training.pairs import require_other_seed
-from gma_lib.training.trainer import read_log, read_seconds, train
+from gma_lib.training.trainer import NEW_RUN, read_log, train
 
 logger = logging.getLogger(__name__)
 RECORDS = "recipe.json"
@@ -261,6 +262,13 @@ def _begin(part: Part, place: Path, start: str | None, here: runs.Record) -> lis
     processes.append(here | {"after_s": seconds})
     runs.write_json(path, wanted | {"processes": processes})
     return list(_share_minutes(processes, here))
+
+
+def read_seconds(path: Path) -> float:
+    """Seconds that a checkpoint's training has computed; BadFile where it does not say."""
+    with runs.reading(path, "the checkpoint of a training", NEW_RUN) as path:
+        state = decode_tensors(runs.read_whole(path, largest=MOST_BYTES), path.suffix)
+        return float(cast(runs.Record, state)["seconds"])
 
 
 def _share_minutes(processes: list[runs.Record], here: runs.Record) -> Iterator[runs.Record]:

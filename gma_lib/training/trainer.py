@@ -29,7 +29,13 @@ from gma_lib.runs.processes import lock_path
 from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
-from gma_lib.training.pairs import VALIDATION, PairSource, render_held_out, require_other_seed
+from gma_lib.training.pairs import (
+    HELD_OUT_SEED,
+    VALIDATION,
+    PairSource,
+    render_held_out,
+    require_other_seed,
+)
 from gma_lib.training.scenes import TrainingPair
 
 logger = logging.getLogger(__name__)
@@ -243,13 +249,6 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
 
 
-def read_seconds(path: Path) -> float:
-    """Seconds that a checkpoint's training has computed; BadFile where it does not say."""
-    with runs.reading(path, "the checkpoint of a training", NEW_RUN) as path:
-        state = decode_tensors(runs.read_whole(path, largest=MOST_BYTES), path.suffix)
-        return float(cast(runs.Record, state)["seconds"])
-
-
 def _average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
     """Average a parameter or buffer; count buffers are copied.
 
@@ -291,8 +290,12 @@ def train(
         raise FileNotFoundError(
             f"{checkpoint}: no checkpoint to resume from; leave out --resume to start a new run"
         )
-    if not resume:
+    try:
         require_other_seed(config)
+    except ValueError as error:
+        if not resume:
+            raise
+        logger.warning(f"validation scores textures and outlines that this run learns: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:
@@ -320,7 +323,8 @@ def _train_on(trainer: Trainer, folder: Path) -> None:
     config, log = trainer.config, folder / "log.jsonl"
     cut_log(log, trainer.step)
     families = render_held_out(config, device=trainer.device) if config.validation_pairs else {}
-    best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
+    same = [one for one in read_log(log)[1] if one.get("seed", config.seed) == HELD_OUT_SEED]
+    best = min(map(held_out_epe, same), default=math.inf)
     saved, averaged = time.monotonic(), trainer.averaged.module
     with open(log, "a", encoding="utf-8", buffering=1) as lines:  # line by line
         for entry in _run_steps(trainer):
@@ -373,7 +377,8 @@ def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> runs
         logger.info(
             f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %"
         )
-    return {"step": trainer.step, "validation": found}
+    # earlier versions validated on scenes of the run's own seed and did not name it
+    return {"step": trainer.step, "seed": HELD_OUT_SEED, "validation": found}
 
 
 # --- the log --------------------------------------------------------------------------------------
@@ -417,8 +422,11 @@ def read_log(path: Path) -> tuple[list[runs.Record], list[runs.Record]]:
 
 
 def plot_log(path: Path) -> Figure:
-    """Plot the training error, smoothed, and the held-out error of both families over the steps."""
+    """Plot the training error, smoothed, and the held-out error of both families over the steps;
+    of validations on other scenes than the last one's, nothing.
+    """
     steps, validations = read_log(path)
+    validations = [one for one in validations if one.get("seed") == validations[-1].get("seed")]
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="EPE (px)", yscale="log")
     steps = [entry for entry in steps if "epe" in entry]  # none while features alone learn

@@ -28,7 +28,7 @@ from gma_lib.runs.records import read_json, write_json
 from gma_lib.training import model_card as card
 from gma_lib.training import trainer
 from gma_lib.training.config import load_recipe
-from gma_lib.training.recipe import run_recipe
+from gma_lib.training.recipe import read_seconds, run_recipe
 
 SHIPPED = PROJECT / "params" / "recipe.yaml"
 pytestmark = pytest.mark.slow
@@ -402,10 +402,10 @@ def test_minutes_are_of_the_process_that_computed_them(trained, tmp_path, monkey
 def test_a_checkpoint_names_the_seconds_of_its_training(trained, tmp_path, monkeypatch):
     recipe = load_recipe(write(trained, tmp_path / "recipe.yaml"))
     kill_after_a_step(monkeypatch, recipe, tmp_path)
-    assert trainer.read_seconds(tmp_path / "b" / "checkpoint.pt") > 0
+    assert read_seconds(tmp_path / "b" / "checkpoint.pt") > 0
     (tmp_path / "b" / "checkpoint.pt").write_bytes(b"none")
     with pytest.raises(BadFile, match="checkpoint of a training"):
-        trainer.read_seconds(tmp_path / "b" / "checkpoint.pt")
+        read_seconds(tmp_path / "b" / "checkpoint.pt")
 
 
 def test_a_record_names_every_process_that_computed_the_part(trained, tmp_path, monkeypatch):

@@ -319,6 +319,31 @@ def test_no_training_has_the_seed_of_held_out_scenes(seed, config, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("seed", "of_the_run", "is_kept"),
+    [({}, 3, False), ({"seed": HELD_OUT_SEED}, 3, True), ({}, HELD_OUT_SEED, True)],
+    ids=["of other scenes", "of the same scenes", "of the run's seed, which is that of the scenes"],
+)
+def test_a_better_validation_counts_on_the_same_scenes_only(
+    config, tmp_path, small_validation, caplog, seed, of_the_run, is_kept
+):
+    """Earlier versions rendered them from the run's seed, and did not name it."""
+    phase = dataclasses.replace(config.phases[0], steps=1)
+    config = dataclasses.replace(config, phases=(phase,), seed=of_the_run)
+    Trainer(config).save(tmp_path / "checkpoint.pt")
+    found = {"layers": {"all": {"epe": 1e-9}}, "planes": {"all": {"epe": 1e-9}}}
+    line = {"step": 0, "validation": found} | seed
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    train(config, tmp_path, resume=True)
+    assert (tmp_path / "best.safetensors").exists() is not is_kept
+    assert read_log(tmp_path / "log.jsonl")[1][-1]["seed"] == HELD_OUT_SEED
+    warned = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert bool(warned) is (of_the_run == HELD_OUT_SEED)
+    curves = plot_log(tmp_path / "log.jsonl").axes[0].get_lines()
+    drawn = [len(line.get_xdata()) for line in curves if "held out" in line.get_label()]
+    assert drawn == ([2, 2] if seed else [1, 1])
+
+
 def test_an_error_that_is_not_of_the_disk_is_not_taken_for_one(config, tmp_path, monkeypatch):
     run, path = Trainer(config), tmp_path / "checkpoint.pt"
     run.save(path)
