@@ -149,10 +149,10 @@ def output_options(command: Command) -> Command:
 
 def _remember(context: click.Context, option: click.Parameter, value: bool) -> None:
     context.meta[f"gma.{option.name}"] = value
-    if value and option.name == "quiet":
-        logging.getLogger("gma_lib").setLevel(logging.ERROR)
-    elif value and option.name == "as_json":  # on stdout, messages would stand among the results
+    if value and option.name == "as_json":  # on stdout, messages would stand among the results
         show_messages(on_stderr=True)
+    if context.meta.get("gma.quiet"):  # in whichever order they are given
+        logging.getLogger("gma_lib").setLevel(logging.ERROR)
 
 
 def _is_asked(name: str) -> bool:

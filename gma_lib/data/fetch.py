@@ -95,16 +95,18 @@ def fetch_sintel(
 
 
 def _require_whole(root: Path, archive: Path) -> None:
-    """Raise BadFile for a data set that lacks files of its archive or, without one, pairs."""
+    """Raise BadFile for a data set that lacks frames of its archive or, without one, pairs."""
     if not (root / "training").is_dir() or not any((root / "training").glob("*/*/frame_*")):
         raise BadFile(root, "holds no frames", "MPI Sintel", f"Remove it and {archive}")
     remedy = "Remove that folder and call again, which unpacks all of it"
     if archive.is_file():
         with reading(archive, "a zip file of MPI Sintel", f"Remove it, or {root} as well"):
             entries = zipfile.ZipFile(archive).infolist()
-        lacking = [one for one in entries if not _has_size(root / one.filename, one)]
+        needed = [one for one in entries if one.filename.startswith(("training/", "test/"))]
+        lacking = [one for one in needed if not _has_size(root / one.filename, one)]
         if lacking:
-            found = f"lacks {len(lacking)} of {len(entries)} files, such as {lacking[0].filename}"
+            found = f"lacks, or has changed, {len(lacking)} of {len(needed)} files, such as "
+            found += lacking[0].filename
             raise BadFile(root, found, f"all of {archive.name}", remedy)
         return
     for name in PASSES:

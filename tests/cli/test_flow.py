@@ -69,6 +69,10 @@ def test_what_kitti_cannot_hold_is_said_beside_the_record(photos, tmp_path, monk
     assert "move by more than 512 px" in done.stderr
     plain = CliRunner().invoke(main, [*command, "--overwrite"])
     assert "move by more than 512 px" in plain.stdout
+    for flags in (["-q", "--json"], ["--json", "-q"]):
+        quiet = CliRunner().invoke(main, [*command, "--overwrite", *flags])
+        assert json.loads(quiet.stdout)["fastest_px"] > 800
+        assert quiet.stderr == ""
 
 
 def test_a_file_beside_the_users_weights_is_no_card_of_theirs(tmp_path):
