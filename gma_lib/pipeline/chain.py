@@ -81,7 +81,7 @@ def find_comparable(run: Run) -> list[Run]:
     sizes = list_batch_sizes(run.folder.parent)
     others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
     mine = _identify_flow(run)
-    return [other for other in others if _identify_flow(other) == mine]
+    return [other for other in others if mine and _identify_flow(other) == mine]
 
 
 def describe_uncompared(run: Run, compared: Collection[str]) -> str:
