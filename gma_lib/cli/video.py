@@ -11,7 +11,6 @@ from typing import Unpack
 import click
 import numpy as np
 
-import gma_lib
 from gma_lib.cli.options import (
     FLOW_FORMAT,
     NOISE,
@@ -114,8 +113,7 @@ def main(
     made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
     made_from |= {"start": select.start + 1, "stride": select.step}
     made_from |= estimator.to_record()
-    means = {"gma_lib": gma_lib.__version__}
-    means |= describe_all_means(estimator.backend, estimator.precision)
+    means = describe_all_means(estimator.backend, estimator.precision)
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
     detail(repr(estimator))
@@ -142,8 +140,7 @@ def main(
         shown_above = read_clip(clip, select=select, say=detail) if above else None
         times = even if fps or not times else times
         _write_flow_movie(partial / "flow.mp4", files, times, shown_above)
-    record = made_from | means
-    record |= {"pairs": len(files), "end": select.stop, "times_s": stored}
+    record = made_from | means | {"pairs": len(files), "end": select.stop, "times_s": stored}
     write_json(partial / "flow.json", record)
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)

@@ -1,5 +1,6 @@
 """What computes flow: libraries, this package's code, the processor, and a GPU."""
 
+import gma_lib
 from gma_lib.backends import find_backend
 from gma_lib.runs.code import hash_code
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
@@ -21,13 +22,14 @@ def describe_means() -> Record:
 
 def describe_all_means(backend: str, precision: str) -> Record:
     """What flow depends on besides frames, weights and settings: also what the model is made by,
-    and the GPU.
+    the GPU, and this package's version.
     """
     is_calibrated = precision == "int8"
     packages = (*DECIDING, *MAKING, *["training"] * is_calibrated)
     scenes = {"scenes_sha256": hash_file(SCENES)} if is_calibrated else {}
     gpu = {"gpu": name} if (name := find_gpu(backend)) else {}
-    return _describe(packages, (*LIBRARIES, *MAKERS)) | scenes | gpu
+    version = {"gma_lib": gma_lib.__version__}
+    return version | _describe(packages, (*LIBRARIES, *MAKERS)) | scenes | gpu
 
 
 def find_gpu(backend: str) -> str | None:

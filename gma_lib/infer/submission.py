@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-import gma_lib
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
@@ -86,8 +85,7 @@ def write_submission(
             "computed smaller; raise max_pixels to that for a submission"
         )
     frames = {path: hash_file(path) for path in list_frames(pairs)}
-    settings = estimator.to_record() | {"warm": warm, "split": split}
-    _claim(Path(folder), pairs, frames, settings)
+    _claim(Path(folder), pairs, frames, estimator.to_record() | {"warm": warm, "split": split})
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
@@ -168,7 +166,7 @@ def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settin
             remove_leftovers(place)  # of a call that was killed while it wrote
     refuse_foreign(pairs, folder)
     digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
-    settings |= {"gma_lib": gma_lib.__version__, "frames_sha256": hash_value(digests)}
+    settings |= {"frames_sha256": hash_value(digests)}
     settings |= describe_all_means(settings["backend"], settings["precision"])
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
