@@ -198,6 +198,14 @@ _UP = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine_of_its_own(tmp_path_factory):
+    """The lock of measurements, or workers and whoever else runs stages here would wait for each
+    other.
+    """
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
+
+
 @pytest.fixture(scope="session")
 def offline() -> list[str]:
     """What to put before a command for a network namespace with nothing but the loopback; empty

@@ -4,19 +4,18 @@ import os
 import platform
 import re
 import subprocess
-import tempfile
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
+import platformdirs
 from portalocker import LockFlags
 
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
-SHARED_FOLDER = Path("/tmp")  # of all jobs on a machine, whose TMPDIR may be their own
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
 VERSIONED = (
     "numpy",
@@ -144,11 +143,9 @@ def find_versions() -> dict[str, str]:
 
 def locate_machine_lock() -> Path:
     """Return the lock of all runs of a user on this machine, whichever checkout they belong to and
-    wherever their results go.
+    wherever their results go: in the user's folder for what runs, ``XDG_RUNTIME_DIR``.
     """
-    is_there = SHARED_FOLDER.is_dir() and os.access(SHARED_FOLDER, os.W_OK)
-    folder = SHARED_FOLDER if is_there else Path(tempfile.gettempdir())
-    return folder / f"gma-machine-{getattr(os, 'getuid', int)()}.lock"
+    return platformdirs.user_runtime_path("gma", appauthor=False) / "machine.lock"
 
 
 def exclusive_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:

@@ -81,9 +81,9 @@ def test_a_processor_without_more_than_numpy_needs_is_described(monkeypatch):
 
 
 def test_jobs_with_a_temporary_folder_of_their_own_share_the_machine_s_lock(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "SHARED_FOLDER", tmp_path)
     mine = machine.locate_machine_lock()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert machine.locate_machine_lock() == mine
-    monkeypatch.setattr(machine, "SHARED_FOLDER", tmp_path / "nowhere")
-    assert machine.locate_machine_lock().parent == tmp_path / "other"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # of another user, or of the tests
+    assert machine.locate_machine_lock().is_relative_to(tmp_path)
