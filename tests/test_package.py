@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.images import write_frame
 from gma_lib.runs.files import PROJECT
 
@@ -163,7 +164,11 @@ def test_a_current_folder_that_was_deleted_is_a_sentence(run_installed):
     ("absent", "arguments", "extra"),
     [
         ("papermill", ["reproduce", "--profile", "tiny"], "notebooks"),
-        ("nncf", ["flow", FRAME, FRAME, "-o", "g.flo", "--precision", "int8"], "int8"),
+        pytest.param(
+            *("nncf", ["flow", FRAME, FRAME, "-o", "g.flo", "--precision", "int8"], "int8"),
+            marks=pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16"),
+            id="nncf",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(run_installed, absent, arguments, extra):

@@ -5,7 +5,8 @@ import pandas as pd
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
 from gma_lib.flow.metrics import GROUP_LABELS, ErrorSums
-from gma_lib.network.checkpoints import list_checkpoints
+from gma_lib.network.bundled import find_bundled
+from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.records import Record
 
 
@@ -117,7 +118,8 @@ def _find_other_making(export: Record, index: Record) -> str:
     """What a run was made with that the guide's numbers were not; empty if nothing is known."""
     if export["num_updates"] != published.GUIDE_UPDATES:
         return f"they are of {published.GUIDE_UPDATES} updates, not {export['num_updates']}"
-    if (weights := export["checkpoint"]["name"]) in list_checkpoints():
+    weights = export["checkpoint"]["name"]
+    if weights == SEEDED or find_bundled(weights):
         return f"{weights} are not the authors' weights"
     if not index["description"].startswith(published.GUIDE_DATA):
         return f"the frames are not {published.GUIDE_DATA}'s"

@@ -152,7 +152,7 @@ def advise(results: Path = PRECISION_RESULTS) -> str:
         found = json.loads(results.read_text(encoding="utf-8"))
     except OSError:
         return "not measured: make bench"
-    if found["weights"] not in network.list_checkpoints():
+    if found["weights"] != network.SEEDED and not network.find_bundled(found["weights"]):
         return f"measured with {found['weights']}, which is not bundled: make bench"
     if found["weights_sha256"] != network.load_checkpoint(found["weights"]).sha256:
         return f"measured with other weights than {found['weights']} now has: make bench"

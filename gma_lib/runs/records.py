@@ -161,7 +161,7 @@ def trace_provenance() -> Record:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version()} | find_versions(),
-        **({"computing": describe_computing()} if "torch" in sys.modules else {}),
+        **({"computing": describe_computing()} if sys.modules.get("torch") else {}),
         "modules": list_loaded_modules(),
     }
 
