@@ -70,12 +70,17 @@ def test_statistics_of_known_times():
     assert comparison.compute_ratios([1.0] * 4, [2.0] * 4)["caution"] == ""
 
 
-def test_a_worker_that_waits_stands_still(config, tmp_path):
+def start_worker(config, folder, name):
+    """A worker for a variant of the comparison, which waits for its first question."""
     settings = comparison.load_comparison(config)
-    variant = settings.variants["guide's graph"]
-    comparison.prepare_variant(variant, tmp_path / "w" / "variant", settings)
-    np.savez(tmp_path / "w" / "frames.npz", *comparison.draw_demo_frames(128, 160))
-    waiting = Worker(variant, tmp_path / "w" / "variant")
+    variant = settings.variants[name]
+    comparison.prepare_variant(variant, folder / "w" / "variant", settings)
+    np.savez(folder / "w" / "frames.npz", *comparison.draw_demo_frames(128, 160))
+    return Worker(variant, folder / "w" / "variant")
+
+
+def test_a_worker_that_waits_stands_still(config, tmp_path):
+    waiting = start_worker(config, tmp_path, "guide's graph")
     try:
         time.sleep(0.2)
         state = Path(f"/proc/{waiting.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -93,11 +98,7 @@ def test_a_worker_that_waits_stands_still(config, tmp_path):
 
 def test_the_load_of_a_sequence_is_that_of_its_parts(config, tmp_path):
     """The first call then loads nothing more."""
-    settings = comparison.load_comparison(config)
-    variant = settings.variants["along a sequence"]
-    comparison.prepare_variant(variant, tmp_path / "w" / "variant", settings)
-    np.savez(tmp_path / "w" / "frames.npz", *comparison.draw_demo_frames(128, 160))
-    waiting = Worker(variant, tmp_path / "w" / "variant")
+    waiting = start_worker(config, tmp_path, "along a sequence")
     waiting.close()
     assert tuple(waiting.about["loaded_parts"]) == PARTS
 
