@@ -4,7 +4,6 @@ weights.
 
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -286,7 +285,7 @@ def pytest_terminal_summary(terminalreporter):
     """Where skips are counted as failures (GMA_STRICT_SKIPS), say which were not expected."""
     unexpected = _unexpected_skips(terminalreporter)
     if unexpected:
-        terminalreporter.section("skipped tests that tests/allowed_skips.txt does not list")
+        terminalreporter.section("skipped for a reason that tests/allowed_skips.txt does not list")
         for name in unexpected:
             terminalreporter.line(name)
 
@@ -303,8 +302,11 @@ def _unexpected_skips(reporter) -> list[str]:
     allowed = {
         line for line in ALLOWED_SKIPS.read_text().splitlines() if line and not line.startswith("#")
     }
-    skipped = {report.nodeid for report in reporter.stats.get("skipped", [])}
-    return sorted({re.sub(r"@[\w/]+$", "", name) for name in skipped} - allowed)  # @: its group
+    return sorted(
+        f"{report.nodeid}: {reason}"
+        for report in reporter.stats.get("skipped", [])
+        if (reason := report.longrepr[2].removeprefix("Skipped: ")) not in allowed
+    )
 
 
 def open_finished(outputs: Path) -> Run:

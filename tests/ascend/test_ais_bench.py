@@ -165,7 +165,7 @@ def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
         infer(om, folders, tmp_path / "out" / "bs3")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, who alone can give a file away")
 def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
     """ascend.md 1.7: owner must match; the older tool does not mind."""
     os.chown(folders[0], 12345, -1)
