@@ -100,7 +100,7 @@ STAGES = {
     "05_evaluate": Stage(
         ("01_data", "02_export", "03_convert", "04_infer"),
         ("metrics.json",),
-        extras=("overview.jpg", "viewer.html", "viewer/*.js"),
+        extras=("overview.jpg", "overview-narrow.jpg", "viewer.html", "viewer/*.js"),
     ),
     "06_perf": Stage(
         ("01_data", "02_export", "03_convert"),

@@ -27,6 +27,7 @@ Picture = tuple[Figure, str]  # a figure and its alternative text
 ERROR_RANGE = 5.0  # px; the same in every error map, so that pictures can be compared
 ERROR_TITLE = f"endpoint error, 0 to {ERROR_RANGE:.0f} px and more"
 WIDTH = 12.0  # inches; at 100 dpi as wide as a notebook's column
+PHONE_WIDTH = 4.2  # inches; a phone's screen is about as wide in points
 DPI = 100
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -36,14 +37,13 @@ COLOURS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A
 
 
 def make_sheet(
-    rows: int, columns: int, shape: tuple[int, ...], title: str
+    rows: int, columns: int, shape: tuple[int, ...], title: str, *, width: float = WIDTH
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure and its panels, each of a frame's shape (..., H, W) with room for a title."""
-    height, width = shape[-2:]
-    panel = WIDTH / columns
-    figure = Figure(
-        figsize=(WIDTH, rows * (panel * height / width + 0.38)), dpi=DPI, layout="constrained"
-    )
+    """Return a figure of a width in inches and its panels, each of a frame's shape (..., H, W) with
+    room for a title.
+    """
+    panel_height = width / columns * shape[-2] / shape[-1] + 0.38
+    figure = Figure(figsize=(width, rows * panel_height), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -210,18 +210,23 @@ def draw_overview(
     examples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     *,
     palette: str = "middlebury",
+    columns: Literal[1, 2, 4] = 4,
 ) -> Picture:
-    """Draw a row per example: frame, true flow, computed flow, error.
+    """Draw four panels per example: frame, true flow, computed flow, error.
 
     Parameters
     ----------
     examples
         Label -> frame (3, H, W), true flow (2, H, W), computed flow (2, H, W).
+    columns
+        Panels side by side: 4 for a row per example, 1 for a phone.
     """
     shape = next(iter(examples.values()))[0].shape
-    figure, axes = make_sheet(len(examples), 4, shape, "")
+    rows = len(examples) * 4 // columns
+    figure, axes = make_sheet(rows, columns, shape, "", width=min(WIDTH, columns * PHONE_WIDTH))
     told = []
-    for panels, (label, (frame, truth, flow)) in zip(axes, examples.items(), strict=True):
+    sets = zip(axes.reshape(-1, 4), examples.items(), strict=True)
+    for panels, (label, (frame, truth, flow)) in sets:
         error, radius = endpoint_error(flow, truth), choose_radius(truth)
         add_frame(panels[0], frame, label)
         add_flow(panels[1], truth, radius, "true flow", palette)

@@ -258,6 +258,7 @@ def _find_lead(folder: Path, found: list[StageRecords]) -> Record | None:
                 "batch_size": run.batch_size,
                 "run": records.label,
                 "picture": link("overview.jpg"),
+                "narrow": link("overview-narrow.jpg"),
                 "viewer": link("viewer.html"),
             }
     return None

@@ -110,7 +110,9 @@ def show_page(page: Path, text: str) -> None:
 def show_overview(
     roles: Mapping[str, FramePair], folder: Path, path: Path, *, palette: str = "middlebury"
 ) -> None:
-    """Show pairs with a role each (best, median, worst), a row each, and save the picture."""
+    """Show pairs with a role each (best, median, worst), a row each; save the picture, and one
+    for phones beside it.
+    """
     if not roles:
         return  # no pair has ground truth
     examples = {
@@ -123,6 +125,8 @@ def show_overview(
     }
     picture = draw_overview(examples, palette=palette)
     save_figure(picture, path)
+    for_phones = draw_overview(examples, palette=palette, columns=1)
+    save_figure(for_phones, path.with_stem(f"{path.stem}-narrow"))
     show(picture, photo=True)
 
 

@@ -53,14 +53,18 @@ def test_every_stage_leaves_its_page_and_its_stamp(finished):
     ("stage", "gone"),
     [
         ("01_data", set()),
-        ("05_evaluate", {"overview.jpg", "viewer.html", "viewer/1.js"}),
+        (
+            "05_evaluate",
+            {"overview.jpg", "overview-narrow.jpg", "viewer.html", "viewer/1.js"},
+        ),
         ("07_inside", {"updates.html"}),
     ],
 )
 def test_pictures_of_earlier_data_do_not_stay(tmp_path, monkeypatch, stage, gone):
     """A run without ground truth writes none; rendered frames are taken over."""
     run = Run(tmp_path, "tiny", "openvino", "float32", 2, "test")
-    names = ["overview.jpg", "viewer.html", "viewer/1.js", "updates.html", "frames/a/b/c/d.png"]
+    names = ["overview.jpg", "overview-narrow.jpg", "viewer.html", "viewer/1.js"]
+    names += ["updates.html", "frames/a/b/c/d.png"]
     paths = {name: (run.data_folder if "png" in name else run.folder) / name for name in names}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +187,8 @@ def test_the_report_as_one_file_has_all_that_it_links_to(archive):
     with zipfile.ZipFile(archive) as content:
         names = set(content.namelist())
         page = content.read("tiny/index.html").decode()
-    linked = set(re.findall(r'(?:href|src)="(?!data:)([^"]+)"', page))
-    assert "test/bs2/overview.jpg" in linked
+    linked = set(re.findall(r'(?:href|src|srcset)="(?!data:|#)([^"]+)"', page))
+    assert {"test/bs2/overview.jpg", "test/bs2/overview-narrow.jpg"} <= linked
     assert len(linked) >= 2 * 11  # pages and notebooks of five stages at two batch sizes, and of 01
     assert {f"tiny/{link}" for link in linked} <= names
     assert not [name for name in names if name.endswith((".onnx", ".flo", ".png", ".xml", ".bin"))]
