@@ -1,4 +1,4 @@
-"""``gma``: flow from the command line, one module a command.
+"""``gma``: the command line; a module holds one command, or a few that belong together.
 
 Exit codes: 0 done, 1 an input or a result is wrong, 2 the command is, 130 interrupted;
 ``gma reproduce`` has more.

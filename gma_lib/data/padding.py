@@ -1,4 +1,4 @@
-"""Pad frames to what the network takes, fill batches up, and undo both exactly."""
+"""Pad frames to what the network takes, and cut flow back exactly; fill a partial batch up."""
 
 from dataclasses import dataclass
 

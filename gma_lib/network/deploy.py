@@ -1,5 +1,4 @@
-"""The deploy form: the same flow from less work; what the recurrent updates repeat without need is
-computed once.
+"""The deploy form: the same flow from less work, by convolutions that are computed once or merged.
 
 Every step takes a network and returns another that computes the same flow, up to rounding, from
 fewer multiplications or fewer passes over memory. The state dict changes its names, so the deploy

@@ -1,5 +1,5 @@
-"""The network, top to bottom: encoders, correlation, attention, motion aggregation, recurrent
-updates.
+"""The network, top to bottom: encoders, correlation, the forms of its lookup, attention, motion
+aggregation, recurrent updates.
 
 Written from the paper "Learning to Estimate Hidden Motions with Global Motion Aggregation" (Jiang
 et al., ICCV 2021, https://arxiv.org/abs/2104.02409), which extends RAFT (Teed and Deng, ECCV 2020).
