@@ -30,7 +30,7 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
         free > 2e9,
         "free disk",
         f"{free / 1e9:.0f} GB",
-        "the demo writes about 0.5 GB, full Sintel about 8 GB, and 1 GB for each further batch size",
+        "the demo writes about 0.5 GB; full Sintel about 8 GB, and 1 GB per further batch size",
     )
     memory = runs.find_memory()
     yield need(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")

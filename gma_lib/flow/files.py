@@ -36,7 +36,11 @@ UNKNOWN_FLOW = 1e9  # beyond it, a vector marks a pixel without flow, as Middleb
 
 
 def check_whole(path: Path) -> None:
-    """Raise BadFile for a truncated or mislabelled PNG or ``.flo`` file, without decoding it."""
+    """Raise BadFile for a PNG without signature or end, or a ``.flo`` file without its tag.
+
+    Nothing is decoded: ``read_flow`` detects a truncated ``.flo`` file, this does not. Of other
+    files, it only checks that they exist.
+    """
     with reading(path, "a whole PNG or .flo file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - 12))
@@ -49,13 +53,15 @@ def check_whole(path: Path) -> None:
 
 
 def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read a Middlebury ``.flo`` file as float32 (2, H, W).
+    """Read a Middlebury ``.flo`` file as float32 (2, H, W), in pixels.
+
+    Pixels of unknown flow keep their stored values, above 1e9 (see ``find_known``).
 
     Raises
     ------
     BadFile
         The file is missing, has another tag, is longer or shorter than its header says, or holds
-        more than ``max_pixels``.
+        more than ``max_pixels`` (67 million by default).
     """
     with reading(path, "a .flo file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
@@ -73,7 +79,10 @@ def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def write_flow(path: Path, flow: np.ndarray) -> None:
-    """Write flow (2, H, W) as a Middlebury ``.flo`` file."""
+    """Write flow (2, H, W), in pixels, as a Middlebury ``.flo`` file in float32.
+
+    Replaces an existing file. Raises ValueError for another shape.
+    """
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"{path}: a flow field has shape (2, H, W), not {flow.shape}")
     _, height, width = flow.shape
@@ -84,12 +93,26 @@ def write_flow(path: Path, flow: np.ndarray) -> None:
 
 
 def count_flow_bytes(height: int, width: int) -> int:
-    """Size of the ``.flo`` file of one field."""
+    """Return the size in bytes of a ``.flo`` file: 12 + 8 * height * width."""
     return FLO_HEADER_BYTES + 8 * height * width
 
 
 def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
-    """Read KITTI's 16-bit PNG of 64 * flow + 2**15 as (flow (2, H, W), valid (H, W))."""
+    """Read KITTI's 16-bit PNG of 64 * flow + 2**15.
+
+    Returns
+    -------
+    flow
+        float32 (2, H, W), in pixels; meaningless where not valid (-512 px for stored zeros).
+    valid
+        bool (H, W).
+
+    Raises
+    ------
+    BadFile
+        The file is missing or damaged, no 16-bit PNG of three channels, or its third channel holds
+        several values besides zero.
+    """
     stored = decode_values(path, max_pixels=max_pixels)
     expected = "KITTI's flow, a 16-bit PNG of three channels, the third one value or zero"
     if stored.dtype != np.uint16 or stored.ndim != 3:
@@ -105,10 +128,11 @@ def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.nda
 
 
 def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
-    """Write flow (2, H, W) and its valid mask (H, W) as KITTI's 16-bit PNG, in steps of 1/64 px.
+    """Write flow (2, H, W), in pixels, and its valid mask (H, W) as KITTI's 16-bit PNG.
 
-    As in KITTI's development kit, -512 to 511.98 px can be stored and the rest is clamped, which a
-    warning says; pixels without finite flow are marked invalid.
+    Values are rounded to 1/64 px and clamped to -512..511.98 px, as in KITTI's development kit; a
+    warning counts pixels beyond 512 px. Pixels without finite flow are marked invalid. ``path``
+    must end in ``.png``, which is not checked.
     """
     valid = valid & find_known(flow)
     steps = np.rint(np.where(valid, flow, 0) * 64 + 2**15)
@@ -119,7 +143,20 @@ def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
 
 
 def read_flow_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
-    """Read ``.flo``, ``.npy`` or KITTI's ``.png`` as (flow (2, H, W), known (H, W))."""
+    """Read ``.flo``, ``.npy`` (floats of shape (2, H, W)) or KITTI's 16-bit ``.png``.
+
+    Returns
+    -------
+    flow
+        float32 (2, H, W), in pixels.
+    known
+        bool (H, W): pixels whose flow is known. Select them before computing errors.
+
+    Raises
+    ------
+    BadFile
+        Another suffix, or a file that is missing, damaged, or larger than ``max_pixels``.
+    """
     check_flow_suffix(path)
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
@@ -129,14 +166,16 @@ def read_flow_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndar
 
 
 def find_known(flow: np.ndarray) -> np.ndarray:
-    """Mask (H, W) of the pixels with finite flow below 1e9 px."""
+    """Return a mask (H, W): both components of the flow are finite and below 1e9 px in size."""
     known: np.ndarray = np.logical_and(*(np.abs(channel) < UNKNOWN_FLOW for channel in flow))
     return known
 
 
 def write_flow_file(path: Path, flow: np.ndarray) -> None:
-    """Write flow (2, H, W) in the format of the path's suffix: ``.flo``, ``.npy`` (float32) or
-    KITTI's 16-bit ``.png``.
+    """Write flow (2, H, W), in pixels, as ``.flo``, ``.npy`` (float32) or KITTI's 16-bit ``.png``.
+
+    The suffix decides. ``.png`` rounds to 1/64 px and clamps to -512..511.98 px (see
+    ``write_kitti_flow``). Raises BadFile for another suffix.
     """
     check_flow_suffix(path)
     suffix = Path(path).suffix.lower()
@@ -150,7 +189,7 @@ def write_flow_file(path: Path, flow: np.ndarray) -> None:
 
 
 def check_flow_suffix(path: Path) -> None:
-    """Raise BadFile for a file name whose suffix is no flow format."""
+    """Raise BadFile unless a file name ends in ``.flo``, ``.npy`` or ``.png``."""
     if (suffix := Path(path).suffix).lower() not in FLOW_SUFFIXES:
         found, expected = f"ends in {suffix or 'no suffix'}", ", ".join(FLOW_SUFFIXES)
         raise BadFile(path, found, f"{expected} (KITTI's 16-bit PNG)", "Name another file")

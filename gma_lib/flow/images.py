@@ -32,7 +32,7 @@ AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # without alpha, upright
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Raise ValueError for a size that is empty or above the limit."""
+    """Raise ValueError for an empty size, or one of more than ``max_pixels`` pixels."""
     if min(height, width) < 1:
         raise ValueError(f"{width}x{height} px, which is no size")
     if height * width > max_pixels:
@@ -40,12 +40,13 @@ def check_pixels(height: int, width: int, max_pixels: int) -> None:
 
 
 def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
-    """Open a picture without decoding it: ``size``, ``mode``, ``format`` are known.
+    """Read an image's header: ``size``, ``mode`` and ``format`` of the returned, closed image.
 
     Raises
     ------
     BadFile
-        It is no picture, holds several, or has more pixels than ``max_pixels``.
+        The file is missing, not PNG, JPEG, TIFF, PPM, BMP, WebP or GIF, holds several images,
+        begins with a preview, or has more than ``max_pixels`` (67 million by default).
     """
     with reading(path, "a picture", "Save it as PNG") as path, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about tags that no decoder here reads
@@ -75,8 +76,19 @@ def _require_one_picture(path: Path, header: ImageFile.ImageFile) -> None:
 def decode_image(
     path: Path, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, ImageFile.ImageFile]:
-    """Decode a picture as it is stored, upright and without alpha: (H, W), or (H, W, 3), blue
-    first. The second result is the header of the very bytes that were decoded.
+    """Decode an image at its stored bit depth, rotated by its orientation tag, without alpha.
+
+    Returns
+    -------
+    image
+        (H, W), or (H, W, 3) in BGR order; uint8, uint16, or another type that the file stores.
+    header
+        Header of the bytes that were decoded.
+
+    Raises
+    ------
+    BadFile
+        As ``read_header``; also for damaged files and forms that are not read.
     """
     first = read_header(path, max_pixels=max_pixels)
     with reading(path, "a picture", "Save it again, as PNG") as path, warnings.catch_warnings():
@@ -144,10 +156,10 @@ def _decode_with_pillow(content: bytes) -> np.ndarray:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """A copy of a picture of Pillow, turned by its tag as ``read_photo`` turns files.
+    """Return an upright copy of an opened Pillow image, as ``read_photo`` returns files.
 
-    One that was made from an opened file is returned as it is: it keeps the tag, whether or not
-    somebody has turned it.
+    An image made from an opened one is returned as it is: it keeps the orientation tag, so nobody
+    can tell whether it was already rotated.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return image
@@ -207,14 +219,19 @@ def _count_scans(content: bytes) -> int:
 
 
 def check_picture_suffix(path: Path) -> None:
-    """Raise BadFile for a file name whose suffix is no format that pictures are written in."""
+    """Raise BadFile unless a file name ends in ``.png``, ``.jpg``, ``.jpeg``, ``.tif``, ``.tiff``,
+    ``.webp`` or ``.bmp``.
+    """
     if (suffix := Path(path).suffix).lower() not in SUFFIXES:
         found = f"ends in {suffix or 'no suffix'}"
         raise BadFile(path, found, ", ".join(SUFFIXES), "Name another file")
 
 
 def encode_image(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W) or (H, W, 3), blue first, in the format of the path's suffix."""
+    """Write an image (H, W), or (H, W, 3) in BGR order, in the format of the path's suffix.
+
+    Raises BadFile for an unknown suffix, or an image that does not fit into the format.
+    """
     check_picture_suffix(path)
     content: np.ndarray | None = None
     with silence_opencv, suppress(cv2.error):
@@ -227,13 +244,16 @@ def encode_image(path: Path, image: np.ndarray) -> None:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of a picture without decoding it."""
+    """Return (height, width) of an image in pixels, from its header.
+
+    The orientation tag is not applied (TIFF excepted): ``read_photo`` may return them swapped.
+    """
     header = read_header(path)
     return header.height, header.width
 
 
 def read_orientation(path: Path) -> int:
-    """Return a picture's orientation tag, by which decoders turn it: 1 for none or upright."""
+    """Return an image's Exif orientation, 1 to 8: 1 if it is upright or has no tag."""
     header = read_header(path)
     with reading(path, "a picture", "Save it as PNG") as path:
         if header.format != "PNG":
@@ -247,30 +267,29 @@ def read_orientation(path: Path) -> int:
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """Read a picture as float32 (3, H, W), RGB, 0..255."""
+    """Read an image file as float32 (3, H, W), RGB, 0..255; see ``read_photo`` for errors."""
     return read_photo(path)[0].astype(np.float32)
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, list[str]]:
-    """Read any 8-bit or 16-bit image file as a frame.
+    """Read an image file (PNG, JPEG, TIFF, PPM, BMP, WebP, GIF; 8 or 16 bits) as a frame.
 
-    Parameters
-    ----------
-    max_pixels
-        Refuse larger pictures, by their header, before they are decoded.
+    ``max_pixels`` (67 million by default) refuses larger images before they are decoded.
 
     Returns
     -------
-    frame, remarks
-        (3, H, W), RGB, 0..255, uint8 where it is stored so, else float32, turned upright by the
-        file's orientation tag; a sentence per conversion: grey images are repeated three times,
-        alpha channels ignored, 16 bits scaled to 0..255 (rounded where almost black), CMYK
-        converted without its profile.
+    frame
+        (3, H, W), RGB, 0..255, rotated by the orientation tag. 8 bits: uint8. 16 bits, or PPM with
+        another maximum than 255: scaled, float32; rounded to uint8 if all values are below 2.
+    remarks
+        A sentence each for grey (its channel is repeated), alpha (ignored), 16 bits (scaled) and
+        CMYK (converted without its profile).
 
     Raises
     ------
     BadFile
-        For files that are no image, hold several, or store floating point numbers of unknown range.
+        As ``decode_image``; also for LAB colours and values of other types, such as floats, whose
+        range is unknown.
     """
     stored, header = decode_image(path, max_pixels=max_pixels)
     if stored.dtype not in (np.uint8, np.uint16) or header.mode == "LAB":
@@ -314,24 +333,30 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
 
 
 def write_frame(path: Path, frame: np.ndarray) -> None:
-    """Write a frame (3, H, W), RGB, 0..255 as 8-bit PNG, rounded to the nearest value."""
+    """Write a frame (3, H, W), RGB, in 8 bits, in the format of the path's suffix.
+
+    Values are clipped to 0..255 and rounded. Raises BadFile as ``encode_image`` does.
+    """
     pixels = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
     encode_image(path, np.ascontiguousarray(pixels[:, :, ::-1]))
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask of any depth as bool (H, W); any value above zero is True, as in Sintel's."""
+    """Read a mask of any bit depth as bool (H, W): True where any channel is above zero.
+
+    Raises BadFile as ``decode_values`` does, for example for JPEG.
+    """
     return np.asarray((np.atleast_3d(decode_values(path)) > 0).any(axis=2))
 
 
 def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a picture whose values are no light but flow or a mask, like ``decode_image``.
+    """Decode an image that stores flow or a mask: the array that ``decode_image`` returns.
 
     Raises
     ------
     BadFile
-        Its values are not whole numbers from zero, were changed by compression, are not all
-        opaque, or would be turned by an orientation tag, which would not turn the vectors.
+        As ``decode_image``; also for values that are not unsigned integers, lossy compression,
+        pixels that are not opaque, or an orientation tag: rotation would not turn the vectors.
     """
     stored, header = decode_image(path, max_pixels=max_pixels)
     wanted = "values stored without loss, opaque and upright"
@@ -352,5 +377,5 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a bool (H, W) mask as PNG with True = 255."""
+    """Write a bool mask (H, W), True as 255, in the path's format; use ``.png``, not ``.jpg``."""
     encode_image(path, mask.astype(np.uint8) * 255)

@@ -32,13 +32,20 @@ GROUP_LABELS = {
 
 
 def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Length of the difference per pixel, float64 (H, W), in pixels.
+    """Return the length of ``flow - truth`` in each pixel, float64 (H, W), in pixels.
+
+    Pixels of unknown truth (1e9 px and above) are not left out: select with ``find_known``.
+
+    Parameters
+    ----------
+    flow, truth
+        (2, H, W), in pixels.
 
     Raises
     ------
     ValueError
-        When shapes differ, or when either field holds values that are not finite: those would
-        silently count as misses.
+        For another shape, shapes that differ, or values that are not finite, which would count as
+        misses.
     """
     if flow.shape != truth.shape or flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow and truth have shape (2, H, W); got {flow.shape} and {truth.shape}")
@@ -50,10 +57,10 @@ def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def leaves_frame(truth: np.ndarray) -> np.ndarray:
-    """Pixels (H, W) whose correspondence lies outside the second frame, as the authors' evaluation
-    separates them.
+    """Return a mask (H, W) of the pixels that leave the frame by their true flow (2, H, W).
 
-    ``x + u < 0``, ``x + u > W``, and the same for y, with pixel coordinates from 0.
+    ``x + u < 0``, ``x + u > W``, and the same for y, with pixel coordinates from 0, as in
+    ``separate_inout_sintel_occ`` (https://github.com/zacjiang/GMA, ``evaluate.py``).
     """
     _, height, width = truth.shape
     y, x = np.mgrid[:height, :width]
@@ -65,13 +72,19 @@ def leaves_frame(truth: np.ndarray) -> np.ndarray:
 def group_pixels(
     truth: np.ndarray, occluded: np.ndarray | None = None, invalid: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Masks (H, W) of the pixels that each row of a table is about.
+    """Return a mask (bool, (H, W)) for each group of pixels that is scored.
 
-    ``all`` is what the guide pools. ``valid`` leaves out what Sintel marks invalid (nothing, when
-    there is no such mask). Occlusion groups follow the authors' ``separate_inout_sintel_occ``:
-    ``out_of_frame`` leaves the frame, ``in_frame_occluded`` is occluded and stays inside. Speed
-    bins: ``s0_10`` below 10 px, ``s10_40`` from 10 to below 40, ``s40_plus`` from 40. Groups whose
-    mask is not given are absent.
+    ``all``: every pixel, as the guide pools. ``valid``: without those in ``invalid``. With
+    ``occluded`` only: ``occluded``, ``non_occluded``, ``in_frame_occluded`` (occluded, stays in the
+    frame) and ``out_of_frame`` (see ``leaves_frame``). By true speed: ``s0_10`` below 10 px,
+    ``s10_40`` from 10 to below 40 px, ``s40_plus`` from 40 px.
+
+    Parameters
+    ----------
+    truth
+        (2, H, W), in pixels.
+    occluded, invalid
+        bool (H, W); Sintel's masks. Without ``invalid``, every pixel is valid.
     """
     speed = np.hypot(truth[0], truth[1])
     everything = np.ones(truth.shape[1:], bool)
@@ -93,20 +106,20 @@ def group_pixels(
 
 @dataclass(frozen=True)
 class ErrorSums:
-    """Sums over pixels from which every metric follows; two of them add up.
+    """Sums over pixels, from which ``to_metrics`` computes all metrics; add two with ``+``.
 
     Attributes
     ----------
     pixels
-        How many.
+        Number of pixels.
     error
-        Sum of endpoint errors.
+        Sum of endpoint errors, in pixels.
     below
-        Pixels with an error below 1, 3 and 5 px.
+        Number of pixels with an error below 1, 3 and 5 px.
     outliers
-        Pixels whose error exceeds both 3 px and 5 % of the true speed (KITTI's Fl).
+        Number of pixels with an error above both 3 px and 5 % of the true speed (KITTI's Fl).
     at_most
-        Pixels with an error of at most 0.05, 0.10, ..., 5 px.
+        Number of pixels with an error of at most 0.05, 0.10, ..., 5 px (100 values).
     """
 
     pixels: int = 0
@@ -117,7 +130,7 @@ class ErrorSums:
 
     @classmethod
     def of(cls, error: np.ndarray, speed: np.ndarray) -> "ErrorSums":
-        """Sums over the given pixels: errors and true speeds, one-dimensional."""
+        """Sum endpoint errors and true speeds, both in pixels, of one shape."""
         return sum_groups(error, speed, {"": np.ones(error.shape, bool)})[""]
 
     def __add__(self, other: "ErrorSums") -> "ErrorSums":
@@ -130,12 +143,12 @@ class ErrorSums:
         )
 
     def shares_within(self) -> list[float]:
-        """Share of pixels with an error of at most each of ``ERROR_STEPS``; empty for no pixels."""
+        """Return the shares of pixels with an error of at most 0.05, ..., 5 px; [] for none."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
     def to_metrics(self) -> Record:
-        """``epe`` in pixels; ``px1``, ``px3``, ``px5``, ``fl`` as shares from 0 to 1; ``wauc`` from
-        0 to 100; null without pixels.
+        """Return ``pixels`` (count), ``epe`` (pixels), ``px1``, ``px3``, ``px5`` and ``fl`` (shares
+        from 0 to 1) and ``wauc`` (0 to 100, as in Spring); without pixels, all but the count None.
         """
         if not self.pixels:
             names = ("epe", *(f"px{threshold}" for threshold in THRESHOLDS), "fl", "wauc")
@@ -165,14 +178,21 @@ def sum_errors(
     occluded: np.ndarray | None = None,
     invalid: np.ndarray | None = None,
 ) -> dict[str, ErrorSums]:
-    """Sums of one pair for every group of ``group_pixels``.
+    """Return the sums of one pair for every group of ``group_pixels``.
+
+    All pixels are scored, also those of unknown truth (see ``endpoint_error``).
 
     Parameters
     ----------
     flow, truth
-        float32 (2, H, W), pixels.
+        (2, H, W), in pixels.
     occluded, invalid
         bool (H, W).
+
+    Raises
+    ------
+    ValueError
+        As ``endpoint_error``.
     """
     error = endpoint_error(flow, truth)
     speed = np.hypot(truth[0], truth[1])
@@ -182,9 +202,9 @@ def sum_errors(
 def sum_groups(
     error: np.ndarray, speed: np.ndarray, groups: Mapping[str, np.ndarray]
 ) -> dict[str, ErrorSums]:
-    """Sums over groups of pixels: errors, true speeds and a mask per group, all of one shape.
+    """Return the sums of each group, given errors and true speeds in pixels, and a mask per group.
 
-    What groups share is found once for all pixels, in one byte each.
+    All arrays have one shape. Thresholds are applied once, for all groups.
     """
     # The share within a threshold counts errors equal to it, so each error belongs to the first
     # step that reaches it.
@@ -215,7 +235,13 @@ def pool_scores(scores: Iterable[Mapping[str, ErrorSums]]) -> dict[str, ErrorSum
 
 @dataclass(frozen=True)
 class Deviation:
-    """Distance between two flow fields, per pixel, in pixels."""
+    """Distance between two flow fields over all pixels, in pixels.
+
+    Attributes
+    ----------
+    mean, p99, max
+        Mean, 99th percentile and maximum.
+    """
 
     mean: float
     p99: float
@@ -223,18 +249,21 @@ class Deviation:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether float32 sums in another order explain it: 0.001 px on average, 99 % within 0.005
-        px, none off by half a pixel.
+        """Whether float32 rounding explains it: mean below 0.001 px, 99th percentile below 0.005
+        px, maximum below 0.5 px.
 
-        Refinement amplifies rounding where there is little to match: between batch sizes, trained
-        weights on real frames moved by 0.0001 px on average, 99 % within 0.0007 px, single pixels
-        by 0.007 px. Anything wrong in the network moves most pixels by far more, and a reduced
-        precision by more than this (bfloat16: 0.006 to 0.1 px on average).
+        Refinement amplifies rounding where little can be matched. Between batch sizes, trained
+        weights on real frames differed by 0.0001 px on average (99 % within 0.0007 px, maximum
+        0.007 px). Reduced precision differs by more (bfloat16: 0.006 to 0.1 px on average).
         """
         return self.mean < 1e-3 and self.p99 < 5e-3 and self.max < 0.5
 
     @classmethod
     def between(cls, flow: np.ndarray, reference: np.ndarray) -> "Deviation":
+        """Compare two flow fields (..., 2, H, W), in pixels.
+
+        Raises ValueError for shapes that differ, or values that are not finite.
+        """
         if flow.shape != reference.shape:
             raise ValueError(f"flow fields differ in shape: {flow.shape} and {reference.shape}")
         if not (np.isfinite(flow).all() and np.isfinite(reference).all()):

@@ -1,13 +1,7 @@
-"""Flow for anybody's frames, in three lines.
+"""Flow of any frames: ``load(checkpoint)(frame1, frame2)``.
 
->>> from gma_lib import load
->>> flow = load("gma-procedural")(frame1, frame2)
->>> flow.shape
-(2, 436, 1024)
-
-A runtime's model holds for one frame size, so the first call at a new size makes one and keeps it
-in a cache folder (``cache_folder``); later calls, also of other processes, load it in about a
-second, without PyTorch.
+A runtime's model holds for one frame size. The first call at a new size builds it in a cache folder
+(``cache_folder``); later calls, also of other processes, load it in about a second.
 """
 
 import logging
@@ -21,14 +15,13 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import platformdirs
-from PIL import Image
 
 import gma_lib
 from gma_lib import convert, export, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
-from gma_lib.flow.images import turn_upright
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
+from gma_lib.infer.frames import as_frames, describe_size, match_type
 from gma_lib.infer.views import View
 from gma_lib.network.sizes import SEEDED, STRIDE
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
@@ -68,28 +61,53 @@ def affordable_pixels(backend: str, precision: str) -> int:
 
 
 class Estimator:
-    """Estimates the flow between two frames of any size.
+    """Estimate the flow between two frames of any size.
 
-    Several threads may share one: their pairs are computed one after the other. Calls and sequences
-    of one size share its model; where sizes alternate, each change loads a model again.
+    The first call and the first sequence at a frame size build and cache a model (about a minute,
+    int8 several). One model is held at a time: alternating sizes reload it at each change.
+    Several threads may share an Estimator: calls run one after the other.
 
     Parameters
     ----------
     checkpoint
         Name of bundled weights, or a ``.pth`` or ``.safetensors`` file, relative to the working
-        directory.
-    backend, precision
-        Runtime, and the number format it computes in.
+        directory. The attention is always ``content`` (see ``GMAConfig``).
+    backend
+        Runtime: ``openvino``, ``onnxruntime``, ``torch`` or ``cuda``.
+    precision
+        ``float32``; ``bfloat16`` (openvino, torch, cuda); ``float16`` (cuda); ``int8`` (openvino,
+        on a processor with bfloat16; needs ``nncf``).
     num_updates
-        Updates (refinement iterations): the authors evaluate with 12, the guide uses 6.
+        Updates (refinement iterations), 1 to 1000: the authors evaluate with 12, the guide uses 6.
     max_pixels
-        Larger frames are computed at a smaller size, and their flow is scaled back; a message says
-        so, with the factor. None: what stays below 4 GB of memory (``affordable_pixels``).
+        Downscale frames that have more pixels once padded, and scale their flow back; ``say``
+        reports the factor. At least 16,384. None: what needs less than 4 GB of memory, at most
+        1280 * 720 (``affordable_pixels``).
     refine
-        ``variational``: refine the flow below a pixel on the frames' own size (``refine_flow``).
-        None: the network's flow.
+        ``variational``: refine the flow to sub-pixel precision at the frames' own size
+        (``refine_flow``); for 8-bit frames of at least 16 px a side. None: the network's flow.
     say
-        Callback for user-facing messages: scaling, a model being built.
+        Callback for user-facing messages (downscaling, building a model). The default logs them
+        as warnings.
+
+    Attributes
+    ----------
+    trained
+        False for seeded weights, whose flow is noise.
+    threads
+        Processor threads; None: all cores. Set it before the first call.
+    last_seconds
+        Seconds that the last call computed, without building or loading the model.
+    last_flow_low
+        Flow of the last pair of ``along``, (1, 2, H/8, W/8) of the padded frame, in cells of 8 px.
+
+    Raises
+    ------
+    ValueError
+        For an unknown backend or value, or a precision that this machine lacks.
+    BadFile
+        For weights that are missing or damaged. Those of another network may fail at the first call
+        only.
     """
 
     def __init__(
@@ -135,9 +153,9 @@ class Estimator:
         Parameters
         ----------
         frame1, frame2
-            Pillow images, or arrays or tensors, RGB, 0..255: (H, W, 3) as image libraries decode
-            them, (3, H, W), or a batch (N, 3, H, W). Grey frames are (H, W). A picture as it was
-            opened is turned upright by its tag, as files are; one that was made from it is not.
+            RGB, 0..255: Pillow images, or arrays or tensors (H, W, 3), (3, H, W), a batch
+            (N, 3, H, W), or grey (H, W). OpenCV decodes BGR: reverse its channels first. An image
+            from ``Image.open`` is rotated by its orientation tag; one made from it is not.
 
         Returns
         -------
@@ -148,14 +166,17 @@ class Estimator:
         Raises
         ------
         ValueError
-            For frames of different sizes, of fewer than 8 px a side, or that are not 0..255; to
-            refine, also of fewer than 16 px a side or with fractions of grey levels.
+            For frames of different sizes, of fewer than 8 px a side, or with values outside 0..255
+            or apparently 0..1; with ``refine``, also of fewer than 16 px a side or with fractional
+            values. For weights replaced since ``load``, or flow that is not finite.
+        MemoryError
+            If the model is predicted to need more than 90 % of this machine's memory.
         """
         images = self._take(frame1, "frame1"), self._take(frame2, "frame2")
         if images[0].shape != images[1].shape:
             raise ValueError(
-                f"the two frames differ in size: {_describe_size(images[0])} and "
-                f"{_describe_size(images[1])}; flow needs one size"
+                f"the two frames differ in size: {describe_size(images[0])} and "
+                f"{describe_size(images[1])}; flow needs one size"
             )
         view = self._view(*images[0].shape[-2:])
         pairs = zip(view.shrink(images[0]), view.shrink(images[1]), strict=True)
@@ -168,7 +189,7 @@ class Estimator:
             )
         flow = self._finish(view, *images, computed)
         self.last_seconds = time.monotonic() - started
-        return cast(Frame, _match_type(flow if np.ndim(frame1) == 4 else flow[0], frame1))
+        return cast(Frame, match_type(flow if np.ndim(frame1) == 4 else flow[0], frame1))
 
     def along(
         self,
@@ -177,21 +198,25 @@ class Estimator:
         warm: bool = False,
         flow_low: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield the flow (2, H, W) from each frame to the next; the features of every frame are
-        computed once.
+        """Yield the flow from each frame to the next: float32 arrays (2, H, W), in pixels.
 
-        Between two pairs, this object may be called, or compute another sequence. A call then
-        keeps the whole network in memory in addition to its parts.
+        Each frame is encoded once. Tensors give arrays, too. Between two pairs, this object may be
+        called, or compute another sequence; a call then adds the whole network to memory.
 
         Parameters
         ----------
         frames
-            Frames of one size, as ``__call__`` takes them, one by one and no batches.
+            Single frames of one size, as ``__call__`` takes them; no batches.
         warm
-            Start each pair from the flow before it, moved along itself, as the authors do for the
-            Sintel benchmark.
+            Start each pair from the previous pair's flow, carried forward, as the authors do for
+            the Sintel benchmark.
         flow_low
-            ``last_flow_low`` of the pair before the first, where a warm start goes on.
+            With ``warm``, to resume a sequence: ``last_flow_low`` after its last pair.
+
+        Raises
+        ------
+        ValueError
+            While iterating: as ``__call__``, for a batch, or for frames of different sizes.
         """
         before: np.ndarray | None = None
         sequence: AlongSequence | None = None
@@ -199,7 +224,7 @@ class Estimator:
             image = self._take(frame, f"frame {number}")
             if len(image) != 1:
                 raise ValueError(
-                    f"frame {number} is a batch, {_describe_size(image)}; a sequence takes frames "
+                    f"frame {number} is a batch, {describe_size(image)}; a sequence takes frames "
                     "one by one"
                 )
             if before is None:
@@ -207,7 +232,7 @@ class Estimator:
                 view = self._view(*size)
             elif image.shape[-2:] != size:
                 raise ValueError(
-                    f"frame {number} has {_describe_size(image)} where the frames before have "
+                    f"frame {number} has {describe_size(image)} where the frames before have "
                     f"{size[1]}x{size[0]} px"
                 )
             shrunk = view.shrink(image)
@@ -226,7 +251,7 @@ class Estimator:
 
     @property
     def device(self) -> str | None:
-        """What the loaded model computes on; None before the first call."""
+        """Name of the device that the loaded model computes on; None while no model is loaded."""
         loaded = self._loaded  # once: another thread may close it
         return loaded[1].device if loaded else None
 
@@ -244,7 +269,7 @@ class Estimator:
         )
 
     def to_record(self) -> Record:
-        """What the flow depends on besides the frames."""
+        """Return what the flow depends on, settings and the weights' SHA-256, for a JSON file."""
         return {
             "weights_sha256": self._weights_sha256,
             "trained": self.trained,
@@ -256,7 +281,7 @@ class Estimator:
         }
 
     def close(self) -> None:
-        """Free the runtime's memory; the next call loads again."""
+        """Free the runtime's memory; the next call loads the model again."""
         with self._lock:
             if self._loaded:
                 self._loaded[1].close()
@@ -370,73 +395,6 @@ class Estimator:
 
 
 load = Estimator  # the name that ``gma_lib`` offers
-
-
-def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
-    """Return frames as float32 (N, 3, H, W), RGB, 0..255, checked; errors call them ``name``."""
-    array = _to_array(frame, name)
-    kind = array.dtype.name  # of either byte order
-    if kind == "uint16" or array.dtype.kind not in "uif":
-        raise ValueError(f"{name} is {kind}; frames are uint8 or floating point, 0..255")
-    fractional = np.issubdtype(array.dtype, np.floating)
-    if array.ndim == 2:
-        array = np.stack([array] * 3)
-    elif array.ndim == 3 and array.shape[2] == 3 and array.shape[0] != 3:
-        array = array.transpose(2, 0, 1)
-    if array.ndim not in (3, 4) or array.shape[-3] != 3 or not len(array):
-        raise ValueError(
-            f"{name} has shape {array.shape}; frames are (H, W, 3), (3, H, W), (N, 3, H, W), or "
-            "(H, W) when grey"
-        )
-    if min(array.shape[-2:]) < STRIDE:
-        raise ValueError(
-            f"{name} has {array.shape[-1]}x{array.shape[-2]} px; "
-            f"each side must be at least {STRIDE} px"
-        )
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    _check_range(array, name, fractional=fractional)
-    return array if array.ndim == 4 else array[None]
-
-
-def _to_array(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
-    """The values of an array, a tensor of any kind, or a picture of Pillow of any mode, upright."""
-    try:
-        if isinstance(frame, Image.Image):
-            frame = turn_upright(frame)
-            is_plain = frame.mode in ("RGB", "L", "I", "F") or frame.mode.startswith("I;16")
-            return np.asarray(frame if is_plain else frame.convert("RGB"))  # not indices
-        if isinstance(frame, np.ndarray) or not hasattr(frame, "detach"):
-            return np.asarray(frame)
-        frame = frame.detach().cpu()
-        return np.asarray(frame.float() if frame.is_floating_point() else frame)  # no bfloat16
-    except Exception as error:  # sparse tensors and others raise anything
-        raise ValueError(f"{name} is no array of numbers: {error}") from error
-
-
-def _check_range(array: np.ndarray, name: str, *, fractional: bool) -> None:
-    low, high = float(array.min()), float(array.max())
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255 + 1e-3:
-        raise ValueError(f"{name} holds values from {low:g} to {high:g}; frames are 0..255")
-    if fractional and 0 < high < 2:  # resizing can take what was 0..1 beyond 1
-        raise ValueError(
-            f"{name} holds values up to {high:g}; frames are 0..255: multiply by 255 what is 0..1"
-        )
-
-
-def _describe_size(frames: np.ndarray) -> str:
-    count = f"{len(frames)} of " if len(frames) > 1 else ""
-    return f"{count}{frames.shape[-1]}x{frames.shape[-2]} px"
-
-
-def _match_type(
-    flow: np.ndarray, frame: "np.ndarray | torch.Tensor"
-) -> "np.ndarray | torch.Tensor":
-    """Flow as a tensor on the frame's device where the frame is a tensor."""
-    if not hasattr(frame, "detach"):
-        return flow
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(flow)).to(frame.device)
 
 
 def _identify_weights(checkpoint: str) -> tuple[str, bool]:

@@ -1,5 +1,5 @@
-"""Named weights and weight files, loaded strictly and without running what is pickled in them, each
-with the hash of what was loaded.
+"""Load bundled weights and weights files: strictly, without running pickled code, and with the
+SHA-256 of what was loaded.
 
 The authors publish theirs in their repository (https://github.com/zacjiang/GMA at 2f1fd29) as
 ``checkpoints/gma-sintel.pth`` and others; this package cannot redistribute them. Give the file's
@@ -67,9 +67,9 @@ class Checkpoint:
     sha256
         Hash of the file, or of the recipe for seeded weights.
     trained
-        False for seeded noise, by its name or saved to a file; its flow means nothing.
+        False for seeded noise, whether loaded by name or from a file: its flow is meaningless.
     state
-        Complete state dict of ``GMA``.
+        Complete state dict of ``GMA``; floats in float32.
     card
         Contents of the ``.json`` file of the weights; empty if there is none.
     """
@@ -83,7 +83,7 @@ class Checkpoint:
 
     @property
     def note(self) -> str:
-        """A sentence for every page that shows flow."""
+        """Sentence about the weights, for captions."""
         if not self.trained:
             return (
                 "The weights are seeded noise, so the flow shown here is noise too: only the "
@@ -92,7 +92,7 @@ class Checkpoint:
         return str(self.card.get("note", f"Weights: {self.name}."))
 
     def to_record(self) -> Record:
-        """Return what is known about the weights, for a JSON file."""
+        """Return name, source, SHA-256, ``trained`` and ``note``, for a JSON file."""
         return {
             "name": self.name,
             "source": self.source,
@@ -103,21 +103,29 @@ class Checkpoint:
 
 
 def list_checkpoints() -> list[str]:
-    """List the names of the bundled checkpoints."""
+    """List names that ``load_checkpoint`` takes: ``seeded`` (noise), then the bundled weights."""
     return [SEEDED, *sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors"))]
 
 
 def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     """Load weights by name (see ``list_checkpoints``) or from a ``.pth`` or ``.safetensors`` file.
 
+    The state dict may be inside ``state_dict``, ``model_state_dict`` or ``model``; prefixes of
+    DataParallel, torch.compile and Lightning are removed.
+
+    Parameters
+    ----------
+    checkpoint
+        A name, or a file of at most 256 MiB. Unlike in ``gma_lib.load``, a relative path starts at
+        the checkout (installed without one: at the working directory during import).
+
     Raises
     ------
     MissingFile
-        Neither a bundled name nor a file.
+        Neither a name nor a file.
     BadFile
-        Unreadable, not exactly this network's entries (names the first missing and unexpected
-        ones), not real and finite, two names of one tensor that contradict each other, or bundled
-        weights whose SHA-256 is not that of their card.
+        Unreadable; entries missing or unexpected (the first of each is named), of another shape or
+        not finite; two names of one tensor differ; or bundled weights do not match their card.
     """
     if str(checkpoint) == SEEDED:
         return Checkpoint(
@@ -145,8 +153,9 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
 
 
 def find_same_weights(recorded: Record) -> str:
-    """Return the name or file of a record's weights (``Checkpoint.to_record``); ValueError where
-    they are others by now.
+    """Return the name or file of the weights in a record of ``Checkpoint.to_record``.
+
+    Raises ValueError if they have changed since, and as ``load_checkpoint``.
     """
     source = str(recorded["source"])
     if load_checkpoint(source).sha256 != recorded["sha256"]:
@@ -155,7 +164,11 @@ def find_same_weights(recorded: Record) -> str:
 
 
 def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple[GMA, Checkpoint]:
-    """Return the network with a checkpoint's weights, ready for inference, and the checkpoint."""
+    """Return the network with a checkpoint's weights, and the checkpoint.
+
+    The network is on the CPU, in evaluation mode, and needs no gradients. Without ``config`` it
+    runs 6 updates (``gma_lib.load``: 12). Raises errors as ``load_checkpoint``.
+    """
     loaded = load_checkpoint(checkpoint)
     model = GMA(config).eval().requires_grad_(False)
     model.load_state_dict(loaded.state)
@@ -163,8 +176,11 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
 
 
 def decode_tensors(content: bytes, suffix: str) -> object:
-    """Decode what PyTorch or safetensors saved; ValueError where it is damaged, or PyTorch would
-    advise to run what it says.
+    """Decode the bytes of a safetensors or PyTorch file, without running pickled code.
+
+    Damaged content raises ValueError, ``SafetensorError`` or ``zipfile.BadZipFile``, depending on
+    the format: call it inside ``reading``, which turns all into BadFile. Objects that PyTorch does
+    not load with ``weights_only`` raise ValueError.
     """
     if suffix == ".safetensors" or content[8:9] == b"{":  # whatever its name
         return safetensors.torch.load(content)
@@ -285,7 +301,10 @@ def _find_twin(name: str) -> str | None:
 def save_checkpoint(
     path: Path, state: dict[str, Tensor], *, metadata: dict[str, str] | None = None
 ) -> Path:
-    """Write a state dict as safetensors, each shared norm once; the same bytes every time."""
+    """Write a state dict as a safetensors file and return its path; ``metadata`` is stored in it.
+
+    A norm with two names is stored once. Equal input gives identical bytes.
+    """
     kept = {name: value.contiguous() for name, value in state.items() if ".norm3." not in name}
     packed = safetensors.torch.save(kept)
     size = int.from_bytes(packed[:8], "little")
@@ -299,10 +318,10 @@ def save_checkpoint(
 
 
 def make_seeded_weights(seed: int = SEED) -> dict[str, Tensor]:
-    """Make weights that are the same bytes everywhere: noise, scaled so that signals neither die
-    nor explode.
+    """Return a state dict of random weights, the same bytes on every machine for one seed.
 
-    The package's reference vectors for tests were made with the same recipe.
+    They are scaled to keep activations in range; their flow is noise. The package's reference
+    vectors for tests were made with the same recipe.
     """
     rng = np.random.default_rng(seed)
     template = GMA().state_dict()

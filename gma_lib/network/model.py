@@ -30,17 +30,20 @@ WINDOW = 2 * RADIUS + 1
 
 @dataclass(frozen=True)
 class GMAConfig:
-    """What distinguishes one GMA from another.
+    """Configuration of ``GMA``. Raises ValueError for unknown values.
 
     Attributes
     ----------
     num_updates
-        Updates: 6 in the guide; the authors evaluate with 12 and submit with 32.
+        Updates (refinement iterations), 1 to 1000: 6 in the guide; the authors evaluate with 12 and
+        submit with 32.
     attention
         ``content`` (the authors' best on Sintel), ``position`` or ``position_and_content`` (paper,
-        section 3.3).
+        section 3.3; frames up to 1280 px a side). Give the one that the weights were trained with:
+        a state dict does not tell.
     lookup
-        How the correlation volume is sampled; every entry of ``LOOKUPS`` gives the same flow.
+        How the correlation volume is sampled: ``matmul``, ``rows``, ``gather`` or ``grid_sample``.
+        All give the same flow.
     """
 
     num_updates: int = 6
@@ -568,17 +571,17 @@ def upsample_flow(flow: Tensor, weights: Tensor) -> Tensor:
 
 
 class GMA(nn.Module):
-    """Optical flow from two frames.
+    """Optical flow from two frames. Weights are random at first: see ``load_model``.
 
     Parameters
     ----------
     config
-        See ``GMAConfig``.
+        None: ``GMAConfig()``, which runs 6 updates.
 
     Notes
     -----
-    5,879,873 learnable parameters in every variant. Frames are (N, 3, H, W), RGB, 0..255, sides
-    multiples of 8 and at least 128; ``gma_lib.data.padding`` makes them so.
+    5,879,873 learnable parameters in every variant. Sides must be multiples of 8 and at least 128;
+    ``gma_lib.data.padding.Padding`` pads frames.
     """
 
     def __init__(self, config: GMAConfig | None = None):
@@ -677,7 +680,27 @@ class GMA(nn.Module):
         num_updates: int | None = None,
         flow_init: Tensor | None = None,
     ) -> Tensor:
-        """Two frames (N, 3, H, W) -> flow (N, 2, H, W) in pixels."""
+        """Estimate the motion from ``image1`` to ``image2``.
+
+        Parameters
+        ----------
+        image1, image2
+            float32 (N, 3, H, W), RGB, 0..255; sides multiples of 8 and at least 128 px.
+        num_updates
+            None: as configured.
+        flow_init
+            Flow to start from, (N, 2, H/8, W/8), in cells (pixels / 8); None: zero.
+
+        Returns
+        -------
+        Tensor
+            Flow in pixels, float32, (N, 2, H, W), x before y.
+
+        Raises
+        ------
+        ValueError
+            For frames of other or different shapes; with position attention, above 1280 px a side.
+        """
         check_pair(image1, image2)
         flow, _ = self.refine(
             self.features(image1),

@@ -30,45 +30,48 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True, config=CHECKED)
 class Phase:
-    """One stretch of the curriculum.
+    """One phase of training. All fields are required; invalid values raise ValueError.
 
     Attributes
     ----------
+    name
+        Name in the log.
     steps
-        Optimiser steps.
+        Optimiser steps, at least 1.
     height, width, batch_size
-        Size of the frames (pixels, multiples of 8) and pairs per step.
+        Size of the frames (pixels, multiples of 8, at least 128) and pairs per step (1 to 64).
     num_updates
-        Refinements; with 0 only the features learn, from the matching loss.
+        Updates (refinement iterations). With 0, only the features learn, and ``matching`` must be
+        above 0.
     lead_updates
-        At every other step, run a random number of refinements first, at most this many, without
-        gradient. Learning then starts from converged flow, so that extra iterations do not diverge.
+        At every other step, first run 0 to this many random updates without gradient, so that
+        training starts from converged flow and extra iterations do not diverge.
     loss_power
-        1 for the absolute error. Below 1 the error is raised to this power: small errors gain
-        weight, hopeless pixels lose it (the loss that PWC-Net is fine-tuned with, Sun et al.,
+        Exponent of each pixel's absolute error, above 0, at most 1. Below 1, small errors gain
+        weight and unmatchable pixels lose it, as in PWC-Net's fine-tuning (Sun et al.,
         https://arxiv.org/abs/1709.02371).
     learning_rate, final_learning_rate
-        The rate rises to ``learning_rate`` over the first twentieth of the phase and falls linearly
-        to ``final_learning_rate``.
+        The rate rises to ``learning_rate`` (above 0) over the first twentieth of the phase, then
+        falls linearly to ``final_learning_rate`` (0 to ``learning_rate``).
     layers
         Fewest and most objects in front of the background.
     min_displacement, max_displacement
-        Pixels per frame. Scenes draw their speed between them, log-uniformly. With a minimum of
-        2 px or less a tenth of the scenes move by less than about a pixel.
+        Range of a scene's speed in pixels per frame, drawn log-uniformly. With a minimum of 2 px or
+        less, a tenth of the scenes draw 0.1 to 1.5 px instead.
     photometric
         Strength of noise, blur, haze, shadows and changes of light between the frames, from 0
         (clean) to 1.
     relief
-        Share of scenes whose background has depth: its motion changes gradually.
+        Share of scenes, 0 to 1, whose background has depth: its motion changes gradually.
     dim
-        Share of scenes with little light, in whole grey levels.
+        Share of dark scenes, 0 to 1: mean grey of 8 to 60, rounded to whole grey levels.
     learn_occluded
         Whether occluded pixels enter the loss. Leaving them out at first helps (Kwon et al.,
         https://arxiv.org/abs/2308.07378).
     matching
-        Weight of the matching loss, see ``matching_loss``; 0 for none.
+        Weight of ``gma_lib.training.losses.matching_loss``, at least 0; 0 for none.
     freeze_batch_norm
-        Use running statistics and keep them fixed: those of one or two scenes are too rough.
+        Keep the running statistics fixed: those of one or two scenes are too noisy.
     """
 
     name: str
@@ -112,32 +115,39 @@ class Phase:
 
 @dataclass(frozen=True, config=CHECKED)
 class TrainingConfig:
-    """Everything that decides what training computes.
+    """Configuration of a training run. All fields are required; invalid values raise ValueError.
 
     Attributes
     ----------
     seed
-        Seed of weights, banks and scenes; not 20211010 or 20211011, those of the held-out scenes.
+        Seed of weights, textures and scenes, at least 0. ``train`` refuses 20211010 and 20211011,
+        the seeds of the held-out scenes.
     textures
-        Size of the bank of drawn textures.
+        Number of procedural textures, at least 1.
     photographs
-        Additional textures, cut from photographs (``gma_lib.training.textures.PHOTOGRAPHS``);
-        validation never shows them.
-    precision
-        ``bfloat16`` (autocast; coordinates, correlation and loss stay float32) or ``float32``.
+        Number of additional textures cut from photographs; above 0 requires scikit-image
+        (``pip install 'gma-lib[training]'``). Validation never shows them.
     optimiser
-        ``adamw``, or ``muon``: Muon for the kernels of convolutions and AdamW for the rest, see
-        ``KernelMuon``. Both take the same learning rates.
+        ``adamw``, or ``muon``: Muon for convolution kernels and AdamW for the rest
+        (``gma_lib.training.trainer.KernelMuon``), at the same learning rates.
     sequence_gamma
-        Weight of an update's loss relative to the next update's (RAFT, equation 7).
+        Weight of an update's loss relative to the next update's (RAFT, equation 7); above 0, at
+        most 1.
+    weight_decay
+        Weight decay of the optimisers, at least 0.
     clip
-        Largest norm of a gradient.
+        Largest norm of the gradient of all parameters together, above 0.
     ema_decay
-        Decay of the averaged weights, which are validated and shipped.
-    checkpoint_minutes, validate_every
-        Minutes between checkpoints, steps between validations.
+        Decay of the averaged weights, which are validated and saved; above 0, at most 1. Lower
+        during the first steps.
+    checkpoint_minutes
+        Minutes between checkpoints, above 0.
+    validate_every
+        Steps between validations, at least 1; the last step is always validated.
     validation_pairs
-        Scenes of each held-out family; with 0 nothing is validated.
+        Scenes of each held-out family; with 0, nothing is validated.
+    phases
+        Phases in order, at least one.
     """
 
     seed: int
