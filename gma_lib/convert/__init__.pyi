@@ -2,13 +2,15 @@ from .batches import compare_along as compare_along
 from .batches import compare_together as compare_together
 from .batches import gather_batch as gather_batch
 from .batches import read_different_pairs as read_different_pairs
-from .conversion import Conversion as Conversion
 from .conversion import ModelSpec as ModelSpec
 from .conversion import convert as convert
 from .conversion import export_model as export_model
 from .conversion import prepare_model as prepare_model
 from .conversion import read_spec as read_spec
+from .converted import Conversion as Conversion
 from .int8 import CALIBRATION_PAIRS as CALIBRATION_PAIRS
 from .int8 import quantize_models as quantize_models
 from .to_ascend import convert_to_ascend as convert_to_ascend
+from .to_onnxruntime import convert_to_onnxruntime as convert_to_onnxruntime
 from .to_openvino import convert_to_openvino as convert_to_openvino
+from .to_torch import convert_to_torch as convert_to_torch

@@ -17,7 +17,7 @@ from gma_lib.ascend import (
     refuse_impossible,
     rewrite_where_needed,
 )
-from gma_lib.convert.conversion import Conversion
+from gma_lib.convert.converted import Conversion
 from gma_lib.runs import (
     PRECISION_NAMES,
     Record,

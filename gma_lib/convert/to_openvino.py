@@ -8,7 +8,7 @@ import numpy as np
 import openvino
 
 from gma_lib import backends, convert, network, runs
-from gma_lib.convert.conversion import Conversion, describe_parts, find_sources
+from gma_lib.convert.converted import Conversion, describe_parts, find_sources
 
 # Sums of products may be rounded; the numbers that say where to look may not.
 _PRODUCTS = ("MatMul", "Convolution", "MVN")
