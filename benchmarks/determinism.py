@@ -5,6 +5,7 @@
 Each setting is a process of its own, which imitates another machine through the libraries' own
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
 and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
+The int8 model is calibrated once, by the first setting.
 A setting that is done is not computed again; those of another commit are refused.
 """
 
@@ -36,6 +37,7 @@ VARIANTS = [
     ("onnxruntime", "float32"),
     ("openvino", "float32"),
     ("openvino", "bfloat16"),
+    ("openvino", "int8"),
 ]
 
 
@@ -51,14 +53,16 @@ def compute(folder: Path) -> None:
     rendered = find_pairs(render_demo(folder / "frames", **SIZE), split="training")
     found = {f"frames/{pair.name}": np.stack(pair.load_frames()) for pair in rendered}
     found |= {f"truth/{pair.name}": pair.load_flow() for pair in rendered}
-    same = folder.parent / next(iter(SETTINGS)).replace(" ", "-") / "frames"
-    pairs = find_pairs(same, split="training")
+    first = folder.parent / next(iter(SETTINGS)).replace(" ", "-")
+    pairs = find_pairs(first / "frames", split="training")
     for backend, precision in VARIANTS:
-        estimator = load(num_updates=6, backend=backend, precision=precision)
+        if precision == "int8":
+            os.environ["GMA_CACHE"] = str(first / "cache")
         try:
+            estimator = load(num_updates=6, backend=backend, precision=precision)
             for pair in pairs:
                 found[f"{backend} {precision}/{pair.name}"] = estimator(*pair.load_frames())
-        except RuntimeError as error:  # no kernels for this precision
+        except (RuntimeError, ValueError) as error:  # no kernels for this precision
             print(f"{backend} {precision} refused: {str(error).splitlines()[-1]}", flush=True)
     for pair in pairs:
         frame1, frame2 = pair.load_frames()

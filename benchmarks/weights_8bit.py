@@ -1,0 +1,61 @@
+"""What the bundled weights lose when each output channel of a convolution has 8 bits per weight.
+
+    python benchmarks/weights_8bit.py [SINTEL]
+
+Scores both at 12 updates on the test scenes of the held-out families and, where its folder is
+given, on the pairs of Sintel that have ground truth.
+"""
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gma_lib.data import PASSES, find_pairs
+from gma_lib.flow import pool_scores
+from gma_lib.network import WEIGHTS_FOLDER, load_checkpoint, load_model, save_checkpoint
+from gma_lib.runs import RESOURCES
+from gma_lib.training.config import load_config
+from gma_lib.training.model_card import NAME, TEST_PAIRS, predict_updates, score_pairs
+from gma_lib.training.pairs import render_held_out
+
+UPDATES = 12
+
+
+def round_channels(weight: torch.Tensor) -> torch.Tensor:
+    """Round a convolution's weights (out, in, H, W) to 255 steps, symmetric around zero, whose size
+    each output channel's largest weight decides.
+    """
+    step = weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
+    return (weight / step).round() * step
+
+
+def main(sintel: Path | None) -> None:
+    shipped = WEIGHTS_FOLDER / f"{NAME}.safetensors"
+    config = load_config(RESOURCES / "params" / "train.yaml")
+    first = config.validation_pairs
+    families = render_held_out(config, numbers=range(first, first + TEST_PAIRS))
+    scored = {name: [pair.to_arrays() for pair in pairs] for name, pairs in families.items()}
+    for name in PASSES if sintel else ():
+        pairs = find_pairs(sintel, pass_name=name)
+        scored[f"Sintel {name}"] = [pair.load() for pair in pairs if pair.flow is not None]
+    with tempfile.TemporaryDirectory() as folder:
+        state = load_checkpoint(shipped).state
+        state |= {name: round_channels(one) for name, one in state.items() if one.ndim == 4}
+        file = save_checkpoint(Path(folder) / "rounded.safetensors", state)
+        models = [load_model(weights)[0] for weights in (shipped, file)]
+    print("| frames | pairs | EPE, px | with 8 bits | 1px, % | with 8 bits |\n" + "|---" * 6 + "|")
+    for name, pairs in scored.items():
+        found = []
+        for model in models:
+            scores = score_pairs(partial(predict_updates, model, (UPDATES,)), pairs)
+            found.append(pool_scores(scores[str(UPDATES)])["all"].to_metrics())
+        epes, shares = ([one[metric] for one in found] for metric in ("epe", "px1"))
+        cells = [f"{epe:.4f}" for epe in epes] + [f"{100 * share:.2f}" for share in shares]
+        print(f"| {name} | {len(pairs)} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)
