@@ -415,7 +415,7 @@ def test_twice_is_once():
     twice, second = narrow_model(once)
     assert first.changed
     assert not second.changed
-    assert second.sentence() == "no rewrite needed: the graph holds no int64 and no float64 value."
+    assert {"int64", "float64"} <= set(second.sentence().split())
     assert twice.graph.node == once.graph.node
 
 

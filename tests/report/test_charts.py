@@ -135,7 +135,9 @@ def test_scenes_are_sorted_by_their_error():
     figure, text = charts.plot_scenes(epe)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["alley", "ice", "cave"]
-    assert text == "EPE by scene and pass, 3 scenes; largest in cave."
+    assert "3 scenes" in text
+    assert "cave" in text
+    assert "alley" not in text
     nothing = charts.plot_scenes({"clean": {}})
     assert "0 scenes" in nothing[1]
     encode_figure(nothing[0])
