@@ -53,23 +53,12 @@ class StageRecords:
         return self.run.name + (" (SIMULATED)" if self.simulated else "")
 
 
-def compare_with_guide(
-    found: Iterable[StageRecords], *, only: Iterable[int] | None = None
-) -> pd.DataFrame:
+def compare_with_guide(found: Iterable[StageRecords]) -> pd.DataFrame:
     """Return a table of the guide's row for every batch size and the runs' rows below it; cells are
     words, because some of them are not numbers.
-
-    Parameters
-    ----------
-    only
-        Batch sizes to show; the guide's and those of the runs when None.
     """
     found = [records for records in found if records.has_numbers]
-    sizes = (
-        set(published.GUIDE_PAIRS_PER_SECOND) | {records.run.batch_size for records in found}
-        if only is None
-        else set(only)
-    )
+    sizes = set(published.GUIDE_PAIRS_PER_SECOND) | {records.run.batch_size for records in found}
     rows = {}
     for size in sorted(sizes):
         rows[f"batch size {size}", GUIDE] = _published_row(size)

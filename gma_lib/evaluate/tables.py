@@ -1,10 +1,12 @@
 """What notebooks and pages say about scores: tables, curves, sentences."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT
 from gma_lib.evaluate import published
-from gma_lib.flow.metrics import GROUP_LABELS, ErrorSums
+from gma_lib.flow.metrics import GROUP_LABELS, Deviation, ErrorSums
 from gma_lib.network.bundled import find_bundled
 from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.records import Record
@@ -20,13 +22,17 @@ def _count_scored(scores: Record) -> str:
 
 
 def tabulate_groups(metrics: dict[str, Record]) -> pd.DataFrame:
-    """Return groups of pixels x metrics, a block per pass; shares in percent."""
-    rows = {
-        (pass_name, label): _row(scores[group])
-        for pass_name, scores in metrics.items()
-        for group, label in GROUP_LABELS.items()
-        if group in scores
-    }
+    """Return groups of pixels x metrics, a block per pass; shares in percent. Groups of equal
+    numbers share a row: ``all pixels (also: valid pixels)``.
+    """
+    rows = {}
+    for pass_name, scores in metrics.items():
+        groups = GROUP_LABELS.items()
+        found = {label: _row(scores[group]) for group, label in groups if group in scores}
+        for row in found.values():
+            first, *alike = [label for label, other in found.items() if other == row]
+            label = f"{first} (also: {'; '.join(alike)})" if alike else first
+            rows[pass_name, label] = row
     return _frame(rows, ["pass", "pixels of"])
 
 
@@ -124,6 +130,26 @@ def _find_other_making(export: Record, index: Record) -> str:
     if not index["description"].startswith(published.GUIDE_DATA):
         return f"the frames are not {published.GUIDE_DATA}'s"
     return ""
+
+
+# --- distances between flow fields ----------------------------------------------------------------
+
+
+def tabulate_deviations(found: Mapping[str, Deviation]) -> pd.DataFrame:
+    """Return what was compared x mean, 99th percentile and maximum of the distance, in pixels."""
+    columns = {"mean": "mean", "p99": "99th percentile", "max": "maximum"}
+    rows = {what: vars(deviation) for what, deviation in found.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename(columns=columns)
+
+
+def describe_deviations(found: Mapping[str, Deviation]) -> str:
+    """Say how far the flow is from PyTorch's at most, and whether rounding explains it."""
+    what, worst = max(found.items(), key=lambda item: item[1].max)
+    rounded = all(deviation.is_rounding for deviation in found.values())
+    return (
+        f"The flow is off PyTorch's by at most {worst.max:.1e} px, and by {worst.mean:.1e} px on "
+        f"average ({what}): {'rounding' if rounded else 'more than rounding in float32'}."
+    )
 
 
 # --- for charts -----------------------------------------------------------------------------------

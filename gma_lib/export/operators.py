@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,17 @@ REST = "everything else"  # coordinates, upsampling, what lies between the parts
 def count_operators(path: Path) -> dict[str, int]:
     """Count the nodes of each operator, most frequent first."""
     return dict(Counter(node.op_type for node in onnx.load(path).graph.node).most_common())
+
+
+def fold_operators(operators: Mapping[str, int], most: int = 8) -> dict[str, int]:
+    """Keep the first operators, and gathers and casts, which accelerators handle badly; the rest
+    becomes one entry, ``N others``.
+    """
+    shown = {name: operators[name] for name in [*operators][:most]}
+    shown |= {name: count for name, count in operators.items() if name.startswith(("Ga", "Cast"))}
+    hidden = len(operators) - len(shown)
+    rest = sum(operators.values()) - sum(shown.values())
+    return shown | ({f"{hidden} others": rest} if hidden else {})
 
 
 def list_wide_activations(path: Path) -> list[str]:

@@ -77,6 +77,17 @@ class InferenceSummary:
         rate = self.computed / self.seconds if self.computed else None
         return asdict(self) | {"pairs_per_second_end_to_end": rate}
 
+    def describe(self) -> str:
+        """Say what was computed, and how fast."""
+        if not self.computed:
+            return f"The flow of all {self.pairs} pairs was there from an earlier call."
+        whose = "the workers' networks" if self.workers else "the network"
+        return (
+            f"{self.computed} of {self.pairs} pairs were computed in {self.seconds:.1f} s, "
+            f"{self.computed / self.seconds:.2f} pairs/s with reading and writing; {whose} took "
+            f"{self.seconds_computing:.1f} s."
+        )
+
 
 class Computed(NamedTuple):
     """A pair's flow (2, H, W), the seconds in the backend, the process that computed it, and its

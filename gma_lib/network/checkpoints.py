@@ -134,7 +134,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     named = find_bundled(checkpoint)
     path = named or locate_path(checkpoint)
     if not path.exists():
-        expected = f"a weights file, or one of {', '.join(list_checkpoints())}"
+        expected = f"a weights file, or one of {', '.join(list_checkpoints()[1:])}"  # no noise
         raise MissingFile(path, "no such file", expected, "Check the name")
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
         content = read_whole(path, largest=MOST_BYTES)

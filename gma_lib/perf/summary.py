@@ -106,6 +106,28 @@ def scale_parts(perf: runs.Record) -> dict[str, float]:
     return {name: pair_s * seconds / sum(parts.values()) for name, seconds in parts.items()}
 
 
+def find_usable_peak(perf: runs.Record) -> float | None:
+    """Return the machine's peak in operations a second; None if it was not measured, or on a
+    machine so busy that the model was faster.
+    """
+    peak: float | None = perf.get("matrix_product_peak")
+    return peak if (perf.get("share_of_peak") or 0) <= 1 else None
+
+
+def describe_speed(perf: runs.Record) -> str:
+    """Say how fast the model is and where its time goes; why, if nothing was timed."""
+    if perf["status"] != "ok":
+        return f"Nothing was timed: {perf['reason']}"
+    memory, parts = find_peak_memory(perf), scale_parts(perf)
+    said = f"{perf['pairs_per_second']:.2f} pairs/s: one call takes {perf['median_s']:.2f} s"
+    said += f" and at most {memory / 1e9:.1f} GB of memory." if memory else "."
+    if parts:
+        slowest = max(parts, key=parts.__getitem__)
+        share = parts[slowest] / sum(parts.values())
+        said += f" The slowest part is the {slowest}, with {share:.0%} of the time."
+    return f"{said} Caution: {perf['caution']}." if perf["caution"] else said
+
+
 def _tabulate_memory(perf: runs.Record) -> list[Row]:
     """Return the rows of memory and start here, or of the transfers to and from a card."""
     if "peak_rss_bytes" in perf:

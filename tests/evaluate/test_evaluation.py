@@ -87,7 +87,7 @@ def test_without_ground_truth_there_are_no_scores(tiny_sintel, tmp_path):
     assert evaluation.choose_examples(scores) == {}
     assert tables.collect_error_curves(scores) == {}
     groups = tables.tabulate_groups(scores)
-    assert groups.loc[("clean", "all pixels"), "EPE, px"] is None
+    assert groups["EPE, px"].tolist() == [None]
 
 
 def test_batch_sizes_are_compared(pairs, tmp_path):

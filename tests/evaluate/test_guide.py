@@ -68,8 +68,11 @@ def test_every_row_of_the_guide_and_ours_below_it(tmp_path):
 
 
 def test_a_batch_size_that_the_guide_lacks_and_one_without_accuracy(tmp_path):
-    table = guide.compare_with_guide([records(tmp_path, batch_size=2, metrics={})], only=[2])
-    assert list(table.index) == [("batch size 2", GUIDE), ("batch size 2", "openvino-float32")]
+    table = guide.compare_with_guide([records(tmp_path, batch_size=2, metrics={})])
+    assert list(table.index)[1:3] == [
+        ("batch size 2", GUIDE),
+        ("batch size 2", "openvino-float32"),
+    ]
     assert table.loc["batch size 2", GUIDE]["pairs/s"] == NOT_PUBLISHED
     assert table.loc["batch size 2", "openvino-float32"].tolist() == ["", "", "", "0.600"]
 

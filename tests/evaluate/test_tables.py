@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gma_lib.evaluate import tables
-from gma_lib.flow.metrics import GROUP_LABELS, ErrorSums, sum_errors
+from gma_lib.flow.metrics import GROUP_LABELS, Deviation, ErrorSums, sum_errors
 
 
 @pytest.fixture
@@ -24,8 +24,11 @@ def scores():
 
 def test_tables(scores):
     groups = tables.tabulate_groups(scores)
-    assert groups.loc[("clean", "all pixels"), "EPE, px"] == 5
-    assert len(groups) == 2 * len(GROUP_LABELS)
+    every = "all pixels (also: valid pixels; speed below 10 px)"
+    assert groups.loc[("clean", every), "EPE, px"] == 5
+    labels = " ".join(groups.loc["final"].index)
+    assert all(label in labels for label in GROUP_LABELS.values())
+    assert groups["pixels"].tolist() == 2 * [80, 72, 8, 5, 40, 0]
     assert tables.tabulate_scenes(scores).loc[("final", "cave"), "pixels"] == 80
     published = tables.tabulate_published(scores)
     assert published["1px, %"].max() == 93.0
@@ -94,6 +97,15 @@ def test_curves_and_scene_errors(scores):
     assert curves["final"][-2:] == [0, 1]
     errors = tables.collect_scene_errors({"clean": nothing, "final": scores["final"]})
     assert errors == {"clean": {}, "final": {"cave": 5}}
+
+
+def test_distances_are_told_with_the_largest():
+    found = {"one pair": Deviation(1e-6, 2e-6, 3e-5), "a batch": Deviation(1e-5, 2e-5, 4e-4)}
+    assert tables.tabulate_deviations(found).loc["a batch"].tolist() == [1e-5, 2e-5, 4e-4]
+    told = tables.describe_deviations(found)
+    assert "4.0e-04 px" in told
+    assert "(a batch): rounding." in told
+    assert "more than rounding" in tables.describe_deviations({"int8": Deviation(0.03, 0.2, 1.0)})
 
 
 def test_one_sentence_for_all_methods():

@@ -25,6 +25,13 @@ def test_operators(exported):
         assert export.list_wide_activations(path)
 
 
+def test_rare_operators_are_folded_but_gathers_and_casts_are_not():
+    found = {"Conv": 9, "Add": 5, "Mul": 4, "Sub": 3, "Cast": 2, "GatherND": 1, "Pad": 1}
+    shown = export.fold_operators(found, 2)
+    assert shown == {"Conv": 9, "Add": 5, "Cast": 2, "GatherND": 1, "3 others": 8}
+    assert export.fold_operators(found) == found
+
+
 def test_work_of_each_part_is_what_the_arithmetic_says(exported):
     """In one of 22 of the cells of 440x1024, and 2 updates."""
     _, path, _ = exported

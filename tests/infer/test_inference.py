@@ -151,10 +151,14 @@ def test_flow_is_unpadded(tmp_path):
 
 def test_what_is_there_is_not_computed_again(pairs, tmp_path):
     folder = tmp_path / "flow"
-    inference.infer(pairs[:5], FakeBackend(first_value), folder, batch_size=2, key="k")
+    first = inference.infer(pairs[:5], FakeBackend(first_value), folder, batch_size=2, key="k")
+    assert first.describe().startswith("5 of 5 pairs")
     backend = FakeBackend(first_value)
     summary = inference.infer(pairs, backend, folder, batch_size=2, key="k")
     assert (summary.computed, summary.reused, backend.calls) == (3, 5, 2)
+    assert summary.describe().startswith("3 of 8 pairs")
+    again = inference.infer(pairs, backend, folder, batch_size=2, key="k")
+    assert "all 8 pairs" in again.describe()
 
 
 @pytest.mark.parametrize("change", ["key", "frame", "file", "missing", "half a line"])

@@ -10,7 +10,9 @@ from gma_lib.perf.summary import (
     advise,
     advise_run,
     describe_costs,
+    describe_speed,
     find_peak_memory,
+    find_usable_peak,
     scale_parts,
     summarize,
     tabulate_measurement,
@@ -72,6 +74,24 @@ def test_parts_are_shares_of_the_median_call():
     perf = {"parts_s": {"GRU": 6.0, "lookup": 3.0}, "median_s": 3.0, "batch_size": 2}
     assert scale_parts(perf) == pytest.approx({"GRU": 1.0, "lookup": 0.5})
     assert scale_parts({"parts_s": None}) == scale_parts({}) == {}
+
+
+@pytest.mark.parametrize(("share", "usable"), [(0.9, 1e12), (1.2, None), (None, 1e12)])
+def test_no_peak_below_the_model_s_own_rate(share, usable):
+    assert find_usable_peak({"matrix_product_peak": 1e12, "share_of_peak": share}) == usable
+    assert find_usable_peak({"share_of_peak": None}) is None  # a card has none
+
+
+def test_speed_in_a_sentence():
+    perf = {"status": "ok", "pairs_per_second": 0.62, "median_s": 1.6, "batch_size": 1}
+    perf |= {"caution": "", "peak_rss_bytes": 5.9e9, "parts_s": {"GRU": 3.0, "lookup": 1.0}}
+    told = describe_speed(perf)
+    for number in ("0.62 pairs/s", "1.60 s", "5.9 GB", "GRU, with 75%"):
+        assert number in told
+    assert "only 3 rounds" in describe_speed(perf | {"caution": "only 3 rounds"})
+    on_a_card = {name: perf[name] for name in perf if name not in ("peak_rss_bytes", "parts_s")}
+    assert "GB" not in describe_speed(on_a_card)
+    assert "too large" in describe_speed({"status": "out_of_memory", "reason": "too large"})
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_the_last_batch_is_filled_and_cut(finished):
 
 
 def test_noise_is_called_noise(finished):
-    for page in ("04_infer", "05_evaluate"):
+    for page in ("02_export", "05_evaluate"):
         assert "seeded noise" in (finished / f"tiny/test/bs2/{page}.html").read_text()
 
 
