@@ -26,6 +26,7 @@ from gma_lib.verify.expected import (
     judge_values,
     locate_expected,
     read_expected,
+    require_same_plan,
     require_same_work,
     write_expected,
 )
@@ -85,6 +86,7 @@ def main(
         raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
     expected = read_expected(expected_file)
     parameters = _resolve(profile, VERIFIED)
+    require_same_plan(expected, parameters)
     _list_differences(expected["surroundings"])
     with _hold(VERIFIED, profile):
         folder = _start(VERIFIED, profile)

@@ -173,8 +173,18 @@ def require_same_work(expected: Record, parameters: Record) -> None:
         if recorded.get(name) != parameters.get(name):
             raise ValueError(
                 f"the expected values are of {name} = {recorded.get(name)}, and this run has "
-                f"{parameters.get(name)}: verify the profile that they were recorded for"
+                f"{parameters.get(name)}: restore the profile's file in params/, or record new "
+                "values (gma record)"
             )
+
+
+def require_same_plan(expected: Record, resolved: Record) -> None:
+    """As ``require_same_work``, before any work, for what a run's resolved parameters say."""
+    known = {name: name for name in ("batch_size", "num_updates", "attention", "checkpoint")}
+    if resolved.get("sintel_root") is None:
+        known |= {"height": "demo_height", "width": "demo_width"}
+    planned = {name: resolved[given] for name, given in known.items() if given in resolved}
+    require_same_work(expected, expected["parameters"] | planned)
 
 
 def find_differences(there: Mapping[str, str]) -> dict[str, str]:

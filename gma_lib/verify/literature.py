@@ -14,12 +14,17 @@ SOURCES = {6: published.GUIDE_SOURCE, 32: published.PTLFLOW_SOURCE}  # updates -
 
 
 def require_all_pairs(sintel: str) -> None:
-    """Raise ValueError unless a folder holds every training pair, for which the numbers hold."""
+    """Raise ValueError unless a folder holds every training pair with its ground truth, for which
+    the numbers hold.
+    """
     for name in PASSES:
-        if (count := len(find_pairs(Path(sintel), pass_name=name))) != PAIRS_IN_TRAINING_SPLIT:
+        pairs = find_pairs(Path(sintel), pass_name=name)
+        scored = sum(pair.flow is not None for pair in pairs)
+        if {len(pairs), scored} != {PAIRS_IN_TRAINING_SPLIT}:
             raise ValueError(
-                f"{sintel}: {count} pairs in {name}, and the published numbers are of "
-                f"{PAIRS_IN_TRAINING_SPLIT}: give the complete data set"
+                f"{sintel}: {len(pairs)} pairs in {name}, {scored} of them with ground truth "
+                f"(training/flow); the published numbers are of {PAIRS_IN_TRAINING_SPLIT} pairs "
+                "with ground truth. Give the complete data set"
             )
 
 

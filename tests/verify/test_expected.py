@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
+import yaml
 from command_line import gma
 from conftest import open_finished
 
 from gma_lib.cli import verification
 from gma_lib.cli.verification import _judge
+from gma_lib.pipeline import parameters
 from gma_lib.runs.files import BadFile, hash_value
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import SEAL
@@ -226,6 +229,25 @@ def test_only_one_at_a_time_works_in_a_folder(tmp_path, monkeypatch, command):
     with lock_path(tmp_path / ".demo.lock", wait=False):
         gma(*command, exit_code=138)
     assert started
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"demo_height": 232}, {"demo_width": 520}, {"num_updates": 5}, {"checkpoint": "seeded"}, {}],
+)
+def test_a_changed_profile_is_refused_before_any_work(tmp_path, monkeypatch, changed):
+    started = []
+    params = shutil.copytree(parameters.PARAMS, tmp_path / "params")
+    content = yaml.safe_load((params / "quick.yaml").read_text()) | changed
+    (params / "quick.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(parameters, "PARAMS", params)
+    monkeypatch.setattr(verification, "VERIFIED", str(tmp_path / "outputs"))
+    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: started.append(1) or ["died"])
+    printed = gma("verify", "--quick", exit_code=1 if changed else 138)
+    assert bool(started) == (not changed)
+    for name in changed:
+        assert name.removeprefix("demo_") in printed
+        assert len(printed.splitlines()) == 1
 
 
 def _rewrite(path, changed):

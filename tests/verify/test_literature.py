@@ -8,6 +8,8 @@ import pytest
 from command_line import gma
 from conftest import open_finished
 
+from gma_lib.cli import verification
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, PASSES
 from gma_lib.evaluate import published
 from gma_lib.runs.records import read_json
 from gma_lib.verify.expected import judge_values
@@ -63,3 +65,23 @@ def test_what_is_missing_is_a_sentence_before_any_work(tiny_sintel, tmp_path):
     with pytest.raises(FileNotFoundError):
         require_all_pairs(str(tmp_path / "none"))
     gma("verify", "--sintel", tiny_sintel, exit_code=2)
+
+
+@pytest.mark.parametrize("scored", [0, PAIRS_IN_TRAINING_SPLIT - 1, PAIRS_IN_TRAINING_SPLIT])
+def test_pairs_without_ground_truth_are_missed_before_any_work(tmp_path, monkeypatch, scored):
+    started = []
+    monkeypatch.setattr(verification, "VERIFIED", str(tmp_path / "outputs"))
+    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: started.append(1) or ["died"])
+    training, weights = tmp_path / "sintel" / "training", tmp_path / "authors.pth"
+    weights.touch()
+    counts = {training / name: PAIRS_IN_TRAINING_SPLIT + 1 for name in PASSES}
+    for folder, count in (counts | {training / "flow": scored}).items():
+        (folder / "alley_1").mkdir(parents=True)
+        suffix = "flo" if folder.name == "flow" else "png"
+        for number in range(1, count + 1):
+            (folder / "alley_1" / f"frame_{number:04d}.{suffix}").touch()
+    whole = scored == PAIRS_IN_TRAINING_SPLIT
+    given = ["--sintel", training.parent, "--checkpoint", weights]
+    printed = gma("verify", "--profile", "sintel", *given, exit_code=138 if whole else 1)
+    assert bool(started) == whole
+    assert whole or f"{scored} of them" in printed
