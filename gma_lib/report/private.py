@@ -1,31 +1,37 @@
-"""Take folders of a user out of what is sent to others."""
+"""Take folders and names of a user out of what is sent to others."""
 
 import html
 import json
+import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from gma_lib.pipeline.chain import digest_record
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import NOTEBOOKS, STAGES
 from gma_lib.pipeline.stamps import read_stamp
-from gma_lib.runs.files import PROJECT, hash_value, locate_path
+from gma_lib.runs.files import PACKAGE, PROJECT, hash_value, locate_path
 from gma_lib.runs.records import SEAL
 from gma_lib.runs.run import Run
 
 # Records in the order in which they are made from each other
 _ORDER = ["run.json", *(stage.products[0] for stage in STAGES.values())]
+PROSE = (".ipynb", ".html")  # elsewhere a word may be a key, or a scene's name
+SHORTEST_NAME = 4  # letters, of a name that is looked for as a word
 SHORT = 8  # characters, which pictures in base64 may hold by chance
 _APART = r"(?:(?<=\\n)|(?<=://)|(?<![\w+/=]))"  # not in the middle of such a picture
+_AFTER = r"\\n|\\u001b\[[\d;]*m"  # the end of a line and a colour, as JSON spells them
 NOBODY = ("", "root", "home", "user", "users")  # names of home folders that are no user's
 _HOME = re.compile(_APART + r"((?:/home|[a-zA-Z]:\\+Users|/Users)[/\\]+)[^/\\\s\"'<>&:;,)]+")
+_WORKER = re.compile(r"\b(the worker )\S+?(?=, and | cannot keep | was lost)")  # in gma_lib.runs
 
 
 def read_without_folders(files: Iterable[Path], runs: Iterable[Run]) -> Iterator[tuple[Path, str]]:
     """Read text files with names in place of folders: the project's, the home's, Python's, and
-    those that a run was given.
+    those that a run was given. Notebooks and pages name neither the machine nor its user, no
+    scheduler and no worker.
 
     Records that change are sealed again, and so are those that were made from them.
 
@@ -34,11 +40,12 @@ def read_without_folders(files: Iterable[Path], runs: Iterable[Run]) -> Iterator
     file, text
         In another order than given.
     """
-    shorten = make_shortener(_list_folders(runs))
+    runs = list(runs)
+    shorten, rename = make_shortener(_list_folders(runs)), make_renamer(_list_names(runs))
     digests: dict[str, str] = {}
     for path in sorted(files, key=lambda path: (path.name in _ORDER, _place(path), path)):
         text = path.read_text(encoding="utf-8")
-        shorter = shorten(text)
+        shorter = rename(shorten(text)) if path.suffix in PROSE else shorten(text)
         if path.name in _ORDER:
             before, after = json.loads(text), json.loads(shorter)
             for source, digest in after.get("made_from", {}).items():
@@ -77,6 +84,17 @@ def _list_folders(runs: Iterable[Run]) -> dict[str, str]:
     return found
 
 
+def _list_names(runs: Iterable[Run]) -> dict[str, str]:
+    """Name of a machine or a user -> what is written instead."""
+    found = {platform.node(): "machine", Path.home().name: "user"}
+    stamps = (read_stamp(stage, run) for run in runs for stage in STAGES)
+    for cluster in {stamp.parameters.get("cluster", "") for stamp in stamps if stamp}:
+        if cluster.startswith("dask:") and cluster != "dask:local":
+            address = cluster.removeprefix("dask:").rpartition("/")[2]
+            found |= dict.fromkeys((address, address.rpartition(":")[0]), "scheduler")
+    return {name.partition(".")[0]: word for name, word in found.items()} | found
+
+
 def _spell(given: str | None, word: str) -> dict[str, str]:
     """The ways in which a path may have been written down."""
     if not given or "/" not in given:
@@ -99,7 +117,7 @@ def make_shortener(folders: dict[str, str]) -> Callable[[str], str]:
         for form in sorted(words, key=len, reverse=True)
     ]
     known, user = re.compile("|".join(parts)), Path.home().name
-    elsewhere = re.compile(rf"([\s\"'(>=:](?:/[^\s\"'<>/]+)*/){re.escape(user)}(?=/)")
+    elsewhere = re.compile(rf"((?:[\s\"'(>=:]|{_AFTER})(?:/[^\s\"'<>/]+)*/){re.escape(user)}(?!\w)")
 
     def shorten(text: str) -> str:
         text = known.sub(lambda found: words[found[0]], text) if words else text
@@ -107,3 +125,30 @@ def make_shortener(folders: dict[str, str]) -> Callable[[str], str]:
         return text if user.lower() in NOBODY else elsewhere.sub(r"\1user", text)
 
     return shorten
+
+
+def make_renamer(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that puts words in place of names in a notebook or a page, where they stand
+    alone, and of workers in the messages of ``gma_lib.runs``.
+
+    A name of fewer than four letters stays, and so does one that the package has as a word itself
+    ("flow"): it tells nothing, and a notebook or a page may need it.
+    """
+    sources = (*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.j2"), *NOTEBOOKS.glob("*.ipynb"))
+    own = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    told = {
+        name: word
+        for name, word in names.items()
+        if len(name) >= SHORTEST_NAME
+        and name.lower() not in NOBODY
+        and not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", own, re.IGNORECASE)
+    }
+    longest_first = sorted(told, key=len, reverse=True)
+    parts = [rf"{_APART}(?<![.#-]){re.escape(name)}(?!\w)" for name in longest_first]
+    known = re.compile("|".join(parts))
+
+    def rename(text: str) -> str:
+        text = _WORKER.sub(r"\1NAME", text)
+        return known.sub(lambda found: told[found[0]], text) if told else text
+
+    return rename

@@ -1,6 +1,7 @@
 """What is sent names no folder of a user."""
 
 import json
+import platform
 import re
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from conftest import open_finished
 
 from gma_lib.report import private
+from gma_lib.runs import clusters, parcels
 from gma_lib.runs.files import PROJECT
 from gma_lib.verify.replay import unpack_records
 from gma_lib.verify.values import collect_recorded
@@ -59,7 +61,44 @@ def test_a_name_of_the_user_in_another_folder(monkeypatch):
     monkeypatch.setenv("HOME", f"{HOME}/drift")
     shorten = private.make_shortener({})
     assert shorten('"/scratch/drift/x"') == '"/scratch/user/x"'
+    assert shorten("'/scratch/drift' (No space left)") == "'/scratch/user' (No space left)"
+    assert shorten("(/scratch/drift (No space left)") == "(/scratch/user (No space left)"
+    assert shorten('"a\\n/scratch/drift: full"') == '"a\\n/scratch/user: full"'
+    assert shorten('"/scratch/drifting"') == '"/scratch/drifting"'
     assert shorten('"clean/drift/frame_0001"') == '"clean/drift/frame_0001"'  # a scene of this name
+
+
+def test_a_notebook_names_no_machine_user_or_scheduler():
+    names = {"ann-laptop.lan": "machine", "ann-laptop": "machine", "zelda": "user", "flow": "user"}
+    rename = private.make_renamer(names | {"10.1.2.3:8786": "scheduler", "": "user", "zoe": "user"})
+    for text, expected in {
+        "tcp://ann-laptop:80 by zelda": "tcp://machine:80 by user",
+        '"\\nzelda@ann-laptop.lan"': '"\\nuser@machine"',
+        'cluster = "dask:10.1.2.3:8786"': 'cluster = "dask:scheduler"',
+    }.items():
+        assert rename(text) == expected
+    for text in ("the flow of zoe", "clean/zelda/frame_0001", "zeldas", "iVBORw0KGgo/zelda+"):
+        assert rename(text) == text
+
+
+def test_a_notebook_that_failed_names_no_worker(monkeypatch, tmp_path):
+    """Of whatever machine: the messages are those of the package."""
+    monkeypatch.setattr(platform, "node", lambda: "bobs-pc")
+    said = []
+    for fail in (
+        lambda: clusters._require_alike({"a": 1}, {"a": 2}, "bobs-pc"),
+        lambda: parcels._require_same(Path("a.png"), "0", "1"),
+    ):
+        with pytest.raises(ValueError, match="bobs-pc") as error:
+            fail()
+        said.append(str(error.value))
+    monkeypatch.setattr(platform, "node", lambda: "ann-laptop")
+    notebook = tmp_path / "04_infer.failed.ipynb"
+    notebook.write_text(json.dumps([*said, "on ann-laptop", "the worker processes of a scheduler"]))
+    ((_, text),) = private.read_without_folders([notebook], [])
+    assert "bobs-pc" not in text
+    assert "ann-laptop" not in text
+    assert "the worker processes of" in text
 
 
 def test_an_archive_names_no_folder_of_this_machine(reported, archive, tmp_path):
