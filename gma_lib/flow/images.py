@@ -260,10 +260,20 @@ def read_orientation(path: Path) -> int:
             with Image.open(path, formats=FORMATS) as image:
                 _forget_xmp(image)
                 return int(image.getexif().get(0x0112, 1))
-        exif, content = Image.Exif(), _read_content(path, header)
-        if (at := content.rfind(b"eXIf")) >= 0:  # may follow the pixels, not decoded here
-            exif.load(content[at + 4 :])
+        exif = Image.Exif()
+        exif.load(_find_exif(_read_content(path, header)))
         return int(exif.get(0x0112, 1))
+
+
+def _find_exif(content: bytes) -> bytes:
+    """The Exif data of a PNG, which may follow the pixels; empty if it has none."""
+    at = len(PNG_SIGNATURE)
+    while kind := content[at + 4 : at + 8]:
+        end = at + 8 + int.from_bytes(content[at : at + 4])
+        if kind == b"eXIf":
+            return content[at + 8 : end]
+        at = end + 4  # behind the checksum
+    return b""
 
 
 def read_frame(path: Path) -> np.ndarray:

@@ -472,3 +472,32 @@ def test_a_tag_of_xmp_turns_no_picture(tmp_path, picture, name):
     assert Image.open(tmp_path / name).getexif()[0x112] == 6  # as Pillow understands it
     assert images.read_photo(tmp_path / name)[0].shape[1:] == picture.shape[:2]
     assert images.read_orientation(tmp_path / name) == 1
+
+
+def write_png(path, pixels, *chunks):
+    """Write a PNG whose pixels are stored as they are, and further chunks before or after them."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
+    content = images.PNG_SIGNATURE
+    for kind, data in (
+        (b"IHDR", header),
+        *[one for one in chunks if one[0] == b"eXIf"],
+        (b"IDAT", zlib.compress(rows, 0)),
+        *[(b"eXIf", data) for kind, data in chunks if kind == b"late"],
+        (b"IEND", b""),
+    ):
+        content += len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("chunk", [None, b"eXIf", b"late"])
+def test_pixels_are_no_tag_that_turns_a_png(tmp_path, chunk):
+    """Of a gigabyte of compressed pixels, four bytes look like the tag's name by chance."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    pixels[5].reshape(-1)[7:11] = np.frombuffer(b"eXIf", np.uint8)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    write_png(tmp_path / "a.png", pixels, *[(chunk, tags.tobytes()[6:])] * (chunk is not None))
+    assert images.read_orientation(tmp_path / "a.png") == (6 if chunk else 1)
+    assert images.read_photo(tmp_path / "a.png")[0].shape == ((3, 20, 12) if chunk else (3, 12, 20))
