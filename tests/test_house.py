@@ -137,6 +137,12 @@ def test_light_modules_load_nothing_heavy(module):
     assert not heavy & set(loaded)
 
 
+def test_temporary_folders_go_with_the_next_process_where_one_is_killed():
+    made = re.compile("TemporaryDirectory|mkdtemp")
+    users = {short(path) for path in LIBRARY if made.search(path.read_text())}
+    assert users == {"runs/leftovers.py", "doctor/installation.py"}  # the latter stands alone
+
+
 # --- names and types ------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ never cleans its output folder, so both are looked after here.
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from gma_lib.ascend.errors import (
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
 from gma_lib.runs import DoesNotFit, Track, read_whole, reading
+from gma_lib.runs.leftovers import temporary_folder
 
 LOOP, WARMUP = 100, 5  # calls on zeros that are timed, as in the guide, and calls before them
 
@@ -168,8 +168,8 @@ def time_on_zeros(
     (``gma_lib.runs.progress.log_elapsed``).
     """
     # without --output the tool writes no summary
-    with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:
-        output = Path(folder) / "pure"
+    with temporary_folder() as folder:
+        output = folder / "pure"
         command = build_ais_command(
             tool,
             check_path(om, ends=".om"),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from gma_lib.runs import (
     write_atomically,
     write_text,
 )
+from gma_lib.runs.leftovers import temporary_folder
 
 SUCCESS = "ATC run success"
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
@@ -260,8 +260,7 @@ def _compile(
     It runs in a folder made for it: atc leaves kernel_meta/ and other files where it runs, and
     refuses paths with unusual letters.
     """
-    with tempfile.TemporaryDirectory(prefix="gma_atc_") as place:
-        folder = Path(place)
+    with temporary_folder() as folder:
         shutil.copyfile(source, folder / source.name)
         if options.keep_dtype:
             (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))

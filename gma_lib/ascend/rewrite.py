@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from gma_lib.ascend.narrowing import narrow_model
 from gma_lib.ascend.ranges import FEW
 from gma_lib.ascend.verify import Feeds, RewriteError, in_a_sentence, verify
 from gma_lib.ascend.writing import RewriteReport
-from gma_lib.runs.files import write_atomically
+from gma_lib.runs.files import put_in_place, write_atomically
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.processes import tie_child
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ def rewrite_file(
         something else. ``target`` is then not written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".rewrite-") as name:
-        folder = Path(name)
+    with temporary_folder(target.parent) as folder:
         before = _read_model(source, target.name, folder)
         with in_a_sentence(f"{source} cannot be rewritten"):
             after, report = narrow_model(before, leave=leave)
@@ -70,7 +69,7 @@ def rewrite_file(
                 before, after, feeds=feeds, sizes=sizes, largest_batch=largest_batch, folder=folder
             )
         for data in folder.iterdir():
-            data.replace(target.parent / data.name)
+            put_in_place(data, target.parent / data.name)
         with write_atomically(target) as partial:
             onnx.save(after if report.changed else before, partial)
     return report
@@ -141,8 +140,8 @@ def rewrite_with_vendor_tool(
         When it is not installed, wrote nothing, or its result is not the same computation.
         ``target`` is then not written.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "made.onnx"
+    with temporary_folder() as folder:
+        made = folder / "made.onnx"
         command = [
             python,
             "-m",

@@ -1,7 +1,6 @@
 """Whether a rewritten graph is the same computation as before."""
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, helper, numpy_helper
 
 from gma_lib.ascend.graphs import collect_names, walk_graphs
+from gma_lib.runs.leftovers import temporary_folder
 
 Feeds = dict[str, np.ndarray]
 TOLERANCE = 1e-4  # of the largest number in an output
@@ -93,8 +93,8 @@ def verify(
 @contextlib.contextmanager
 def _place(folder: Path | None) -> Iterator[Path]:
     """A file for a graph, beside its external data where it has any."""
-    with tempfile.TemporaryDirectory() as own:
-        path = Path(folder or own) / "compared.onnx"
+    with temporary_folder() as own:
+        path = (folder or own) / "compared.onnx"
         yield path
         path.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@ interpreter.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +35,7 @@ from gma_lib.runs import (
     require_free_space,
 )
 from gma_lib.runs.devices import Devices
+from gma_lib.runs.leftovers import temporary_folder
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -119,8 +119,8 @@ class AscendBackend(FolderBackend):
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         frames = check_frames(image1, image2, self.shape)
-        with tempfile.TemporaryDirectory(prefix="gma_ais_") as folder:
-            folders = [Path(folder) / "image1", Path(folder) / "image2"]
+        with temporary_folder() as folder:
+            folders = [folder / "image1", folder / "image2"]
             for place, images in zip(folders, frames, strict=True):
                 for number, image in enumerate(images):
                     write_tensor(place / f"{number:06d}.bin", image)
@@ -133,14 +133,14 @@ class AscendBackend(FolderBackend):
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
             # the newer tool refuses files that a group may write, as some systems make them
             path.chmod(path.stat().st_mode & ~0o022)
-        with tempfile.TemporaryDirectory(prefix="gma_ais_out_") as place:
+        with temporary_folder() as place:
             pairs = sum(1 for _ in image1.iterdir())
-            require_free_space(Path(place), pairs * 4 * 2 * height * width)
+            require_free_space(place, pairs * 4 * 2 * height * width)
             files, timing = ais_bench.infer_folders(
                 self.tool,
                 self.path,
                 [image1, image2],
-                Path(place) / f"bs{batch_size}",
+                place / f"bs{batch_size}",
                 batch_size=batch_size,
                 output_shape=(2, height, width),
                 input_bytes=4 * channels * height * width,

@@ -2,7 +2,6 @@
 flow of each pair alone.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from gma_lib.convert.conversion import ModelSpec, prepare_model
 from gma_lib.data import FramePair, read_batch
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import SHARE_OF_MEMORY, predict_memory
+from gma_lib.runs.leftovers import temporary_folder
 
 SMALL = 128, 160  # height and width of the details that every batch size is compared on, at most
 LIMIT_S = 60.0  # what comparing full-size pairs may take
@@ -68,10 +68,10 @@ def compare_together(
     image1, image2 = (images[..., :height, :width] for images in (image1, image2))
     options: runs.Record = {"card": card} if spec.backend == "ascend" else {}
     reference = np.concatenate(list(_compute_references(spec, image1, image2)))
-    with tempfile.TemporaryDirectory() as folder:
-        prepare_model(spec, Path(folder), card=card)
+    with temporary_folder() as folder:
+        prepare_model(spec, folder, card=card)
         with backends.load_backend(
-            spec.backend, Path(folder), precision=spec.precision, **options
+            spec.backend, folder, precision=spec.precision, **options
         ) as network:
             found = Deviation.between(network.predict(image1, image2), reference)
     return {f"{_count(spec.batch_size)} of {width}x{height} px, computed together": found}

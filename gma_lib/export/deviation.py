@@ -1,8 +1,5 @@
 """How far an exported graph's flow is from PyTorch's."""
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -11,6 +8,7 @@ from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.export.trace import export_whole
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network import GMA, Checkpoint
+from gma_lib.runs.leftovers import temporary_folder
 
 
 def compute_reference(model: GMA, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -35,8 +33,8 @@ def measure_deviation(
     """
     batch_size, _, height, width = image1.shape
     size = {"height": height, "width": width, "batch_size": batch_size}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "compared.onnx"
+    with temporary_folder() as folder:
+        file = folder / "compared.onnx"
         export_whole(exported, file, **size, checkpoint=checkpoint, opset=opset)
         with OnnxRuntimeBackend(file) as backend:
             return Deviation.between(backend.predict(image1, image2), reference)

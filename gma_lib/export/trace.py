@@ -7,7 +7,6 @@ its ``atc`` command line works unchanged.
 import copy
 import json
 import logging
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 import gma_lib
 from gma_lib.network import GMA, OPSETS, STRIDE, Checkpoint, check_sides, choose_opset
 from gma_lib.runs.files import write_atomically
+from gma_lib.runs.leftovers import temporary_folder
 
 _in_turn = threading.Lock()  # PyTorch's exporter, and filters of warnings, are one for all threads
 
@@ -125,11 +125,11 @@ def _trace(
     opset: int,
 ) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with _in_turn, tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with _in_turn, temporary_folder() as folder, warnings.catch_warnings():
         # The tracer warns of every Python number, which is what makes the graph constant; torch, of
         # its older exporter, which is the one that writes opsets below 18.
         warnings.simplefilter("ignore")
-        file = Path(folder) / "traced.onnx"
+        file = folder / "traced.onnx"
         torch.onnx.export(
             module.eval(),
             inputs,

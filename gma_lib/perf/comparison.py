@@ -9,7 +9,6 @@ stopped, so that threads that spin cannot slow the others.
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from gma_lib.perf.load import Load
 from gma_lib.perf.peak import prepare_peak
 from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.perf.worker import Variant, Worker
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.training.config import check_entries
 
 AT_A_TIME = 4  # variants measured together with the baseline, because all stay in memory
@@ -135,14 +135,14 @@ def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Re
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
     results: dict[str, runs.Record] = {}
-    with runs.exclusive_machine(lock_file), tempfile.TemporaryDirectory() as folder:
+    with runs.exclusive_machine(lock_file), temporary_folder() as folder:
         load = Load()
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):
             logger.info("group %d of %d: %s", number, len(groups), ", ".join(group))
             try:
                 found = _compare_group(
-                    [baseline, *group], Path(folder) / f"group-{number}", comparison, frames
+                    [baseline, *group], folder / f"group-{number}", comparison, frames
                 )
             except BaselineError as error:
                 if not results:

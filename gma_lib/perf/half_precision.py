@@ -8,7 +8,6 @@ card has confirmed any of this.
 """
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from gma_lib import ascend, convert, runs
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
 from gma_lib.flow.metrics import endpoint_error, pool_scores, sum_errors
+from gma_lib.runs.leftovers import temporary_folder
 
 Choice = Callable[[NodeProto], bool]  # whether a node stays float32
 VARIANTS: dict[str, Choice] = {
@@ -101,9 +101,9 @@ def study_variants(
     loaded = [pair.load() for pair in pairs]
     padding = Padding.for_size(*loaded[0].frame1.shape[1:])
     height, width = padding.padded_size(*loaded[0].frame1.shape[1:])
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         spec = convert.ModelSpec(checkpoint, height, width, lookup="matmul", steps=())
-        exact = onnx.load(convert.export_model(spec, Path(folder))[0][0])
+        exact = onnx.load(convert.export_model(spec, folder)[0][0])
     variants = {"float32": exact} | {
         name: round_to_half(exact, keep) for name, keep in VARIANTS.items()
     }

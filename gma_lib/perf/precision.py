@@ -8,14 +8,13 @@ points of 1px and 1 % of the endpoint error on every held-out family.
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 
 from gma_lib import backends, convert, export, runs
 from gma_lib.flow.metrics import pool_scores, sum_errors
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.training.config import load_config
 from gma_lib.training.pairs import VALIDATION, render_held_out
 from gma_lib.training.scenes import TrainingPair
@@ -98,9 +97,9 @@ def measure_precisions(
     }
     found = {}
     for precision in precisions:
-        with tempfile.TemporaryDirectory() as folder:
-            convert.prepare_model(dataclasses.replace(spec, precision=precision), Path(folder))
-            with backends.load_backend(backend, Path(folder), precision=precision) as reduced:
+        with temporary_folder() as folder:
+            convert.prepare_model(dataclasses.replace(spec, precision=precision), folder)
+            with backends.load_backend(backend, folder, precision=precision) as reduced:
                 costs = {
                     family: measure_cost(
                         reduced.predict,

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
@@ -26,6 +25,7 @@ from gma_lib.perf.peak import measure_peak
 from gma_lib.perf.summary import summarize
 from gma_lib.runs.code import list_loaded_modules
 from gma_lib.runs.files import shorten_path
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.machine import exclusive_machine
 from gma_lib.runs.processes import end_with_parent, tie_child
 from gma_lib.runs.records import Record
@@ -128,8 +128,8 @@ def _measure_in_process(task: Task) -> Record:
     computes_on = find_backend(task.backend).computes_on
     peak_before = measure_peak(task.precision, computes_on)
     limit = 600 + 30 * task.budget_s
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
+    with temporary_folder() as folder:
+        answer = folder / "answer.json"
         task_and_answer = [json.dumps(asdict(task)), str(answer)]
         command = [sys.executable, "-m", "gma_lib.perf.timing", *task_and_answer]
         try:

@@ -54,7 +54,7 @@ from gma_lib.pipeline.stamps import (
 from gma_lib.runs.code import drop_stale_bytecode
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path, write_text
-from gma_lib.runs.leftovers import name_partial, remove, remove_leftovers
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.processes import hold_lock, tie_child
 from gma_lib.runs.records import Record, read_json
@@ -327,7 +327,8 @@ def _execute_cells(job: Job, running: Path) -> None:
         start_kernel = partialmethod(AsyncKernelManager.start_kernel, **tie_child())
 
     # The kernel's own files lie here, because a home may be read-only, and go with other leftovers.
-    with _make_private(job.folder) as private:
+    with temporary_folder(job.folder) as folder:
+        private = str(folder)
         drop_stale_bytecode()
         os.environ |= {
             "GMA_HEADLESS": "1",
@@ -352,18 +353,6 @@ def _execute_cells(job: Job, running: Path) -> None:
             # What a cell raises is in the notebook; the rest of the kernel's messages is noise.
             extra_arguments=["--log-level=CRITICAL"],
         )
-
-
-@contextmanager
-def _make_private(folder: Path) -> Iterator[str]:
-    """A folder for the files of the moment, gone afterwards; a killed run's goes with the next."""
-    remove_leftovers(folder)
-    private = name_partial(folder / "kernel")
-    private.mkdir()
-    try:
-        yield str(private)
-    finally:
-        remove(private)
 
 
 def _require_loopback() -> None:

@@ -104,9 +104,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         with naming(path, partial):
             yield partial
-            _sync(partial)
-            os.replace(partial, path)
-            _sync(path.parent)
+            put_in_place(partial, path)
     finally:
         remove(partial)
 
@@ -122,6 +120,16 @@ def naming(path: Path, partial: Path | None = None) -> Iterator[None]:
         elif not error.errno:  # as NumPy says that less was written
             raise OSError(f"{name_file(path)}: {error}; is the disk full?") from error
         raise
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file or a folder its name once the disk holds all of it, so that none that is found
+    under this name after a crash is incomplete.
+    """
+    for one in (*partial.rglob("*"), partial):
+        _sync(one)
+    os.replace(partial, path)
+    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import shutil
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +27,22 @@ def name_partial(path: Path) -> Path:
     return path.with_name(f".gma-{_name_owner(os.getpid())}.{name}")
 
 
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder, which is gone afterwards; that of a killed process goes with the next.
+
+    Parameters
+    ----------
+    parent
+        Where it lies; None: in the system's temporary folder.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    remove_leftovers_once(parent)
+    prefix = f".gma-{_name_owner(os.getpid())}."
+    with tempfile.TemporaryDirectory("", prefix, parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it; nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
@@ -35,7 +53,11 @@ def remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine were writing in ``folder`` when they were killed."""
-    for path in list(folder.iterdir()):
+    try:
+        paths = list(folder.iterdir())
+    except PermissionError:  # as of some temporary folders, which may be written, not listed
+        return
+    for path in paths:
         name = _NAME.match(path.name)
         if (
             name

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gma_lib.runs.files import hash_file
+from gma_lib.runs.leftovers import temporary_folder
 
 # SHA-256 -> content. None: in the process that gives the work, whose files are where they are.
 Sent = Mapping[str, bytes] | None
@@ -56,8 +57,7 @@ def place_files(files: Mapping[Path, str], sent: Sent) -> Iterator[Callable[[Pat
         _require_same(path, hashlib.sha256(sent[digest]).hexdigest(), digest)
     with ExitStack() as stack:
         try:
-            kept = tempfile.TemporaryDirectory(prefix="gma_", ignore_cleanup_errors=True)
-            folder = Path(stack.enter_context(kept))
+            folder = stack.enter_context(temporary_folder())
 
             def locate(path: Path) -> Path:
                 return folder / path.relative_to(path.anchor)

@@ -88,3 +88,17 @@ def test_what_is_no_file_is_not_opened(tmp_path):
             pytest.fail("was opened")
     with pytest.raises(FileNotFoundError), files.reading(tmp_path / "none", "a note"):
         pytest.fail("was opened")
+
+
+def test_the_disk_holds_a_folder_before_it_gets_its_name(tmp_path, monkeypatch):
+    partial = tmp_path / "partial"
+    (partial / "inside").mkdir(parents=True)
+    (partial / "inside/a.txt").write_text("whole")
+    wanted = {path.stat().st_ino for path in (partial, *partial.rglob("*"))}
+    kept, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda one: kept.append(os.fstat(one).st_ino) or fsync(one))
+    monkeypatch.setattr(os, "replace", lambda *both: kept.append("named") or replace(*both))
+    files.put_in_place(partial, tmp_path / "whole")
+    assert {*kept[:-2]} == wanted
+    assert kept[-2:] == ["named", tmp_path.stat().st_ino]
+    assert (tmp_path / "whole/inside/a.txt").read_text() == "whole"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import psutil
 import pytest
@@ -90,3 +91,41 @@ def test_a_name_as_long_as_file_systems_take_can_be_written(tmp_path):
     assert partial.suffix == ".flo"
     assert leftovers.name_partial(path.with_stem("e" + path.stem[1:])) != partial
     partial.rename(path)
+
+
+FOLDER = """
+import time
+from gma_lib.runs.leftovers import temporary_folder
+with temporary_folder() as folder:
+    (folder / "part").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_s_temporary_folder_goes_with_the_next(tmp_path, monkeypatch):
+    with subprocess.Popen(
+        [sys.executable, "-c", FOLDER],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout.readline() == b"writing\n"
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with leftovers.temporary_folder() as mine:
+            assert mine.stat().st_mode & 0o777 == 0o700
+            assert len(list(tmp_path.iterdir())) == 2
+        assert len(list(tmp_path.iterdir())) == 1
+        process.kill()
+    leftovers.remove_leftovers_once.cache_clear()  # as in another process
+    with leftovers.temporary_folder() as mine, leftovers.temporary_folder() as other:
+        assert {*tmp_path.iterdir()} == {mine, other}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_folder_that_cannot_be_listed_is_used(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(leftovers.Path, "iterdir", refuse)
+    with leftovers.temporary_folder(tmp_path) as folder:
+        assert folder.parent == tmp_path
