@@ -2,6 +2,7 @@
 stopped.
 """
 
+import errno
 import json
 import logging
 import re
@@ -22,10 +23,12 @@ from gma_lib.runs.files import (
     BadFile,
     hash_file,
     naming,
+    put_in_place,
     reading,
     require_free_space,
     write_text,
 )
+from gma_lib.runs.leftovers import remove
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -35,12 +38,19 @@ logger = logging.getLogger(__name__)
 SINTEL_URLS = tuple(
     f"{scheme}://files.is.tue.mpg.de/sintel/MPI-Sintel-complete.zip" for scheme in ("https", "http")
 )
+ARCHIVE_BYTES = 5_700_000_000  # 5.3 GiB, where a server does not say how long it is
+MOST_BYTES = 2 * ARCHIVE_BYTES
 MOST_FILES = 100_000  # in an archive
 MOST_GROWTH = 4  # of its bytes when it is unpacked
 BLOCK = 1_000_000  # bytes; a step of the progress shown
 SECONDS = 30.0  # without an answer
 SECONDS_BETWEEN_TRIES = 5.0
 TRIES = 4  # one after the other without a further byte
+# errno of what an entry cannot be, by its name: a file in a file, a file for a folder, too long
+WRONG_NAMES = (
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ),
+)
 
 
 def fetch_sintel(
@@ -50,7 +60,7 @@ def fetch_sintel(
 
     A call goes on where an earlier one stopped. An archive that cannot be unpacked is moved aside
     and fetched again, once. The authors publish no checksum: SHA-256 and size of the first download
-    are kept next to it, and a later one is compared with them.
+    that was a data set are kept next to it, and a later one is compared with them.
 
     Parameters
     ----------
@@ -69,6 +79,7 @@ def fetch_sintel(
     """
     root = Path(folder).absolute() / "MPI-Sintel-complete"  # make would start at the project
     archive = root.with_name(f"{root.name}.zip")
+    note = _locate_note(archive)
     archive.parent.mkdir(parents=True, exist_ok=True)
     with lock_path(root.with_name(f"{root.name}.lock"), wait=False):
         for is_last in (False, True):
@@ -78,19 +89,21 @@ def fetch_sintel(
                 if not archive.is_file():
                     _fetch_from_any(urls, archive, track)
                 else:  # it may have been brought by hand
-                    _compare_with_first(archive, _locate_note(archive))
+                    _compare_with_first(archive, note)
                 unpack(archive, root, track=track)
-                note = _locate_note(archive)
-                write_text(note, json.dumps(_read_note(note) | {"sha256": hash_file(archive)}))
             except BadFile as error:
                 if archive.is_file():
                     if error.args[0] != archive:  # such as a link: the archive is good
                         raise
                     archive.replace(root.with_name(f"{root.name}.damaged.zip"))
+                    remove(_locate_partial(root))  # nothing of it stays among the next one's files
                 if is_last:
                     raise
                 logger.warning("%s Fetching it again.", error)
         _require_whole(root, archive)
+        known = _read_note(note)
+        if archive.is_file() and "sha256" not in known:
+            write_text(note, json.dumps(known | {"sha256": hash_file(archive)}))
     return root
 
 
@@ -159,7 +172,7 @@ def fetch_file(url: str, path: Path, *, track: Track = pass_silently) -> None:
             logger.warning("%s: %s; asking again", url, _shorten(error))
             time.sleep(SECONDS_BETWEEN_TRIES)
     _compare_with_first(partial, note)
-    partial.replace(path)
+    put_in_place(partial, path)
 
 
 def _is_final(error: requests.HTTPError) -> bool:
@@ -217,14 +230,15 @@ def _find_version(headers: Mapping[str, str]) -> Record:
 
 def _write(source: BinaryIO, partial: Path, done: int, total: int | None, track: Track) -> None:
     """Append an answer to the first bytes of a file, which may then not be whole."""
-    left = None
-    if total is not None:
-        require_free_space(partial.parent, total - done + 2 * total)  # with what it unpacks to
-        left = (total - done) // BLOCK
+    size = ARCHIVE_BYTES if total is None else total
+    require_free_space(partial.parent, size - done + 2 * size)  # with what it unpacks to
+    left = None if total is None else (total - done) // BLOCK
     with open(partial, "r+b" if done else "wb") as file, naming(partial):
         file.seek(done)
         for _ in track(_copy(source, file), label=partial.stem, unit="MB", total=left):
-            pass
+            if file.tell() > MOST_BYTES:
+                file.truncate(0)
+                raise BadFile(partial, f"more than {MOST_BYTES:,} bytes came", "MPI Sintel")
     if total is not None and _measure(partial) != total:
         raise EOFError(f"{_measure(partial):,} of {total:,} bytes came")
 
@@ -240,6 +254,10 @@ def _copy(source: BinaryIO, file: BinaryIO) -> Iterator[None]:
 
 def _locate_note(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
+
+
+def _locate_partial(root: Path) -> Path:
+    return root.with_name(f"{root.name}.partial")
 
 
 def _read_note(note: Path) -> Record:
@@ -269,11 +287,12 @@ def unpack(archive: Path, root: Path, *, track: Track = pass_silently) -> None:
     Raises
     ------
     BadFile
-        It is no zip file, damaged, larger inside than it may be, or names files outside.
+        It is no zip file, damaged, larger inside than it may be, names files outside or such as
+        this disk cannot hold, or holds no frames.
     OSError
         The disk is full.
     """
-    partial = root.with_name(f"{root.name}.partial")
+    partial = _locate_partial(root)
     if link := next((one for one in (partial, *partial.rglob("*")) if one.is_symlink()), None):
         raise BadFile(link, "a link", "what an earlier call unpacked", "Remove it")
     with reading(archive, "a zip file of MPI Sintel", "Fetch it again"):
@@ -287,20 +306,22 @@ def unpack(archive: Path, root: Path, *, track: Track = pass_silently) -> None:
             found = f"{len(entries)} files of {bytes_inside:,} bytes"
             limits = f"1 to {MOST_FILES:,} files and at most {most:,} bytes, all inside its folder"
             raise BadFile(archive, (outside or [found])[0], limits, "Fetch it again")
+        if not any(re.match("training/[^/]+/[^/]+/frame_", one.filename) for one in entries):
+            raise BadFile(archive, "holds no frames", "MPI Sintel", "Fetch it again")
         missing = [one for one in entries if not _is_there(partial / one.filename, one)]
         require_free_space(root.parent, sum(entry.file_size for entry in missing))
         for entry in track(missing, label=f"unpacking {archive.name}", unit="file"):
             with naming(partial):
                 _extract(packed, entry, partial)
-    partial.replace(root)
+    put_in_place(partial, root)
 
 
 def _extract(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path) -> None:
     try:
         packed.extract(entry, folder)
-    except OSError:
-        raise
     except Exception as error:  # zlib.error, BadZipFile, RuntimeError for a password, struct.error
+        if isinstance(error, OSError) and error.errno not in WRONG_NAMES:
+            raise  # of the disk
         found = f"{entry.filename} cannot be unpacked ({error})"
         raise BadFile(Path(str(packed.filename)), found, "a whole zip file") from error
 

@@ -44,7 +44,7 @@ class Answer:
     cut, stall
         After how many bytes it closes the connection, or says nothing for half a second.
     promised
-        The length it claims, if not the true one.
+        The length it claims, if not the true one; -1: none.
     ranges
         Whether it knows ranges, and the tag it gives the content.
     """
@@ -78,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         if answer.tag:
             self.send_header("ETag", answer.tag)
         length = len(content) if answer.promised is None else answer.promised - start
-        self.send_header("Content-Length", str(length))
+        if length >= 0:
+            self.send_header("Content-Length", str(length))
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.end_headers()
@@ -168,6 +169,9 @@ LIES = {
     "sends a web page as a file": [Answer(HTML), Answer()],
     "sends nothing": [Answer(b""), Answer()],
     "sends half as all": [Answer(GOOD[:HALF]), Answer()],
+    "does not say how much": [Answer(promised=-1)],
+    "sends another archive": [Answer(pack({"README.txt": b"read me"})), Answer(tag='"2"')],
+    "sends an entry in a file": [Answer(pack({FRAME: DATA, "a": b"", "a/b": b""})), Answer()],
     "sends damage": [Answer(GOOD[:HALF] + b"?" + GOOD[HALF + 1 :]), Answer()],
 }
 
@@ -240,6 +244,9 @@ BOMBS = {
     "outside": pack({"../a": DATA}),
     "absolute": pack({"/tmp/a": DATA}),
     "garbage": b"still garbage",
+    "without frames": pack({"training/clean/README.txt": DATA}),
+    "in a file": pack({FRAME: DATA, "a": b"", "a/b": b""}),
+    "a long name": pack({FRAME: DATA, 300 * "a": b""}),
     "no file of it is whole": GOOD.replace(DATA[1000:1010], bytes(10)),
 }
 
@@ -253,7 +260,9 @@ def test_an_archive_that_is_never_right_is_an_error(tmp_path, serve, bomb, monke
     assert names(tmp_path) == ["data"]
     left = names(tmp_path / "data")
     assert "MPI-Sintel-complete.damaged.zip" in left
-    assert not {"MPI-Sintel-complete.zip", "MPI-Sintel-complete"} & set(left)
+    assert not {f"MPI-Sintel-complete{end}" for end in ("", ".zip", ".partial")} & set(left)
+    serve(Answer(tag='"2"'))  # its publisher has mended it
+    assert read(fetch.fetch_sintel(tmp_path / "data", urls=urls)) == DATA
 
 
 def test_no_room_is_said_before_a_byte_is_written(tmp_path, serve):
@@ -261,6 +270,23 @@ def test_no_room_is_said_before_a_byte_is_written(tmp_path, serve):
     with pytest.raises(OSError, match=r"needs .* MB"):
         fetch.fetch_sintel(tmp_path, urls=urls)
     assert not (tmp_path / "MPI-Sintel-complete.zip.partial").exists()
+
+
+def test_room_is_asked_for_where_no_length_is_known(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(fetch, "ARCHIVE_BYTES", 10**15)
+    urls, _ = serve(Answer(promised=-1))
+    with pytest.raises(OSError, match=r"needs .* MB"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert not (tmp_path / "MPI-Sintel-complete.zip.partial").exists()
+
+
+def test_a_server_that_does_not_end_is_refused(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(fetch, "MOST_BYTES", 200_000)
+    monkeypatch.setattr(fetch, "BLOCK", 10_000)
+    urls, _ = serve(*2 * [Answer(promised=-1)])
+    with pytest.raises(BadFile, match="more than 200,000 bytes"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert (tmp_path / "MPI-Sintel-complete.zip.partial").stat().st_size == 0
 
 
 def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(tmp_path, serve):
@@ -282,7 +308,8 @@ def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(tmp_path, serve):
 
 
 def test_a_killed_unpacking_goes_on(tmp_path):
-    content = pack({f"{number:03d}.bin": DATA[:1000] for number in range(50)})
+    scene = "training/clean/alley_1"
+    content = pack({f"{scene}/frame_{number:04d}.png": DATA[:1000] for number in range(50)})
     archive, root = tmp_path / "a.zip", tmp_path / "a"
     archive.write_bytes(content)
 
@@ -299,13 +326,14 @@ def test_a_killed_unpacking_goes_on(tmp_path):
     process.join()
     partial = tmp_path / "a.partial"
     assert not root.exists()
-    assert len(names(partial)) == 20
-    (partial / "003.bin").write_bytes(bytes(1000))  # the right size, the wrong content
-    (partial / "004.bin").write_bytes(DATA[:500])
+    assert len(names(partial / scene)) == 20
+    # the right size, the wrong content
+    (partial / scene / "frame_0003.png").write_bytes(bytes(1000))
+    (partial / scene / "frame_0004.png").write_bytes(DATA[:500])
     again = []
     fetch.unpack(archive, root, track=lambda items, **labels: again.extend(items) or items)
     assert len(again) == 32
-    assert {path.read_bytes() for path in root.iterdir()} == {DATA[:1000]}
+    assert {path.read_bytes() for path in (root / scene).iterdir()} == {DATA[:1000]}
     assert not partial.exists()
 
 
