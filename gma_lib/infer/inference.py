@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import numpy as np
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, is_for_sequences
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
 from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
-from gma_lib.infer.means import describe_means
+from gma_lib.infer.means import describe_means, describe_threads
 from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards, list_frames
 from gma_lib.runs import (
     Record,
@@ -34,6 +33,7 @@ from gma_lib.runs import (
     require_free_space,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
 
 LEDGER = "ledger.jsonl"
@@ -128,7 +128,7 @@ def infer(
         Pairs per call; the last batch of a shard (``cut_shards``) is filled up by repeating its
         last pair, and cut again.
     key
-        What the flow depends on besides the frames: model, backend, precision.
+        What the flow depends on besides the frames and threads: model, backend, precision.
     executor
         Computes shards, and needs a ``StoredModel``. A worker reads its own copies of the frames
         and the model, or is sent them, and sends the flow. None: this process computes.
@@ -138,7 +138,7 @@ def infer(
     start, clock, folder = time.monotonic(), time.time(), Path(folder)
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     pairs = [_fix_frames(pair, frames) for pair in pairs]
-    keys = {one.name: hash_value([key, frames[one.image1], frames[one.image2]]) for one in pairs}
+    keys = _make_keys(pairs, frames, backend, key)
     opening: AbstractContextManager[Backend | StoredModel] = nullcontext(backend)
     if executor is None and isinstance(backend, StoredModel):
         opening = backend.load()
@@ -162,6 +162,16 @@ def infer(
         workers={} if executor is None else _summarise_workers(done),
         shards=_summarise_shards(groups, done, clock),
     )
+
+
+def _make_keys(
+    pairs: list[FramePair], frames: dict[Path, str], backend: Backend | StoredModel, key: str
+) -> dict[str, str]:
+    """Name of each pair -> digest of all that its flow depends on."""
+    fixed = [key]
+    if isinstance(backend, StoredModel):
+        fixed += describe_threads(backend.backend, backend.precision, backend.threads).values()
+    return {one.name: hash_value([*fixed, frames[one.image1], frames[one.image2]]) for one in pairs}
 
 
 def _fix_frames(pair: FramePair, frames: dict[Path, str]) -> FramePair:
@@ -290,11 +300,11 @@ def _predict_folders(
 
     The tensors need 10.8 MB a pair at Sintel's size; they lie in a temporary folder.
     """
-    with tempfile.TemporaryDirectory(prefix="gma_tensors_") as place:
+    with temporary_folder() as place:
         begun = time.time()
-        numbers = write_guide_tensors(pairs, Path(place), with_truth=False, track=track)
+        numbers = write_guide_tensors(pairs, place, with_truth=False, track=track)
         numbered = {numbers[pair.name]: pair for pair in pairs}
-        folder = Path(place) / pairs[0].pass_name
+        folder = place / pairs[0].pass_name
         before = time.monotonic()
         for number, flow in backend.predict_folders(
             folder / "image1", folder / "image2", track=track

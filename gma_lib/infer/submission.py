@@ -15,7 +15,7 @@ import numpy as np
 
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
-from gma_lib.flow import check_whole, count_flow_bytes, read_frame, read_image_size, write_flow
+from gma_lib.flow import check_whole, count_flow_bytes, read_image_size, read_photo, write_flow
 from gma_lib.infer.estimator import Estimator
 from gma_lib.infer.means import describe_all_means, find_gpu
 from gma_lib.infer.shards import Shard, list_frames
@@ -85,7 +85,7 @@ def write_submission(
             "computed smaller; raise max_pixels to that for a submission"
         )
     frames = {path: hash_file(path) for path in list_frames(pairs)}
-    _claim(Path(folder), pairs, frames, estimator.to_record() | {"warm": warm, "split": split})
+    _claim(Path(folder), pairs, frames, estimator, {"warm": warm, "split": split})
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
@@ -112,7 +112,7 @@ def compute_scene(
     if (found := find_gpu(estimator.backend)) != gpu:
         raise ValueError(f"a worker computes on {found}, not {gpu}: start it on a GPU like that")
     with place_files(scene.files, sent) as locate:
-        frames = [read_frame(locate(path)) for path in scene.files]
+        frames = [read_photo(locate(path))[0] for path in scene.files]
         for path, digest in scene.files.items():
             if hash_file(locate(path)) != digest:
                 raise ValueError(f"{path} changed since this began: give another folder")
@@ -157,7 +157,13 @@ def refuse_foreign(pairs: list[FramePair], folder: Path) -> None:
         )
 
 
-def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settings: Record) -> None:
+def _claim(
+    folder: Path,
+    pairs: list[FramePair],
+    frames: dict[Path, str],
+    estimator: Estimator,
+    options: Record,
+) -> None:
     """Record the folder's settings and frames (path -> SHA-256), or raise ValueError if it was made
     with others.
     """
@@ -166,8 +172,8 @@ def _claim(folder: Path, pairs: list[FramePair], frames: dict[Path, str], settin
             remove_leftovers(place)  # of a call that was killed while it wrote
     refuse_foreign(pairs, folder)
     digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
-    settings |= {"frames_sha256": hash_value(digests)}
-    settings |= describe_all_means(settings["backend"], settings["precision"])
+    settings = estimator.to_record() | options | {"frames_sha256": hash_value(digests)}
+    settings |= describe_all_means(estimator.backend, estimator.precision, estimator.threads)
     record = folder.with_name(f"{folder.name}.json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):

@@ -4,13 +4,14 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
 import cv2
 import numpy as np
-import platformdirs
 from portalocker import LockFlags
 
 from gma_lib.runs.files import IN_CHECKOUT, PROJECT
@@ -130,10 +131,10 @@ def find_memory() -> int:
     return min(limits)
 
 
-def find_versions() -> dict[str, str]:
-    """Versions of the installed packages that decide numbers."""
+def find_versions(names: Iterable[str] = VERSIONED) -> dict[str, str]:
+    """Versions of those packages that are installed, by default those that decide numbers."""
     found = {}
-    for name in VERSIONED:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -143,9 +144,16 @@ def find_versions() -> dict[str, str]:
 
 def locate_machine_lock() -> Path:
     """Return the lock of all runs of a user on this machine, whichever checkout they belong to and
-    wherever their results go: in the user's folder for what runs, ``XDG_RUNTIME_DIR``.
+    wherever their results go: in the user's folder for what runs, ``XDG_RUNTIME_DIR``, or, where
+    that is absent or cannot be written, as under cron, in ``/tmp``.
     """
-    return platformdirs.user_runtime_path("gma", appauthor=False) / "machine.lock"
+    user = getattr(os, "getuid", int)()  # on Windows, each has a temporary folder of their own
+    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{user}")
+    if os.path.isdir(runtime) and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime, "gma", "machine.lock")
+    # not TMPDIR, of which every job of a batch system has another
+    temporary = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    return Path(temporary, f"gma-{user}", "machine.lock")
 
 
 def exclusive_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:

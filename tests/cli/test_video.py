@@ -187,12 +187,12 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
 
 
 @pytest.mark.parametrize(
-    ("what", "now"), [("identify_processor", "another"), ("find_versions", {"openvino": "1"})]
+    ("what", "now"), [("identify_processor", "another"), ("find_versions", {"av": "1"})]
 )
 def test_what_another_machine_began_is_not_gone_on_with(photos, tmp_path, monkeypatch, what, now):
     gma("video", photos, "-o", tmp_path / "out", "--end", 2, *FAST)
     (tmp_path / "out").rename(tmp_path / "out.partial")
-    monkeypatch.setattr(means, what, lambda: now)
+    monkeypatch.setattr(means, what, lambda *names: now)
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
     assert "out.partial was begun by another" in answer
     assert "repeat" not in answer

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from gma_lib.flow.files import read_flow
 from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference, means
+from gma_lib.infer.shards import StoredModel
 from gma_lib.runs.files import PACKAGE
 
 # What computes on any machine; the GPU and the card, by their stand-ins, have tests of their own.
@@ -248,10 +251,23 @@ def test_the_key_follows_what_decides_flow(tmp_path, monkeypatch):
         patch.setattr(means, "identify_processor", lambda: "another")
         assert inference.inference_key(converted) != key
     with monkeypatch.context() as patch:
-        patch.setattr(means, "find_versions", lambda: {"torch": "1"})
+        patch.setattr(means, "find_versions", lambda names: {"torch": "1"})
         assert inference.inference_key(converted) != key
     network.write_text(network.read_text() + "EPSILON = 1e-3\n")
     assert inference.inference_key(converted) != key
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("float32", 0), ("bfloat16", 8)])
+def test_flow_of_other_threads_is_kept_where_it_is_the_same(
+    pairs, tmp_path, monkeypatch, precision, computed
+):
+    """In bfloat16 their number moves flow by up to 0.21 px."""
+    monkeypatch.setattr(StoredModel, "load", lambda model: FakeBackend(first_value))
+    model = StoredModel("openvino", tmp_path, precision, {}, "CPU", threads=2)
+    infer = partial(inference.infer, pairs, folder=tmp_path / "flow", batch_size=1, key="k")
+    assert infer(backend=model).computed == 8
+    assert infer(backend=model).computed == 0
+    assert infer(backend=replace(model, threads=1)).computed == computed
 
 
 def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.flow.images import write_frame
 from gma_lib.infer import means, submission
 from gma_lib.infer.estimator import Estimator
+from gma_lib.infer.frames import as_frames
 from gma_lib.runs.leftovers import name_partial
 
 pytestmark = pytest.mark.slow
@@ -187,6 +189,33 @@ def test_flow_of_frames_that_have_changed_is_not_kept(test_split, tmp_path):
     with pytest.raises(ValueError, match="other settings, weights or frames"):
         submission.write_submission(test_split, tmp_path / "out", again)
     assert again.sequences == []
+
+
+def test_almost_black_frames_are_submitted(test_split, tmp_path):
+    """Those of a fade-in hold values of 0 and 1, which as fractions would be frames of 0..1."""
+
+    class Checking(Counting):
+        def along(self, frames, *, warm=False):
+            return super().along([as_frames(frame, "frame")[0] for frame in frames], warm=warm)
+
+    for path in test_split.rglob("*.png"):
+        write_frame(path, np.eye(HEIGHT, WIDTH)[None].repeat(3, axis=0))
+    submission.write_submission(test_split, tmp_path / "out", Checking())
+    assert files(tmp_path / "out") == EXPECTED
+
+
+@pytest.mark.parametrize(("precision", "is_refused"), [("bfloat16", True), ("float32", False)])
+def test_flow_of_other_threads_is_not_mixed(
+    test_split, tmp_path, monkeypatch, precision, is_refused
+):
+    estimator = Counting()
+    estimator.precision = precision
+    submission.write_submission(test_split, tmp_path / "out", estimator)
+    (tmp_path / "out/final/cave/frame0002.flo").unlink()
+    monkeypatch.setattr(means, "count_cores", lambda: 1000)
+    match = "made with other settings"
+    with pytest.raises(ValueError, match=match) if is_refused else nullcontext():
+        submission.write_submission(test_split, tmp_path / "out", estimator)
 
 
 def test_a_call_that_was_killed_while_it_wrote_can_be_repeated(test_split, tmp_path):

@@ -1,7 +1,10 @@
 """The machine is described."""
 
+import os
 import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +35,8 @@ def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch)
     assert found[1] == "AMD EPYC (avx avx2 avx512f fma)"
 
 
-def test_versions_name_what_is_installed(monkeypatch):
-    monkeypatch.setattr(machine, "VERSIONED", ("numpy", "no-such-package"))
-    assert set(machine.find_versions()) == {"numpy"}
+def test_versions_name_what_is_installed():
+    assert set(machine.find_versions(("numpy", "no-such-package"))) == {"numpy"}
 
 
 def test_the_commit_is_this_project_s(tmp_path, monkeypatch):
@@ -87,3 +89,20 @@ def test_jobs_with_a_temporary_folder_of_their_own_share_the_machine_s_lock(monk
     assert machine.locate_machine_lock() == mine
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # of another user, or of the tests
     assert machine.locate_machine_lock().is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("runtime", [None, "", "/proc/none", "file/inside"])
+def test_where_no_folder_is_the_user_s_the_lock_lies_in_the_temporary_one(runtime, tmp_path):
+    """As under cron, in a batch job and in a container, which keep the variable of a session."""
+    code = "from gma_lib.runs.machine import locate_machine_lock; print(locate_machine_lock())"
+    (tmp_path / "file").touch()
+    variables = {name: text for name, text in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    if runtime is not None:
+        variables["XDG_RUNTIME_DIR"] = runtime and str(tmp_path / runtime)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables
+    )
+    assert done.stderr == ""
+    folder = Path(done.stdout.strip()).parents[1]
+    assert folder.is_dir()
+    assert not folder.is_relative_to(tmp_path)
