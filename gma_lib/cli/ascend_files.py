@@ -15,6 +15,7 @@ from gma_lib.ascend.graphs import find_wide_values
 from gma_lib.ascend.keep import CHOICES
 from gma_lib.ascend.rewrite import rewrite_file, rewrite_with_vendor_tool
 from gma_lib.ascend.verify import in_a_sentence
+from gma_lib.cli.options import PATH_TEXT, GivenPath
 from gma_lib.cli.reproduce import run_and_report
 from gma_lib.data import load_pairs
 from gma_lib.pipeline.chain import read_index
@@ -26,6 +27,9 @@ from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, open_run
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUTS = click.option(
+    "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
+)
 
 
 @click.group(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")
@@ -57,7 +61,7 @@ def ascend() -> None:
     type=click.Choice(list(CHOICES)),
     help="Operations kept in float32.  [default: as in 02_export, or guide]",
 )
-@click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
+@OUTPUTS
 def dry_run(
     profile: str,
     run: str | None,
@@ -108,7 +112,7 @@ def _choose_card(given: Record, soc: str | None, keep: str | None) -> Card:
 @ascend.command(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
-@click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
+@OUTPUTS
 def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
     """Score the results of another machine in FOLDER; write records and report as usual."""
     about = read_about(folder)
@@ -128,7 +132,7 @@ def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
 
 @click.command("rewrite", epilog="Example: gma rewrite gma.onnx narrow.onnx --size batch 2")
 @click.argument("source", type=FILE)
-@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("target", type=GivenPath(dir_okay=False, path_type=Path))
 @click.option("--leave", multiple=True, help="Operator to leave unchanged; may be repeated.")
 @click.option(
     "--size",
@@ -145,6 +149,7 @@ def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
 )
 @click.option(
     "--vendor-python",
+    type=PATH_TEXT,
     help="Interpreter with auto_optimizer: use that tool and verify its result.",
 )
 def rewrite(

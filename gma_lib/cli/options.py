@@ -25,7 +25,26 @@ from gma_lib.runs.records import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NOISE = " (seeded weights: this flow is noise)"
-PATH = click.Path(path_type=Path)
+
+
+class GivenPath(click.Path):
+    """A path that is not empty, as a variable of the shell may be: that would be the current
+    folder.
+    """
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("is empty; name a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = GivenPath(path_type=Path)
+PATH_TEXT = GivenPath()  # as it is typed: where it starts is for the library to say
 
 
 def locate_weights(_: click.Context, __: click.Parameter, given: str | None) -> str | None:
@@ -40,6 +59,8 @@ CHECKPOINT = click.option(
     "--checkpoint",
     default="gma-procedural",
     show_default=True,
+    type=PATH_TEXT,
+    metavar="NAME|FILE",
     callback=locate_weights,
     help="Bundled weights, or a .pth or .safetensors file.",
 )

@@ -2,13 +2,16 @@
 
 import click
 
+from gma_lib.cli.options import PATH_TEXT
 from gma_lib.report.index import write_archive, write_index
 from gma_lib.runs.files import locate_path, shorten_path
 
 
 @click.command("report", epilog="Example: gma report --profile demo --archive")
 @click.option("--profile", default="demo", show_default=True, help="A file in params/.")
-@click.option("--outputs", default="outputs", show_default=True, help="Folder of the results.")
+@click.option(
+    "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
+)
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile from existing results, and print its path."""

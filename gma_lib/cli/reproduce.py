@@ -7,6 +7,7 @@ import click
 
 from gma_lib import report
 from gma_lib.backends import BACKENDS
+from gma_lib.cli.options import PATH_TEXT
 from gma_lib.pipeline.parameters import WrongParameters, parse_overrides, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.stages import STAGES
@@ -30,8 +31,12 @@ from gma_lib.runs.records import Record
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="Runtime.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Number format.")
 @click.option("--run", help="Folder of the results.  [default: <backend>-<precision>]")
-@click.option("--sintel", "sintel_root", metavar="FOLDER", help="Folder of MPI Sintel.")
-@click.option("--checkpoint", metavar="NAME|FILE", help="Bundled weights, or a file.")
+@click.option(
+    "--sintel", "sintel_root", type=PATH_TEXT, metavar="FOLDER", help="Folder of MPI Sintel."
+)
+@click.option(
+    "--checkpoint", type=PATH_TEXT, metavar="NAME|FILE", help="Bundled weights, or a file."
+)
 @click.option("--updates", "num_updates", metavar="N", help="Refinement iterations.")
 @click.option("--cluster", help="serial, processes:N, dask:local or dask:[tls://]HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
@@ -55,9 +60,11 @@ def main(
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
     2 wrong parameters; 124 timeout; 130 interrupted; 138 the kernel died. The first failure counts.
     """
-    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        overrides = parse_overrides([*given, *others])
+        overrides = parse_overrides([*map("=".join, given.items()), *others])
+        given.pop("num_updates", None)  # a number; names and paths are as they stand, even "null"
+        overrides |= given
         if re.search(r"[:\n]", str(PROJECT)):
             raise WrongParameters(
                 f"{PROJECT}: search paths break at a colon or a newline: rename it"

@@ -9,7 +9,7 @@ import click
 import torch
 
 from gma_lib import runs
-from gma_lib.cli.options import PATH, locate_weights
+from gma_lib.cli.options import PATH, PATH_TEXT, locate_weights
 from gma_lib.training.config import load_config, load_recipe
 from gma_lib.training.model_card import score_held_out, write_card
 from gma_lib.training.recipe import run_recipe, shorten_recipe
@@ -50,6 +50,7 @@ DEVICE = click.option(
 @click.option("--resume", is_flag=True, help="With --config: continue the folder's checkpoint.")
 @click.option(
     "--weights",
+    type=PATH_TEXT,
     callback=locate_weights,
     help="With --config: start from these weights (a name or a file).",
 )
@@ -84,7 +85,7 @@ def train_weights(
 
 
 @click.command("held-out", epilog="Example: gma held-out gma-procedural --config params/train.yaml")
-@click.argument("weights", callback=locate_weights)
+@click.argument("weights", type=PATH_TEXT, callback=locate_weights)
 @CONFIG
 @DEVICE
 def held_out(weights: str, config: Path, device: str) -> None:

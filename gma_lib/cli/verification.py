@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from gma_lib.cli.options import PATH, PATH_TEXT
 from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.settings import make_run
@@ -47,8 +48,18 @@ VERDICTS = "verdicts.json"
 @click.option("--quick", is_flag=True, help="Fewer frames, at half width and height.")
 @click.option("--profile", help="A file in params/.  [default: demo]")
 @click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
-@click.option("--sintel", metavar="FOLDER", help="For --profile sintel: the complete data set.")
-@click.option("--checkpoint", metavar="FILE", help="For --profile sintel: the authors' weights.")
+@click.option(
+    "--sintel",
+    type=PATH_TEXT,
+    metavar="FOLDER",
+    help="For --profile sintel: the complete data set.",
+)
+@click.option(
+    "--checkpoint",
+    type=PATH_TEXT,
+    metavar="FILE",
+    help="For --profile sintel: the authors' weights.",
+)
 @click.option(
     "--updates",
     type=click.Choice([str(number) for number in SOURCES]),
@@ -116,10 +127,17 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
 
 
 @click.command("replay", epilog="Example: gma replay demo.zip")
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archive", type=PATH)
 @click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
-@click.option("--sintel", metavar="FOLDER", help="Folder of MPI Sintel, if the run used it.")
-@click.option("--checkpoint", metavar="FILE", help="File of the weights, if they are not bundled.")
+@click.option(
+    "--sintel", type=PATH_TEXT, metavar="FOLDER", help="Folder of MPI Sintel, if the run used it."
+)
+@click.option(
+    "--checkpoint",
+    type=PATH_TEXT,
+    metavar="FILE",
+    help="File of the weights, if they are not bundled.",
+)
 def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str | None) -> None:
     """Recompute the runs of a shared report and compare every number.
 

@@ -208,3 +208,15 @@ def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(
         assert len(measured) == 1
         gma(*command, possible, "--overwrite")
         assert len(measured) == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_path_is_refused(command):
+    """It would be the current folder, where a variable of the shell is not set."""
+    for names, leaf in list_leaves(main.get_command(None, command), command):
+        for one in leaf.params:
+            if isinstance(one.type, click.Path):
+                with pytest.raises(click.BadParameter):
+                    one.type.convert("", one, None)
+            else:
+                assert not re.search("FILE|FOLDER", one.metavar or ""), (names, one.name)

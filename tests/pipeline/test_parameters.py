@@ -220,6 +220,10 @@ def test_the_names_are_those_that_the_library_knows():
         ["--updates", "2", "--updates", "3"],
         ["--profile", "quick", "--profile", "tiny"],
         ["--until", "05_evaluatee"],
+        ["--sintel", "null"],
+        ["--sintel", ""],
+        ["--checkpoint", ""],
+        ["--run", ""],
     ],
 )
 def test_what_is_wrong_leaves_nothing(tmp_path, wrong):
