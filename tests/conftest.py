@@ -51,7 +51,7 @@ def sintel_sample() -> Path:
 def _shared(name: str) -> Path:
     folder = SHARED / name
     if not folder.is_dir():
-        pytest.skip(f"needs {name}, which is not part of the project")
+        pytest.skip("needs ../shared, which is not part of the project")
     return folder
 
 
