@@ -20,7 +20,7 @@ OPTIONS = $(foreach name,backend precision run sintel checkpoint updates cluster
 SETTINGS = $(foreach name,soc keep device ais_python,$(call option,set=$(name),$(shell echo $(name) | tr a-z A-Z))) $${PARAMS:+$$(printf -- '--set=%s ' $$PARAMS)}
 GMA = $(PYTHON) -m gma_lib.cli
 ENV := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.ready)
-PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+PIP := .venv/bin/python -m pip install $(if $(MAKE_TERMOUT),,--quiet) --disable-pip-version-check# a progress bar, on a terminal
 # A checkout that has moved gets a new environment: the old one's scripts name the folder they were installed in.
 MOVED := $(subst <$(CURDIR)>,,<$(file <.venv/.ready)>)
 .PHONY: help reproduce 01_data 02_export 03_convert 04_infer 05_evaluate 06_perf 07_inside report share verify train bench numbers test-fast test test-all ascend-dry-run torture audit lint docs lab doctor lock clean distclean $(if $(MOVED),.venv/.ready)
@@ -69,11 +69,11 @@ clean: ## delete this profile's results
 distclean: ## delete all results and the environment
 	rm -rf outputs .venv
 .venv/.ready: requirements.lock pyproject.toml
-	@$(BASE_PYTHON) gma_lib/doctor/installation.py
-	@$(if $(MOVED),rm -rf .venv;) $(BASE_PYTHON) -m venv .venv
-	@echo "Building .venv, once. 1 of 3: PyTorch $(if $(TORCH_INDEX),from $(TORCH_INDEX) (CPU build: 200 MB),with CUDA (on Linux: 3 GB))"
-	@$(if $(TORCH_INDEX),$(PIP) --timeout 10 --retries 0 $(TORCH) --index-url $(TORCH_INDEX) 2>/dev/null || \
-	  { echo "        not reachable; the plain wheels from the default index instead (on Linux with CUDA: 3 GB)"; $(PIP) $(TORCH); },$(PIP) $(TORCH))
+	@$(BASE_PYTHON) gma_lib/doctor/installation.py '$(TORCH_INDEX)'
+	@$(if $(MOVED),rm -rf .venv;) $(BASE_PYTHON) -m venv .venv && echo "Building .venv, once. 1 of 3: PyTorch $(if $(TORCH_INDEX),from $(TORCH_INDEX) (CPU build: 200 MB),with CUDA (on Linux: 3 GB))"
+	@$(if $(TORCH_INDEX),$(PIP) --timeout 10 --retries 0 $(TORCH) --index-url $(TORCH_INDEX) 2>.venv/errors || \
+	  { echo "        not from there ($$(grep . .venv/errors | tail -n 1)); from the default index instead (on Linux with CUDA: 3 GB)"; \
+	    $(BASE_PYTHON) gma_lib/doctor/installation.py '' && $(PIP) $(TORCH); },$(PIP) $(TORCH))
 	@echo "2 of 3: the $(shell grep -c == requirements.lock) packages of requirements.lock (400 MB)"
 	@$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	@echo "3 of 3: this package" && $(PIP) --no-deps --editable . && printf %s "$$PWD" > $@

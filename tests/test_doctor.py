@@ -1,14 +1,16 @@
 """The check of a machine: what is missing is named, with the remedy."""
 
 import importlib
+import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from command_line import gma
 
-from gma_lib.doctor import checks
+from gma_lib.doctor import checks, installation
 from gma_lib.runs.files import PROJECT
 
 
@@ -113,5 +115,36 @@ def test_before_an_installation_a_proxy_that_refuses_is_named():
     assert code == 1
     assert found["Python"][0] == "OK"
     assert found["package index"][0] == "NOT OK"
-    assert found["PyTorch's CPU wheels"][0] == "absent"
+    assert found["PyTorch's wheels"][0] == "absent"
     assert found["compiler"][0] == "OK"
+
+
+@pytest.mark.parametrize(
+    ("index", "reachable", "needed"),
+    [
+        (installation.CPU_WHEELS, True, installation.SPACE),
+        (installation.CPU_WHEELS, False, installation.SPACE_WITH_CUDA),
+        ("", True, installation.SPACE_WITH_CUDA),
+    ],
+)
+def test_the_disk_must_hold_what_will_be_installed(monkeypatch, index, reachable, needed):
+    def open_page(*_, **__):
+        if not reachable:
+            raise OSError("refused")
+        return io.BytesIO()
+
+    monkeypatch.setattr(installation.urllib.request, "urlopen", open_page)
+    monkeypatch.setattr(installation.sys, "platform", "linux")
+    for name in ("_venv", "_index"):
+        monkeypatch.setattr(installation, name, lambda: installation.Finding("OK", "", ""))
+    for free, word in ((needed - 0.5, "NOT OK"), (needed + 0.5, "OK")):
+        disk = SimpleNamespace(free=free * 1e9)
+        monkeypatch.setattr(installation.shutil, "disk_usage", lambda _, disk=disk: disk)
+        found = {one.what: one.word for one in installation.check_installation(index)}
+        assert found["free disk"] == word
+
+
+def test_the_pages_say_how_much_disk_it_takes():
+    pages = [(PROJECT / page).read_text() for page in ("README.md", "docs/get-started.md")]
+    assert all(f" {installation.SPACE} GB of disk" in page for page in pages)
+    assert f"({installation.SPACE_WITH_CUDA} GB with an NVIDIA GPU)" in pages[1]

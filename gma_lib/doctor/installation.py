@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+# GB of disk for .venv, what pip keeps of its downloads, and the results of the demo
+SPACE, SPACE_WITH_CUDA = 4, 10
 SECONDS = 10  # for an answer from another machine
 SMALL = "typing_extensions"  # a package of 50 kB that the installation needs
 
@@ -43,8 +45,10 @@ def offer(there: bool, what: str, detail: str, absent: str) -> Finding:
     return Finding("OK" if there else "absent", what, detail if there else f"optional: {absent}")
 
 
-def check_installation() -> "Iterator[Finding]":
-    """Everything that an installation into the current folder needs, or could use."""
+def check_installation(index: str | None = None) -> "Iterator[Finding]":
+    """Everything that an installation into the current folder needs, or could use, with PyTorch
+    from this index; "" is pip's default index.
+    """
     python = check_python()
     yield python
     if python.word != "OK":  # the rest would be about another one
@@ -52,19 +56,18 @@ def check_installation() -> "Iterator[Finding]":
     yield _venv()
     folder = os.getcwd()
     yield need(os.access(folder, os.W_OK), "folder", folder, "make it writable, or use another")
-    with_cuda = shutil.which("nvidia-smi") is not None
-    needed = 8 if with_cuda else 4
+    has_gpu = shutil.which("nvidia-smi") is not None
+    yield offer(has_gpu, "NVIDIA GPU", "", "everything runs on the CPU")
+    if index is None:
+        index = "" if has_gpu else CPU_WHEELS
+    wheels = _wheels(index)
+    yield wheels
+    has_cuda = sys.platform == "linux" and not (wheels.word == "OK" and "cpu" in index)
+    needed = SPACE_WITH_CUDA if has_cuda else SPACE
     free = shutil.disk_usage(folder).free / 1e9
-    yield need(
-        free > needed,
-        "free disk",
-        f"{free:.0f} GB",
-        f"free {needed} GB: 3 GB of packages, 5 GB more with CUDA, 0.5 GB of results",
-    )
+    remedy = f"{needed} GB are needed{' with CUDA' * has_cuda}: delete something, or use another"
+    yield need(free > needed, "free disk", f"{free:.0f} GB", remedy)
     yield _index()
-    if not with_cuda:
-        yield _cpu_wheels()
-    yield offer(with_cuda, "NVIDIA GPU", "PyTorch comes with CUDA", "PyTorch comes without CUDA")
     yield offer(shutil.which("make") is not None, "make", "", "gma has a command for each target")
     yield offer(shutil.which("git") is not None, "git", "", "results then name no commit")
     yield Finding("OK", "compiler", "not needed: every package comes built")
@@ -97,19 +100,21 @@ def _index() -> Finding:
     return need(done.returncode == 0, "package index", detail, remedy)
 
 
-def _cpu_wheels() -> Finding:
+def _wheels(index: str) -> Finding:
+    if not index:
+        return Finding("OK", "PyTorch's wheels", "default index (on Linux with CUDA: 3 GB)")
     try:
-        with urllib.request.urlopen(f"{CPU_WHEELS}/torch/", timeout=SECONDS):
-            return Finding("OK", "PyTorch's CPU wheels", "200 MB")
+        with urllib.request.urlopen(f"{index}/torch/", timeout=SECONDS):
+            return Finding("OK", "PyTorch's wheels", index)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        absent = f"not reachable ({reason}), so PyTorch comes with CUDA (on Linux: 3 GB)"
-        return Finding("absent", "PyTorch's CPU wheels", f"optional: {absent}")
+        absent = f"{index} is not reachable ({reason}); the default index instead (on Linux: 3 GB)"
+        return Finding("absent", "PyTorch's wheels", f"optional: {absent}")
 
 
 if __name__ == "__main__":
     found = []
-    for finding in check_installation():  # as they come: some wait for an answer
+    for finding in check_installation(*sys.argv[1:]):  # as they come: some wait for an answer
         sys.stdout.write(f"{finding}\n")
         sys.stdout.flush()
         found.append(finding.word)

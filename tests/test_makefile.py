@@ -1,0 +1,78 @@
+"""What make installs, in which order, and what it says where something fails."""
+
+import os
+import pty
+import shutil
+import subprocess
+
+import pytest
+
+from gma_lib.runs.files import PROJECT
+
+# Stands in for Python: notes how it was called, and fails where a test says so.
+PYTHON = """#!/bin/bash
+printf '%s\\n' "$*" >> calls
+if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+if [[ "$*" == $FAILS ]]; then
+  printf 'Collecting torch\\nERROR: No space left on device\\n' >&2
+  exit 1
+fi
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Call make in a copy of what it reads; returns its exit code, lines, and calls of Python."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    outside = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+
+    def run(index, fails="nothing", output=subprocess.PIPE):
+        command = ["make", ".venv/.ready", "BASE_PYTHON=./python", f"TORCH_INDEX={index}"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=outside | {"FAILS": fails}, stdout=output, text=True
+        )
+        return done.returncode, done.stdout, (tmp_path / "calls").read_text().splitlines()
+
+    return run
+
+
+CHECK = "gma_lib/doctor/installation.py"
+
+
+def test_cpu_wheels_come_from_their_index(install):
+    code, said, (check, _, torch, *rest) = install("https://cpu")
+    assert code == 0
+    assert check == f"{CHECK} https://cpu"
+    assert "torch" in torch
+    assert "--index-url https://cpu" in torch
+    assert len(rest) == 2
+    assert not any("--index-url" in call for call in rest)
+    assert "--quiet" in torch
+    assert "ERROR" not in said
+
+
+def test_where_they_cannot_be_had_the_reason_is_said_and_the_disk_checked_again(install):
+    code, said, calls = install("https://cpu", fails="*--index-url*")
+    assert code == 0
+    assert "No space left on device" in said
+    assert [call for call in calls if CHECK in call] == [f"{CHECK} https://cpu", f"{CHECK} "]
+    assert len([call for call in calls if "torch" in call]) == 2
+
+
+def test_too_little_disk_ends_it(install):
+    code, _, calls = install("https://cpu", fails="*@(--index-url*|installation.py )")
+    assert code != 0
+    assert calls[-1] == f"{CHECK} "
+
+
+def test_a_terminal_gets_progress_bars(install):
+    ours, theirs = pty.openpty()
+    code, _, calls = install("", output=theirs)
+    os.close(ours)
+    os.close(theirs)
+    assert code == 0
+    assert len([call for call in calls if "pip install" in call]) == 3
+    assert not any("--quiet" in call for call in calls)
