@@ -31,7 +31,9 @@ def copy_pages() -> None:
     shown = ("viewer", "viewer.html", "updates.html")  # within the notebooks' pages
     for page in (EXECUTED / "bs1" / name for name in shown if (EXECUTED / "bs1" / name).exists()):
         copy = shutil.copytree if page.is_dir() else shutil.copy
-        copy(page, HERE / "viewers" / "tutorials" / page.name)
+        copied = Path(copy(page, HERE / "viewers" / "tutorials" / page.name))
+        if copied.is_file():  # whose index is the site's here
+            copied.write_text(copied.read_text().replace("../../index.html", "../index.html"))
     card = shutil.ignore_patterns("*.safetensors", "*.json")
     shutil.copytree(HERE.parent / "weights", HERE / "weights", ignore=card, dirs_exist_ok=True)
 

@@ -9,8 +9,8 @@ from gma_lib.flow.files import UNKNOWN_FLOW, find_known
 
 
 def choose_radius(*flows: np.ndarray) -> float:
-    """Speed that gets full colour: the 99.5th percentile over all fields, at least 1 px, which it
-    also is where all flow is unknown.
+    """Return the speed, in pixels, that gets full colour: the 99.5th percentile of the known speeds
+    of all fields (2, H, W), and at least 1.
     """
     speeds = np.concatenate([np.hypot(flow[0], flow[1]).ravel() for flow in flows])
     known = speeds[speeds < UNKNOWN_FLOW]
@@ -18,14 +18,16 @@ def choose_radius(*flows: np.ndarray) -> float:
 
 
 def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") -> np.ndarray:
-    """Flow (2, H, W) as colours, uint8 (H, W, 3).
+    """Return the colours of a flow field, uint8 (H, W, 3).
 
     Hue is the direction, saturation the speed up to ``radius``; pixels faster than that have full
-    saturation. Pixels without finite flow are black. Give a prediction and its ground truth the
-    same radius to compare their colours.
+    saturation. Pixels of unknown flow are black. Give a prediction and its ground truth the same
+    radius to compare their colours.
 
     Parameters
     ----------
+    flow
+        Flow (2, H, W) in pixels, x before y.
     radius
         Speed of full saturation, in pixels.
     palette
@@ -42,18 +44,19 @@ def flow_to_rgb(flow: np.ndarray, radius: float, palette: str = "middlebury") ->
 
 
 def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Matplotlib's cyclic twilight over the direction, faded to grey towards no motion and darker
-    above a speed of 1, as Middlebury's wheel.
+    """Matplotlib's cyclic twilight over the direction of flow whose speed is at most 1, faded
+    towards no motion: components (H, W) to colours (H, W, 3) from 0 to 255.
 
-    Grey, because one of its directions is almost white and another almost black.
+    No motion is grey, because one of the directions is almost white and another almost black.
     """
     import matplotlib
 
     speed = np.hypot(u, v)[..., None]
-    colours: np.ndarray = matplotlib.colormaps["twilight_shifted"](
+    colours = matplotlib.colormaps["twilight_shifted"](
         np.arctan2(v, u) / (2 * np.pi) + 0.5
     )[..., :3]
-    return 255 * np.where(speed <= 1, 0.5 + speed * (colours - 0.5), 0.75 * colours)
+    shown: np.ndarray = 255 * (0.5 + speed * (colours - 0.5))
+    return shown
 
 
 PALETTES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -84,7 +84,12 @@ class WritePage(Protocol):
     """A function that writes an executed notebook as a page: ``report.pages.notebook_to_html``."""
 
     def __call__(
-        self, notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None]
+        self,
+        notebook: Path,
+        *,
+        index: Path,
+        neighbours: tuple[Path | None, Path | None],
+        whose: str,
     ) -> Path: ...
 
 
@@ -256,8 +261,9 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
             os.replace(running, done if status == "ok" else failed)
         running.unlink(missing_ok=True)
     if status == "ok":
-        index = job.run.outputs / job.run.profile / "index.html"
-        write_page(done, index=index, neighbours=locate_neighbours(stage, job.run))
+        run = job.run
+        whose = f"profile {run.profile}" if STAGES[stage].is_shared else run.title
+        write_page(done, index=run.index, neighbours=locate_neighbours(stage, run), whose=whose)
     return status, reason
 
 

@@ -244,24 +244,28 @@ def _describe_data(index: Record) -> str:
 
 
 def _find_lead(folder: Path, found: list[StageRecords]) -> Record | None:
-    """The first scored run in one sentence and one picture."""
-    for records in found:
-        if sentence := summarise_scores(records.metrics.get("classical", {})):
-            run = records.run
+    """The first evaluated run in one picture, and in one sentence where other methods were
+    computed too.
+    """
+    told = [
+        (summarise_scores(one.metrics.get("classical", {})), one) for one in found if one.metrics
+    ]
+    if not told:
+        return None
+    sentence, records = next((one for one in told if one[0]), told[0])
 
-            def link(name: str, where: Path = run.folder) -> str | None:
-                path = where / name
-                return path.relative_to(folder).as_posix() if path.is_file() else None
+    def link(name: str) -> str | None:
+        path = records.run.folder / name
+        return path.relative_to(folder).as_posix() if path.is_file() else None
 
-            return {
-                "sentence": sentence,
-                "batch_size": run.batch_size,
-                "run": records.label,
-                "picture": link("overview.jpg"),
-                "narrow": link("overview-narrow.jpg"),
-                "viewer": link("viewer.html"),
-            }
-    return None
+    return {
+        "sentence": sentence,
+        "batch_size": records.run.batch_size,
+        "run": records.label,
+        "picture": link("overview.jpg"),
+        "narrow": link("overview-narrow.jpg"),
+        "viewer": link("viewer.html"),
+    }
 
 
 def _list_weights(found: list[StageRecords]) -> list[str]:
@@ -391,9 +395,8 @@ def _draw_timelines(statuses: dict[Run, Statuses]) -> Iterator[dict[str, str]]:
     for run, ended in statuses.items():
         summary = _result(run, "04_infer", ended).get("summary", {})
         if summary.get("workers"):
-            yield _embed(plot_timeline(summary["shards"], summary["seconds"])) | {
-                "title": f"{run.name}, batch size {run.batch_size}"
-            }
+            chart = _embed(plot_timeline(summary["shards"], summary["seconds"]))
+            yield chart | {"title": run.title}
 
 
 def _embed(picture: Picture) -> dict[str, str]:
@@ -418,7 +421,7 @@ def _stage_cell(folder: Path, stage: str, run: Run, statuses: Statuses) -> Recor
         return os.path.relpath(place / name, folder) if shown else None
 
     return {
-        "label": f"{stage}, batch size {run.batch_size}",
+        "label": f"{stage}, {run.title}",
         "word": word,
         "kind": kind,
         "reason": stamp.reason if stamp and kind != "ok" else "",
@@ -435,9 +438,8 @@ def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
     """
     for records in group:
         if scores := _passes(records.metrics):
-            run = records.run
             html = table_to_html(tabulate_groups(scores), number="{:.2f}")
-            title = f"Scores by group of pixels: {run.name}, batch size {run.batch_size}"
+            title = f"Scores by group of pixels: {records.run.title}"
             counts = describe_counts(scores)
             return [{"title": title, "counts": counts, "html": html}]
     return []

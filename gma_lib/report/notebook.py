@@ -28,6 +28,7 @@ from gma_lib.report.figures import (
     save_figure,
 )
 from gma_lib.report.pages import table_to_html
+from gma_lib.runs.files import shorten_path
 from gma_lib.runs.progress import is_live
 
 
@@ -90,19 +91,23 @@ def show_flows(
 
 
 def show_page(page: Path, text: str) -> None:
-    """Show a page within the notebook's: from its file next to the executed notebook; in
-    JupyterLab, which has no such file at hand, with its content.
+    """Show a page within the notebook's, with a link to its file next to the executed notebook; in
+    JupyterLab, which cannot reach that file, its content and the file's path.
 
     Parameters
     ----------
     text
         What it is, for screen readers and where frames are not shown.
     """
-    source = f'srcdoc="{escape(page.read_text("utf-8"))}"' if is_live() else f'src="{page.name}"'
+    said = escape(text)
+    if is_live():
+        source = f'srcdoc="{escape(page.read_text("utf-8"))}"'
+        way = f"{said}, as a page: <code>{escape(shorten_path(page))}</code>"
+    else:
+        source, way = f'src="{page.name}"', f'<a href="{page.name}">{said}, as a page</a>'
     html = (
-        f'<iframe {source} title="{escape(text)}" loading="lazy" '
-        'style="width: 100%; height: 54rem; border: 1px solid #8a8f98"></iframe>'
-        f'<p><a href="{page.name}">{escape(text)}, as a page</a></p>'
+        f'<iframe {source} title="{said}" loading="lazy" '
+        f'style="width: 100%; height: 54rem; border: 1px solid #8a8f98"></iframe><p>{way}</p>'
     )
     display({"text/html": html, "text/plain": text}, raw=True)
 

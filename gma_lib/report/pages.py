@@ -19,16 +19,27 @@ TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_PART = re.compile(r"<(thead|tbody)\b(?:(?!<t(?:head|body)\b).)*?</\1>", re.DOTALL)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$")
 _EMPTY = re.compile(r"<th[^>]*></th>")  # a corner, which heads nothing
+_NOTEBOOK = re.compile(r'href="([^"/]+\.ipynb)"')
+_TITLE = re.compile(r'<h1[^>]*>.*?(?=<a class="anchor-link"|</h1>)', re.DOTALL)
 _HEADER = re.compile(r"<th(?=[\s>])(?![^<>]*\bscope=)")
 
 
 def notebook_to_html(
-    notebook: Path, *, index: Path, neighbours: tuple[Path | None, Path | None] = (None, None)
+    notebook: Path,
+    *,
+    index: Path,
+    neighbours: tuple[Path | None, Path | None] = (None, None),
+    whose: str = "",
 ) -> Path:
     """Write an executed notebook as one HTML file that needs no network.
 
     Code is folded away, pictures have alternative texts, table headers a scope; links lead to the
     index and to the pages before and after, and the footer names what made the page.
+
+    Parameters
+    ----------
+    whose
+        Run and batch size, for the page's title and its first heading.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -46,12 +57,12 @@ def notebook_to_html(
         path and {"href": os.path.relpath(path, notebook.parent), "name": path.stem}
         for path in neighbours
     ]
-    place = notebook.parent.relative_to(index.parent).parts  # run and batch size
+    index_href = os.path.relpath(index, notebook.parent)
     body, _ = exporter.from_notebook_node(
         content,
         resources={
-            "metadata": {"name": " · ".join([notebook.stem, *place])},
-            "index_href": os.path.relpath(index, notebook.parent),
+            "metadata": {"name": " · ".join(filter(None, [notebook.stem, whose]))},
+            "index_href": index_href,
             "previous": ways[0],
             "next": ways[1],
             "provenance": describe_provenance(),
@@ -60,6 +71,10 @@ def notebook_to_html(
     )
     for token, formula in formulas.items():
         body = body.replace(token, formula)
+    pages = {f"{way['name']}.ipynb": way["href"] for way in ways if way}
+    body = _NOTEBOOK.sub(lambda found: f'href="{escape(pages.get(found[1], index_href))}"', body)
+    if whose:
+        body = _TITLE.sub(lambda found: f"{found[0]} <small>{escape(whose)}</small>", body, count=1)
     page = notebook.with_suffix(".html")
     write_text(page, add_header_scopes(body))
     return page

@@ -4,6 +4,7 @@ values of every pixel. It needs no network and no server. Its script: ``template
 
 import base64
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,55 +30,64 @@ from gma_lib.report.figures import (
     encode_figure,
 )
 from gma_lib.report.pages import fill_template
-from gma_lib.runs import Record, write_text
+from gma_lib.runs import Record, Run, write_text
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
 MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
+MOST_LETTERS = 4e6  # of packed pairs in a page, which stays below 5 MB with its pictures
 MOST_WEIGHTS = 1e6  # of attention in a page, a byte each before compression
 _LARGEST, _UNKNOWN = 32767, -32768  # of 16 bits; viewer.js knows the second
 
 
 def write_viewer(
-    page: Path,
+    run: Run,
     roles: Mapping[str, FramePair],
-    others: Sequence[FramePair],
-    folder: Path,
+    pairs: Sequence[FramePair],
     *,
+    most: int,
     num_updates: int,
     palette: str = "middlebury",
-) -> None:
-    """Write the viewer of a run's pairs.
+) -> Path:
+    """Write ``viewer.html``, the viewer of a run's pairs, into the run's folder; return its path.
 
     Parameters
     ----------
-    page
-        The HTML file. Files of the other pairs go to a folder of the same name next to it.
     roles
         Role (best, median, worst) -> pair, embedded in the page.
-    others
-        Pairs that the page loads when they are chosen, 1 MB each at Sintel's size.
-    folder
-        The run's flow folder.
+    pairs
+        All pairs of the run.
+    most
+        How many of them at most, evenly chosen, the page loads when they are chosen: from files in
+        ``viewer/``, 1 MB each at Sintel's size.
     """
+    page = run.folder / "viewer.html"
     for old in page.with_suffix("").glob("*.js"):
         old.unlink()
-    embedded, pictures = [], []
-    for role, pair in roles.items():
-        title, flow = f"{role}: {pair.name}", read_flow(flow_path(folder, pair))
-        embedded.append(_pack_pair(title, pair, flow, num_updates))
-        pictures.append(_draw_sheet(title, pair, flow, palette))
-    beside = [pair for pair in others if pair not in roles.values()]
-    for number, pair in enumerate(beside, start=1):
-        flow, file = read_flow(flow_path(folder, pair)), f"{page.stem}/{number}.js"
-        packed = _to_json(_pack_pair(pair.name, pair, flow, num_updates))
-        write_text(page.parent / file, f"gmaPair({packed});\n")
-        embedded.append({"title": pair.name, "file": file})
-    _write_page(page, embedded, pictures, palette)
+    named = {f"{role}: {pair.name}": pair for role, pair in roles.items()}
+    others = [pair for pair in choose_evenly(pairs, most) if pair not in roles.values()]
+    entries: list[Record] = []
+    pictures, room, files = [], MOST_LETTERS, 0
+    for title, pair in (named | {pair.name: pair for pair in others}).items():
+        flow = read_flow(flow_path(run.flow_folder, pair))
+        entry = _pack_pair(title, pair, flow, num_updates)
+        if title in named:
+            pictures.append(_draw_sheet(title, pair, flow, palette))
+            room -= len(_to_json(entry))
+        if title not in named or (entries and room < 0):
+            files += 1
+            file = f"{page.stem}/{files}.js"
+            write_text(page.parent / file, f"gmaPair({_to_json(entry)});\n")
+            entry = {"title": title, "file": file}
+        entries.append(entry)
+    shown = len({pair.name for pair in roles.values()}) + len(others)
+    words = {"title": "Pair viewer", "stage": "05_evaluate", "shown": shown, "total": len(pairs)}
+    return _write_page(page, run, entries, pictures, palette, words)
 
 
-def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middlebury") -> None:
-    """Write the viewer of one pair, with the flow after each update (of at most 12, evenly chosen)
-    and where every point looks.
+def write_update_viewer(run: Run, examined: Examined, *, palette: str = "middlebury") -> Path:
+    """Write ``updates.html``, the viewer of one pair, into a run's folder; return its path. It has
+    the flow after each update, or after as many, evenly chosen, as fit in a page, and shows where
+    every point looks.
     """
     pair, flows = examined.pair, examined.inside.flows
     chosen = choose_evenly(range(1, len(flows)), MOST_UPDATES)
@@ -88,8 +98,11 @@ def write_update_viewer(page: Path, examined: Examined, *, palette: str = "middl
     ]
     point = find_hidden_point(examined.truth, examined.occluded)
     packed["attention"] = {"point": point} | _pack_attention(examined.inside)
+    while len(_to_json(packed)) > MOST_LETTERS and packed["updates"]:
+        packed["updates"] = choose_evenly(packed["updates"], len(packed["updates"]) - 1)
     sheet = draw_update(flows, examined.truth, len(flows), title=pair.name, palette=palette)
-    _write_page(page, [packed], [sheet], palette)
+    words = {"title": "Updates and attention", "stage": "07_inside", "total": None}
+    return _write_page(run.folder / "updates.html", run, [packed], [sheet], palette, words)
 
 
 def pack_flow(flow: np.ndarray, step: float = STEP) -> Record:
@@ -180,7 +193,14 @@ def _draw_sheet(title: str, pair: FramePair, flow: np.ndarray, palette: str) -> 
     )
 
 
-def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], palette: str) -> None:
+def _write_page(
+    page: Path,
+    run: Run,
+    pairs: list[Record],
+    pictures: Sequence[Picture],
+    palette: str,
+    words: Record,
+) -> Path:
     angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     rim = flow_to_rgb(np.stack([np.cos(angles), np.sin(angles)])[:, None], 1.0, palette)[0]
     colours = {
@@ -195,7 +215,9 @@ def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], pa
     encoded = [encode_figure(figure, photo=True) for figure, _ in pictures]
     text = fill_template(
         "viewer.html.j2",
-        title="Pair viewer",
+        **words,
+        whose=run.title,
+        index=os.path.relpath(run.index, page.parent),
         version=gma_lib.__version__,  # no time: the same pairs give the same file
         error_range=f"{ERROR_RANGE:.0f}",
         pictures=[
@@ -205,6 +227,7 @@ def _write_page(page: Path, pairs: list[Record], pictures: Sequence[Picture], pa
         data=_to_json({"pairs": pairs, **colours}),
     )
     write_text(page, text)
+    return page
 
 
 def _to_json(value: Record) -> str:

@@ -51,8 +51,18 @@ class Run:
     name: str
 
     @property
+    def title(self) -> str:
+        """Run and batch size, as headings say it."""
+        return f"{self.name}, batch size {self.batch_size}"
+
+    @property
     def data_folder(self) -> Path:
         return data_folder(profile=self.profile, outputs=self.outputs)
+
+    @property
+    def index(self) -> Path:
+        """The page over all runs of the profile."""
+        return self.outputs / self.profile / "index.html"
 
     @property
     def folder(self) -> Path:

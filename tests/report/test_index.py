@@ -79,8 +79,8 @@ def write_run(tmp_path, monkeypatch):
     """Write records and stamps of a batch size, made by another machine than this one."""
     monkeypatch.setattr(index, "read_statuses", lambda run: dict.fromkeys(STAGES, "ok"))
 
-    def write(batch_size, *, weights="mine", **more):
-        run = Run(tmp_path, "tiny", "openvino", "float32", batch_size, "openvino-float32")
+    def write(batch_size, *, weights="mine", name="openvino-float32", **more):
+        run = Run(tmp_path, "tiny", "openvino", "float32", batch_size, name)
         checkpoint = {"name": weights, "sha256": 64 * "0", "note": f"Weights: {weights}."}
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.folder / "run.json", {"backend": "openvino", "precision": "float32"})
@@ -114,6 +114,32 @@ def test_batch_sizes_that_were_made_otherwise_are_told_apart(tmp_path, write_run
         assert f"{name} bs{size}: 0.50" in page
         assert f'<p class="note">{name}: Weights: {weights}.</p>' in page
         assert re.search(rf"<th[^>]*>{name}</th>", page)
+
+
+@pytest.mark.parametrize("compared", [(), (4,), (1, 4)])
+def test_the_first_screen_shows_what_there_is(tmp_path, write_run, compared):
+    """The first run that was compared with other methods; without any, the first evaluated one."""
+    scores = {"epe": 0.5, "px1": 0.9}
+    methods = {"pairs": 2, "network": {"all": scores}, "DIS": {"all": scores}}
+    for size in (1, 4):
+        write_run(size)
+        run = Run(tmp_path, "tiny", "openvino", "float32", size, "openvino-float32")
+        write_json(run.folder / "metrics.json", {"classical": methods if size in compared else {}})
+        (run.folder / "viewer.html").touch()
+    page = index.write_index(tmp_path, "tiny").read_text()
+    shown = compared[0] if compared else 1
+    assert re.findall('href="([^"]*viewer.html)"', page) == [
+        f"openvino-float32/bs{shown}/viewer.html"
+    ]
+    assert ("DIS 0.50 px" in page) == bool(compared)
+
+
+def test_links_of_different_runs_have_different_names(tmp_path, write_run):
+    write_run(1)
+    write_run(1, name="other")
+    page = index.write_index(tmp_path, "tiny").read_text()
+    names = re.findall('aria-label="numbers, ([^"]*)"', page)
+    assert len(set(names)) == len(names) == 6
 
 
 def test_page_and_crate_name_the_machine_that_computed(tmp_path, write_run):

@@ -49,6 +49,7 @@ def test_data_and_flows_are_shown(pairs, shown, tmp_path):
 
 
 def test_a_page_is_shown_by_its_name_and_in_jupyterlab_by_its_content(monkeypatch, tmp_path):
+    """There, no link leads to a file that the server does not have."""
     displayed = []
     monkeypatch.setattr(notebook, "display", lambda data, **options: displayed.append(data))
     (tmp_path / "a.html").write_text('<p title="1">')
@@ -58,7 +59,10 @@ def test_a_page_is_shown_by_its_name_and_in_jupyterlab_by_its_content(monkeypatc
     monkeypatch.delenv("GMA_HEADLESS")
     notebook.show_page(tmp_path / "a.html", "A page")
     assert 'src="a.html" title="A page"' in displayed[0]["text/html"]
+    assert 'href="a.html"' in displayed[0]["text/html"]
     assert 'srcdoc="&lt;p title=&quot;1&quot;&gt;"' in displayed[1]["text/html"]
+    assert "href=" not in displayed[1]["text/html"]
+    assert f"<code>{tmp_path / 'a.html'}</code>" in displayed[1]["text/html"]
 
 
 def test_the_inside_is_shown_with_its_sentences(pairs, shown):

@@ -1,5 +1,6 @@
 """Pages lead to each other and need no network; tables say which headers head what."""
 
+import re
 from html.parser import HTMLParser
 from io import StringIO
 from urllib.parse import unquote
@@ -61,17 +62,28 @@ def test_a_notebook_becomes_a_page_with_its_ways(tmp_path):
         "display_data", data={"image/png": "AAAA"}, metadata={"image/png": {"alt": "two frames"}}
     )
     shown = nbformat.v4.new_output("execute_result", data={"text/html": table}, execution_count=1)
+    heading = nbformat.v4.new_markdown_cell(
+        "# Scores\n\n# More\n\n[a](06_perf.ipynb) [b](01_data.ipynb)"
+    )
     cell = nbformat.v4.new_code_cell("1 + 1", outputs=[picture, shown], execution_count=1)
     notebook = tmp_path / "bs1" / "05_evaluate.ipynb"
     notebook.parent.mkdir()
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    nbformat.write(nbformat.v4.new_notebook(cells=[heading, cell]), notebook)
     page = notebook_to_html(
-        notebook, index=tmp_path / "index.html", neighbours=(None, tmp_path / "bs1/06_perf.html")
+        notebook,
+        index=tmp_path / "index.html",
+        neighbours=(None, tmp_path / "bs1/06_perf.html"),
+        whose="mine, batch size 1",
     )
     text = page.read_text()
     assert page == notebook.with_suffix(".html")
-    assert "<title>05_evaluate · bs1</title>" in text
+    assert "<title>05_evaluate · mine, batch size 1</title>" in text
+    assert re.search(r'<h1 id="Scores">Scores <small>mine, batch size 1</small>', text)
+    assert text.count("<small>mine, batch size 1</small>") == 1
     assert 'href="../index.html"' in text
+    assert 'href="../index.html#stages"' in text
+    assert '<a href="06_perf.html">a</a>' in text
+    assert '<a href="../index.html">b</a>' in text
     assert 'href="06_perf.html" rel="next"' in text
     assert 'rel="prev"' not in text
     assert 'alt="two frames"' in text

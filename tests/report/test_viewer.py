@@ -12,8 +12,10 @@ from gma_lib.data import sintel
 from gma_lib.data.padding import Padding
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.flow.files import write_flow
+from gma_lib.flow.images import write_frame
 from gma_lib.infer.inference import flow_path
 from gma_lib.report import viewer
+from gma_lib.runs.run import Run
 
 
 def unpack(packed, height, width):
@@ -56,50 +58,89 @@ def pairs(tiny_sintel):
     return sintel.find_pairs(tiny_sintel, pass_name="clean")
 
 
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path, "tiny", "openvino", "float32", 2, "test")
+
+
 def read_pairs(page):
     found = re.search(r'id="pairs">(.*?)</script>', page.read_text())
     return json.loads(found[1])["pairs"]
 
 
 @pytest.mark.slow
-def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, tmp_path):
+def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run):
     for pair in pairs:
-        write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
-    page = tmp_path / "viewer.html"
-    write = {"folder": tmp_path, "num_updates": 6}
-    viewer.write_viewer(page, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+        write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    write = {"most": 4, "num_updates": 6}
+    page = viewer.write_viewer(run, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
     first, second, beside, _ = read_pairs(page)
     assert first["title"] == "best: clean/alley/frame_0001"
     assert second["title"] == "<worst>: clean/cave/frame_0001"
     assert beside == {"title": "clean/alley/frame_0002", "file": "viewer/1.js"}
-    assert (tmp_path / "viewer/1.js").read_text().startswith("gmaPair({")
+    assert (run.folder / "viewer/1.js").read_text().startswith("gmaPair({")
     assert page.read_text().count("EPE 5.00 px") == 2  # pictures for those without JavaScript
     assert "best: <" not in page.read_text()
     before = page.read_bytes()
-    viewer.write_viewer(page, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+    viewer.write_viewer(run, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
     assert page.read_bytes() == before  # so that a stage that runs again changes nothing
-    viewer.write_viewer(page, {"best": pairs[0]}, [], **write)
-    assert not (tmp_path / "viewer/1.js").exists()
+    assert "<title>Pair viewer · test, batch size 2</title>" in page.read_text()
+    assert (page.parent / re.search('href="([^"]*index.html)"', page.read_text())[1]).resolve() == (
+        run.outputs / "tiny/index.html"
+    )
+    assert "4 of 4 pairs" in page.read_text()
+    viewer.write_viewer(run, {"best": pairs[0]}, pairs, **write | {"most": 0})
+    assert "1 of 4 pairs" in page.read_text()
+    assert not (run.folder / "viewer/1.js").exists()
 
 
-def test_a_pair_without_truth_is_shown(tiny_sintel, tmp_path):
+def test_a_page_embeds_what_fits(pairs, run, monkeypatch):
+    for pair in pairs:
+        write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    one = len(viewer._to_json(viewer._pack_pair("best", pairs[0], pairs[0].load().flow, 6)))
+    monkeypatch.setattr(viewer, "MOST_LETTERS", 1.5 * one)
+    roles = {"best": pairs[0], "worst": pairs[2]}
+    page = viewer.write_viewer(run, roles, pairs, most=1, num_updates=6)
+    assert [entry.get("file") for entry in read_pairs(page)] == [None, "viewer/1.js"]
+
+
+def test_a_pair_without_truth_is_shown(tiny_sintel, run):
     pair = sintel.find_pairs(tiny_sintel, pass_name="clean")[3]
-    write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
-    viewer.write_viewer(tmp_path / "v.html", {"first": pair}, [], tmp_path, num_updates=6)
-    (found,) = read_pairs(tmp_path / "v.html")
+    write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    page = viewer.write_viewer(run, {"first": pair}, [pair], most=0, num_updates=6)
+    (found,) = read_pairs(page)
     assert found["truth"] is found["occluded"] is None
 
 
-def test_updates_are_packed_at_most_twelve_before_the_last(pairs, tmp_path):
+def test_updates_are_packed_at_most_twelve_before_the_last(pairs, run):
     pair = pairs[0].load()
     flows = [pair.flow + number for number in range(20, 0, -1)]
     inside = Inside(flows, flows, np.zeros((320, 320), np.float32), 0.3, Padding(0, 0, 0, 0))
     examined = Examined(pairs[0], pair.frame1, pair.flow, pair.occluded, inside)
-    viewer.write_update_viewer(tmp_path / "v.html", examined)
-    (found,) = read_pairs(tmp_path / "v.html")
+    (found,) = read_pairs(viewer.write_update_viewer(run, examined))
     numbers = [update["number"] for update in found["updates"]]
     assert (len(numbers), numbers[0], numbers[-1], found["num_updates"]) == (12, 1, 19, 20)
     np.testing.assert_allclose(unpack(found["updates"][0], 128, 160), flows[0], atol=0.03)
+
+
+@pytest.mark.slow
+def test_a_page_of_updates_is_below_5_mb_whatever_its_flow(run, tmp_path):
+    """At Sintel's size, with flow of noise, as many updates as fit."""
+    rng, shape = np.random.default_rng(0), (436, 1024)
+    frame = np.full((3, *shape), 128, np.float32)
+    flows = [rng.normal(0, 0.3, (2, *shape)).astype(np.float32) for _ in range(13)]
+    attention = rng.random((7040, 7040), np.float32)
+    inside = Inside(flows, flows, attention, 0.3, Padding(top=2, bottom=2, left=0, right=0))
+    write_frame(tmp_path / "noise.png", frame)
+    truth = np.zeros_like(flows[0])
+    write_flow(tmp_path / "noise.flo", truth)
+    files = tmp_path / "noise.png", tmp_path / "noise.png", tmp_path / "noise.flo"
+    pair = sintel.FramePair("clean", "noise", 1, *files)
+    examined = Examined(pair, frame, truth, None, inside)
+    page = viewer.write_update_viewer(run, examined)
+    (found,) = read_pairs(page)
+    assert 0 < len(found["updates"]) < 12
+    assert page.stat().st_size < 5e6
 
 
 def test_attention_is_packed_in_blocks_on_a_logarithmic_scale(pairs, tmp_path, monkeypatch):

@@ -3,6 +3,12 @@
 (() => {
   const head = JSON.parse(document.getElementById("pairs").textContent);
   const $ = (id) => document.getElementById(id);
+  $("ways").hidden = window !== window.top; // within the notebook's page, which has its own
+  if (location.protocol === "about:") { // within JupyterLab: files beside the page are out of reach
+    const total = head.pairs.length;
+    head.pairs = head.pairs.filter((entry) => !entry.file);
+    if (head.pairs.length < total) $("count").textContent = `${head.pairs.length} of ${total} pairs can be opened within JupyterLab, all of them in the page itself.`;
+  }
   const view = $("view");
   const UNKNOWN = -32768; // in packed flow
   const state = { left: "computed flow", before: "true flow", right: "", split: 0.5, update: 0, zoom: 1, x: 0.5, y: 0.5 };
