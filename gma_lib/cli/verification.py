@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from gma_lib.cli.options import PATH, PATH_TEXT
-from gma_lib.pipeline.parameters import WrongParameters, resolve_parameters
+from gma_lib.pipeline.parameters import PARAMS, WrongParameters, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.walk import run_stages
@@ -38,7 +38,14 @@ from gma_lib.verify.literature import (
     require_all_pairs,
 )
 from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
-from gma_lib.verify.values import LAST, collect_recorded, collect_values, read_run_parameters
+from gma_lib.verify.values import (
+    INSIDE,
+    LAST,
+    collect_inside,
+    collect_recorded,
+    collect_values,
+    read_run_parameters,
+)
 
 VERIFIED, REPLAYED = "outputs/verify", "outputs/replay"
 VERDICTS = "verdicts.json"
@@ -141,6 +148,10 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
 def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str | None) -> None:
     """Recompute the runs of a shared report and compare every number.
 
+    ARCHIVE is what `make share` wrote, packed or unpacked, or the folder of a profile's results,
+    such as outputs/demo. A profile that params/ does not have is computed with the recorded
+    parameters, as profile demo. Times are not compared.
+
     Versions and hardware that differ are listed first. Verdicts and pictures are written to
     outputs/replay/. Exit codes are those of `gma verify`.
     """
@@ -151,8 +162,11 @@ def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str 
         for (run, parameters, _), folder in zip(plan, folders, strict=True):
             surroundings = read_surroundings(run)
             _list_differences(surroundings)
-            expected = describe_values(collect_recorded(run), surroundings)
-            values = collect_recorded(_compute(parameters))
+            recorded, values = collect_recorded(run), collect_recorded(_compute(parameters))
+            if inside := collect_inside(run):
+                recorded |= inside
+                values |= collect_inside(_compute(parameters, until=INSIDE))
+            expected = describe_values(recorded, surroundings)
             explained = _judge(judge_values(values, expected, digests=not no_digests), folder)
             label = f"{run.name}, batch size {run.batch_size}"
             click.echo(f"{label}: the numbers are the archive's{explained}")
@@ -168,8 +182,10 @@ def _plan_replay(
     plan = []
     for run in unpack_records(archive, unpacked):
         overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
-        parameters = _resolve(run.profile, REPLAYED, overrides)
-        plan.append((run, parameters, Path(run.profile, run.name, f"bs{run.batch_size}")))
+        known = (PARAMS / f"{run.profile}.yaml").is_file()
+        parameters = _resolve(run.profile if known else "demo", REPLAYED, overrides)
+        place = Path(parameters["profile"], run.name, f"bs{run.batch_size}")
+        plan.append((run, parameters, place))
     return plan
 
 
@@ -225,8 +241,8 @@ def _start(*names: str | Path) -> Path:
     return folder
 
 
-def _compute(parameters: Record) -> Run:
-    ended = run_stages([parameters], until=LAST, write_page=notebook_to_html)
+def _compute(parameters: Record, until: str = LAST) -> Run:
+    ended = run_stages([parameters], until=until, write_page=notebook_to_html)
     wrong = next((status for status in ended if EXIT[status]), None)
     if wrong or "out_of_memory" in ended:
         click.echo("not all stages ended well: there is nothing to compare", err=True)

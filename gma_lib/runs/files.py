@@ -60,13 +60,22 @@ def reading(path: Path, expected: str, remedy: str = REMEDY) -> Iterator[Path]:
         that says what was found.
     """
     path = Path(path)
-    try:
+    with blaming(path, expected, remedy):
         if not path.exists():
             raise MissingFile(path, "no such file", expected, "Check the name")
         if not path.is_file():
             found = "a folder" if path.is_dir() else "a pipe or a device"
             raise BadFile(path, found, expected, "Name a file")
         yield path
+
+
+@contextmanager
+def blaming(path: Path, expected: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Raise ``BadFile`` with this path for whatever goes wrong in the block, as ``reading`` does,
+    which also requires a file.
+    """
+    try:
+        yield
     except BadFile:
         raise
     except Exception as error:  # decoders raise anything: AttributeError, TokenError, struct.error

@@ -1,4 +1,6 @@
-"""Read the runs of an archived report, and with which parameters each is computed again."""
+"""Read the runs of a shared report or of a folder of results, and with which parameters each is
+computed again.
+"""
 
 import hashlib
 import re
@@ -19,8 +21,10 @@ from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.runs.files import (
     RESOURCES,
     BadFile,
+    blaming,
     hash_file,
     locate_path,
+    read_whole,
     reading,
     shorten_path,
     write_atomically,
@@ -28,10 +32,11 @@ from gma_lib.runs.files import (
 from gma_lib.runs.records import Record, parse_json, read_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.expected import describe_values
-from gma_lib.verify.values import collect_recorded
+from gma_lib.verify.values import collect_inside, collect_recorded, read_inside
 
 METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
-ARCHIVE, ASK = "a report that `gma report --archive` wrote", "Ask for it again"
+ARCHIVE = "a report that `gma report --archive` wrote, or a profile's folder in outputs/"
+ASK = "Ask for it again, or run gma reproduce again if it is yours"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
 FOLDER = r"[a-zA-Z0-9][\w.-]{0,99}"  # as check_folder_name has it
 MEMBER = re.compile(rf"{FOLDER}/(data|{FOLDER}/bs[1-9][0-9]{{0,3}})/[a-z]{{1,20}}\.json", re.ASCII)
@@ -44,6 +49,11 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
     """Write the records of an archive's runs into a folder, as a run would have left them, and
     check them. Nothing else of the archive is unpacked.
 
+    Parameters
+    ----------
+    archive
+        What ``make share`` wrote, packed or unpacked, or the folder of a profile's results.
+
     Returns
     -------
     list of Run
@@ -55,16 +65,20 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
         It is no such archive, holds no scored run, or a record in it is missing, was changed or is
         of another version.
     """
-    with reading(archive, ARCHIVE, ASK):
-        records = _read_records(archive)
+    if archive.is_dir():
+        with blaming(archive, ARCHIVE, ASK):
+            records = _read_folder(archive)
+    else:
+        with reading(archive, ARCHIVE, ASK):
+            records = _read_records(archive)
     for name, content in records.items():
         with write_atomically(folder / name) as partial:
             partial.write_bytes(content)
-    with reading(archive, ARCHIVE, ASK):
+    with blaming(archive, ARCHIVE, ASK):
         try:
             runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
             for run in runs:
-                describe_values(collect_recorded(run), read_surroundings(run))
+                describe_values(collect_recorded(run) | collect_inside(run), read_surroundings(run))
                 with suppress(ValueError):  # what is asked for, once all is read
                     list_overrides(run, sintel=None, checkpoint=None)
         except (FileNotFoundError, ValueError) as error:
@@ -94,6 +108,33 @@ def _read_records(archive: Path) -> dict[str, bytes]:
         raise ValueError("no zip file, or a damaged or encrypted one") from error
     if METADATA not in content:
         raise ValueError(f"an archive without {METADATA} at its top")
+    _require_listed(content, names)
+    return content
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    """Return the records of an unpacked archive, as it lists them, or of a profile's results."""
+    top, listed = folder.resolve(), (folder / METADATA).is_file()
+    root, profile = (top, "*") if listed else (top.parent, top.name)
+    files = {
+        name: path
+        for pattern in ("data/*.json", "*/bs*/*.json")
+        for path in root.glob(f"{profile}/{pattern}")
+        if _is_record(name := path.relative_to(root).as_posix())
+    }
+    if (size := sum(path.stat().st_size for path in files.values())) > MOST_BYTES:
+        raise ValueError(f"records of {size:,} bytes")
+    content = {name: read_whole(path) for name, path in files.items()}
+    if listed:
+        content[METADATA] = read_whole(folder / METADATA)
+        _require_listed(content, list(files))
+    return content
+
+
+def _require_listed(content: dict[str, bytes], names: list[str]) -> None:
+    """Take the metadata out of an archive's content; raise ValueError unless its records are those
+    that the metadata list, as they are listed.
+    """
     listed = _list_digests(content.pop(METADATA))
     for name in sorted({*listed, *names}):
         if name not in content:
@@ -105,7 +146,6 @@ def _read_records(archive: Path) -> dict[str, bytes]:
         digest = hashlib.sha256(content[name]).hexdigest()
         if digest != (listed[name] or digest):
             raise ValueError(f"{name} was changed")
-    return content
 
 
 def _is_record(name: str) -> bool:
@@ -167,6 +207,8 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     else:
         overrides |= {"sintel_root": sintel, "scenes": scenes}
         _require_frames(Path(sintel), index, scenes)
+    if pair := read_inside(run).get("pair"):
+        overrides["look_at"] = pair
     weights = exported["checkpoint"]
     if checkpoint is not None:
         overrides["checkpoint"] = checkpoint

@@ -13,7 +13,7 @@ from gma_lib.pipeline.stages import locate_record
 from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import Run
 
-LAST = "05_evaluate"
+LAST, INSIDE = "05_evaluate", "07_inside"
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ KINDS |= {
     )
     for name, wider in _OTHER_OPENCV.items()
 }
+_ALL = "all pixels"  # as 07_inside names the curve over the whole frame
 _NOT_OPENCV = ("network", "no motion")  # of the methods in the classical comparison
 _LEAVES = {
     "epe": "epe",
@@ -202,6 +203,28 @@ def collect_recorded(run: Run) -> dict[str, Value]:
         f"{LAST}/{name}": value
         for part in (*_list_passes(metrics), "classical")
         for name, value in _collect_metrics(part, metrics[part])
+    }
+
+
+def read_inside(run: Run) -> Record:
+    """Read what 07_inside recorded; empty where it has not run."""
+    path = locate_record(INSIDE, run)
+    return read_json(path, made_by=INSIDE) if path.is_file() else {}
+
+
+def collect_inside(run: Run) -> dict[str, Value]:
+    """Read the EPE that 07_inside found over all pixels of one pair, after each update and without
+    the aggregation; empty where it examined none.
+    """
+    record = read_inside(run)
+    if not record.get("pair"):
+        return {}
+    read_records(run, INSIDE)
+    numbers = {f"update {n}": epe for n, epe in enumerate(record["epe_after_updates"][_ALL], 1)}
+    numbers["without aggregation"] = record["epe_without_aggregation"]
+    return {
+        f"{INSIDE}/{record['pair']}/{name}/epe": Value("epe", number, KINDS["epe"].tolerance)
+        for name, number in numbers.items()
     }
 
 

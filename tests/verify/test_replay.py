@@ -15,13 +15,14 @@ from rocrate.rocrate import ROCrate
 
 from gma_lib.cli import verification
 from gma_lib.data.sintel import choose_subset, load_pairs
+from gma_lib.pipeline import parameters
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify.expected import describe_values, judge_values
 from gma_lib.verify.replay import METADATA, list_overrides, read_surroundings, unpack_records
-from gma_lib.verify.values import collect_recorded
+from gma_lib.verify.values import INSIDE, LAST, collect_inside, collect_recorded
 
 
 def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
@@ -39,6 +40,74 @@ def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
     assert again["scenes"] == list(dict.fromkeys(pair["scene"] for pair in index["pairs"]))
     metrics = read_json(runs[1].folder / "metrics.json", made_by="05_evaluate")
     assert again["classical_pairs"] == metrics["classical"]["pairs"] > 0
+
+
+def test_a_folder_is_read_as_an_archive_is(archive, reported, tmp_path):
+    """Unpacked, or the results themselves; what is no folder of either kind is refused."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "shared")
+    sources = {"zip": archive, "shared": tmp_path / "shared", "results": reported / "tiny"}
+    found = {name: unpack_records(path, tmp_path / f"of {name}") for name, path in sources.items()}
+    for runs in found.values():
+        assert [(run.name, run.batch_size) for run in runs] == [("test", 2), ("test", 3)]
+        assert collect_recorded(runs[0]) == collect_recorded(found["zip"][0])
+    files = [path for path in (tmp_path / "of results").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json"}
+    record = tmp_path / "shared/tiny/test/bs2/metrics.json"
+    record.write_text(record.read_text().replace('"pairs_scored": ', '"pairs_scored": 1', 1))
+    with pytest.raises(BadFile, match="was changed"):
+        unpack_records(tmp_path / "shared", tmp_path / "changed")
+    record.unlink()
+    with pytest.raises(BadFile, match="is missing"):
+        unpack_records(tmp_path / "shared", tmp_path / "missing")
+    for other in (reported, reported / "tiny/test", tmp_path):
+        with pytest.raises(BadFile, match="no run"):
+            unpack_records(other, tmp_path / "none")
+
+
+@pytest.mark.parametrize("changed", [None, LAST, INSIDE])
+def test_what_07_inside_found_is_compared_too(archive, tmp_path, monkeypatch, changed):
+    """What is computed again is the archive's own, or that with a changed number."""
+    home, computed = tmp_path / "home", []
+
+    def compute(runs, *, until, **_):
+        computed.append((until, runs[0]["batch_size"], runs[0]["look_at"]))
+        unpack_records(archive, home)
+        for path in home.glob(f"tiny/test/bs3/{'inside' if changed == INSIDE else 'metrics'}.json"):
+            record = read_json(path, made_by="")
+            where = record if changed == INSIDE else record["clean"]["all"]
+            name = "epe_without_aggregation" if changed == INSIDE else "epe"
+            where[name] += 0.01 if changed else 0
+            write_json(path, record)
+        return ["ok"]
+
+    monkeypatch.setattr(verification, "REPLAYED", str(home))
+    monkeypatch.setattr(verification, "run_stages", compute)
+    printed = gma("replay", archive, exit_code=1 if changed else 0)
+    run = unpack_records(archive, tmp_path / "unpacked")[0]
+    inside = read_json(run.folder / "inside.json", made_by=INSIDE)
+    assert len(collect_inside(run)) == 3  # two updates, and without the aggregation
+    assert computed == [
+        (until, size, inside["pair"]) for size in (2, 3) for until in (LAST, INSIDE)
+    ]
+    assert not changed or f"The worst: {changed}/" in printed
+    (run.folder / "inside.json").unlink()
+    assert collect_inside(run) == {}
+
+
+def test_a_profile_that_is_not_here_is_computed_as_recorded(archive, tmp_path, monkeypatch):
+    params, computed = shutil.copytree(parameters.PARAMS, tmp_path / "params"), []
+    (params / "tiny.yaml").unlink()
+    for module in (parameters, verification):
+        monkeypatch.setattr(module, "PARAMS", params)
+    monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
+    monkeypatch.setattr(
+        verification, "run_stages", lambda runs, **_: computed.extend(runs) or ["failed"]
+    )
+    gma("replay", archive, exit_code=1)
+    wanted = {"profile": "demo", "demo_height": 128, "demo_frames": 3, "checkpoint": "seeded"}
+    wanted |= {"num_updates": 2, "batch_size": 2, "run": "test"}
+    assert {name: computed[0][name] for name in wanted} == wanted
 
 
 def test_a_replay_on_the_same_machine_excuses_nothing(archive, tmp_path):
@@ -345,6 +414,10 @@ def test_the_archive_is_an_ro_crate_without_a_folder_of_this_machine(archive, tm
     assert entities["#gma-lib"]["softwareVersion"]
     assert str(Path.home()) not in json.dumps(crate)
     assert ROCrate(tmp_path).root_dataset["citation"]  # as the library of the format reads it
+    for name in ("LICENSE", "CITATION.cff", "requirements.lock"):
+        assert (tmp_path / name).read_bytes() == (RESOURCES / name).read_bytes()
+        assert entities[name]["sha256"] == hash_file(RESOURCES / name)
+        assert entities[name]["description"]
 
 
 def test_records_that_unpack_to_more_than_records_do_stay_packed(tmp_path):
