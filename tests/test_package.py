@@ -19,6 +19,7 @@ from gma_lib.runs.files import PROJECT
 
 pytestmark = pytest.mark.exhaustive
 RESOURCES = ("weights", "params", "notebooks", "benchmarks/results", "requirements.lock")
+RESOURCES += ("LICENSE", "CITATION.cff")
 
 
 def build(source: Path, what: str, folder: Path) -> Path:

@@ -34,6 +34,14 @@ FORMATS = {
     ".js": "text/javascript",
     ".json": "application/json",
 }
+ENCLOSED = {  # beside every report: file of the package -> its format, and what it is
+    "CITATION.cff": ("application/yaml", "How to cite the package"),
+    "LICENSE": ("text/plain", "License of the package"),
+    "requirements.lock": (
+        "text/plain",
+        "Libraries of the package, as pip installs them: versions and SHA-256",
+    ),
+}
 
 
 def describe_files(digests: Mapping[str, str], profile: str, makers: Sequence[Record]) -> str:
@@ -64,8 +72,10 @@ def describe_files(digests: Mapping[str, str], profile: str, makers: Sequence[Re
     crate.root_dataset["instrument"] = [machine for machine, _ in made]
     crate.root_dataset["mentions"] = [software for _, software in made]
     for name, digest in digests.items():
-        form = FORMATS[Path(name).suffix]
+        form, what = ENCLOSED.get(name) or (FORMATS[Path(name).suffix], "")
         properties = {"encodingFormat": form, "sha256": digest}
+        if what:
+            properties["description"] = what
         crate.add_file(dest_path=name, properties=properties)
     return json.dumps(crate.metadata.generate(), indent=1)
 

@@ -25,11 +25,18 @@ from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput, plot_timeline
-from gma_lib.report.crate import BIBTEX, describe_files
+from gma_lib.report.crate import BIBTEX, ENCLOSED, describe_files
 from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
-from gma_lib.runs.files import hash_file, hash_value, shorten_path, write_atomically, write_text
+from gma_lib.runs.files import (
+    RESOURCES,
+    hash_file,
+    hash_value,
+    shorten_path,
+    write_atomically,
+    write_text,
+)
 from gma_lib.runs.records import Record, describe_provenance, read_json, write_json
 from gma_lib.runs.run import Run, check_folder_name, list_batch_sizes
 from gma_lib.verify.replay import METADATA
@@ -128,8 +135,8 @@ def _digest_shown(folder: Path) -> Record:
 
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
-    notebooks and numbers; no models, no flow, nothing of a stage that is altered or stale, and no
-    folder of a user. It is an RO-Crate, and ``gma replay`` computes it again.
+    notebooks, numbers, lock and licence; no models, no flow, nothing of a stage that is altered or
+    stale, no folder or name of a user. It is an RO-Crate, and ``gma replay`` computes it again.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.
@@ -145,11 +152,11 @@ def write_archive(outputs: Path, profile: str) -> Path:
         sent = {path: path.read_bytes() for path in set(files).difference(texts)}
         for path, text in read_without_folders(texts, _find_runs(folder)):
             sent[path] = text.encode()
-        digests = {}
-        for path in files:
-            name = path.relative_to(folder.parent).as_posix()
-            content.writestr(name, sent[path])
-            digests[name] = hashlib.sha256(sent[path]).hexdigest()
+        named = {path.relative_to(folder.parent).as_posix(): sent[path] for path in files}
+        named |= {name: (RESOURCES / name).read_bytes() for name in ENCLOSED}
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in named.items()}
+        for name, data in named.items():
+            content.writestr(name, data)
         content.writestr(METADATA, describe_files(digests, profile, _list_makers(files)))
     return archive
 
