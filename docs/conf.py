@@ -6,16 +6,22 @@ import shutil
 from pathlib import Path
 
 import latex2mathml.converter
+import nbformat
 from docutils.nodes import SkipNode
+from nbclient import NotebookClient
 
 import gma_lib
 from gma_lib.pipeline.stages import STAGES, read_cells
 
 HERE = Path(__file__).resolve().parent
-# Executed notebooks of the demo where `make reproduce` has left some, otherwise as they are.
+# Where `make reproduce` leaves executed notebooks; the quickstart, no stage, is executed here.
 EXECUTED = HERE.parent / "outputs" / "demo" / "openvino-float32"
 TUTORIALS = HERE / "tutorials"
 DECLARATION = r"^(\w+) = (.+?)  # type: (\S+)(?: - (.*))?$"
+NOT_EXECUTED = """```{note}
+This notebook has not been run here, so its results are missing. To see them, run
+`make reproduce`, then `make docs`.
+```"""
 
 
 def copy_pages() -> None:
@@ -25,7 +31,7 @@ def copy_pages() -> None:
     for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
         places = [EXECUTED.parent / "data", EXECUTED / "bs1"]
         found = [place / notebook.name for place in places if (place / notebook.name).is_file()]
-        shutil.copy(found[0] if found else notebook, TUTORIALS / notebook.name)
+        copy_notebook(notebook, *found)
     shutil.rmtree(HERE / "viewers", ignore_errors=True)
     (HERE / "viewers" / "tutorials").mkdir(parents=True)
     shown = ("viewer", "viewer.html", "updates.html")  # within the notebooks' pages
@@ -36,6 +42,22 @@ def copy_pages() -> None:
             copied.write_text(copied.read_text().replace("../../index.html", "../index.html"))
     card = shutil.ignore_patterns("*.safetensors", "*.json")
     shutil.copytree(HERE.parent / "weights", HERE / "weights", ignore=card, dirs_exist_ok=True)
+
+
+def copy_notebook(notebook: Path, executed: Path | None = None) -> None:
+    """Copy a notebook with its results, or with a note that it has none; run the quickstart."""
+    content = nbformat.read(executed or notebook, as_version=4)
+    if notebook.stem not in STAGES:  # a minute, the first time
+        NotebookClient(content, timeout=600).execute()
+    elif executed is None:
+        content.cells.insert(1, nbformat.v4.new_markdown_cell(NOT_EXECUTED))
+    for cell in content.cells:
+        about = [
+            one for output in cell.get("outputs", ()) for one in output.get("metadata", {}).values()
+        ]
+        if texts := [one["alt"] for one in about if "alt" in one]:
+            cell.metadata["mystnb"] = {"image": {"alt": " ".join(texts)}}
+    nbformat.write(content, TUTORIALS / notebook.name)
 
 
 def write_parameters() -> None:
@@ -84,6 +106,7 @@ html_title = project
 html_show_sourcelink = html_show_copyright = False
 smartquotes = False  # two dashes begin an option
 nb_execution_mode = "off"
+nb_output_stderr = "remove"  # progress
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath", "amsmath"]
 numpydoc_show_class_members = False

@@ -1,16 +1,20 @@
 """What the README says exists, exists; what must not be in the project, is not."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import open_tiny
 
 import gma_lib
 from gma_lib import cli
-from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.runs.files import PROJECT
 
 PAGES = {
@@ -23,6 +27,19 @@ PAGES = {
 }
 TEXT = "\n".join(PAGES.values())
 MAKEFILE = (PROJECT / "Makefile").read_text()
+RECORDS = PROJECT / "docs" / "reference" / "records.md"
+GENERATED = "parameters.md"  # by docs/conf.py
+LINKS = [
+    (page, link)
+    for page in (
+        *PAGES,
+        PROJECT / "CHANGELOG.md",
+        *PROJECT.glob("docs/reference/*.md"),
+        *PROJECT.glob("weights/*.md"),
+    )
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text())
+    if not link.startswith("http") and page.name != GENERATED != link
+]
 
 
 def test_every_target_that_a_page_names_exists():
@@ -43,13 +60,29 @@ def test_every_target_for_people_has_a_line_of_help():
         assert re.search(rf"^  make .*\b{target} ", shown, re.M), target
 
 
-@pytest.mark.parametrize(
-    ("page", "link"),
-    [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#]+)\)", PAGES[page])],
-)
-def test_every_file_that_a_page_links_to_exists(page, link):
-    if not link.startswith("http"):
-        assert (page.parent / link).exists()
+def list_anchors(page: Path) -> list[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    titles = [re.sub(r"\]\([^)]*\)", "", title) for title in re.findall(r"^#+ (.+)$", text, re.M)]
+    anchors = [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles]
+    return [
+        f"{anchor}-{before}" if (before := anchors[:number].count(anchor)) else anchor
+        for number, anchor in enumerate(anchors)
+    ]
+
+
+def test_anchors_are_those_of_github(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b` of c, d-e\n```\n# a comment\n```\n## [Word](w.md)s\n## Words\n")
+    assert list_anchors(page) == ["a-b-of-c-d-e", "words", "words-1"]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_place_that_a_page_links_to_exists(page, link):
+    name, _, anchor = link.partition("#")
+    file = page.parent / name if name else page
+    assert file.exists()
+    assert not anchor or anchor in list_anchors(file)
 
 
 def test_the_readme_is_short():
@@ -151,8 +184,13 @@ def test_versions_agree():
 @pytest.mark.exhaustive
 def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", tmp_path / "html"]
+    cache = os.environ | {"GMA_CACHE": str(tmp_path / "cache")}  # the quickstart builds a model
     done = subprocess.run(
-        [*command, "-d", tmp_path / "trees"], capture_output=True, text=True, cwd=PROJECT
+        [*command, "-d", tmp_path / "trees"],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        env=cache,
     )
     assert done.returncode == 0, done.stderr
     pages = {page: page.read_text() for page in (tmp_path / "html").rglob("*.html")}
@@ -163,3 +201,48 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     assert "<math" in pages[tmp_path / "html" / "background.html"]
     commands = pages[tmp_path / "html" / "reference" / "commands.html"]
     assert all(f'id="gma-{name}' in commands for name in cli.COMMANDS)
+    tutorials = {page.stem: pages[page] for page in pages if page.parent.name == "tutorials"}
+    assert set(tutorials) == {"00_quickstart", *STAGES}
+    assert re.search('class="cell_output.*<img alt="[^"]*px', tutorials["00_quickstart"], re.S)
+    for name in STAGES:  # results, or a note that there are none
+        is_noted = 'class="admonition note"' in tutorials[name]
+        assert is_noted != ('class="cell_output' in tutorials[name]), name
+
+
+# --- the page of records --------------------------------------------------------------------------
+
+
+def list_keys(section: str) -> list[str]:
+    """The keys that the tables of a section of the page describe."""
+    cells = re.findall(r"^\| (`.*?) \|", section, re.M)
+    return [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
+
+
+def find_values(record: object, key: str) -> Iterator[object]:
+    """What a record holds at a key of the page; ``<...>`` is any name, ``[]`` any item."""
+    first, _, rest = key.partition(".")
+    if not key:
+        yield record
+    elif first.endswith("[]"):
+        for found in find_values(record, first[:-2]):
+            for item in found if isinstance(found, list) else []:
+                yield from find_values(item, rest)
+    elif isinstance(record, dict):
+        for name in record if first.startswith("<") else {first} & record.keys():
+            yield from find_values(record[name], rest)
+
+
+def test_every_key_of_the_records_is_described(finished):
+    common, *sections = re.split(r"^## ", RECORDS.read_text(), flags=re.M)
+    sections = {section.partition("\n")[0]: list_keys(section) for section in sections}
+    runs = [open_tiny(finished, batch_size=size) for size in (2, 3)]
+    places = {locate_record(stage, run) for stage in STAGES for run in runs}
+    places |= {run.settings_file for run in runs}
+    assert set(sections) == {place.name for place in places}
+    for name, keys in sections.items():
+        records = [json.loads(place.read_text()) for place in places if place.name == name]
+        for key in (*list_keys(common), *keys):
+            assert any(True for one in records for _ in find_values(one, key)), f"{name}: {key}"
+        tops = {re.split(r"\.|\[", key)[0] for key in (*list_keys(common), *keys)}
+        tops |= {"made_from"} | ({"clean", "final"} if "<pass>" in tops else set())
+        assert {top for record in records for top in record} <= tops, name
