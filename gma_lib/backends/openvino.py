@@ -18,8 +18,8 @@ WHAT_INT8_NEEDS = (
 def list_precisions(core: openvino.Core, device: str) -> tuple[str, ...]:
     """List the precisions that this device computes in itself."""
     found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-    able = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
-    return tuple(name for key, name in able.items() if key in found) + (
+    names = PRECISION_NAMES["openvino_device"]
+    return tuple(precision for precision, name in names.items() if name in found) + (
         ("int8",) if {"BF16", "INT8"} <= set(found) else ()
     )
 

@@ -18,7 +18,7 @@ import pandas as pd
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gma_lib import ascend, convert, runs
-from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
+from gma_lib.data import PASSES, FramePair, Padding, find_pairs
 from gma_lib.flow.metrics import endpoint_error, pool_scores, sum_errors
 from gma_lib.runs.leftovers import temporary_folder
 
@@ -98,9 +98,9 @@ def study_variants(
         A row per variant, float32 first: EPE (px), 1px (%), mean and 99th percentile and largest
         distance from float32 flow (px).
     """
-    loaded = [pair.load() for pair in pairs]
-    padding = Padding.for_size(*loaded[0].frame1.shape[1:])
-    height, width = padding.padded_size(*loaded[0].frame1.shape[1:])
+    frames = [pair.load_frames() for pair in pairs]
+    padding = Padding.for_size(*frames[0][0].shape[1:])
+    height, width = padding.padded_size(*frames[0][0].shape[1:])
     with temporary_folder() as folder:
         spec = convert.ModelSpec(checkpoint, height, width, lookup="matmul", steps=())
         exact = onnx.load(convert.export_model(spec, folder)[0][0])
@@ -108,7 +108,7 @@ def study_variants(
         name: round_to_half(exact, keep) for name, keep in VARIANTS.items()
     }
     flows = {
-        name: _compute_flows(variants[name], loaded, padding)
+        name: _compute_flows(variants[name], frames, padding)
         for name in track(list(variants), label="variants", unit="variant")
     }
     truth = [pair.load_flow() for pair in pairs]
@@ -118,7 +118,7 @@ def study_variants(
 
 
 def _compute_flows(
-    model: ModelProto, pairs: Sequence[LoadedPair], padding: Padding
+    model: ModelProto, frames: Sequence[tuple[np.ndarray, np.ndarray]], padding: Padding
 ) -> list[np.ndarray]:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = runs.count_cores()
@@ -128,11 +128,11 @@ def _compute_flows(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
-    frames = [
-        {"image1": padding.pad(pair.frame1)[None], "image2": padding.pad(pair.frame2)[None]}
-        for pair in pairs
+    feeds = [
+        {"image1": padding.pad(frame1)[None], "image2": padding.pad(frame2)[None]}
+        for frame1, frame2 in frames
     ]
-    return [padding.unpad(session.run(None, one)[0][0]) for one in frames]
+    return [padding.unpad(session.run(None, one)[0][0]) for one in feeds]
 
 
 def _score(

@@ -61,7 +61,7 @@ def _make_numpy_product(a: np.ndarray, b: np.ndarray, precision: str) -> Product
 
 
 def _make_openvino_product(a: np.ndarray, b: np.ndarray, precision: str) -> Product | None:
-    capability = {"float32": "FP32", "bfloat16": "BF16"}.get(precision)
+    capability = PRECISION_NAMES["openvino_device"].get(precision)
     if capability is None:
         return None
     try:

@@ -6,6 +6,8 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 PRECISION_NAMES: dict[str, dict[str, str | None]] = {
     # int8: convolutions as the model was calibrated, everything between them in bfloat16
     "openvino": {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "bf16"},
+    # OPTIMIZATION_CAPABILITIES of its devices
+    "openvino_device": {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"},
     # precision_mode of ONNX Runtime's CANNExecutionProvider
     "cann": {"float32": "must_keep_origin_dtype", "float16": "force_fp16"},
     # --precision_mode of atc; None: not passed, as in the guide, which means force_fp16
