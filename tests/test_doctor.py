@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,8 @@ def check(monkeypatch):
     monkeypatch.setattr(checks, "_ascend", lambda ais_python: [])
     monkeypatch.setattr(checks, "NEEDED", ("click",))
     monkeypatch.setattr(checks, "LOCK", PROJECT / "no such file")
+    alone = [place for place in sys.path if not Path(place, "gma_lib/__init__.py").is_file()]
+    monkeypatch.setattr(sys, "path", [*alone, str(PROJECT)])  # a worktree has another copy
     return run
 
 
@@ -85,16 +88,19 @@ def test_a_version_that_is_not_the_locked_one_is_named(check, tmp_path):
     assert not {"pytest", "absent-there"} & set(found)
 
 
-def test_two_versions_on_one_path_are_named(check, tmp_path, monkeypatch):
-    for version in ("0.1", "0.2"):
-        about = tmp_path / version / f"gma_lib-{version}.dist-info"
-        about.mkdir(parents=True)
-        (about / "METADATA").write_text(f"Name: gma-lib\nVersion: {version}\n")
-        monkeypatch.syspath_prepend(about.parent)
-    word, detail = check(exit_code=1)["gma-lib"]
+def test_two_copies_on_one_path_are_named(check, tmp_path, monkeypatch):
+    """As a wheel and a checkout, whose versions are equal; one copy named twice is one."""
+    assert "gma-lib" not in check(NEEDED=())
+    (tmp_path / "site" / "gma_lib").mkdir(parents=True)
+    (tmp_path / "site" / "gma_lib" / "__init__.py").touch()
+    (tmp_path / "link").symlink_to(PROJECT)
+    monkeypatch.syspath_prepend(tmp_path / "link")
+    assert "gma-lib" not in check(NEEDED=())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    word, detail = check(exit_code=1, NEEDED=())["gma-lib"]
     assert word == "NOT OK"
-    assert f"0.1 in {tmp_path / '0.1'}" in detail
-    assert f"0.2 in {tmp_path / '0.2'}" in detail
+    assert str(tmp_path / "site") in detail
+    assert str(PROJECT) in detail
 
 
 def before_installation(**environment):

@@ -109,7 +109,7 @@ def find_ais_python(named: str | None = None, environment: Mapping[str, str] | N
     raise FileNotFoundError(
         f"no ais_bench with aclruntime in {tried}: install both wheels (docs/ascend.md says where "
         "from; there is none for a Python newer than 3.11) "
-        "and name that interpreter with AIS_PYTHON=/path/to/python"
+        "and name that interpreter with --set ais_python=/path/to/python (make: AIS_PYTHON=)"
     )
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from gma_lib import backends
 from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed
 from gma_lib.runs.devices import Devices
+from gma_lib.runs.extras import name_extra
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
+PARTS = ("features", "context", "refine")  # of the network, that a walk along a sequence calls
 
 
 class Encoded(Protocol):
@@ -309,12 +311,10 @@ class BackendKind:
 
     Attributes
     ----------
-    classes
+    import_classes
         Imports and returns the backend and its options.
     model_file
         The file in the run's model folder that it loads.
-    package
-        What to install when its import fails.
     lookup
         The form of the correlation lookup that suits it, a key of
         ``gma_lib.network.model.LOOKUPS``.
@@ -324,15 +324,24 @@ class BackendKind:
         Whose peak its speed is compared with: ``cpu``, or ``cuda`` for an NVIDIA GPU.
     devices
         From fields of its options to what worker processes share, one each; None: the processor.
+    for_any_frames
+        Whether ``gma flow`` and other commands offer it for the user's own frames.
     """
 
-    classes: Callable[[], tuple[Callable[..., Backend], Callable[..., Options]]]
+    import_classes: Callable[[], tuple[Callable[..., Backend], Callable[..., Options]]]
     model_file: str
-    package: str
     lookup: str = "matmul"
     any_lookup: bool = True
     computes_on: str = "cpu"
     devices: Callable[..., Devices | None] = lambda **options: None
+    for_any_frames: bool = True
+
+    def classes(self) -> tuple[Callable[..., Backend], Callable[..., Options]]:
+        """Return the backend and its options; ModuleNotFoundError says what to install."""
+        try:
+            return self.import_classes()
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(name_extra(error), name=error.name) from error
 
     def options(self, **fields: object) -> Options:
         """Return its options, whose ``require()`` refuses what this machine cannot compute."""
@@ -343,21 +352,16 @@ BACKENDS = {
     "openvino": BackendKind(
         lambda: (backends.OpenVinoBackend, backends.OpenVinoOptions),
         "gma.xml",
-        "openvino",
         lookup="rows",
     ),
     "onnxruntime": BackendKind(
         lambda: (backends.OnnxRuntimeBackend, backends.OnnxRuntimeOptions),
         "gma_onnxruntime.onnx",
-        "onnxruntime",
     ),
-    "torch": BackendKind(
-        lambda: (backends.TorchBackend, backends.TorchOptions), "gma.safetensors", "torch"
-    ),
+    "torch": BackendKind(lambda: (backends.TorchBackend, backends.TorchOptions), "gma.safetensors"),
     "cuda": BackendKind(
         lambda: (backends.CudaBackend, backends.CudaOptions),
         "gma.safetensors",
-        "torch",
         lookup="grid_sample",
         any_lookup=False,
         computes_on="cuda",
@@ -370,16 +374,16 @@ BACKENDS = {
             partial(backends.TorchOptions, device="cuda"),
         ),
         "gma.safetensors",
-        "torch",
         lookup="grid_sample",
         computes_on="cuda",
         devices=lambda **options: backends.GPUS,
+        for_any_frames=False,
     ),
     "ascend": BackendKind(
         lambda: (backends.open_ascend, backends.AscendOptions),
         "gma.om",
-        "ais_bench",
         devices=lambda **options: backends.AscendOptions(**options).find_devices(),
+        for_any_frames=False,
     ),
 }
 
@@ -415,16 +419,7 @@ def load_backend(
         Further fields of the backend's options.
     """
     kind = find_backend(name)
-    try:
-        make, make_options = kind.classes()
-        if "threads" in signature(make_options).parameters:
-            options["threads"] = threads
-        return make(
-            Path(model_folder) / kind.model_file, kind.options(precision=precision, **options)
-        )
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == kind.package:
-            raise ModuleNotFoundError(
-                f"backend '{name}' needs a package: pip install {kind.package}"
-            ) from error
-        raise
+    make, make_options = kind.classes()
+    if "threads" in signature(make_options).parameters:
+        options["threads"] = threads
+    return make(Path(model_folder) / kind.model_file, kind.options(precision=precision, **options))

@@ -14,6 +14,7 @@ import click
 
 import gma_lib
 from gma_lib import runs
+from gma_lib.runs.extras import name_extra
 
 # Title -> command -> where it is and its line of help. A module is imported when its command runs,
 # so that `gma --help` answers at once and `gma flow` of a known size never loads PyTorch.
@@ -57,15 +58,6 @@ GROUPS = {
     },
 }
 COMMANDS = {name: told for group in GROUPS.values() for name, told in group.items()}
-
-# Which extra of pyproject.toml brings a module; what is not here comes without one.
-EXTRAS = {"nncf": "int8", "skimage": "training", "distributed": "distributed"} | dict.fromkeys(
-    (
-        *("IPython", "ipykernel", "ipywidgets", "latex2mathml", "nbclient", "nbconvert"),
-        *("nbformat", "onnxruntime", "pandas", "papermill", "rocrate"),
-    ),
-    "notebooks",
-)
 
 
 class LazyGroup(click.Group):
@@ -122,7 +114,7 @@ class LazyGroup(click.Group):
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
         except ModuleNotFoundError as error:
-            raise click.ClickException(_name_extra(error)) from error
+            raise click.ClickException(name_extra(error)) from error
         except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
             raise click.ClickException(_describe(error)) from error
 
@@ -158,22 +150,14 @@ def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _name_extra(error: ModuleNotFoundError) -> str:
-    """Say which extra brings a module that is not installed, where the error names one."""
-    if error.name is None or error.name.startswith("gma_lib"):
-        return str(error)
-    name = error.name.partition(".")[0]
-    extra = f"[{EXTRAS[name]}]" if name in EXTRAS else ""
-    return f"{error.name} is not installed: pip install 'gma-lib{extra}'"
-
-
 @click.group(
     cls=LazyGroup,
+    epilog="Example: gma flow first.png second.png -o flow.flo --figure flow.png",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(gma_lib.__version__, prog_name="gma")
 def main() -> None:
-    """Compute, score and reproduce optical flow with GMA (Global Motion Aggregation)."""
+    """Compute and score optical flow with GMA (Global Motion Aggregation)."""
     _open_standard_streams()
     runs.show_messages()
 

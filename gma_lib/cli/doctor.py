@@ -5,7 +5,7 @@ import click
 from gma_lib.doctor.checks import check_machine
 
 
-@click.command("doctor", epilog="Before an installation: python gma_lib/doctor/installation.py")
+@click.command("doctor", epilog="Example: gma doctor")
 @click.option("--ais-python", help="Interpreter that has ais_bench.")
 def main(ais_python: str | None) -> None:
     """Check this machine, one line per finding. Exit code 1 if something required is missing."""

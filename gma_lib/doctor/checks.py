@@ -64,12 +64,12 @@ def _package_for_notebooks(name: str) -> Finding:
 
 
 def _installations() -> Iterator[Finding]:
-    """More than one version of this package on the path: which of them is imported is chance."""
-    there = metadata.distributions(name="gma-lib")
-    found = {one.version: f"{one.version} in {one.locate_file('')}" for one in there}
+    """More than one copy of this package on the path: which of them is imported is chance."""
+    there = {Path(place).resolve() for place in sys.path}
+    found = sorted(str(place) for place in there if (place / "gma_lib" / "__init__.py").is_file())
     if len(found) > 1:
-        remedy = "pip uninstall gma-lib until none is left, then install one"
-        yield Finding("NOT OK", "gma-lib", f"{' and '.join(found.values())}: {remedy}")
+        remedy = "keep one (pip uninstall gma-lib, or change PYTHONPATH)"
+        yield Finding("NOT OK", "gma-lib", f"in {' and '.join(found)}: {remedy}")
 
 
 def _differences_from_lock() -> Iterator[Finding]:
@@ -149,7 +149,8 @@ def _ascend(ais_python: str | None) -> Iterator[Finding]:
         yield Finding(
             "absent",
             "ais_bench",
-            "optional: runs .om models; AIS_PYTHON= names the interpreter that has it",
+            "optional: runs .om models; --ais-python names the interpreter that has it (for "
+            "gma reproduce: --set ais_python=)",
         )
     try:
         for one in ascend.chip.find_chips(python=python, environment=environment):

@@ -16,10 +16,9 @@ from typing import IO, ClassVar, cast
 import numpy as np
 
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, load_backend
+from gma_lib.backends.base import PARTS
 from gma_lib.perf.timing import measure_peak_rss
 from gma_lib.runs import Record, end_with_parent, tie_child
-
-PARTS = ("features", "context", "refine")  # that a walk along a sequence calls
 
 
 @dataclass(frozen=True)

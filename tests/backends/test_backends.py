@@ -2,6 +2,7 @@
 do.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from gma_lib.data.padding import Padding
 from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation
+from gma_lib.infer.estimator import Estimator
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
@@ -291,19 +293,28 @@ def test_an_unknown_backend_lists_the_known(models):
         load_backend("tensorrt", models, precision="float32")
 
 
-FACES = {"openvino": ["OpenVinoBackend"], "onnxruntime": ["OnnxRuntimeBackend"]}
+FACES = {
+    "openvino": ("OpenVinoBackend", "gma-lib"),
+    "onnxruntime": ("OnnxRuntimeBackend", "gma-lib[notebooks]"),
+    "torch": ("TorchBackend", "gma-lib"),
+}
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_missing_package_says_what_to_install(name, models, monkeypatch):
+    face, wanted = FACES[name]
     of_the_backend = (f"{name}.", f"gma_lib.backends.{name}.")
     for module in [module for module in sys.modules if f"{module}.".startswith(of_the_backend)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
-    for attribute in FACES.get(name, ()):
-        monkeypatch.delattr(backends, attribute, raising=False)  # the face keeps what it has loaded
-    with pytest.raises(ModuleNotFoundError, match=f"pip install {name}"):
-        load_backend(name, models, precision="float32")
+    monkeypatch.delattr(backends, face, raising=False)  # the face keeps what it has loaded
+    for call in (
+        lambda: load_backend(name, models, precision="float32"),
+        lambda: Estimator("seeded", backend=name),
+    ):
+        with pytest.raises(ModuleNotFoundError, match=re.escape(f"pip install '{wanted}'")) as one:
+            call()
+        assert one.value.name == name
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
