@@ -16,6 +16,7 @@ from gma_lib.ascend.keep import CHOICES
 from gma_lib.ascend.rewrite import rewrite_file, rewrite_with_vendor_tool
 from gma_lib.ascend.verify import in_a_sentence
 from gma_lib.cli.options import PATH_TEXT, GivenPath
+from gma_lib.cli.profiles import PROFILE
 from gma_lib.cli.reproduce import run_and_report
 from gma_lib.data import load_pairs
 from gma_lib.pipeline.chain import read_index
@@ -23,6 +24,7 @@ from gma_lib.pipeline.parameters import parse_overrides, resolve_parameters
 from gma_lib.pipeline.stamps import read_given
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.precisions import PRECISION_NAMES
+from gma_lib.runs.processes import require_posix
 from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, open_run
 
@@ -38,7 +40,7 @@ def ascend() -> None:
 
 
 @ascend.command("dry-run", epilog="Example: gma ascend dry-run --soc 310P3 --batch-size 1")
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@PROFILE
 @click.option("--run", help="Folder of the run.  [default: ascend-PRECISION]")
 @click.option(
     "--precision",
@@ -115,6 +117,7 @@ def _choose_card(given: Record, soc: str | None, keep: str | None) -> Card:
 @OUTPUTS
 def collect(folder: Path, others: tuple[str, ...], outputs: str) -> None:
     """Score the results of another machine in FOLDER; write records and report as usual."""
+    require_posix("gma ascend collect")
     about = read_about(folder)
     require_unchanged(folder)
     for size in about["sizes"]:

@@ -12,6 +12,7 @@ from gma_lib.perf.precision import measure_precisions
 from gma_lib.perf.summary import describe_costs
 from gma_lib.runs import track, write_json
 from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.processes import require_posix
 
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 
@@ -30,6 +31,7 @@ def compare_variants(configs: tuple[Path, ...], out: Path, overwrite: bool) -> N
 
     While it measures, no other stage or measurement of this project runs.
     """
+    require_posix("gma bench")
     results = [out / f"{path.stem}.json" for path in configs]
     refuse_existing(results, configs, overwrite)
     settings = [load_comparison(path) for path in configs]  # all, before the first is measured

@@ -9,6 +9,7 @@ from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
 from gma_lib.convert import ModelSpec, export_model
 from gma_lib.network.memory import require_memory
 from gma_lib.network.sizes import LARGEST_BATCH, MOST_UPDATES, check_sides
+from gma_lib.runs.progress import show_waiting
 
 
 class Size(TypedDict):
@@ -68,7 +69,8 @@ def main(
         opset=opset,
         parts=split,
     )
-    files, weights = export_model(spec, output)
+    with show_waiting(str(output)):
+        files, weights = export_model(spec, output)
     for file in files:
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     click.echo(weights.note)

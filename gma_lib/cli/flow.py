@@ -19,7 +19,6 @@ from gma_lib.cli.options import (
     output_options,
     refuse_existing,
     remark,
-    show_waiting,
     tell,
 )
 from gma_lib.data.clips import match_images, read_pair_list
@@ -29,6 +28,7 @@ from gma_lib.flow.images import write_frame
 from gma_lib.infer.estimator import Estimator, load
 from gma_lib.runs import Record
 from gma_lib.runs.files import name_file
+from gma_lib.runs.progress import show_waiting
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".svg", ".pdf")
 

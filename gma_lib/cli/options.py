@@ -4,23 +4,19 @@ import json
 import logging
 import math
 import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any, TypedDict, TypeVar
 
 import click
 
+from gma_lib.backends.base import BACKENDS
 from gma_lib.flow import FLOW_SUFFIXES
 from gma_lib.network.bundled import find_bundled, read_card
 from gma_lib.network.sizes import MOST_UPDATES
 from gma_lib.runs.files import make_plain, name_file
 from gma_lib.runs.precisions import PRECISIONS
-from gma_lib.runs.progress import show_messages
+from gma_lib.runs.progress import clear_count, show_messages
 from gma_lib.runs.records import Record
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -105,6 +101,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
             command = option(command)
         return command
 
+    names = [name for name, kind in BACKENDS.items() if kind.for_any_frames]
     options = (
         CHECKPOINT,
         click.option(
@@ -117,10 +114,10 @@ def network_options(updates: int) -> Callable[[Command], Command]:
         ),
         click.option(
             "--backend",
-            default="openvino",
-            type=click.Choice(("openvino", "onnxruntime", "torch", "cuda")),
+            default=names[0],
+            type=click.Choice(names),
             metavar="NAME",
-            help="openvino (default), onnxruntime, torch, cuda.",
+            help=f"{names[0]} (default), {', '.join(names[1:])}.",
         ),
         click.option(
             "--precision",
@@ -192,6 +189,7 @@ def tell(record: Record, line: str) -> None:
 def remark(sentence: str) -> None:
     """Tell the user something without adding to the output."""
     if not _is_asked("quiet"):
+        clear_count()
         click.echo(sentence, err=True)
 
 
@@ -199,29 +197,6 @@ def detail(sentence: str) -> None:
     """Tell the user something with ``--verbose``."""
     if _is_asked("verbose"):
         remark(sentence)
-
-
-@contextmanager
-def show_waiting(what: str) -> Iterator[None]:
-    """Count the seconds in a terminal while something without progress of its own runs."""
-    ended = threading.Event()
-
-    def count() -> None:
-        started = time.monotonic()
-        while not ended.wait(1):
-            text = f"{what}: {time.monotonic() - started:.0f} s"[: get_terminal_size().columns - 1]
-            click.echo(f"\r{text}", nl=False, err=True)
-
-    counter = threading.Thread(target=count, daemon=True)
-    if sys.stderr.isatty() and not _is_asked("quiet"):
-        counter.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        if counter.is_alive():
-            counter.join()
-            click.echo("\r\033[K", nl=False, err=True)
 
 
 def refuse_existing(results: Iterable[Path], sources: Iterable[Path], overwrite: bool) -> None:

@@ -3,12 +3,13 @@
 import click
 
 from gma_lib.cli.options import PATH_TEXT
+from gma_lib.cli.profiles import PROFILE
 from gma_lib.report.index import write_archive, write_index
 from gma_lib.runs.files import locate_path, shorten_path
 
 
 @click.command("report", epilog="Example: gma report --profile demo --archive")
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@PROFILE
 @click.option(
     "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
 )

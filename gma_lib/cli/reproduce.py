@@ -8,6 +8,7 @@ import click
 from gma_lib import report
 from gma_lib.backends import BACKENDS
 from gma_lib.cli.options import PATH_TEXT
+from gma_lib.cli.profiles import PROFILE
 from gma_lib.pipeline.parameters import WrongParameters, parse_overrides, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.stages import STAGES
@@ -15,11 +16,12 @@ from gma_lib.pipeline.walk import run_stages
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import PROJECT, locate_path, require_writable, shorten_path
 from gma_lib.runs.precisions import PRECISIONS
+from gma_lib.runs.processes import require_posix
 from gma_lib.runs.records import Record
 
 
 @click.command("reproduce", epilog="Example: gma reproduce --profile tiny --batch-size 1")
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@PROFILE
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -60,6 +62,7 @@ def main(
     Exit codes: 0 done, up to date, or a batch size that does not fit in memory; 1 a cell failed;
     2 wrong parameters; 124 timeout; 130 interrupted; 138 the kernel died. The first failure counts.
     """
+    require_posix("gma reproduce")
     given = {name: value for name, value in options.items() if value is not None}
     try:
         overrides = parse_overrides([*map("=".join, given.items()), *others])

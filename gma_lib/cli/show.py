@@ -5,7 +5,15 @@ from pathlib import Path
 import click
 import numpy as np
 
-from gma_lib.cli.options import PATH, FiniteRange, refuse_existing, remark
+from gma_lib.cli.options import (
+    PATH,
+    FiniteRange,
+    detail,
+    output_options,
+    refuse_existing,
+    remark,
+    tell,
+)
 from gma_lib.flow import (
     PALETTES,
     check_picture_suffix,
@@ -31,6 +39,7 @@ from gma_lib.runs.files import BadFile, name_file
 )
 @click.option("--over", type=PATH, help="Blend with this frame.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+@output_options
 def main(
     flow: Path,
     output: Path,
@@ -50,6 +59,7 @@ def main(
         raise BadFile(flow, "its flow is known in no pixel", "flow to draw", "Name another file")
     field = np.where(valid, field, np.nan)
     radius = radius or choose_radius(field)
+    detail(f"palette {palette}, frame {over or 'none'}, {(~valid).sum():,} pixels without flow")
     picture = flow_to_rgb(field, radius, palette).transpose(2, 0, 1).astype(np.float32)
     if over is not None:
         frame, remarks = read_photo(over)
@@ -63,4 +73,7 @@ def main(
         picture = (picture + frame) / 2
     write_frame(output, picture)
     height, width = picture.shape[1:]
-    click.echo(f"{name_file(output)}: {width}x{height} px, full saturation from {radius:.2f} px")
+    tell(
+        {"image": str(output), "width": width, "height": height, "radius_px": radius},
+        f"{name_file(output)}: {width}x{height} px, full saturation from {radius:.2f} px",
+    )

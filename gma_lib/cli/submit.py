@@ -14,8 +14,9 @@ from gma_lib.cli.options import (
     network_options,
     remark,
 )
+from gma_lib.data.sintel import SPLITS
 from gma_lib.infer.estimator import load
-from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, write_submission
+from gma_lib.infer.submission import PAIRS_IN_TEST_SPLIT, UPDATES, write_submission
 from gma_lib.runs.clusters import check_cluster, open_cluster
 from gma_lib.runs.progress import track
 
@@ -33,7 +34,13 @@ def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
 @click.option(
     "-o", "--output", required=True, type=PATH, help="Folder to pack with Sintel's bundler."
 )
-@click.option("--split", default="test", show_default=True, help="test, or training to try it out.")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    type=click.Choice(SPLITS),
+    help="training: a trial run.",
+)
 @click.option("--cold", is_flag=True, help="No warm start: begin every pair with zero flow.")
 @click.option(
     "--cluster",
@@ -42,7 +49,7 @@ def _check_cluster(_: click.Context, __: click.Parameter, text: str) -> str:
     callback=_check_cluster,
     help="Compute scenes in processes:N, dask:local or dask:HOST:PORT.",
 )
-@network_options(updates=32)
+@network_options(updates=UPDATES)
 def main(
     sintel: Path, output: Path, split: str, cold: bool, cluster: str, **network: Unpack[Network]
 ) -> None:

@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from gma_lib.cli.options import PATH, PATH_TEXT
+from gma_lib.cli.profiles import PROFILE
 from gma_lib.pipeline.parameters import PARAMS, WrongParameters, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.settings import make_run
@@ -16,7 +18,7 @@ from gma_lib.report.figures import save_figure
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import locate_path, require_writable, shorten_path
 from gma_lib.runs.leftovers import remove
-from gma_lib.runs.processes import lock_path
+from gma_lib.runs.processes import lock_path, require_posix
 from gma_lib.runs.records import Record, write_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.expected import (
@@ -53,7 +55,7 @@ VERDICTS = "verdicts.json"
 
 @click.command("verify", epilog="Example: gma verify --quick")
 @click.option("--quick", is_flag=True, help="Fewer frames, at half width and height.")
-@click.option("--profile", help="A file in params/.  [default: demo]")
+@PROFILE
 @click.option("--no-digests", is_flag=True, help="Compare numbers only, no SHA-256 digests.")
 @click.option(
     "--sintel",
@@ -74,7 +76,7 @@ VERDICTS = "verdicts.json"
 )
 def main(
     quick: bool,
-    profile: str | None,
+    profile: str,
     no_digests: bool,
     sintel: str | None,
     checkpoint: str | None,
@@ -91,10 +93,11 @@ def main(
     version or processor is reported, not a failure); 1 a number or a digest fails; 2 wrong
     parameters; otherwise as `gma reproduce`.
     """
-    if quick and profile is not None:
+    require_posix("gma verify")
+    source = click.get_current_context().get_parameter_source("profile")
+    if quick and source != ParameterSource.DEFAULT:
         raise click.UsageError("--quick is a profile of its own: give --quick or --profile")
-    if profile is None:
-        profile = "quick" if quick else "demo"
+    profile = "quick" if quick else profile
     if profile == "sintel":
         return _verify_published(sintel, checkpoint, int(updates or 6))
     if sintel or checkpoint or updates:
@@ -155,6 +158,7 @@ def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str 
     Versions and hardware that differ are listed first. Verdicts and pictures are written to
     outputs/replay/. Exit codes are those of `gma verify`.
     """
+    require_posix("gma replay")
     with _hold(REPLAYED, "replay"):
         unpacked = locate_path(REPLAYED) / ".archive"  # which no profile is called
         plan = _plan_replay(archive, unpacked, sintel, checkpoint)
@@ -190,13 +194,14 @@ def _plan_replay(
 
 
 @click.command("record", epilog='Example: gma record --profile demo --reason "new weights"')
-@click.option("--profile", default="demo", show_default=True, help="A file in params/.")
+@PROFILE
 @click.option("--reason", required=True, help="Reason for the change, in one sentence.")
 def record(profile: str, reason: str) -> None:
     """Record this machine's numbers as the expected ones of `gma verify`.
 
     Differences from the earlier record are shown. The reason is kept in the file.
     """
+    require_posix("gma record")
     path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
     with _hold(VERIFIED, profile):
         run = _compute(wanted)

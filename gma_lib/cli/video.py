@@ -38,6 +38,7 @@ from gma_lib.runs import Record, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
 from gma_lib.runs.leftovers import remove, remove_leftovers
 from gma_lib.runs.processes import lock_path
+from gma_lib.runs.progress import show_waiting
 from gma_lib.runs.records import load_record
 
 FRAMES_PER_SECOND = 25.0
@@ -107,12 +108,10 @@ def main(
         raise click.UsageError("--above and --fps are about --movie: give it too")
     refuse_used_folder(output)
     frames_there = count_frames(clip, select)
-    # renamed when it is whole
-    partial = output.absolute().with_name(f"{output.absolute().name}.partial")
+    partial = output.absolute().with_name(f"{output.absolute().name}.partial")  # until whole
     estimator = load(say=remark, **network)
     made_from = {"clip": clip.name, "clip_sha256": hash_clip(clip), "format": kind, "warm": warm}
-    made_from |= {"start": select.start + 1, "stride": select.step}
-    made_from |= estimator.to_record()
+    made_from |= {"start": select.start + 1, "stride": select.step} | estimator.to_record()
     means = describe_all_means(estimator.backend, estimator.precision)
     times: list[Fraction] = []
     frames = read_clip(clip, select=select, times=times, say=remark)
@@ -128,7 +127,7 @@ def main(
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
 
     most = select.stop and max(0, len(range(select.stop)[select]) - 1)
-    files = _compute(estimator, frames, name, warm, frames_there, most)
+    files, seconds = _compute(estimator, frames, name, warm, frames_there, most)
     for beyond in {*partial.glob(f"frame_*.{kind}")} - {*files}:  # of a run with a later end
         beyond.unlink()
     if hash_clip(clip) != made_from["clip_sha256"]:
@@ -145,9 +144,11 @@ def main(
     (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
     extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
-    line = f"{output}: flow of {len(files)} pairs{extra}; on {estimator.device or 'disk already'}"
+    line = f"{output}: flow of {len(files)} pairs{extra}; {len(seconds)} computed in "
+    line += f"{sum(seconds):.1f} s" + (f" on {estimator.device}" if seconds else "")
     line += f" in {estimator.precision}{describe_refinement(network)}"
-    tell({"output": str(output)} | record | {"device": estimator.device}, line)
+    told = {"computed": len(seconds), "seconds": sum(seconds), "device": estimator.device}
+    tell({"output": str(output)} | record | told, line)
 
 
 @contextmanager
@@ -190,8 +191,11 @@ def _compute(
     warm: bool,
     total: int | None,
     most: int | None,
-) -> list[Path]:
-    """Compute the flow that is missing, and return all files."""
+) -> tuple[list[Path], list[float]]:
+    """Compute the flow that is missing; return all files, and the seconds of each pair that was
+    computed.
+    """
+    seconds: list[float] = []
     done = next((index for index in islice(count(), most) if not _is_whole(name(index))), most or 0)
     folder, flow_low = name(0).parent, None
     if warm and done:
@@ -201,10 +205,13 @@ def _compute(
     try:
         flows = estimator.along(islice(frames, done, None), warm=warm, flow_low=flow_low)
         # The first may build a model, which the rate should not count
-        first, left = list(islice(flows, 1)), total - 1 - done if total else None
+        with show_waiting("first pair"):
+            first = list(islice(flows, 1))
+        left = total - 1 - done if total else None
         shown = track(flows, label="flow", unit="pair", total=left, initial=len(first))
         for field in chain(first, shown):
             write_flow_file(name(done), field)
+            seconds.append(estimator.last_seconds)
             done += 1
             if warm and estimator.last_flow_low is not None:
                 with write_atomically(folder / "warm.npz") as state:
@@ -218,7 +225,7 @@ def _compute(
         else:
             remove(folder)
         raise
-    return [name(index) for index in range(done)]
+    return [name(index) for index in range(done)], seconds
 
 
 def _read_state(path: Path, done: int) -> tuple[int, np.ndarray | None]:
@@ -241,8 +248,10 @@ def _write_flow_movie(
     path: Path, files: list[Path], times: list[Fraction], frames: Iterator[np.ndarray] | None
 ) -> None:
     """Write the flow's colours as a movie, below the frames if there are some."""
-    radius = max(choose_radius(read_flow_file(file)[0]) for file in files)
-    pictures = (flow_to_rgb(read_flow_file(file)[0], radius) for file in files)
+    shown = track(files, label="colours", unit="pair")
+    radius = max(choose_radius(read_flow_file(file)[0]) for file in shown)
+    shown = track(files, label="movie", unit="frame")
+    pictures = (flow_to_rgb(read_flow_file(file)[0], radius) for file in shown)
     if frames is not None:  # one more than flow
         both = zip(frames, pictures, strict=False)
         pictures = (

@@ -16,6 +16,7 @@ from gma_lib.flow import (
     read_mask,
 )
 from gma_lib.runs.files import BadFile, MissingFile
+from gma_lib.runs.progress import Track, pass_silently
 
 FORMS = f"a flow file ({', '.join(FLOW_SUFFIXES)}) or a folder of them"
 
@@ -98,7 +99,10 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def score_files(
-    files: Mapping[str, tuple[Path, Path]], *, occlusions: Path | None = None
+    files: Mapping[str, tuple[Path, Path]],
+    *,
+    occlusions: Path | None = None,
+    track: Track = pass_silently,
 ) -> tuple[dict[str, ErrorSums], int]:
     """Return error sums per group of pixels, pooled over all fields, and how many pixels were left
     out.
@@ -120,7 +124,8 @@ def score_files(
     """
     masks = _match_masks(list(files), occlusions)
     scored = [
-        _score(prediction, truth, masks.get(name)) for name, (prediction, truth) in files.items()
+        _score(*files[name], masks.get(name))
+        for name in track(list(files), label="scores", unit="field")
     ]
     totals = pool_scores(sums for sums, _ in scored)
     if not totals["all"].pixels:

@@ -19,6 +19,7 @@ import platformdirs
 import gma_lib
 from gma_lib import convert, export, network
 from gma_lib.backends import AlongSequence, Backend, SplitBackend, find_backend, load_backend
+from gma_lib.backends.base import PARTS
 from gma_lib.flow.refine import check_refinable, check_refinement, refine_flow
 from gma_lib.flow.warm_start import carry_forward
 from gma_lib.infer.frames import as_frames, describe_size, match_type
@@ -97,7 +98,8 @@ class Estimator:
     threads
         Processor threads; None: all cores. Set it before the first call.
     last_seconds
-        Seconds that the last call computed, without building or loading the model.
+        Seconds that the last call, or the last pair of ``along``, computed, without building or
+        loading the model.
     last_flow_low
         Flow of the last pair of ``along``, (1, 2, H/8, W/8) of the padded frame, in cells of 8 px.
 
@@ -240,11 +242,14 @@ class Estimator:
                 start = carry_forward(flow_low[0])[None] if warm and flow_low is not None else None
                 with self._lock:
                     model = self._load_split(view)
+                    started = time.monotonic()
                     if sequence is None or sequence.backend is not model:  # another was loaded
                         sequence = AlongSequence(model)
                     flow, flow_low = sequence.flow(number - 1, before, number, shrunk, start)
                     self.last_flow_low = flow_low
-                yield self._finish(view, earlier, image, flow)[0]
+                flow = self._finish(view, earlier, image, flow)
+                self.last_seconds = time.monotonic() - started
+                yield flow[0]
             before = shrunk
             # a copy: whoever gives the frames may write the next into the same memory
             earlier = image if self.refine is None else image.copy()
@@ -345,6 +350,7 @@ class Estimator:
                 f"backend {self.backend} does not run in parts, which a sequence needs; openvino, "
                 "onnxruntime, torch and cuda do"
             )
+        model.prepare(*PARTS)
         return model
 
     def _prepare(self, rows: int, columns: int, parts: bool) -> Path:

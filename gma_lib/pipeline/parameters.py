@@ -265,17 +265,21 @@ def _require_scenes(given: Record) -> None:
         raise WrongParameters(f"scenes: {error}") from error
 
 
-def _read_profile(name: str) -> Record:
-    path = PARAMS / f"{name}.yaml"
-    profiles = sorted(
+def list_profiles() -> list[str]:
+    """Names of the files in ``params/`` that hold a profile."""
+    return sorted(
         path.stem
         for path in PARAMS.glob("*.yaml")
         if path.stem not in ("common", "train", "recipe")
         and not path.stem.removeprefix("bs").isdigit()
     )
+
+
+def _read_profile(name: str) -> Record:
+    profiles = list_profiles()
     if name not in profiles:
         raise WrongParameters(f"there is no profile {name!r}; there are: {', '.join(profiles)}")
-    return _read_yaml(path)
+    return _read_yaml(PARAMS / f"{name}.yaml")
 
 
 def _read_yaml(path: Path) -> Record:

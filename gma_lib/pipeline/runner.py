@@ -57,6 +57,7 @@ from gma_lib.runs.files import IN_CHECKOUT, PACKAGE, PROJECT, shorten_path, writ
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.machine import shared_machine
 from gma_lib.runs.processes import hold_lock, tie_child
+from gma_lib.runs.progress import show_waiting
 from gma_lib.runs.records import Record, read_json
 from gma_lib.runs.run import DoesNotFit, Run
 
@@ -248,7 +249,8 @@ def _publish(job: Job, write_page: WritePage) -> tuple[str, str]:
     _remove_results(job, ENDINGS)  # from now on an older one must not pass for this run's
     if stage == "04_infer":
         locate_note(job.run).unlink(missing_ok=True)
-    with nullcontext() if STAGES[stage].is_measurement else shared_machine():
+    machine = nullcontext() if STAGES[stage].is_measurement else shared_machine()
+    with show_waiting(job.label), machine:
         status, reason = _run_notebook(job, running)
     missing = [pattern for pattern in STAGES[stage].products if not any(folder.glob(pattern))]
     if status == "ok" and missing:

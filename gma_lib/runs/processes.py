@@ -35,6 +35,14 @@ class ChildOptions(TypedDict, total=False):
     preexec_fn: Callable[[], None]
 
 
+def require_posix(command: str) -> None:
+    """Raise RuntimeError on Windows, which has no signals that interrupt, stop or end processes as
+    ``command`` needs.
+    """
+    if not hasattr(signal, "SIGALRM"):
+        raise RuntimeError(f"{command} needs the signals of Linux or macOS: on Windows, use WSL")
+
+
 def tie_child() -> ChildOptions:
     """Return options of ``subprocess.Popen`` for a child that does not outlive this process.
 

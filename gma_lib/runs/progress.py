@@ -3,9 +3,12 @@
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 from traceback import walk_tb
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_COUNTS = 1.0
 MOST_LINES = 60  # that one loop logs, about: fewer a minute in a long one
 
 logger = logging.getLogger(__name__)
@@ -50,7 +54,8 @@ def track(
     if _is_interactive():
         from tqdm.auto import tqdm
 
-        yield from tqdm(items, desc=label, unit=unit, total=total, initial=initial)
+        quiet = not logger.isEnabledFor(logging.WARNING)
+        yield from tqdm(items, desc=label, unit=unit, total=total, initial=initial, disable=quiet)
     else:
         yield from _log_lines(items, label=label, unit=unit, total=total, initial=initial)
 
@@ -74,6 +79,42 @@ def log_elapsed(moments: Iterable[float], *, label: str) -> Iterator[float]:
         yield moment
 
 
+_counting = threading.Event()  # set while a count of seconds is the terminal's last line
+
+
+@contextmanager
+def show_waiting(what: str) -> Iterator[None]:
+    """Count the seconds in a terminal while something without progress of its own runs."""
+    ended = threading.Event()
+
+    def count() -> None:
+        started = time.monotonic()
+        while not ended.wait(SECONDS_BETWEEN_COUNTS):
+            text = f"{what}: {time.monotonic() - started:.0f} s"[: get_terminal_size().columns - 1]
+            _counting.set()
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+
+    counter = threading.Thread(target=count, daemon=True)
+    if sys.stderr and sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING):
+        counter.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if counter.is_alive():
+            counter.join()
+            clear_count()
+
+
+def clear_count() -> None:
+    """Remove a count of seconds from the terminal, so that a message can have its line."""
+    if _counting.is_set():
+        _counting.clear()
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+
+
 class _PlainLines(logging.Handler):
     """Prints messages to what is ``sys.stdout``, or ``sys.stderr``, at that moment: tests,
     notebooks and commands replace it.
@@ -82,6 +123,7 @@ class _PlainLines(logging.Handler):
     on_stderr = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        clear_count()
         stream = sys.stderr if self.on_stderr else sys.stdout
         if stream is not None:  # a shell's >&- closes it
             stream.write(self.format(record) + "\n")

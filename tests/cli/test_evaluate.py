@@ -72,6 +72,23 @@ def test_evaluate_folders_with_masks(fields):
     assert scores["non_occluded"]["epe"] == pytest.approx(0.5)
 
 
+def test_the_table_fits_a_terminal_of_60_columns(fields, monkeypatch):
+    folders = fields / "prediction", fields / "truth"
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = gma("evaluate", *folders)
+    assert max(map(len, narrow.splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "80")
+    wide = gma("evaluate", *folders)
+    assert len(wide.splitlines()) < len(narrow.splitlines())
+    assert wide.split()[-12:] == narrow.split()[-12:]
+
+
+def test_as_quiet_as_other_commands(fields):
+    folders = fields / "prediction", fields / "truth"
+    assert gma("evaluate", *folders, "-q") == ""
+    assert str(folders[0]) in gma("evaluate", *folders, "-v")
+
+
 def test_a_missing_prediction_is_an_error(fields):
     (fields / "prediction/scene/b.flo").unlink()
     assert "1 of 2 predictions are missing (first: scene/b)" in gma(

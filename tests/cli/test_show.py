@@ -1,5 +1,7 @@
 """``gma show`` and ``gma cache``."""
 
+import json
+
 import numpy as np
 import pytest
 from command_line import FAST, gma
@@ -25,6 +27,15 @@ def test_an_image_of_the_flows_size_and_colours(flow, tmp_path):
     np.testing.assert_array_equal(read_frame(tmp_path / "a.png"), wanted)
     gma("show", tmp_path / "flow.npy", "-o", tmp_path / "b.png", "--radius", 50)
     assert (read_frame(tmp_path / "b.png") != wanted).any()
+
+
+def test_the_radius_is_told_as_json_or_not_at_all(flow, tmp_path):
+    said = gma("show", tmp_path / "flow.npy", "-o", tmp_path / "a.png", "--json")
+    record = json.loads(said)
+    assert (record["width"], record["height"]) == (12, 8)
+    assert record["radius_px"] == pytest.approx(np.percentile(np.hypot(*flow), 99.5), rel=0.05)
+    assert gma("show", tmp_path / "flow.npy", "-o", tmp_path / "b.png", "-q") == ""
+    assert "middlebury" in gma("show", tmp_path / "flow.npy", "-o", tmp_path / "c.png", "-v")
 
 
 def test_over_a_frame_it_is_half_of_each(flow, tmp_path):

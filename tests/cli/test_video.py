@@ -74,7 +74,8 @@ def test_a_movie_with_the_frames_above_their_flow(photos, tmp_path):
 def test_a_clip_s_record_on_the_command_line(photos, tmp_path):
     answer = gma("video", photos, "-o", tmp_path / "out", "--json", *FAST)
     record = json.loads(answer.splitlines()[-1])
-    assert (record["pairs"], record["precision"]) == (3, "float32")
+    assert (record["pairs"], record["computed"], record["precision"]) == (3, 3, "float32")
+    assert 0 < record["seconds"] < 60
     assert gma("video", photos, "-o", tmp_path / "quiet", "-q", *FAST) == ""
 
 
@@ -206,6 +207,18 @@ def test_flow_beyond_an_earlier_end_does_not_stay(photos, tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["flow.json", "frame_0001.flo", "frame_0002.flo"]
     assert json.loads((tmp_path / "out" / "flow.json").read_text())["pairs"] == 2
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_what_it_computed(photos, tmp_path):
+    for computed in (1, 0):
+        gma("video", photos, "-o", tmp_path / "out", *FAST)
+        (tmp_path / "out").rename(tmp_path / "out.partial")
+        if computed:
+            (tmp_path / "out.partial" / "frame_0003.flo").unlink()
+        answer = gma("video", photos, "-o", tmp_path / "out", "--json", *FAST)
+        record = json.loads(answer.splitlines()[-1])
+        assert (record["computed"], record["seconds"] > 0) == (computed, bool(computed))
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_clips_that_are_none(photos, tmp_path):

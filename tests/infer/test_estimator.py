@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gma_lib
-from gma_lib.backends import FakeBackend
+from gma_lib.backends import FakeBackend, SplitBackend
 from gma_lib.data.padding import Padding
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import estimator
@@ -236,6 +236,32 @@ def test_a_calls_seconds_are_not_those_of_its_model(monkeypatch):
     timed = Estimator("seeded")
     timed(*np.zeros((2, 128, 160, 3), np.uint8))
     assert timed.last_seconds == 3
+
+
+def test_a_pairs_seconds_are_not_those_of_its_model_or_of_its_frames(monkeypatch):
+    clock = [0]
+
+    def take(seconds, answer=None):
+        clock[0] += seconds
+        return answer
+
+    class Network(SplitBackend):
+        def prepare(self, *parts):
+            take(20 if parts == ("features", "context", "refine") else 0)
+
+        def _compute(self, part, *given):
+            shape = {"features": (1, 256, 16, 20), "context": (1, 256, 16, 20)}
+            if part in shape:
+                return (take(1, np.zeros(shape[part], np.float32)),)
+            return np.zeros((1, 2, 128, 160)), take(5, np.zeros((1, 2, 16, 20)))
+
+    network = Network()
+    monkeypatch.setattr(Estimator, "_load", lambda self, view, parts: take(100, network))
+    monkeypatch.setattr(estimator.time, "monotonic", lambda: clock[0])
+    timed = Estimator("seeded")
+    frames = (take(1000, np.zeros((128, 160, 3), np.uint8)) for _ in range(3))
+    seconds = [timed.last_seconds for _ in timed.along(frames)]
+    assert seconds == [1 + 1 + 1 + 5, 1 + 1 + 5]  # the second frame's features are kept
 
 
 def test_memory_decides_how_large_a_frame_may_be(monkeypatch):

@@ -22,6 +22,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from gma_lib.pipeline import runner
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.report import index as report
+from gma_lib.runs import progress
 from gma_lib.runs.files import PROJECT
 from gma_lib.runs.machine import locate_machine_lock
 from gma_lib.runs.run import Run
@@ -47,6 +48,15 @@ def test_every_stage_leaves_its_page_and_its_stamp(finished):
         assert "widgets" not in notebook["metadata"]
         assert not list(folder.glob("*.running.ipynb"))
         assert not list(folder.glob("*.failed.ipynb"))
+
+
+def test_a_stage_counts_its_seconds_in_a_terminal(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path, "tiny", "openvino", "float32", 2, "test")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_COUNTS", 0.05)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(runner, "_run_notebook", lambda *_: time.sleep(0.3) or ("failed", ""))
+    runner._publish(runner.Job("01_data", run, {}, limit_s=1, cell_limit_s=1), lambda *_, **__: 0)
+    assert "01_data: 0 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Progress shows as plain lines where nobody watches; messages go to the stdout of the moment."""
 
 import io
+import logging
+import sys
+import time
 from contextlib import redirect_stdout
 
 import pytest
@@ -85,6 +88,59 @@ def test_elapsed_seconds_are_logged_now_and_then(monkeypatch, capsys):
     moments = [1.0, 6.0, 7.0, 12.5]
     assert list(progress.log_elapsed(iter(moments), label="atc")) == moments
     assert capsys.readouterr().out.splitlines() == ["atc: 6 s so far", "atc: 12 s so far"]
+
+
+class Terminal(io.StringIO):
+    """What somebody watches."""
+
+    def isatty(self):
+        return True
+
+
+def open_terminal(monkeypatch):
+    """Replace stderr; pytest does so again before each test, so a fixture could not."""
+    monkeypatch.setattr(progress, "_is_interactive", lambda: True)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_COUNTS", 0.05)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    return sys.stderr
+
+
+def test_seconds_are_counted_in_a_terminal_of_60_columns(monkeypatch):
+    screen = open_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    with progress.show_waiting("x" * 100):
+        time.sleep(0.3)
+    _, counted, *_ = screen.getvalue().split("\r\033[K")
+    assert counted == "x" * 59
+
+
+def test_where_nobody_watches_seconds_are_not_counted(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_COUNTS", 0.05)
+    with progress.show_waiting("shot 1.png"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_message_takes_the_line_of_the_count(monkeypatch):
+    progress.show_messages()
+    screen = open_terminal(monkeypatch)
+    progress.logger.info("a message")
+    assert screen.getvalue() == ""
+    progress._counting.set()
+    progress.logger.info("a message")
+    assert screen.getvalue() == "\r\033[K"
+
+
+def test_no_bar_and_no_count_where_only_errors_are_wanted(monkeypatch):
+    for level, shown in ((logging.ERROR, False), (logging.WARNING, True)):
+        monkeypatch.setattr(logging.getLogger("gma_lib"), "level", level)
+        progress.logger.manager._clear_cache()
+        screen = open_terminal(monkeypatch)
+        with progress.show_waiting("stage"):
+            assert list(progress.track("ab", label="flow", unit="pair")) == ["a", "b"]
+            time.sleep(0.3)
+        printed = screen.getvalue()
+        assert ("flow" in printed, "stage" in printed) == (shown, shown)
 
 
 def test_messages_are_printed_once_to_the_stdout_of_the_moment(lines):
