@@ -40,6 +40,12 @@ def test_the_numbers_belong_to_the_weights():
     assert file.stat().st_size == NUMBERS["bytes"]
 
 
+def test_more_updates_do_not_cost_more_than_two_percent():
+    for methods in NUMBERS["scores"]["held_out_families"].values():
+        for updates in card.SCORED_UPDATES[card.SCORED_UPDATES.index(6) :]:
+            assert methods[str(updates)]["all"]["epe"] <= 1.02 * methods["6"]["all"]["epe"]
+
+
 def test_no_table_is_too_wide_for_a_page():
     lines = (WEIGHTS_FOLDER / "gma-procedural.md").read_text().splitlines()
     widths = [line.count("|") - 1 for line in lines if line.startswith("|---")]
