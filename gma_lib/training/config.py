@@ -2,6 +2,7 @@
 several parts.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
 
@@ -284,9 +285,21 @@ class Part:
 
 @dataclass(frozen=True, config=CHECKED)
 class Recipe:
-    """How weights are made: parts, each from earlier ones; the last is the result."""
+    """How weights are made: parts, each from earlier ones; the last is the result.
+
+    Attributes
+    ----------
+    sha256
+        Hash of the weights that it made when they shipped. No setting: another processor makes
+        another file.
+    """
 
     parts: tuple[Part, ...]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+    def list_settings(self) -> runs.Record:
+        """What decides the result, as plain values."""
+        return {"parts": asdict(self)["parts"]}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -328,7 +328,7 @@ def make_page(card: runs.Record) -> str:
         keep_trailing_newline=True,
     )
     recipe = load_recipe(RECIPE)
-    if (found := runs.hash_value(asdict(recipe))) != card["how"]["recipe_sha256"]:
+    if (found := runs.hash_value(recipe.list_settings())) != card["how"]["recipe_sha256"]:
         remedy = "Restore it, or take over a run of it with --run"
         expected = f"{card['how']['recipe_sha256']}, the recipe of {card['name']}"
         raise runs.BadFile(RECIPE, f"its settings have the SHA-256 {found}", expected, remedy)
@@ -350,7 +350,7 @@ def adopt_run(card: runs.Record, folder: Path) -> tuple[runs.Record, bytes]:
     """
     run = runs.read_json(folder / "recipe.json", made_by="gma train --recipe")
     recipe = load_recipe(RECIPE)
-    if differing := name_differences(run["recipe"], runs.make_plain(asdict(recipe))):
+    if differing := name_differences(run["recipe"], runs.make_plain(recipe.list_settings())):
         raise ValueError(
             f"{folder}: made with another recipe than {RECIPE}, by {', '.join(differing)}"
         )
@@ -366,7 +366,7 @@ def adopt_run(card: runs.Record, folder: Path) -> tuple[runs.Record, bytes]:
         "sha256": weights.sha256,
         "bytes": file.stat().st_size,
         "note": compose_note(how, {}, {}),
-        "how": how | {"recipe_sha256": runs.hash_value(asdict(recipe))},
+        "how": how | {"recipe_sha256": runs.hash_value(recipe.list_settings())},
     }
     return adopted, file.read_bytes()
 

@@ -44,6 +44,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     float16). The file is the same bit for bit, killed and resumed or not, on the same processor
     with the same versions and as many threads; each part's record names all of them, and under
     ``earlier`` those of earlier processes that differed, with their share of the part's minutes.
+    Logs whether the file is the one whose SHA-256 the recipe names, if it names one.
 
     Parameters
     ----------
@@ -80,12 +81,16 @@ def _make_parts(recipe: Recipe, folder: Path, device: str) -> Path:
     state = network.load_checkpoint(_locate(parts[-1], folder)).state
     stored = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
     result = network.save_checkpoint(folder / "weights.safetensors", stored)
-    _write_records(folder, recipe, records, result=runs.hash_file(result))
+    made = runs.hash_file(result)
+    _write_records(folder, recipe, records, result=made)
+    if recipe.sha256:
+        other = f"differs from what shipped, SHA-256 {recipe.sha256}"
+        logger.info(f"{result.name} {'is what shipped' if made == recipe.sha256 else other}")
     return result
 
 
 def _write_records(folder: Path, recipe: Recipe, records: runs.Record, **more: str) -> None:
-    content = {"recipe": asdict(recipe), "records": records}
+    content = {"recipe": recipe.list_settings(), "records": records}
     runs.write_json(folder / RECORDS, content | more)
 
 
@@ -126,7 +131,7 @@ def _read_records(path: Path, recipe: Recipe) -> dict[str, runs.Record]:
     if not path.is_file():
         return {}
     content = runs.read_json(path, made_by="gma train --recipe")
-    differing = name_differences(content["recipe"], runs.make_plain(asdict(recipe)))
+    differing = name_differences(content["recipe"], runs.make_plain(recipe.list_settings()))
     if differing:
         raise ValueError(
             f"{path}: made with a recipe that differs in {', '.join(differing)}; restore it, or "

@@ -28,7 +28,7 @@ from gma_lib.runs.records import read_json, write_json
 from gma_lib.training import model_card as card
 from gma_lib.training import trainer
 from gma_lib.training.config import load_recipe
-from gma_lib.training.recipe import read_seconds, run_recipe
+from gma_lib.training.recipe import read_seconds, run_recipe, shorten_recipe
 
 SHIPPED = PROJECT / "params" / "recipe.yaml"
 pytestmark = pytest.mark.slow
@@ -215,6 +215,23 @@ def test_the_shipped_recipe_cut_to_a_minute_gives_one_digest_killed_or_not(tmp_p
     made = [hash_file(folder / "weights.safetensors") for folder in (whole, killed)]
     assert made[0] == made[1]
     assert json.loads(records.read_text())["records"].items() >= kept.items()
+
+
+def test_a_run_says_whether_it_made_what_shipped(content, tmp_path, messages):
+    """Another file is no failure, and the digest no setting: the same folder goes on."""
+    content["parts"] = [content["parts"][0], {"name": "c", "what": "x", "mean": {"a": 1.0}}]
+    made = run_recipe(load_recipe(write(content, tmp_path / "recipe.yaml")), tmp_path / "out")
+    assert not any("shipped" in message for message in messages)
+    for digest, said in ((hash_file(made), "is what shipped"), ("0" * 64, "differs")):
+        named = load_recipe(write(content | {"sha256": digest}, tmp_path / "recipe.yaml"))
+        run_recipe(named, tmp_path / "out")
+        assert said in messages[-1]
+
+
+def test_the_recipe_names_what_ships_and_a_short_one_nothing():
+    recipe = load_recipe(SHIPPED)
+    assert recipe.sha256 == hash_file(BUNDLED)
+    assert shorten_recipe(recipe).sha256 is None
 
 
 @pytest.fixture
