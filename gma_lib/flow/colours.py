@@ -52,9 +52,9 @@ def _twilight(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     import matplotlib
 
     speed = np.hypot(u, v)[..., None]
-    colours = matplotlib.colormaps["twilight_shifted"](
-        np.arctan2(v, u) / (2 * np.pi) + 0.5
-    )[..., :3]
+    colours = matplotlib.colormaps["twilight_shifted"](np.arctan2(v, u) / (2 * np.pi) + 0.5)[
+        ..., :3
+    ]
     shown: np.ndarray = 255 * (0.5 + speed * (colours - 0.5))
     return shown
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gma_lib
+from gma_lib.runs.files import RESOURCES
 from gma_lib.runs.records import Record
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ ENCLOSED = {  # beside every report: file of the package -> its format, and what
         "Libraries of the package, as pip installs them: versions and SHA-256",
     ),
 }
+
+
+def read_enclosed() -> dict[str, bytes]:
+    """Read the package's files that go with every report: name -> content."""
+    return {name: (RESOURCES / name).read_bytes() for name in ENCLOSED}
 
 
 def describe_files(digests: Mapping[str, str], profile: str, makers: Sequence[Record]) -> str:

@@ -25,18 +25,11 @@ from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
 from gma_lib.pipeline.stamps import read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput, plot_timeline
-from gma_lib.report.crate import BIBTEX, ENCLOSED, describe_files
+from gma_lib.report.crate import BIBTEX, describe_files, read_enclosed
 from gma_lib.report.figures import Picture, encode_figure
 from gma_lib.report.pages import fill_template, link_values, table_to_html
 from gma_lib.report.private import read_without_folders
-from gma_lib.runs.files import (
-    RESOURCES,
-    hash_file,
-    hash_value,
-    shorten_path,
-    write_atomically,
-    write_text,
-)
+from gma_lib.runs.files import hash_file, hash_value, shorten_path, write_atomically, write_text
 from gma_lib.runs.records import Record, describe_provenance, read_json, write_json
 from gma_lib.runs.run import Run, check_folder_name, list_batch_sizes
 from gma_lib.verify.replay import METADATA
@@ -153,7 +146,7 @@ def write_archive(outputs: Path, profile: str) -> Path:
         for path, text in read_without_folders(texts, _find_runs(folder)):
             sent[path] = text.encode()
         named = {path.relative_to(folder.parent).as_posix(): sent[path] for path in files}
-        named |= {name: (RESOURCES / name).read_bytes() for name in ENCLOSED}
+        named |= read_enclosed()
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in named.items()}
         for name, data in named.items():
             content.writestr(name, data)
