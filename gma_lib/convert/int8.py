@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import openvino
-import rich
 
 try:
     import nncf
+    import rich
     from nncf.openvino.graph.model_transformer import OVModelTransformer
     from nncf.openvino.statistics.collectors import OV_REDUCERS_MAP, OVQuantileReducer
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
