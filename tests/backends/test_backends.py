@@ -307,7 +307,7 @@ def test_a_missing_package_says_what_to_install(name, models, monkeypatch):
     for module in [module for module in sys.modules if f"{module}.".startswith(of_the_backend)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr(backends, face, raising=False)  # the face keeps what it has loaded
+    monkeypatch.delitem(vars(backends), face, raising=False)  # it keeps what it has loaded
     for call in (
         lambda: load_backend(name, models, precision="float32"),
         lambda: Estimator("seeded", backend=name),
