@@ -484,7 +484,7 @@ def cover(names: list[str], inputs: int) -> list[str]:
     import coverage
 
     files = {module: str(PROJECT / "gma_lib" / f"{module}.py") for module in READING}
-    measured = coverage.Coverage(include=list(files.values()), data_file=None)
+    measured = coverage.Coverage(config_file=False, include=list(files.values()), data_file=None)
     measured.start()
     with tempfile.TemporaryDirectory() as place:
         fewest = {name: len(one.first) for name, one in make_readers(Path(place)).items()}
