@@ -34,7 +34,8 @@ def fold_operators(operators: Mapping[str, int], most: int = 8) -> dict[str, int
     becomes one entry, ``N others``.
     """
     shown = {name: operators[name] for name in [*operators][:most]}
-    shown |= {name: count for name, count in operators.items() if name.startswith(("Gather", "Cast"))}
+    awkward = ("Gather", "Cast")
+    shown |= {name: count for name, count in operators.items() if name.startswith(awkward)}
     hidden = len(operators) - len(shown)
     rest = sum(operators.values()) - sum(shown.values())
     return shown | ({f"{hidden} others": rest} if hidden else {})
