@@ -1,5 +1,6 @@
 """The check of a machine: what is missing is named, with the remedy."""
 
+import http.client
 import importlib
 import io
 import os
@@ -129,7 +130,7 @@ def test_before_an_installation_a_proxy_that_refuses_is_named():
     ("index", "reachable", "needed"),
     [
         (installation.CPU_WHEELS, True, installation.SPACE),
-        (installation.CPU_WHEELS, False, installation.SPACE_WITH_CUDA),
+        (installation.CPU_WHEELS, False, installation.SPACE),  # pip may reach them
         ("", True, installation.SPACE_WITH_CUDA),
     ],
 )
@@ -148,6 +149,19 @@ def test_the_disk_must_hold_what_will_be_installed(monkeypatch, index, reachable
         monkeypatch.setattr(installation.shutil, "disk_usage", lambda _, disk=disk: disk)
         found = {one.what: one.word for one in installation.check_installation(index)}
         assert found["free disk"] == word
+
+
+@pytest.mark.parametrize("trouble", [OSError("no"), http.client.BadStatusLine("?")])
+def test_an_index_that_does_not_answer_is_absent_and_its_password_stays(monkeypatch, trouble):
+    def open_page(address, **_):
+        assert "secret" not in address
+        raise trouble
+
+    monkeypatch.setattr(installation.urllib.request, "urlopen", open_page)
+    monkeypatch.setattr(installation, "_index", lambda: installation.Finding("OK", "", ""))
+    found = list(installation.check_installation("https://me:secret@localhost/whl/cpu"))
+    assert {one.what: one.word for one in found}["PyTorch's wheels"] == "absent"
+    assert not any("secret" in one.detail for one in found)
 
 
 def test_the_pages_say_how_much_disk_it_takes():

@@ -1,5 +1,6 @@
 """``gma evaluate``: flow files and ground truth to scores."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from shutil import get_terminal_size
@@ -29,7 +30,8 @@ def main(prediction: Path, truth: Path, occlusions: Path | None) -> None:
     """
     files = match_files(prediction, truth)
     detail(f"{prediction} against {truth}; occlusions: {occlusions or 'none'}")
-    shown = track if len(files) > 1 else pass_silently
+    # in a file or a pipe, the scores are all there is
+    shown = track if len(files) > 1 and sys.stderr.isatty() else pass_silently
     sums, unknown = score_files(files, occlusions=occlusions, track=shown)
     scores = {group: errors.to_metrics() for group, errors in sums.items()}
     others = count_others(truth)

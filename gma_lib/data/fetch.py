@@ -231,6 +231,9 @@ def _find_version(headers: Mapping[str, str]) -> Record:
 def _write(source: BinaryIO, partial: Path, done: int, total: int | None, track: Track) -> None:
     """Append an answer to the first bytes of a file, which may then not be whole."""
     size = ARCHIVE_BYTES if total is None else total
+    too_large = OSError(errno.EFBIG, f"more than {MOST_BYTES:,} bytes", str(partial))
+    if total is not None and total > MOST_BYTES:
+        raise too_large
     require_free_space(partial.parent, size - done + 2 * size)  # with what it unpacks to
     left = None if total is None else (total - done) // BLOCK
     with open(partial, "r+b" if done else "wb") as file, naming(partial):
@@ -238,7 +241,7 @@ def _write(source: BinaryIO, partial: Path, done: int, total: int | None, track:
         for _ in track(_copy(source, file), label=partial.stem, unit="MB", total=left):
             if file.tell() > MOST_BYTES:
                 file.truncate(0)
-                raise BadFile(partial, f"more than {MOST_BYTES:,} bytes came", "MPI Sintel")
+                raise too_large
     if total is not None and _measure(partial) != total:
         raise EOFError(f"{_measure(partial):,} of {total:,} bytes came")
 

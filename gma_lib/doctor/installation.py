@@ -2,7 +2,9 @@
 library alone, and runs as ``python gma_lib/doctor/installation.py``.
 """
 
+import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,9 +62,9 @@ def check_installation(index: str | None = None) -> "Iterator[Finding]":
     yield offer(has_gpu, "NVIDIA GPU", "", "everything runs on the CPU")
     if index is None:
         index = "" if has_gpu else CPU_WHEELS
-    wheels = _wheels(index)
-    yield wheels
-    has_cuda = sys.platform == "linux" and not (wheels.word == "OK" and "cpu" in index)
+    yield _wheels(index)
+    # whether these wheels can be had, pip tells: it knows its proxy and certificates
+    has_cuda = sys.platform == "linux" and "cpu" not in index
     needed = SPACE_WITH_CUDA if has_cuda else SPACE
     free = shutil.disk_usage(folder).free / 1e9
     remedy = f"{needed} GB are needed{' with CUDA' * has_cuda}: delete something, or use another"
@@ -103,10 +105,11 @@ def _index() -> Finding:
 def _wheels(index: str) -> Finding:
     if not index:
         return Finding("OK", "PyTorch's wheels", "default index (on Linux with CUDA: 3 GB)")
+    index = re.sub("(?<=://)[^/]*@", "", index)  # a password is neither sent nor shown
     try:
         with urllib.request.urlopen(f"{index}/torch/", timeout=SECONDS):
             return Finding("OK", "PyTorch's wheels", index)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         absent = f"{index} is not reachable ({reason}); the default index instead (on Linux: 3 GB)"
         return Finding("absent", "PyTorch's wheels", f"optional: {absent}")

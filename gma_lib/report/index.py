@@ -129,7 +129,7 @@ def _digest_shown(folder: Path) -> Record:
 def write_archive(outputs: Path, profile: str) -> Path:
     """Write ``outputs/<profile>.zip``, the report as one file to send: index, pages, executed
     notebooks, numbers, lock and licence; no models, no flow, nothing of a stage that is altered or
-    stale, no folder or name of a user. It is an RO-Crate, and ``gma replay`` computes it again.
+    stale, no folder of a user. It is an RO-Crate, and ``gma replay`` computes it again.
 
     Unpacked anywhere, ``<profile>/index.html`` opens without a network. Raises FileNotFoundError
     when nothing has run.

@@ -217,7 +217,8 @@ def _write_page(
         "viewer.html.j2",
         **words,
         whose=run.title,
-        index=os.path.relpath(run.index, page.parent),
+        # only the runner makes the pages that these links lead to
+        index=os.path.relpath(run.index, page.parent) if os.environ.get("GMA_HEADLESS") else "",
         version=gma_lib.__version__,  # no time: the same pairs give the same file
         error_range=f"{ERROR_RANGE:.0f}",
         pictures=[

@@ -2,6 +2,7 @@
 free space.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -155,6 +156,9 @@ def _sync(path: Path) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):  # cannot, not failed
+            raise
     finally:
         os.close(descriptor)
 

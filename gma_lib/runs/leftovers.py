@@ -76,7 +76,10 @@ def remove_leftovers_once(folder: Path) -> None:
 
 @cache
 def _name_host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:4]
+    space = ""
+    with suppress(OSError):  # not Linux
+        space = os.readlink("/proc/self/ns/pid")  # containers count their processes apart
+    return hashlib.sha256(f"{platform.node()}{space}".encode()).hexdigest()[:4]
 
 
 @cache
@@ -85,7 +88,7 @@ def _name_owner(pid: int) -> str:
 
 
 def _find_start(pid: int) -> float:
-    """When a process started; minus infinity if it is gone.
+    """When a process started; minus infinity if it is gone, NaN if that is hidden from this user.
 
     In seconds from a number that stands for this start of the machine, and not from 1970, because
     somebody may set the clock.
@@ -97,6 +100,8 @@ def _find_start(pid: int) -> float:
         if process.status() == psutil.STATUS_ZOMBIE:
             return -math.inf
         started = float(process.create_time() - booted)
+    except psutil.AccessDenied:  # another user's, which is there
+        return math.nan
     except psutil.NoSuchProcess:
         return -math.inf
     try:

@@ -152,7 +152,8 @@ def locate_machine_lock() -> Path:
     if os.path.isdir(runtime) and os.access(runtime, os.W_OK | os.X_OK):
         return Path(runtime, "gma", "machine.lock")
     # not TMPDIR, of which every job of a batch system has another
-    temporary = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    is_shared = hasattr(os, "getuid") and os.access("/tmp", os.W_OK | os.X_OK)
+    temporary = "/tmp" if is_shared else tempfile.gettempdir()
     return Path(temporary, f"gma-{user}", "machine.lock")
 
 

@@ -265,7 +265,8 @@ def test_an_archive_that_is_never_right_is_an_error(tmp_path, serve, bomb, monke
     assert read(fetch.fetch_sintel(tmp_path / "data", urls=urls)) == DATA
 
 
-def test_no_room_is_said_before_a_byte_is_written(tmp_path, serve):
+def test_no_room_is_said_before_a_byte_is_written(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(fetch, "MOST_BYTES", 10**16)
     urls, _ = serve(Answer(promised=10**15))
     with pytest.raises(OSError, match=r"needs .* MB"):
         fetch.fetch_sintel(tmp_path, urls=urls)
@@ -283,10 +284,19 @@ def test_room_is_asked_for_where_no_length_is_known(tmp_path, serve, monkeypatch
 def test_a_server_that_does_not_end_is_refused(tmp_path, serve, monkeypatch):
     monkeypatch.setattr(fetch, "MOST_BYTES", 200_000)
     monkeypatch.setattr(fetch, "BLOCK", 10_000)
-    urls, _ = serve(*2 * [Answer(promised=-1)])
-    with pytest.raises(BadFile, match="more than 200,000 bytes"):
+    urls, asked = serve(Answer(promised=-1))
+    with pytest.raises(OSError, match="more than 200,000 bytes"):
         fetch.fetch_sintel(tmp_path, urls=urls)
     assert (tmp_path / "MPI-Sintel-complete.zip.partial").stat().st_size == 0
+    assert len(asked) == 1
+
+
+def test_a_length_that_is_too_large_is_refused_at_once(tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(fetch, "MOST_BYTES", len(DATA) - 1)
+    urls, asked = serve(Answer())
+    with pytest.raises(OSError, match="more than"):
+        fetch.fetch_sintel(tmp_path, urls=urls)
+    assert len(asked) == 1
 
 
 def test_a_disk_that_fills_up_names_the_file_and_goes_on_later(tmp_path, serve):

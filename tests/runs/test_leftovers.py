@@ -84,6 +84,17 @@ def test_files_of_another_machine_stay(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [elsewhere]
 
 
+def test_files_of_a_process_that_this_user_may_not_see_stay(writer, tmp_path, monkeypatch):
+    """As with /proc mounted with hidepid=1."""
+
+    def hide(self):
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", hide)
+    leftovers.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir())
+
+
 def test_a_name_as_long_as_file_systems_take_can_be_written(tmp_path):
     path = tmp_path / ("é" * 125 + ".flo")
     partial = leftovers.name_partial(path)

@@ -3,7 +3,7 @@
 (() => {
   const head = JSON.parse(document.getElementById("pairs").textContent);
   const $ = (id) => document.getElementById(id);
-  $("ways").hidden = window !== window.top; // within the notebook's page, which has its own
+  if ($("ways")) $("ways").hidden = window !== window.top; // within the notebook's page, which has its own
   if (location.protocol === "about:") { // within JupyterLab: files beside the page are out of reach
     const total = head.pairs.length;
     head.pairs = head.pairs.filter((entry) => !entry.file);
