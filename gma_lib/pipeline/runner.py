@@ -78,6 +78,12 @@ logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of a stage's notebook while it runs, done, or failed, and of its page
 ENDINGS = (".running.ipynb", ".ipynb", ".failed.ipynb", ".html")
+# What a cell raises is in the notebook; the rest of a kernel's messages is noise, most of all if it
+# is stopped while it answers.
+QUIET_KERNEL = [
+    "--log-level=CRITICAL",
+    "--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel('CRITICAL')",
+]
 KERNEL_FOLDER = NOTEBOOKS if IN_CHECKOUT else PROJECT  # as in JupyterLab; or where outputs/ lies
 
 
@@ -358,8 +364,7 @@ def _execute_cells(job: Job, running: Path) -> None:
             start_timeout=120,
             execution_timeout=math.ceil(job.cell_limit_s),  # papermill takes whole seconds
             stdout_file=_Prefixed(job.label),
-            # What a cell raises is in the notebook; the rest of the kernel's messages is noise.
-            extra_arguments=["--log-level=CRITICAL"],
+            extra_arguments=QUIET_KERNEL,
         )
 
 

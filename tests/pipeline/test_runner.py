@@ -13,6 +13,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import nbformat
+import papermill
 import psutil
 import pytest
 from command_line import gma
@@ -265,6 +267,24 @@ def test_a_dead_kernel_is_no_success(finished, tmp_path):
     folder = outputs / "tiny/test/bs2"
     assert content(folder / "04_infer.failed.ipynb")["metadata"]["gma"]["status"] == "died"
     assert not (folder / "04_infer.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_kernel_that_is_stopped_while_it_answers_is_silent(tmp_path, capfd):
+    """Its sockets are gone then, which its libraries log with a traceback."""
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("import logging"),
+            nbformat.v4.new_code_cell("logging.getLogger('tornado.general').error('callback')"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    options = {"progress_bar": False, "extra_arguments": runner.QUIET_KERNEL}
+    done = papermill.execute_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", **options)
+    assert [cell["execution_count"] for cell in done["cells"]] == [1, 2]
+    assert not done["cells"][1]["outputs"]
+    assert "callback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
