@@ -116,7 +116,8 @@ nb_ipywidgets_js = {}  # a script from another host; the site works without a ne
 
 
 def setup(app):
-    """Let links to notebooks lead to their copies, and write formulas as MathML.
+    """Let links to notebooks lead to their copies, write formulas as MathML, and give captions of
+    contents, which Sphinx calls headings, the level that screen readers ask for.
 
     Sphinx's own formulas need a script from another host; browsers draw MathML themselves.
     """
@@ -134,5 +135,11 @@ def setup(app):
         translator.body.append(f'<div class="math">{formula}</div>')
         raise SkipNode
 
+    def give_levels(app, page, template, context, document):
+        for part in {"body", "furo_navigation_tree"} & context.keys():
+            leveled = 'role="heading" aria-level="2"'
+            context[part] = context[part].replace('role="heading"', leveled)
+
     app.connect("source-read", redirect)
+    app.connect("html-page-context", give_levels, priority=900)  # after the theme
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))

@@ -198,6 +198,8 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     fetched = re.compile(r"<(?:script|img)[^>]+src=.https?:|<link[^>]+stylesheet[^>]+href=.https?:")
     assert not [page for page, text in pages.items() if fetched.search(text)]
     assert all("_static/site.css" in text for text in pages.values())
+    flat = re.compile('role="heading"(?! aria-level)')
+    assert not [page for page, text in pages.items() if flat.search(text)]
     assert "<math" in pages[tmp_path / "html" / "background.html"]
     commands = pages[tmp_path / "html" / "reference" / "commands.html"]
     assert all(f'id="gma-{name}' in commands for name in cli.COMMANDS)
