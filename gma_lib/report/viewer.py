@@ -31,6 +31,7 @@ from gma_lib.report.figures import (
 )
 from gma_lib.report.pages import fill_template
 from gma_lib.runs import Record, Run, write_text
+from gma_lib.runs.progress import is_live
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
 MOST_UPDATES = 12  # earlier updates in a page, evenly chosen: 0.3 MB each at Sintel's size
@@ -217,8 +218,8 @@ def _write_page(
         "viewer.html.j2",
         **words,
         whose=run.title,
-        # only the runner makes the pages that these links lead to
-        index=os.path.relpath(run.index, page.parent) if os.environ.get("GMA_HEADLESS") else "",
+        # in JupyterLab, nothing makes the pages that these links lead to
+        index="" if is_live() else os.path.relpath(run.index, page.parent),
         version=gma_lib.__version__,  # no time: the same pairs give the same file
         error_range=f"{ERROR_RANGE:.0f}",
         pictures=[

@@ -72,7 +72,6 @@ def read_pairs(page):
 def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkeypatch):
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
-    monkeypatch.setenv("GMA_HEADLESS", "1")  # as the runner, which makes the pages around it
     write = {"most": 4, "num_updates": 6}
     page = viewer.write_viewer(run, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
     first, second, beside, _ = read_pairs(page)
@@ -90,7 +89,7 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkey
         run.outputs / "tiny/index.html"
     )
     assert "4 of 4 pairs" in page.read_text()
-    monkeypatch.delenv("GMA_HEADLESS")
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")  # JupyterLab, without pages around it
     viewer.write_viewer(run, {"best": pairs[0]}, pairs, **write | {"most": 0})
     assert "index.html" not in page.read_text()
     assert "1 of 4 pairs" in page.read_text()
