@@ -3,6 +3,7 @@ of its conversion, of which each runtime has a module (``to_...``).
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import onnx
@@ -136,7 +137,12 @@ def convert(
 
 
 def prepare_model(spec: ModelSpec, folder: Path, *, card: ascend.Card | None = None) -> Conversion:
-    """Export a model into ``folder`` and convert it for its backend, and its card on Ascend."""
+    """Export a model into ``folder`` and convert it for its backend, and its card on Ascend.
+
+    ModuleNotFoundError, before anything is exported, where int8's extra is not installed.
+    """
+    if spec.precision == "int8":
+        import_module("gma_lib.convert.int8")
     export_model(spec, folder)
     return convert(
         spec.backend,

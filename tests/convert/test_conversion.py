@@ -142,6 +142,14 @@ def test_the_same_graph_is_the_same_file(prepared):
     assert first == again
 
 
+def test_a_missing_extra_is_named_before_anything_is_exported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.delitem(sys.modules, "gma_lib.convert.int8", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="int8"):
+        prepare_model(dataclasses.replace(SPEC, backend="openvino", precision="int8"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_runtime_reports_what_it_does(tmp_path):
     """They do so unless refused, with an identifier in the home folder, but never in CI."""
     code = (
