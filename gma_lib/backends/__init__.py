@@ -1,4 +1,4 @@
-"""Runtimes that compute flow: one file each, one literal table (``gma_lib.backends.base``).
+"""Runtimes that compute flow: one file each, one literal table (``gma_lib.backends.kinds``).
 
 A runtime is imported when its backend is made, so this package imports where none of them is
 installed. To add one, write a file with a ``Backend`` subclass and its options, name both in

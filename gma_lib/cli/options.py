@@ -10,7 +10,7 @@ from typing import Any, TypedDict, TypeVar
 
 import click
 
-from gma_lib.backends.base import BACKENDS
+from gma_lib.backends.kinds import BACKENDS
 from gma_lib.flow import FLOW_SUFFIXES
 from gma_lib.network.bundled import find_bundled, read_card
 from gma_lib.network.sizes import MOST_UPDATES

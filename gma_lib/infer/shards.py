@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from gma_lib.backends.base import Backend, find_backend, load_backend
+from gma_lib.backends.base import Backend
+from gma_lib.backends.kinds import find_backend, load_backend
 from gma_lib.data.sintel import FramePair
 from gma_lib.runs.digests import require_files
 from gma_lib.runs.parcels import Sent, place_files

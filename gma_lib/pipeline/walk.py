@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from gma_lib.backends.base import find_backend
+from gma_lib.backends.kinds import find_backend
 from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.flow.files import count_flow_bytes
 from gma_lib.infer.inference import flow_path
