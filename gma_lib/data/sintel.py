@@ -119,8 +119,8 @@ class FramePair:
     def _check(self, kind: str) -> Path:
         """Return a file's path once it is known to be what the index says."""
         path: Path = getattr(self, kind)
-        if self.sha256.get(kind, "") not in ("", hash_file(path)):
-            raise ValueError(f"{path} has changed since 01_data: run 01_data again")
+        if self.sha256.get(kind, "") not in ("", path.exists() and hash_file(path)):
+            raise ValueError(f"{path} has changed or gone since 01_data: run 01_data again")
         return path
 
 

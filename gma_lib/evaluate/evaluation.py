@@ -1,20 +1,20 @@
 """Score flow files against ground truth; a missing pair is an error, never a smaller average."""
 
-import dataclasses
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
 
+import cv2
 import numpy as np
 
 from gma_lib.data.sintel import FramePair
 from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
-from gma_lib.flow.refine import refine_flow
+from gma_lib.flow.refine import check_refinable, refine_flow
 from gma_lib.infer.inference import flow_path
 from gma_lib.infer.shards import Shard, cut_shards
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
@@ -22,6 +22,7 @@ from gma_lib.runs.clusters import compute_shards
 from gma_lib.runs.parcels import Sent, place_files
 
 Item = TypeVar("Item")
+NETWORK, REFINED = "network", "network + variational refinement"
 
 
 def score_folder(
@@ -119,17 +120,53 @@ def score_shard(folder: Path, shard: Shard, sent: Sent) -> list[dict[str, ErrorS
 
 
 def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
-    """Return the error sums of one pair for every group of pixels."""
+    """Return the error sums of the network's flow of one pair for every group of pixels."""
     path = flow_path(folder, pair)
-    try:
-        return sum_errors(
-            read_flow(path),
-            pair.load_flow(),
-            occluded=pair.load_occluded(),
-            invalid=pair.load_invalid(),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path} against {pair.flow}: {error}") from error
+    return Truth.load(pair).score(read_flow(path), path)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth of one pair, by which the flow of every method is scored alike.
+
+    Attributes
+    ----------
+    path
+        File of the true flow.
+    flow, occluded, invalid
+        As ``FramePair`` loads them.
+    """
+
+    path: Path | None
+    flow: np.ndarray
+    occluded: np.ndarray | None
+    invalid: np.ndarray | None
+
+    @classmethod
+    def load(cls, pair: FramePair) -> "Truth":
+        """Read the ground truth of a pair that has some."""
+        return cls(pair.flow, pair.load_flow(), pair.load_occluded(), pair.load_invalid())
+
+    def score(self, flow: np.ndarray, source: object) -> dict[str, ErrorSums]:
+        """Return the error sums of a flow (2, H, W) for every group of pixels; an error names its
+        ``source``, a file or a method.
+        """
+        try:
+            return sum_errors(flow, self.flow, occluded=self.occluded, invalid=self.invalid)
+        except ValueError as error:
+            raise ValueError(f"{source} against {self.path}: {error}") from error
+
+    def require_fit(self, frames: Sequence[np.ndarray], name: str) -> None:
+        """Raise ValueError unless the frames (3, H, W) of the pair ``name`` have the truth's size.
+
+        For a method, that would look like a fault of its own.
+        """
+        sizes = [f"{one.shape[2]}x{one.shape[1]}" for one in (*frames, self.flow)]
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"{name}: the frames have {sizes[0]} and {sizes[1]} px, the true flow {sizes[2]}: "
+                "run 01_data again"
+            )
 
 
 def check_complete(pairs: list[FramePair], folder: Path, written: Mapping[str, str]) -> None:
@@ -167,39 +204,102 @@ def compare_batch_sizes(
     for other in others:
         files = [[flow_path(one.flow_folder, pair) for one in (run, other)] for pair in pairs]
         both = [one for one in files if all(path.is_file() for path in one)]
-        if deviations := [Deviation.between(*map(read_flow, one)) for one in both]:
-            largest = np.max([dataclasses.astuple(one) for one in deviations], axis=0).tolist()
+        if deviations := [_compare_files(*one) for one in both]:
+            largest = np.max([astuple(one) for one in deviations], axis=0).tolist()
             found[other.folder.name] = Deviation(*largest)
     return found
 
 
-def score_classical(
+def _compare_files(path: Path, reference: Path) -> Deviation:
+    try:
+        return Deviation.between(read_flow(path), read_flow(reference))
+    except ValueError as error:
+        raise ValueError(f"{path} against {reference}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same pairs of one pass.
+
+    Attributes
+    ----------
+    pairs
+        How many were compared.
+    scores
+        Method -> group of pixels -> sums.
+    seconds
+        Method -> seconds per pair; without the network, and for its refinement without its own.
+    """
+
+    pairs: int
+    scores: dict[str, dict[str, ErrorSums]]
+    seconds: dict[str, float]
+
+
+def compare_methods(
     pairs: list[FramePair], folder: Path, *, most: int = 100, track: Track = pass_silently
-) -> tuple[dict[str, dict[str, ErrorSums]], int, dict[str, float]]:
+) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Score the network, its flow after variational refinement, and OpenCV's classical methods on
-    the same pairs with ground truth, at most ``most``, evenly chosen.
+    the same pairs with ground truth, at most ``most`` of all passes, evenly chosen.
 
     Returns
     -------
-    scores, pairs, seconds
-        Method -> group of pixels -> sums; how many pairs were compared; method -> seconds per pair,
-        for the refinement without the network's own.
+    compared, left_out
+        Pass -> comparison, for passes with a chosen pair; method -> why it has no score: it cannot
+        compute one of the pairs.
     """
     chosen = choose_evenly([pair for pair in pairs if pair.flow is not None], most)
-    scores: dict[str, list[dict[str, ErrorSums]]] = defaultdict(list)
-    seconds: dict[str, float] = defaultdict(float)
+    trials = {pair.name: _Trials() for pair in chosen}
+    left_out: dict[str, str] = {}
     for pair in track(chosen, label="classical methods", unit="pair"):
-        frame1, frame2 = pair.load_frames()
-        truth, occluded = pair.load_flow(), pair.load_occluded()
-        network = read_flow(flow_path(folder, pair))
-        scores["network"].append(sum_errors(network, truth, occluded=occluded))
-        methods = {"network + variational refinement": partial(refine_flow, flow=network)}
-        for name, method in (methods | CLASSICAL).items():
+        frames, truth, path = pair.load_frames(), Truth.load(pair), flow_path(folder, pair)
+        network, found = read_flow(path), trials[pair.name]
+        found.scores[NETWORK] = truth.score(network, path)
+        truth.require_fit(frames, pair.name)
+        methods = {REFINED: partial(_refine, flow=network)} | CLASSICAL
+        for name in [name for name in methods if name not in left_out]:
             started = perf_counter()
-            flow = method(frame1, frame2)
-            seconds[name] += (perf_counter() - started) / len(chosen)
-            scores[name].append(sum_errors(flow, truth, occluded=occluded))
-    return {name: pool_scores(each) for name, each in scores.items()}, len(chosen), seconds
+            try:
+                flow = methods[name](*frames)
+                found.seconds[name] = perf_counter() - started
+                found.scores[name] = truth.score(flow, name)
+            except (ValueError, cv2.error) as error:
+                left_out[name] = f"{pair.name}: {' '.join(str(error).split())}"
+    names = [name for name in (NETWORK, REFINED, *CLASSICAL) if name not in left_out]
+    compared = {
+        pass_name: _pool_trials(
+            [trials[pair.name] for pair in chosen if pair.pass_name == pass_name], names
+        )
+        for pass_name in dict.fromkeys(pair.pass_name for pair in chosen)
+    }
+    return compared, left_out
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Scores and seconds of every method on one pair."""
+
+    scores: dict[str, dict[str, ErrorSums]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _pool_trials(trials: list[_Trials], names: list[str]) -> Comparison:
+    scores = {name: pool_scores(one.scores[name] for one in trials) for name in names}
+    timed = [name for name in names if name != NETWORK]
+    seconds = {name: sum(one.seconds[name] for one in trials) / len(trials) for name in timed}
+    return Comparison(len(trials), scores, seconds)
+
+
+def _refine(frame1: np.ndarray, frame2: np.ndarray, *, flow: np.ndarray) -> np.ndarray:
+    """``refine_flow``; ValueError for frames that it would leave as they are, or may not take."""
+    check_refinable(np.stack([frame1, frame2]), "a frame")
+    return refine_flow(frame1, frame2, flow)
+
+
+def pool_methods(compared: Mapping[str, Comparison]) -> dict[str, dict[str, ErrorSums]]:
+    """Add up the passes of ``compare_methods``: method -> group of pixels -> sums."""
+    names = dict.fromkeys(name for one in compared.values() for name in one.scores)
+    return {name: pool_scores(one.scores[name] for one in compared.values()) for name in names}
 
 
 def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
@@ -208,12 +308,20 @@ def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
     return [items[place] for place in sorted({round(place) for place in places})]
 
 
-def summarise_classical(scores: Mapping[str, Mapping[str, ErrorSums]], pairs: int) -> Record:
-    """Scores of ``score_classical`` as a record: method -> group of pixels -> metrics."""
-    return {"pairs": pairs} | {
-        name: {group: sums.to_metrics() for group, sums in groups.items()}
-        for name, groups in scores.items()
+def summarise_methods(compared: Mapping[str, Comparison], left_out: Mapping[str, str]) -> Record:
+    """Return what ``compare_methods`` found as a record: method -> group of pixels -> metrics over
+    all passes, and method -> pass -> the same; with ``pairs`` and ``left_out``.
+    """
+    methods = {
+        name: _to_metrics(groups)
+        | {
+            pass_name: {"pairs": one.pairs} | _to_metrics(one.scores[name])
+            for pass_name, one in compared.items()
+        }
+        for name, groups in pool_methods(compared).items()
     }
+    pairs = sum(one.pairs for one in compared.values())
+    return {"pairs": pairs, "left_out": dict(left_out)} | methods
 
 
 def choose_examples(metrics: dict[str, Record]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What notebooks and pages say about scores: tables, curves, sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -10,6 +11,9 @@ from gma_lib.flow.metrics import GROUP_LABELS, Deviation, ErrorSums
 from gma_lib.network.bundled import find_bundled
 from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.records import Record
+
+if TYPE_CHECKING:
+    from gma_lib.evaluate.evaluation import Comparison
 
 
 def describe_counts(metrics: dict[str, Record]) -> str:
@@ -188,6 +192,7 @@ def describe_classical(scores: dict[str, dict[str, ErrorSums]]) -> str:
         told = {name: f"{epe[name]:.2f} px, 1px {found[name]['px1']:.1%}" for name in epe}
         ours = [name for name in epe if name.startswith("network")]  # alone, and refined
         if not (rivals := {name: epe[name] for name in epe if name not in (*ours, "no motion")}):
+            sentences += [f"{label} the {name} has {told[name]}." for name in ours]
             continue
         best = min(rivals, key=rivals.__getitem__)
         for name in ours:
@@ -206,35 +211,66 @@ def summarise_scores(classical: Record) -> str:
     Parameters
     ----------
     classical
-        The entry of that name in ``metrics.json``: ``pairs``, and method -> group -> metrics.
+        The entry of that name in ``metrics.json``, with method -> group -> metrics.
     """
-    methods = {name: groups["all"] for name, groups in classical.items() if name != "pairs"}
+    methods = {
+        name: groups["all"]
+        for name, groups in classical.items()
+        if name not in ("pairs", "left_out")
+    }
     if not methods:
         return ""
     ours = methods.pop("network")
     others = [f"{name} {s['epe']:.2f} px, {s['px1']:.1%}" for name, s in methods.items()]
+    compared = f" For comparison: {'; '.join(others)}." if others else ""
+    pairs = classical["pairs"]
     return (
-        f"GMA is off by {ours['epe']:.2f} px on average over {classical['pairs']} pairs, and "
-        f"{ours['px1']:.1%} of the pixels are less than 1 px off. "
-        f"For comparison: {'; '.join(others)}."
+        f"GMA is off by {ours['epe']:.2f} px on average over {pairs} pair{'s' * (pairs > 1)}, and "
+        f"{ours['px1']:.1%} of the pixels are less than 1 px off.{compared}"
     )
 
 
-def tabulate_classical(
-    scores: dict[str, dict[str, ErrorSums]], seconds: dict[str, float]
-) -> pd.DataFrame:
-    """Return a row per method: EPE in pixels over all, occluded and not occluded pixels, the
-    share below 1 px in percent, and the seconds per pair that it adds to the network's.
+def describe_left_out(
+    passes: Iterable[str], compared: Mapping[str, "Comparison"], left_out: Mapping[str, str]
+) -> str:
+    """Say which passes and methods have no scores, and why; empty if all have, or none has."""
+    without = [name for name in passes if name not in compared] if compared else []
+    found = [f"{name}: no pair was compared." for name in without]
+    return " ".join(found + [f"{name} is left out: {why}." for name, why in left_out.items()])
+
+
+def tabulate_methods(compared: "Comparison") -> pd.DataFrame:
+    """Return a row per method: median and EPE in pixels, shares below 1, 3 and 5 px in percent,
+    EPE over occluded pixels, and the seconds per pair that it adds to the network's.
     """
     rows = {}
-    for name, groups in scores.items():
-        metrics = {group: sums.to_metrics() for group, sums in groups.items()}
+    for name, groups in compared.scores.items():
+        metrics, seconds = groups["all"].to_metrics(), compared.seconds.get(name)
         rows[name] = {
-            f"EPE {GROUP_LABELS[group]}": metrics[group]["epe"]
-            for group in ("all", "occluded", "non_occluded")
-            if group in metrics
-        } | {"1px all pixels, %": 100 * metrics["all"]["px1"], "s per pair": seconds.get(name)}
-    return pd.DataFrame.from_dict(rows, orient="index")
+            "median, px": metrics["median"],
+            **_epe_and_px1(metrics),
+            "3px, %": _percent(metrics["px3"]),
+            "5px, %": _percent(metrics["px5"]),
+            f"EPE {GROUP_LABELS['occluded']}, px": _find_metrics(groups, "occluded")["epe"],
+            "s per pair": seconds,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+def tabulate_speeds(compared: "Comparison") -> pd.DataFrame:
+    """Return a row per method: EPE in pixels and the share below 1 px in percent, by true speed."""
+    rows: dict[str, Record] = {name: {} for name in compared.scores}
+    for name, groups in compared.scores.items():
+        for group in ("s0_10", "s10_40", "s40_plus"):
+            metrics, label = _find_metrics(groups, group), GROUP_LABELS[group]
+            rows[name][f"EPE {label}, px"] = metrics["epe"]
+            rows[name][f"1px {label}, %"] = _percent(metrics["px1"])
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+def _find_metrics(groups: Mapping[str, ErrorSums], group: str) -> Record:
+    """Metrics of a group; without its mask, those of no pixels."""
+    return groups.get(group, ErrorSums()).to_metrics()
 
 
 def collect_classical_curves(scores: dict[str, dict[str, ErrorSums]]) -> dict[str, list[float]]:

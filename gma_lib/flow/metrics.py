@@ -16,6 +16,7 @@ THRESHOLDS = (1, 3, 5)
 _WAUC_STEPS = np.arange(1, 101)
 ERROR_STEPS = _WAUC_STEPS / 20
 _WAUC_WEIGHTS = 1 - (_WAUC_STEPS - 1) / 100
+_FROM_ZERO = np.concatenate([[0.0], ERROR_STEPS])
 
 # Groups of pixels that are scored, as pages name them
 GROUP_LABELS = {
@@ -49,8 +50,9 @@ def endpoint_error(flow: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """
     if flow.shape != truth.shape or flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow and truth have shape (2, H, W); got {flow.shape} and {truth.shape}")
-    if not (np.isfinite(flow).all() and np.isfinite(truth).all()):
-        raise ValueError("flow or truth holds values that are not finite")
+    for name, values in (("flow", flow), ("truth", truth)):
+        if count := int(np.count_nonzero(~np.isfinite(values))):
+            raise ValueError(f"the {name} holds {count} values that are not finite")
     difference = flow.astype(np.float64) - truth
     length: np.ndarray = np.hypot(difference[0], difference[1])
     return length
@@ -85,7 +87,15 @@ def group_pixels(
         (2, H, W), in pixels.
     occluded, invalid
         bool (H, W); Sintel's masks. Without ``invalid``, every pixel is valid.
+
+    Raises
+    ------
+    ValueError
+        A mask is of another size than the truth.
     """
+    for name, mask in (("occluded", occluded), ("invalid", invalid)):
+        if mask is not None and mask.shape != truth.shape[1:]:
+            raise ValueError(f"the mask {name} has shape {mask.shape}, the truth {truth.shape}")
     speed = np.hypot(truth[0], truth[1])
     everything = np.ones(truth.shape[1:], bool)
     groups = {"all": everything, "valid": everything if invalid is None else ~invalid}
@@ -146,12 +156,22 @@ class ErrorSums:
         """Return the shares of pixels with an error of at most 0.05, ..., 5 px; [] for none."""
         return [count / self.pixels for count in self.at_most] if self.pixels else []
 
+    def interpolate_median(self) -> float | None:
+        """Return the median error in pixels, interpolated between steps of 0.05 px; None above 5 px
+        and without pixels.
+        """
+        within = self.shares_within()
+        if not within or within[-1] < 0.5:
+            return None
+        return float(np.interp(0.5, [0.0, *within], _FROM_ZERO))
+
     def to_metrics(self) -> Record:
-        """Return ``pixels`` (count), ``epe`` (pixels), ``px1``, ``px3``, ``px5`` and ``fl`` (shares
-        from 0 to 1) and ``wauc`` (0 to 100, as in Spring); without pixels, all but the count None.
+        """Return ``pixels`` (count), ``epe`` and ``median`` (pixels), ``px1``, ``px3``, ``px5`` and
+        ``fl`` (shares from 0 to 1) and ``wauc`` (0 to 100, as in Spring); without pixels, all but
+        the count None. The median is None above 5 px, too.
         """
         if not self.pixels:
-            names = ("epe", *(f"px{threshold}" for threshold in THRESHOLDS), "fl", "wauc")
+            names = ("epe", "median", *(f"px{threshold}" for threshold in THRESHOLDS), "fl", "wauc")
             return {"pixels": 0} | dict.fromkeys(names)
         shares = {
             f"px{threshold}": count / self.pixels
@@ -165,6 +185,7 @@ class ErrorSums:
         return {
             "pixels": self.pixels,
             "epe": self.error / self.pixels,
+            "median": self.interpolate_median(),
             **shares,
             "fl": self.outliers / self.pixels,
             "wauc": wauc,

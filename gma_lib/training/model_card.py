@@ -25,7 +25,6 @@ from gma_lib import network, runs
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
-from gma_lib.flow.metrics import ERROR_STEPS
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
 from gma_lib.runs.records import trace_provenance
@@ -101,8 +100,8 @@ def _score_with_dis(
     kept: Path | None,
 ) -> dict[str, runs.Record]:
     """Return metrics of the network after each of ``SCORED_UPDATES``, of ``REFINED`` updates after
-    refinement, and of DIS, by group of pixels; those over all pixels with their median and with
-    intervals. A killed run continues from the folder ``kept``.
+    refinement, and of DIS, by group of pixels; those over all pixels with intervals. A killed run
+    continues from the folder ``kept``.
     """
 
     def predict(frame1: np.ndarray, frame2: np.ndarray) -> Flows:
@@ -140,20 +139,15 @@ def _map_resumably(
 
 
 def estimate_intervals(pairs: list[ErrorSums]) -> runs.Record:
-    """Return the median error in pixels (steps of 0.05 px, null above 5 px), and intervals of 95 %
-    for EPE and 1px, null for fewer than 4 pairs: 2,000 bootstrap samples over pairs, whose pixels
-    are not independent.
+    """Return intervals of 95 % for EPE and 1px, null for fewer than 4 pairs: 2,000 bootstrap
+    samples over pairs, whose pixels are not independent.
     """
-    within = sum(pairs, ErrorSums()).shares_within()
-    steps = np.concatenate([[0], ERROR_STEPS])
-    median = np.interp(0.5, [0, *within], steps) if within[-1] >= 0.5 else None
     table = np.array([(one.error, one.below[0], one.pixels) for one in pairs], dtype=float)
     chosen = np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))
     error, below, pixels = table[chosen].sum(axis=1).T
     epe, px1 = np.percentile([error / pixels, below / pixels], [2.5, 97.5], axis=1).T.tolist()
     enough = len(pairs) >= FEWEST_PAIRS
     return {
-        "median": None if median is None else float(median),
         "epe_interval": epe if enough else None,
         "px1_interval": px1 if enough else None,
     }

@@ -1,5 +1,7 @@
 """Scores of known flow; nothing is scored over part of the data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,12 @@ from gma_lib.data import sintel
 from gma_lib.evaluate import evaluation, tables
 from gma_lib.flow.classical import CLASSICAL
 from gma_lib.flow.files import read_flow, write_flow
-from gma_lib.flow.metrics import endpoint_error
+from gma_lib.flow.images import write_frame, write_mask
+from gma_lib.flow.metrics import endpoint_error, group_pixels
 from gma_lib.flow.refine import refine_flow
 from gma_lib.infer import inference
 from gma_lib.infer.inference import flow_path, read_hashes
+from gma_lib.runs.files import hash_file
 from gma_lib.runs.run import open_run
 
 
@@ -137,22 +141,177 @@ def test_the_guides_numbers(sintel_sample, golden, tmp_path):
         assert found == pytest.approx(wanted[pass_name], abs=2e-6)
 
 
-def test_classical_methods_are_scored_on_the_same_pixels(pairs, flow_folder):
-    scores, compared, seconds = evaluation.score_classical(pairs, flow_folder)
-    assert compared == 6  # those with ground truth
-    refined = 0.0
+def test_every_method_is_scored_on_the_same_pixels(pairs, flow_folder):
+    compared, left_out = evaluation.compare_methods(pairs, flow_folder)
+    assert {name: one.pairs for name, one in compared.items()} == {"clean": 3, "final": 3}
+    assert not left_out
+    names = ["network", "network + variational refinement", *CLASSICAL]
+    for pass_name, one in compared.items():
+        assert list(one.scores) == names
+        assert list(one.seconds) == names[1:]  # the network's time is 06's affair
+        refined = 0.0
+        for pair in pairs:
+            if pair.flow is not None and pair.pass_name == pass_name:
+                flow = refine_flow(*pair.load_frames(), read_flow(flow_path(flow_folder, pair)))
+                refined += endpoint_error(flow, pair.load_flow()).sum()
+        assert one.scores[names[1]]["all"].error == pytest.approx(refined)
+        assert {groups["all"].pixels for groups in one.scores.values()} == {3 * 128 * 160}
+        assert one.scores["network"] == one.scores["no motion"]  # it answers zero
+    methods = evaluation.pool_methods(compared)
+    assert methods["network"]["all"].error == 5 * 6 * 128 * 160
+    assert "no motion" not in tables.collect_classical_curves(methods)
+    fewer, _ = evaluation.compare_methods(pairs, flow_folder, most=1)
+    assert {name: one.pairs for name, one in fewer.items()} == {"clean": 1}
+    assert evaluation.compare_methods(pairs, flow_folder, most=0) == ({}, {})
+
+
+def test_every_method_has_the_groups_and_metrics_of_the_network(pairs, flow_folder):
+    """The network's in the comparison are its own scores, where all pairs are compared: also over
+    valid pixels, of which the comparison knew nothing.
+    """
+    invalid = np.zeros((128, 160), bool)
+    invalid[:32] = True
+    write_mask(pairs[0].invalid, invalid)
+    scores = evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))
+    record = evaluation.summarise_methods(*evaluation.compare_methods(pairs, flow_folder))
+    assert (record.pop("pairs"), record.pop("left_out")) == (6, {})
+    groups = [*group_pixels(np.zeros((2, 128, 160)), invalid)]
+    for pass_name in ("clean", "final"):
+        known = {group: scores[pass_name][group] for group in groups}
+        assert known["valid"]["pixels"] == 3 * 128 * 160 - 32 * 160
+        assert record["network"][pass_name] == {"pairs": 3} | known
+        for method in record.values():
+            assert method[pass_name].keys() == {"pairs", *groups}
+            assert method[pass_name]["s0_10"].keys() == known["s0_10"].keys()
+            assert method["all"]["pixels"] == 2 * method[pass_name]["all"]["pixels"]
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"), [((12, 20), "20x12 px; refinement needs at least 16 px"), ((16, 16), "")]
+)
+def test_a_method_that_cannot_compute_a_pair_has_no_score(tmp_path, size, reason):
+    """The refinement gave the network's own flow and score for frames below its smallest size."""
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in (1, 2)]
+    for file in files:
+        write_frame(file, rng.integers(0, 256, (3, *size)).astype(np.float32))
+    write_flow(tmp_path / "truth.flo", np.ones((2, *size), np.float32))
+    pair = sintel.FramePair("clean", "s", 1, *files, tmp_path / "truth.flo")
+    flow_path(tmp_path, pair).parent.mkdir(parents=True)
+    write_flow(flow_path(tmp_path, pair), np.zeros((2, *size), np.float32))
+    compared, left_out = evaluation.compare_methods([pair], tmp_path)
+    names = {"network", "network + variational refinement", *CLASSICAL}
+    assert compared["clean"].scores.keys() == names - left_out.keys()
+    assert list(left_out) == ["network + variational refinement"] * bool(reason)
+    told = tables.describe_left_out(["clean"], compared, left_out)
+    assert reason in told
+    assert bool(told) == bool(reason)
+    assert tables.tabulate_methods(compared["clean"]).loc["network", "EPE, px"] == pytest.approx(
+        2**0.5
+    )
+    record = evaluation.summarise_methods(compared, left_out)
+    assert record["left_out"] == left_out
+    assert tables.summarise_scores(record).startswith("GMA is off by 1.41 px on average over 1 ")
+
+
+def test_a_method_that_fails_is_named_and_has_no_score(pairs, flow_folder, monkeypatch):
+    """On its second pair: a score of the first alone would be of other pixels than the others'."""
+    answers = iter([np.zeros((2, 128, 160), np.float32), np.full((2, 128, 160), np.nan)])
+    monkeypatch.setitem(CLASSICAL, "DIS (OpenCV, medium)", lambda *_: next(answers))
+    compared, left_out = evaluation.compare_methods(pairs, flow_folder)
+    assert "DIS (OpenCV, medium)" not in compared["clean"].scores
+    told = tables.describe_left_out(["clean", "final"], compared, left_out)
+    assert "DIS (OpenCV, medium) is left out: clean/alley/frame_0002: " in told
+    assert "not finite" in told
+
+
+def test_frames_of_another_size_than_the_truth_are_an_error(pairs, flow_folder):
+    """Each classical method failed on them in its own way."""
+    write_frame(pairs[0].image1, np.zeros((3, 100, 120), np.float32))
+    with pytest.raises(ValueError, match=r"clean/alley/frame_0001: .* 120x100 and 160x128 px"):
+        evaluation.compare_methods(pairs, flow_folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask"),
+    [("invalid", np.ones((128, 160), bool)), ("occlusion", np.ones((128, 160), bool))],
+)
+def test_groups_without_pixels_have_no_score(pairs, flow_folder, kind, mask):
+    """Where no pixel is valid, or all are occluded, the others count as before."""
     for pair in pairs:
         if pair.flow is not None:
-            flow = refine_flow(*pair.load_frames(), read_flow(flow_path(flow_folder, pair)))
-            refined += endpoint_error(flow, pair.load_flow()).sum()
-    assert {groups["all"].pixels for groups in scores.values()} == {6 * 128 * 160}
-    assert (
-        scores["network"]["all"].error == scores["no motion"]["all"].error == 5 * 6 * 128 * 160
-    )  # it answers zero
-    table = tables.tabulate_classical(scores, seconds)
-    assert table.loc["network", "EPE all pixels"] == 5
-    assert list(table.index[:3]) == ["network", "network + variational refinement", *CLASSICAL][:3]
-    assert list(table.index[table["s per pair"].isna()]) == ["network"]  # its time is 06's affair
-    assert scores["network + variational refinement"]["all"].error == pytest.approx(refined)
-    assert "no motion" not in tables.collect_classical_curves(scores)
-    assert evaluation.score_classical(pairs, flow_folder, most=2)[1] == 2
+            write_mask(getattr(pair, kind), mask)
+    scores = evaluation.score_folder(pairs, flow_folder, written=read_hashes(flow_folder))["clean"]
+    empty = scores["valid" if kind == "invalid" else "non_occluded"]
+    assert empty.pop("pixels") == 0
+    assert set(empty.values()) == {None}
+    assert scores["all"]["epe"] == 5
+    compared, left_out = evaluation.compare_methods(pairs, flow_folder)
+    assert not left_out
+    record = evaluation.summarise_methods(compared, left_out)
+    group = "valid" if kind == "invalid" else "non_occluded"
+    assert record["no motion"]["clean"][group] == scores[group] | {"pixels": 0}
+    told = tables.describe_classical(evaluation.pool_methods(compared))
+    assert told.startswith("Over all pixels the network (5.00 px, 1px 0.0%) is ")
+
+
+def test_a_pass_without_ground_truth_is_named(pairs, flow_folder):
+    bare = {"flow": None, "occlusion": None, "invalid": None}
+    mixed = [replace(one, **bare) if one.pass_name == "final" else one for one in pairs]
+    scores = evaluation.score_folder(mixed, flow_folder, written=read_hashes(flow_folder))
+    compared, left_out = evaluation.compare_methods(mixed, flow_folder)
+    assert list(compared) == ["clean"]
+    told = tables.describe_left_out(scores, compared, left_out)
+    assert told == "final: no pair was compared."
+    assert evaluation.summarise_methods(compared, left_out)["network"].keys() >= {"clean", "all"}
+    assert "final" not in evaluation.summarise_methods(compared, left_out)["network"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda file: write_flow(file, np.zeros((2, 128, 150))),
+            r"\(2, 128, 160\).*\(2, 128, 150\)",
+        ),
+        (lambda file: write_mask(file, np.ones((1, 160), bool)), "the mask occluded has shape"),
+        (lambda file: file.unlink(), "has changed or gone since 01_data"),
+    ],
+    ids=["flow", "row of a mask", "missing"],
+)
+def test_ground_truth_that_does_not_fit_is_named(pairs, flow_folder, change, words):
+    file = pairs[0].occlusion if "mask" in words else pairs[0].flow
+    if "gone" in words:
+        pairs[0] = replace(pairs[0], sha256={"flow": hash_file(file)})
+    change(file)
+    with pytest.raises(ValueError, match=words) as caught:
+        evaluation.score_folder(pairs[:1], flow_folder, written=read_hashes(flow_folder))
+    assert str(pairs[0].flow) in str(caught.value)
+
+
+def test_flow_with_nan_is_named(pairs, flow_folder):
+    path = flow_path(flow_folder, pairs[1])
+    content = bytearray(path.read_bytes())
+    content[40:44] = np.float32(np.nan).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"frame_0002\.flo against .*the flow holds 1 value"):
+        evaluation.compare_methods(pairs, flow_folder)
+
+
+def test_batch_sizes_with_other_frames_name_the_files(pairs, tmp_path):
+    runs = [
+        open_run(
+            profile="tiny",
+            backend="openvino",
+            precision="float32",
+            batch_size=size,
+            outputs=str(tmp_path),
+        )
+        for size in (1, 4)
+    ]
+    for run, width in zip(runs, (160, 150), strict=True):
+        path = flow_path(run.flow_folder, pairs[0])
+        path.parent.mkdir(parents=True)
+        write_flow(path, np.zeros((2, 128, width), np.float32))
+    with pytest.raises(ValueError, match=r"bs4.*frame_0001\.flo against .*bs1.*shape"):
+        evaluation.compare_batch_sizes(pairs[:1], runs[1], runs[:1])

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from gma_lib.evaluate import tables
+from gma_lib.evaluate.evaluation import Comparison
 from gma_lib.flow.metrics import GROUP_LABELS, Deviation, ErrorSums, sum_errors
+from gma_lib.report.pages import table_to_html
 
 
 @pytest.fixture
@@ -88,6 +90,45 @@ def test_the_sentence_says_who_is_ahead():
     assert "the network (2.50 px, 1px 80.0%) is behind DIS" in tables.describe_classical(both)
     assert "refinement (1.00 px, 1px 80.0%) is ahead of DIS" in tables.describe_classical(both)
     assert tables.describe_classical({}).startswith("No pair was compared")
+    alone = tables.describe_classical({"network": sums(2.5), "no motion": sums(2)})
+    assert alone == "Over all pixels the network has 2.50 px, 1px 80.0%."
+
+
+def test_methods_have_a_row_each():
+    truth = np.full((2, 8, 10), [[[3.0]], [[4.0]]], np.float32)
+    truth[:, :2] *= 4  # 20 px
+    occluded = np.zeros((8, 10), bool)
+    occluded[0] = True
+    flows = {"network": truth + 0.5, "DIS": np.zeros_like(truth)}
+    sums = {name: sum_errors(flow, truth, occluded=occluded) for name, flow in flows.items()}
+    compared = Comparison(1, sums, {"DIS": 0.25})
+    table, half = tables.tabulate_methods(compared), pytest.approx(0.5**0.5)
+    assert table.columns.tolist() == [
+        *("median, px", "EPE, px", "1px, %", "3px, %", "5px, %", "EPE occluded, px", "s per pair")
+    ]
+    row = table.loc["network"]
+    assert row.iloc[:-1].tolist() == [pytest.approx(0.725), half, 100, 100, 100, half]
+    assert table["s per pair"].isna().tolist() == [True, False]
+    assert table.loc["DIS", ["EPE, px", "EPE occluded, px", "1px, %"]].tolist() == [8.75, 20, 0]
+    assert table.loc["DIS", "median, px"] == pytest.approx(4.95 + 0.05 * 40 / 60)
+    speeds = tables.tabulate_speeds(compared)
+    assert speeds.loc["DIS"].dropna().tolist() == [5, 0, 20, 0]
+    assert speeds.columns[-2:].tolist() == ["EPE speed from 40 px, px", "1px speed from 40 px, %"]
+    assert speeds.loc["network"].dropna().tolist() == [half, 100, half, 100]
+    without = {name: {"all": groups["all"]} for name, groups in sums.items()}
+    table = tables.tabulate_methods(Comparison(1, without, {}))
+    assert table["EPE occluded, px"].isna().all()  # no masks
+    for each in (table, speeds):  # columns of nothing had None, where a dash was asked for
+        assert set(each.dtypes) == {np.dtype(float)}
+        assert "None" not in table_to_html(each, number="{:.2f}", missing="-")
+
+
+def test_passes_and_methods_without_scores_are_named():
+    one = Comparison(1, {}, {})
+    told = tables.describe_left_out(["clean", "final"], {"clean": one}, {"DIS": "clean/s: 3 px"})
+    assert told == "final: no pair was compared. DIS is left out: clean/s: 3 px."
+    assert tables.describe_left_out(["clean"], {"clean": one}, {}) == ""
+    assert tables.describe_left_out(["clean", "final"], {}, {}) == ""  # which is said elsewhere
 
 
 def test_curves_and_scene_errors(scores):
@@ -117,4 +158,6 @@ def test_one_sentence_for_all_methods():
     )
     for number in ("0.98 px", "12 pairs", "87.8%", "DIS 1.37 px", "83.9%"):
         assert number in told
+    alone = tables.summarise_scores({"pairs": 1, "left_out": {}, "network": score(0.5, 0.9)})
+    assert alone.endswith("over 1 pair, and 90.0% of the pixels are less than 1 px off.")
     assert tables.summarise_scores({}) == tables.summarise_scores({"pairs": 0}) == ""

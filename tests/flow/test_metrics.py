@@ -51,6 +51,36 @@ def test_wauc_as_its_formula():
     assert metrics.ErrorSums.of(error, error).to_metrics()["wauc"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("errors", "median"),
+    [
+        ([0.5] * 4, 0.475),  # the middle of its step, 0.45 to 0.5
+        ([0.02, 0.3, 4.9], 0.275),
+        ([5.0, 5.0, 9.0], 4.9875),
+        ([0.1, 5.1, 9.0], None),
+        ([], None),
+    ],
+)
+def test_medians_are_interpolated_up_to_5_px(errors, median):
+    error = np.array(errors)
+    found = metrics.ErrorSums.of(error, np.zeros_like(error)).to_metrics()["median"]
+    assert found == (None if median is None else pytest.approx(median))
+
+
+def test_the_median_is_within_a_step_of_numpy_s():
+    error = np.abs(np.random.default_rng(0).normal(0, 2, 1001))
+    found = metrics.ErrorSums.of(error, error).to_metrics()["median"]
+    assert found == pytest.approx(np.median(error), abs=0.05)
+
+
+@pytest.mark.parametrize("mask", ["occluded", "invalid"])
+@pytest.mark.parametrize("shape", [(5, 4), (1, 5), (4, 1), (8, 10)])
+def test_a_mask_of_another_size_is_refused(mask, shape):
+    """A row or a column would be spread over the frame."""
+    with pytest.raises(ValueError, match=f"mask {mask}.*shape"):
+        metrics.sum_errors(field(0, 0), field(0, 0), **{mask: np.ones(shape, bool)})
+
+
 def test_a_group_is_summed_as_its_pixels_alone():
     rng = np.random.default_rng(0)
     error, speed = np.abs(rng.normal(0, 3, (8, 9))), np.abs(rng.normal(0, 90, (8, 9)))
