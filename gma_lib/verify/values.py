@@ -87,6 +87,22 @@ KINDS = {
             "cores",
         ),
     ),
+    "median": Kind(
+        "px",
+        1e-4,
+        "Interpolated between steps of 0.05 px: each pixel that crosses a step moves it by 0.05 px "
+        "over the number of pixels in the step. Three always may where that step holds 1.5 % of "
+        "the group.",
+        per_pixel=10.0,
+    ),
+    "classical median": Kind(
+        "px",
+        1e-4,
+        "As the network's; another version of OpenCV moves it as it does the EPE.",
+        ("opencv-python-headless",),
+        per_pixel=10.0,
+        elsewhere=0.1,
+    ),
     "count": Kind("pixels or pairs", 0.0, "Counts are exact."),
     "distance": Kind(
         "px",
@@ -131,6 +147,7 @@ _ALL = "all pixels"  # as 07_inside names the curve over the whole frame
 _NOT_OPENCV = ("network", "no motion")  # of the methods in the classical comparison
 _LEAVES = {
     "epe": "epe",
+    "median": "median",
     "px1": "share",
     "px3": "share",
     "px5": "share",
