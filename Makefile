@@ -8,6 +8,7 @@ PRECISION ?= $(if $(filter ascend,$(BACKEND)),float16,float32)# a card computes 
 BASE_PYTHON ?= python3
 PYTHON ?= .venv/bin/python
 TORCH ?= torch==2.13.0
+AUDIT ?= uvx pip-audit==2.10.1
 # Without an NVIDIA GPU PyTorch's CPU wheels are tried first: the plain ones bring several GB of CUDA on Linux.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 # Recipes get these from the environment as they were typed: neither make nor the shell reads anything into them.
@@ -46,8 +47,13 @@ ascend-dry-run: 02_export ## write everything that a machine with CANN needs (SO
 	@$(GMA) ascend dry-run --profile="$$PROFILE" $(SIZES) --precision="$$PRECISION" $(call option,run,RUN) $(call option,soc,SOC) $(call option,keep,KEEP)
 torture: $(ENV) ## try to break it (hours, resumed): damaged files (PART=readers), killed stages (kills), changed bytes (faults), other settings (settings), random graphs (graphs), wrong computations (computations)
 	$(PYTHON) tests/torture/$(or $(PART),readers).py
-audit: ## look up known vulnerabilities of the packages in requirements.lock (needs uv and a network)
-	uvx pip-audit==2.10.1 --disable-pip --require-hashes --requirement requirements.lock
+audit: ## look up known vulnerabilities of PyTorch and the packages in requirements.lock (needs uv and a network)
+	@command -v $(firstword $(AUDIT)) >/dev/null || { echo "audit: there is no $(firstword $(AUDIT)): install uv, or give AUDIT=pip-audit" >&2; exit 1; }
+	@errors="$$(mktemp)"; trap 'rm -f "$$errors"' EXIT; \
+	if found="$$($(AUDIT) --strict --progress-spinner off --disable-pip --no-deps --requirement requirements.lock --requirement <(echo "$(TORCH)") 2>"$$errors")"; then \
+	  echo "audit: no known vulnerabilities in $(TORCH) and the $(shell grep -c == requirements.lock) packages of requirements.lock"; \
+	elif [ -n "$$found" ]; then echo "$$found"; exit 1; \
+	else echo "audit: nothing is known, as the look-up failed ($$(grep . "$$errors" | tail -n 1)): try again with another network" >&2; exit 1; fi
 lint: $(ENV) ## check style, types, the order of packages, and that notebooks hold no outputs
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy

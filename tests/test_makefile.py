@@ -76,3 +76,65 @@ def test_a_terminal_gets_progress_bars(install):
     assert code == 0
     assert len([call for call in calls if "pip install" in call]) == 3
     assert not any("--quiet" in call for call in calls)
+
+
+# Stands in for pip-audit: notes what it is asked about, and answers as a test says.
+AUDIT = """#!/bin/bash
+printf '%s\\n' "$@" > asked
+while [ $# -gt 0 ]; do if [ "$1" = --requirement ]; then cat "$2" >> asked; fi; shift; done
+printf "$STDOUT"
+printf "$STDERR" >&2
+exit $CODE
+"""
+FOUND = "Name Version ID Fix Versions\\nnumpy 2.4.6 CVE-1 2.4.7\\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr", "said", "ends"),
+    [
+        (0, "", "No known vulnerabilities found", "no known vulnerabilities in torch==", 0),
+        (1, FOUND, "Found 1 known vulnerability in 1 package", "numpy 2.4.6 CVE-1 2.4.7", 2),
+        (
+            1,
+            "",
+            "Traceback\\n  File x\\nConnectionError: no name\\n",
+            "(ConnectionError: no name)",
+            2,
+        ),
+        (1, "", "ERROR:pip_audit._cli:torch: not found on PyPI", "torch: not found on PyPI)", 2),
+    ],
+)
+def test_an_audit_says_what_is_known(tmp_path, code, stdout, stderr, said, ends):
+    """Of the lock and of PyTorch, which is not in it; a package that could not be looked up is no
+    package without vulnerabilities.
+    """
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "audit").write_text(AUDIT)
+    (tmp_path / "audit").chmod(0o755)
+    answer = {"CODE": str(code), "STDOUT": stdout, "STDERR": stderr}
+    outside = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+    done = subprocess.run(
+        ["make", "audit", "AUDIT=./audit"],
+        cwd=tmp_path,
+        env=outside | answer,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ends
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "make: ***" not in line]
+    assert said in lines[-1]
+    assert len(lines) == (2 if stdout else 1)
+    asked = (tmp_path / "asked").read_text()
+    assert "--strict" in asked
+    assert "numpy==" in asked
+    assert "torch==2.13.0" in asked
+
+
+def test_an_audit_without_its_tool_names_it(tmp_path):
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(PROJECT / name, tmp_path)
+    command = ["make", "audit", "AUDIT=not-there --x"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no not-there: install uv" in done.stderr.splitlines()[0]
