@@ -309,13 +309,13 @@ def _unexpected_skips(reporter) -> list[str]:
     )
 
 
-def open_finished(outputs: Path) -> Run:
+def open_finished(outputs: Path, batch_size: int = 2) -> Run:
     """The run in ``finished``, or in a copy of it."""
     return open_run(
         profile="tiny",
         backend="openvino",
         precision="float32",
-        batch_size=2,
+        batch_size=batch_size,
         run="test",
         outputs=str(outputs),
     )

@@ -21,6 +21,7 @@ from gma_lib.runs.leftovers import remove
 from gma_lib.runs.processes import lock_path, require_posix
 from gma_lib.runs.records import Record, write_json
 from gma_lib.runs.run import Run
+from gma_lib.verify.coverage import collect_all
 from gma_lib.verify.expected import (
     FAILURES,
     Verdict,
@@ -39,13 +40,17 @@ from gma_lib.verify.literature import (
     expect_published,
     require_all_pairs,
 )
-from gma_lib.verify.replay import list_overrides, read_surroundings, unpack_records
+from gma_lib.verify.replay import (
+    drop_newer,
+    list_overrides,
+    read_surroundings,
+    unpack_records,
+)
 from gma_lib.verify.values import (
     INSIDE,
     LAST,
     collect_inside,
     collect_recorded,
-    collect_values,
     read_run_parameters,
 )
 
@@ -113,7 +118,7 @@ def main(
         folder = _start(VERIFIED, profile)
         run = _compute(parameters)
         require_same_work(expected, read_run_parameters(run))
-        verdicts = judge_values(collect_values(run), expected, digests=not no_digests)
+        verdicts = judge_values(collect_all(run), expected, digests=not no_digests)
         explained = _judge(verdicts, folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}{explained}")
 
@@ -171,7 +176,8 @@ def replay(archive: Path, no_digests: bool, sintel: str | None, checkpoint: str 
                 recorded |= inside
                 values |= collect_inside(_compute(parameters, until=INSIDE))
             expected = describe_values(recorded, surroundings)
-            explained = _judge(judge_values(values, expected, digests=not no_digests), folder)
+            verdicts = judge_values(drop_newer(values, recorded), expected, digests=not no_digests)
+            explained = _judge(verdicts, folder)
             label = f"{run.name}, batch size {run.batch_size}"
             click.echo(f"{label}: the numbers are the archive's{explained}")
 
@@ -205,7 +211,7 @@ def record(profile: str, reason: str) -> None:
     path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
     with _hold(VERIFIED, profile):
         run = _compute(wanted)
-        values, parameters = collect_values(run), read_run_parameters(run)
+        values, parameters = collect_all(run), read_run_parameters(run)
     if path.is_file():
         earlier = read_expected(path)
         is_same = earlier["parameters"] == parameters

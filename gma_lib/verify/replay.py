@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from gma_lib.network import SEEDED
 from gma_lib.pipeline.chain import RENDERED, read_index
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.runs.files import (
     RESOURCES,
     BadFile,
@@ -32,16 +33,18 @@ from gma_lib.runs.files import (
 from gma_lib.runs.records import Record, parse_json, read_json
 from gma_lib.runs.run import Run
 from gma_lib.verify.expected import describe_values
-from gma_lib.verify.values import collect_inside, collect_recorded, read_inside
+from gma_lib.verify.values import INSIDE, LAST, Value, collect_inside, collect_recorded, read_inside
 
 METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
 ARCHIVE = "a report that `gma report --archive` wrote, or a profile's folder in outputs/"
+_NEWER = ("distance", "graph")  # kinds of which earlier versions recorded fewer entries
 ASK = "Ask for it again, or run gma reproduce again if it is yours"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
 FOLDER = r"[a-zA-Z0-9][\w.-]{0,99}"  # as check_folder_name has it
 MEMBER = re.compile(rf"{FOLDER}/(data|{FOLDER}/bs[1-9][0-9]{{0,3}})/[a-z]{{1,20}}\.json", re.ASCII)
 MOST_BYTES = 2**26  # of all records; full Sintel's metrics have 2**24, and need 20 times that
 
+CURRENT = ("ok", "page altered")  # of a stage's numbers, as read_statuses has them
 MOST_GROWTH = 100  # of records when they are unpacked; ours grow tenfold
 
 
@@ -128,7 +131,23 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
     if listed:
         content[METADATA] = read_whole(folder / METADATA)
         _require_listed(content, list(files))
+    else:
+        _require_current(folder)
     return content
+
+
+def _require_current(folder: Path) -> None:
+    """Raise ValueError unless every scored run of a profile's results is as its stages left it: the
+    numbers of one that is not are of other frames, weights or settings than are there now.
+    """
+    root = folder.resolve().parent
+    for run in _list_scored(root, folder.resolve().name):
+        read_settings(run)  # which tells a copied or renamed folder
+        statuses = read_statuses(run)
+        stages = [*STAGES[LAST].reads, LAST, *([INSIDE] if read_inside(run) else [])]
+        for stage in stages:
+            if statuses[stage] not in CURRENT:
+                raise ValueError(f"{run.title}: {stage} is {statuses[stage] or 'not run'}")
 
 
 def _require_listed(content: dict[str, bytes], names: list[str]) -> None:
@@ -164,11 +183,18 @@ def _list_digests(metadata: bytes) -> dict[str, str | None]:
 
 
 def _find_runs(folder: Path) -> Iterator[Run]:
-    for metrics in folder.glob("*/*/bs*/metrics.json"):
-        profile, name, size = metrics.parent.relative_to(folder).parts
-        run = Run(folder, profile, "", "", int(size[2:]), name)
+    for run in _list_scored(folder, "*"):
         settings = read_settings(run)
         yield replace(run, backend=settings["backend"], precision=str(settings["precision"]))
+
+
+def _list_scored(folder: Path, profile: str) -> Iterator[Run]:
+    """List the runs below a folder of results that have scores, by where these lie."""
+    for metrics in sorted(folder.glob(f"{profile}/*/bs*/metrics.json")):
+        name = metrics.relative_to(folder).as_posix()
+        if MEMBER.fullmatch(name):
+            profile_name, run_name, size, _ = name.split("/")
+            yield Run(folder, profile_name, "", "", int(size[2:]), run_name)
 
 
 def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> Record:
@@ -271,3 +297,12 @@ def read_surroundings(run: Run) -> dict[str, str]:
     # An export has loaded PyTorch, which knows them; older archives lack them
     same = exported["machine"] == made["machine"]
     return found | (exported.get("computing", {}) if same else {})
+
+
+def drop_newer(values: dict[str, Value], recorded: Mapping[str, Value]) -> dict[str, Value]:
+    """Leave out the distances and digests of files that an archive of an older version lacks."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name in recorded or value.kind not in _NEWER
+    }

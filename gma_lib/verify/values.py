@@ -104,11 +104,21 @@ KINDS = {
         elsewhere=0.1,
     ),
     "count": Kind("pixels or pairs", 0.0, "Counts are exact."),
+    "work": Kind(
+        "1e9 multiply-accumulates",
+        1e-6,
+        "Products of the shapes in the ONNX file, added up: only the last digits may differ.",
+    ),
     "distance": Kind(
         "px",
         5e-3,
         "Distance of a runtime from PyTorch: rounding error, so its size matters, not its digits. "
         "On noise, where it grows most, it is 5e-4 px, and 1.4e-3 px with other instruction sets.",
+    ),
+    "attention": Kind(
+        "share of attention",
+        1e-5,
+        "Sums of softmax weights: threads and instruction sets moved them by up to TODO.",
     ),
     "epe": Kind(
         "px",
@@ -143,7 +153,6 @@ KINDS |= {
     )
     for name, wider in _OTHER_OPENCV.items()
 }
-_ALL = "all pixels"  # as 07_inside names the curve over the whole frame
 _NOT_OPENCV = ("network", "no motion")  # of the methods in the classical comparison
 _LEAVES = {
     "epe": "epe",
@@ -159,6 +168,18 @@ _LEAVES = {
     "pairs_inferred": "count",
     "pairs_scored": "count",
 }
+# Part of a record -> kind of its numbers
+_NUMBERS = {
+    "02_export": {"deviation": "distance", "gmac_per_pair": "work"},
+    "03_convert": {"deviation": "distance", "compared": "distance"},
+}
+_INSIDE = {
+    "epe_after_updates": "epe",
+    "epe_without_aggregation": "epe",
+    "attention": "attention",
+    "point": "count",
+}
+_GROUPS = {"occluded": "occluded", "not occluded": "non_occluded"}  # as metrics.json has them
 
 
 @dataclass(frozen=True)
@@ -208,11 +229,14 @@ def collect_recorded(run: Run) -> dict[str, Value]:
         "02_export/weights": Value("weights", exported["checkpoint"]["sha256"]),
         "02_export/gma.onnx": Value("graph", exported["onnx_sha256"]),
     }
-    for stage in ("02_export", "03_convert"):
-        for name, number in _walk(records[stage]["deviation"]):
-            found[f"{stage}/distance/{name}"] = Value(
-                "distance", number, KINDS["distance"].tolerance
-            )
+    for name, digest in exported.get("files", {}).items():  # 04_infer runs the parts of gma.onnx
+        if name.endswith(".onnx"):
+            found[f"02_export/{name}"] = Value("graph", digest)
+    for stage, parts in _NUMBERS.items():
+        for part, kind in parts.items():
+            for path, number in walk_numbers(records[stage].get(part, {}), part):
+                if not is_whole_batch(path):
+                    found[name_entry(stage, path)] = Value(kind, number, KINDS[kind].tolerance)
     for name, digest in records["04_infer"]["flow"].items():
         found[f"04_infer/{name}"] = Value("flow", digest)
     metrics = read_json(locate_record(LAST, run), made_by=LAST)
@@ -230,19 +254,50 @@ def read_inside(run: Run) -> Record:
 
 
 def collect_inside(run: Run) -> dict[str, Value]:
-    """Read the EPE that 07_inside found over all pixels of one pair, after each update and without
-    the aggregation; empty where it examined none.
+    """Read what 07_inside found in one pair: EPE after each update and without the aggregation, and
+    where attention goes; empty where it examined none.
     """
     record = read_inside(run)
     if not record.get("pair"):
         return {}
     read_records(run, INSIDE)
-    numbers = {f"update {n}": epe for n, epe in enumerate(record["epe_after_updates"][_ALL], 1)}
-    numbers["without aggregation"] = record["epe_without_aggregation"]
-    return {
-        f"{INSIDE}/{record['pair']}/{name}/epe": Value("epe", number, KINDS["epe"].tolerance)
-        for name, number in numbers.items()
+    metrics = read_json(locate_record(LAST, run), made_by=LAST)
+    pixels = {
+        f"{record['pair']}/{group}": scores["pixels"]
+        for name in _list_passes(metrics)
+        for pair in metrics[name]["pairs"]
+        for group, scores in pair.items()
+        if isinstance(scores, dict)
     }
+    found = {}
+    for path, number in walk_numbers(record):
+        part, _, rest = path.partition("/")
+        if part in _INSIDE:
+            kind = KINDS[_INSIDE[part]]
+            group = _GROUPS.get(rest.partition("/")[0], "all")
+            count = pixels.get(f"{record['pair']}/{group}") or 1
+            tolerance = max(kind.tolerance or 0.0, kind.per_pixel / count)
+            found[name_entry(INSIDE, path)] = Value(_INSIDE[part], number, tolerance)
+    return found
+
+
+def name_entry(stage: str, path: str) -> str:
+    """Name the entry of a record's number: as the record does, but for distances from PyTorch,
+    where the record's words are of one size of frames and of batches.
+    """
+    part, _, rest = path.partition("/")
+    if part == "compared":
+        what, _, number = rest.rpartition("/")
+        rest = f"{what.rpartition(', ')[2]}/{number}"
+    return f"{stage}/distance/{rest}" if part in ("deviation", "compared") else f"{stage}/{path}"
+
+
+def is_whole_batch(path: str) -> bool:
+    """Whether a number of 03_convert is of the batch at full size: that is its ``deviation``, and
+    ``compared`` has it again, in words that say how much time and memory allowed.
+    """
+    part, _, rest = path.partition("/")
+    return part == "compared" and rest.rpartition("/")[0].endswith((" px", ")"))
 
 
 def _list_passes(metrics: Record) -> list[str]:
@@ -272,23 +327,23 @@ def _hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(described + array.tobytes()).hexdigest()
 
 
-def _walk(content: object, name: str = "") -> Iterator[tuple[str, float]]:
+def walk_numbers(content: object, name: str = "") -> Iterator[tuple[str, float]]:
     """Yield the numbers of a nested record, each with its path; a list's items have their own name,
     or their number.
     """
     if isinstance(content, dict):
         for key, item in content.items():
-            yield from _walk(item, f"{name}/{key}" if name else str(key))
+            yield from walk_numbers(item, f"{name}/{key}" if name else str(key))
     elif isinstance(content, list):
         for number, item in enumerate(content):
-            key = item["name"] if isinstance(item, dict) else number
-            yield from _walk(item, f"{name}/{key}")
-    elif isinstance(content, int | float):
+            key = item.get("name", number) if isinstance(item, dict) else number
+            yield from walk_numbers(item, f"{name}/{key}")
+    elif isinstance(content, int | float) and not isinstance(content, bool):
         yield name, content
 
 
 def _collect_metrics(part: str, content: Record) -> Iterator[tuple[str, Value]]:
-    numbers = dict(_walk(content, part))
+    numbers = dict(walk_numbers(content, part))
     for name, number in numbers.items():
         group, _, leaf = name.rpartition("/")
         if "/share_within/" in name:

@@ -17,7 +17,13 @@ from gma_lib.runs.files import BadFile, hash_value
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.records import SEAL
 from gma_lib.verify import expected as expectations
-from gma_lib.verify.values import KINDS, Value, collect_values, read_run_parameters
+from gma_lib.verify.values import (
+    KINDS,
+    Value,
+    collect_inside,
+    collect_values,
+    read_run_parameters,
+)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,9 @@ def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
     metrics = json.loads((run.folder / "metrics.json").read_text())
     epe = found["05_evaluate/clean/all/epe"]
     assert epe.value == metrics["clean"]["all"]["epe"]
-    assert {value.kind for value in found.values()} == set(KINDS)
+    assert {value.kind for value in (found | collect_inside(run)).values()} == set(KINDS)
+    for what in ("", "computed together/", "in parts along a sequence/"):
+        assert found[f"03_convert/distance/{what}max"].kind == "distance"
     methods = {"network": "epe", "no motion": "epe", "DIS (OpenCV, medium)": "classical epe"}
     for method, kind in methods.items():
         assert found[f"05_evaluate/classical/{method}/all/epe"].kind == kind

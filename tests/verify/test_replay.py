@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,13 +17,20 @@ from rocrate.rocrate import ROCrate
 from gma_lib.cli import verification
 from gma_lib.data.sintel import choose_subset, load_pairs
 from gma_lib.pipeline import parameters
+from gma_lib.pipeline.chain import digest_record
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.runs.files import RESOURCES, BadFile, hash_file
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify.expected import describe_values, judge_values
-from gma_lib.verify.replay import METADATA, list_overrides, read_surroundings, unpack_records
-from gma_lib.verify.values import INSIDE, LAST, collect_inside, collect_recorded
+from gma_lib.verify.replay import (
+    METADATA,
+    drop_newer,
+    list_overrides,
+    read_surroundings,
+    unpack_records,
+)
+from gma_lib.verify.values import INSIDE, LAST, Value, collect_inside, collect_recorded
 
 
 def test_a_run_is_described_by_its_archive_alone(archive, tmp_path):
@@ -65,6 +73,68 @@ def test_a_folder_is_read_as_an_archive_is(archive, reported, tmp_path):
             unpack_records(other, tmp_path / "none")
 
 
+def change_flow(folder):
+    flow = min(folder.glob("flow/*/*/*.flo"))
+    flow.write_bytes(flow.read_bytes()[:-1] + b"\0")
+
+
+def change_frames(folder):
+    """As 01_data leaves them that ran again with other parameters, and nothing else since."""
+    index, stamp = (folder.parents[1] / "data" / name for name in ("index.json", ".01_data.json"))
+    content = {
+        name: item for name, item in read_json(index, made_by="").items() if name != "schema"
+    }
+    write_json(index, content | {"description": "Demo set of other scenes"})
+    stamped = read_json(stamp, made_by="")
+    digest = digest_record(read_json(index, made_by=""))
+    write_json(stamp, stamped | {"products": stamped["products"] | {"01_data index.json": digest}})
+
+
+def fail_again(folder):
+    stamp = folder / ".05_evaluate.json"
+    write_json(stamp, read_json(stamp, made_by="") | {"status": "failed"})
+
+
+def forget(folder):
+    (folder / ".03_convert.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (change_flow, "04_infer is altered"),
+        (change_frames, "02_export is stale"),
+        (fail_again, "05_evaluate is failed"),
+        (forget, "03_convert is not run"),
+        (lambda folder: (folder / "05_evaluate.html").write_text("other"), None),
+        (lambda folder: (folder / "perf.json").unlink(), None),
+    ],
+)
+def test_stale_results_are_not_replayed(reported, tmp_path, monkeypatch, change, word):
+    """Their numbers are of other frames, weights or settings than are there now; those of a page,
+    and times, are not compared.
+    """
+    copy = shutil.copytree(reported, tmp_path / "outputs")
+    change(copy / "tiny/test/bs3")
+    monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
+    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: ["failed"])
+    printed = gma("replay", copy / "tiny", exit_code=1)
+    if word is None:
+        return
+    assert f"test, batch size 3: {word}" in printed or f"test, batch size 2: {word}" in printed
+    assert len(printed.splitlines()) == 1
+    with pytest.raises(BadFile, match=word):
+        unpack_records(copy / "tiny", tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked").exists()
+
+
+def test_entries_that_an_older_archive_lacks_are_not_compared():
+    """Distances and files that later versions record; a score more still fails."""
+    recorded = {"a": Value("distance", 1e-6, 5e-3), "b": Value("epe", 1.0, 1e-3)}
+    newer = {"c": Value("distance", 1e-6, 5e-3), "d": Value("graph", "0"), "e": recorded["b"]}
+    assert drop_newer(recorded | newer, recorded) == recorded | {"e": recorded["b"]}
+
+
 @pytest.mark.parametrize("changed", [None, LAST, INSIDE])
 def test_what_07_inside_found_is_compared_too(archive, tmp_path, monkeypatch, changed):
     """What is computed again is the archive's own, or that with a changed number."""
@@ -86,7 +156,9 @@ def test_what_07_inside_found_is_compared_too(archive, tmp_path, monkeypatch, ch
     printed = gma("replay", archive, exit_code=1 if changed else 0)
     run = unpack_records(archive, tmp_path / "unpacked")[0]
     inside = read_json(run.folder / "inside.json", made_by=INSIDE)
-    assert len(collect_inside(run)) == 3  # two updates, and without the aggregation
+    kinds = Counter(value.kind for value in collect_inside(run).values())
+    # three groups after two updates, and without the aggregation; at the point and in the mean
+    assert kinds == {"epe": 7, "count": 2, "attention": 4}
     assert computed == [
         (until, size, inside["pair"]) for size in (2, 3) for until in (LAST, INSIDE)
     ]
