@@ -16,7 +16,7 @@ from gma_lib.pipeline.walk import run_stages
 from gma_lib.report.charts import plot_deviations
 from gma_lib.report.figures import save_figure
 from gma_lib.report.pages import notebook_to_html
-from gma_lib.runs.files import locate_path, require_writable, shorten_path
+from gma_lib.runs.files import BadFile, locate_path, name_file, require_writable, shorten_path
 from gma_lib.runs.leftovers import remove
 from gma_lib.runs.processes import lock_path, require_posix
 from gma_lib.runs.records import Record, write_json
@@ -41,6 +41,8 @@ from gma_lib.verify.literature import (
     require_all_pairs,
 )
 from gma_lib.verify.replay import (
+    ASK,
+    AskedFor,
     drop_newer,
     list_overrides,
     read_surroundings,
@@ -191,9 +193,16 @@ def _plan_replay(
     remove(unpacked)
     plan = []
     for run in unpack_records(archive, unpacked):
-        overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
         known = (PARAMS / f"{run.profile}.yaml").is_file()
-        parameters = _resolve(run.profile if known else "demo", REPLAYED, overrides)
+        try:
+            overrides = list_overrides(run, sintel=sintel, checkpoint=checkpoint)
+            given = overrides | {"outputs": REPLAYED}
+            parameters = resolve_parameters(run.profile if known else "demo", given)
+        except AskedFor as error:
+            raise ValueError(f"{name_file(archive)}: {error}") from error
+        except ValueError as error:
+            found, wanted = f"{run.title}: {error}", "parameters that this version computes"
+            raise BadFile(archive, found, wanted, ASK) from error
         place = Path(parameters["profile"], run.name, f"bs{run.batch_size}")
         plan.append((run, parameters, place))
     return plan
@@ -209,11 +218,12 @@ def record(profile: str, reason: str) -> None:
     """
     require_posix("gma record")
     path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
+    require_writable(path.parent)
+    earlier = read_expected(path) if path.is_file() else None
     with _hold(VERIFIED, profile):
         run = _compute(wanted)
         values, parameters = collect_all(run), read_run_parameters(run)
-    if path.is_file():
-        earlier = read_expected(path)
+    if earlier:
         is_same = earlier["parameters"] == parameters
         compared = _summarise(judge_values(values, earlier)) if is_same else ""
         click.echo(compared or "the earlier values are of other frames or settings")

@@ -25,7 +25,8 @@ EXPECTED = RESOURCES / "expected"
 FAILURES = ("outside", "missing", "unexpected")
 
 
-_Text = Annotated[str, Strict()]
+# What is printed: an archive may be anybody's
+_Text = Annotated[str, Strict(), Field(max_length=1000, pattern=r"^\P{C}*$")]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Tolerance = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
 
@@ -36,9 +37,9 @@ class _Kind(TypedDict):
 
 
 class _Judged(TypedDict):
-    surroundings: dict[str, _Text]
-    kinds: dict[str, _Kind]
-    values: dict[str, tuple[_Text, _Text, None] | tuple[_Text, _Number, _Tolerance]]
+    surroundings: dict[_Text, _Text]
+    kinds: dict[_Text, _Kind]
+    values: dict[_Text, tuple[_Text, _Text, None] | tuple[_Text, _Number, _Tolerance]]
 
 
 class _Change(TypedDict):
@@ -162,6 +163,7 @@ def _require_kind(kind: type, content: Record) -> None:
     except ValidationError as error:
         wrong = error.errors()[-1]
         place = " ".join(str(part) for part in wrong["loc"] if not str(part).startswith("tuple["))
+        place = place if place.isprintable() and len(place) < 200 else ascii(place[:40])
         found = wrong["msg"].removeprefix("Input ")
         raise ValueError(f"{place} {found}, not {str(wrong['input'])[:40]!a}") from None
 

@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,16 +36,22 @@ from gma_lib.verify.expected import describe_values
 from gma_lib.verify.values import INSIDE, LAST, Value, collect_inside, collect_recorded, read_inside
 
 METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
+DESCRIBED = 100  # characters of an archive's own words in a message
 ARCHIVE = "a report that `gma report --archive` wrote, or a profile's folder in outputs/"
 _NEWER = ("distance", "graph")  # kinds of which earlier versions recorded fewer entries
 ASK = "Ask for it again, or run gma reproduce again if it is yours"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
+METRICS = STAGES[LAST].products[0]
 FOLDER = r"[a-zA-Z0-9][\w.-]{0,99}"  # as check_folder_name has it
 MEMBER = re.compile(rf"{FOLDER}/(data|{FOLDER}/bs[1-9][0-9]{{0,3}})/[a-z]{{1,20}}\.json", re.ASCII)
 MOST_BYTES = 2**26  # of all records; full Sintel's metrics have 2**24, and need 20 times that
 
 CURRENT = ("ok", "page altered")  # of a stage's numbers, as read_statuses has them
 MOST_GROWTH = 100  # of records when they are unpacked; ours grow tenfold
+
+
+class AskedFor(ValueError):
+    """Frames or weights that an archive does not hold: not given, or others than the run's."""
 
 
 def unpack_records(archive: Path, folder: Path) -> list[Run]:
@@ -81,9 +87,7 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
         try:
             runs = sorted(_find_runs(folder), key=lambda run: (run.name, run.batch_size))
             for run in runs:
-                describe_values(collect_recorded(run) | collect_inside(run), read_surroundings(run))
-                with suppress(ValueError):  # what is asked for, once all is read
-                    list_overrides(run, sintel=None, checkpoint=None)
+                _require_readable(run)
         except (FileNotFoundError, ValueError) as error:
             advice = "; expected |[:;] run "  # for the run's owner
             found = re.split(advice, str(error))[0].replace(f"{shorten_path(folder)}/", "")
@@ -91,6 +95,16 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
     if not runs:
         raise BadFile(archive, "no run that was scored", ARCHIVE, "Share a run after 05_evaluate")
     return runs
+
+
+def _require_readable(run: Run) -> None:
+    """Raise ValueError unless all that a replay reads of an archived run can be read."""
+    try:
+        describe_values(collect_recorded(run) | collect_inside(run), read_surroundings(run))
+        with suppress(AskedFor):  # once all is read
+            list_overrides(run, sintel=None, checkpoint=None)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{run.title}: not as this version writes it ({error!r:.80})") from error
 
 
 def _read_records(archive: Path) -> dict[str, bytes]:
@@ -119,9 +133,10 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
     """Return the records of an unpacked archive, as it lists them, or of a profile's results."""
     top, listed = folder.resolve(), (folder / METADATA).is_file()
     root, profile = (top, "*") if listed else (top.parent, top.name)
+    is_named = listed or re.fullmatch(FOLDER, profile, re.ASCII)
     files = {
         name: path
-        for pattern in ("data/*.json", "*/bs*/*.json")
+        for pattern in (("data/*.json", "*/bs*/*.json") if is_named else ())
         for path in root.glob(f"{profile}/{pattern}")
         if _is_record(name := path.relative_to(root).as_posix())
     }
@@ -132,16 +147,15 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
         content[METADATA] = read_whole(folder / METADATA)
         _require_listed(content, list(files))
     else:
-        _require_current(folder)
+        _require_current(root, files)
     return content
 
 
-def _require_current(folder: Path) -> None:
-    """Raise ValueError unless every scored run of a profile's results is as its stages left it: the
+def _require_current(root: Path, names: Iterable[str]) -> None:
+    """Raise ValueError unless every scored run of these results is as its stages left it: the
     numbers of one that is not are of other frames, weights or settings than are there now.
     """
-    root = folder.resolve().parent
-    for run in _list_scored(root, folder.resolve().name):
+    for run in _list_scored(root, names):
         read_settings(run)  # which tells a copied or renamed folder
         statuses = read_statuses(run)
         stages = [*STAGES[LAST].reads, LAST, *([INSIDE] if read_inside(run) else [])]
@@ -183,18 +197,18 @@ def _list_digests(metadata: bytes) -> dict[str, str | None]:
 
 
 def _find_runs(folder: Path) -> Iterator[Run]:
-    for run in _list_scored(folder, "*"):
+    files = (path.relative_to(folder).as_posix() for path in folder.glob("*/*/bs*/*.json"))
+    for run in _list_scored(folder, files):
         settings = read_settings(run)
         yield replace(run, backend=settings["backend"], precision=str(settings["precision"]))
 
 
-def _list_scored(folder: Path, profile: str) -> Iterator[Run]:
-    """List the runs below a folder of results that have scores, by where these lie."""
-    for metrics in sorted(folder.glob(f"{profile}/*/bs*/metrics.json")):
-        name = metrics.relative_to(folder).as_posix()
-        if MEMBER.fullmatch(name):
-            profile_name, run_name, size, _ = name.split("/")
-            yield Run(folder, profile_name, "", "", int(size[2:]), run_name)
+def _list_scored(root: Path, names: Iterable[str]) -> Iterator[Run]:
+    """List the runs that have scores, by the names of their records."""
+    for name in names:
+        profile, run, *size, file = name.split("/")
+        if file == METRICS and size:
+            yield Run(root, profile, "", "", int(size[0][2:]), run)
 
 
 def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> Record:
@@ -209,8 +223,10 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
 
     Raises
     ------
-    ValueError
+    AskedFor
         Frames or weights are needed, with their digest, or a file given has another one.
+    ValueError
+        No parameters choose the run's pairs.
     """
     index = read_index(run)
     exported = read_json(locate_record("02_export", run), made_by="02_export")
@@ -229,7 +245,8 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
         size = {"demo_height": index["height"], "demo_width": index["width"], "scenes": scenes}
         overrides |= size | {"demo_frames": last + 1, "sintel_root": None}
     elif sintel is None:
-        raise ValueError(f"the run is of {index['description']}: give its folder with --sintel")
+        what = ascii(index["description"][:DESCRIBED])
+        raise AskedFor(f"the run is of {what}: give its folder with --sintel")
     else:
         overrides |= {"sintel_root": sintel, "scenes": scenes}
         _require_frames(Path(sintel), index, scenes)
@@ -239,13 +256,13 @@ def list_overrides(run: Run, *, sintel: str | None, checkpoint: str | None) -> R
     if checkpoint is not None:
         overrides["checkpoint"] = checkpoint
         if hash_file(locate_path(checkpoint)) != weights["sha256"]:
-            raise ValueError(
+            raise AskedFor(
                 f"{checkpoint} has another SHA-256 than the run's weights, {weights['sha256']}"
             )
     elif settings["checkpoint"] != SEEDED:
         bundled = RESOURCES / "weights" / f"{settings['checkpoint']}.safetensors"
         if not bundled.is_file() or hash_file(bundled) != weights["sha256"]:
-            raise ValueError(
+            raise AskedFor(
                 f"the weights of SHA-256 {weights['sha256']} do not come with this version: give "
                 "their file with --checkpoint"
             )
@@ -271,18 +288,18 @@ def _find_subset(run: Run, index: Record) -> Record:
 
 
 def _require_frames(sintel: Path, index: Record, scenes: list[str]) -> None:
-    """Raise ValueError unless a data set holds the files that a run had, and no other pairs."""
+    """Raise AskedFor unless a data set holds the files that a run had, and no other pairs."""
     root, pairs = find_root(sintel, index["split"]), index["pairs"]
     recorded = {
         pair["files"][kind]: pair["sha256"][kind] for pair in pairs for kind in pair["files"]
     }
     for name, digest in recorded.items():
         if not (root / name).is_file() or hash_file(root / name) != digest:
-            raise ValueError(f"{root / name} is not the run's file, which has SHA-256 {digest}")
+            raise AskedFor(f"{root / name} is not the run's file, which has SHA-256 {digest}")
     for name in dict.fromkeys(pair["pass_name"] for pair in pairs):
         found = find_pairs(root, split=index["split"], pass_name=name, scenes=scenes)
         if more := {pair.name for pair in found}.difference(pair["name"] for pair in pairs):
-            raise ValueError(f"{root} holds {min(more)}, which the run had not")
+            raise AskedFor(f"{root} holds {min(more)}, which the run had not")
 
 
 def read_surroundings(run: Run) -> dict[str, str]:

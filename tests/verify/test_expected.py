@@ -306,6 +306,39 @@ def test_an_expected_file_has_its_parts(values, tmp_path, part):
         expectations.read_expected(path)
 
 
+@pytest.mark.parametrize("content", ["{", None])
+def test_what_cannot_be_recorded_is_not_computed(tmp_path, monkeypatch, content):
+    """A damaged earlier file, or a folder that cannot be written, is found before the work."""
+    started = []
+    monkeypatch.setattr(verification, "VERIFIED", str(tmp_path / "outputs"))
+    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: started.append(1) or ["died"])
+    folder = tmp_path / "expected"
+    monkeypatch.setattr(verification, "locate_expected", lambda profile: folder / f"{profile}.json")
+    if content is None:
+        folder.touch()
+    else:
+        folder.mkdir()
+        (folder / "quick.json").write_text(content)
+    printed = gma("record", "--profile", "quick", "--reason", "test", exit_code=1)
+    assert "expected" in printed
+    assert len(printed.splitlines()) == 1
+    assert not started
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
+def test_names_that_cannot_be_printed_are_refused(values, tmp_path, name):
+    path = tmp_path / "quick.json"
+    expectations.write_expected(path, values, parameters={}, reason="first")
+    for part in ("surroundings", "values"):
+        content = json.loads(path.read_text())[part]
+        _rewrite(path, {part: content | {name: next(iter(content.values()))}})
+        with pytest.raises(BadFile) as error:
+            expectations.read_expected(path)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 400
+        _rewrite(path, {part: content})
+
+
 def test_an_entry_of_another_kind_is_outside(values):
     """Else an error that is recorded as a distance might be any smaller one, and a number that is
     recorded as a digest would not be compared without digests.

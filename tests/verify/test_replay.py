@@ -20,8 +20,8 @@ from gma_lib.pipeline import parameters
 from gma_lib.pipeline.chain import digest_record
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.settings import read_settings
-from gma_lib.runs.files import RESOURCES, BadFile, hash_file
-from gma_lib.runs.records import read_json, write_json
+from gma_lib.runs.files import RESOURCES, BadFile, hash_file, hash_value
+from gma_lib.runs.records import SEAL, read_json, write_json
 from gma_lib.verify.expected import describe_values, judge_values
 from gma_lib.verify.replay import (
     METADATA,
@@ -228,6 +228,11 @@ def test_frames_and_weights_are_asked_for(archive, reported, tmp_path):
     write_json(run.data_folder / "index.json", index | {"description": "MPI-Sintel"})
     with pytest.raises(ValueError, match="--sintel"):
         list_overrides(run, sintel=None, checkpoint=None)
+    write_json(run.data_folder / "index.json", index | {"description": "x\n" * 999})
+    with pytest.raises(ValueError, match="--sintel") as error:
+        list_overrides(run, sintel=None, checkpoint=None)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
     frames = str(reported / "tiny/data/frames")
     assert list_overrides(run, sintel=frames, checkpoint=None)["sintel_root"] == frames
     other = tmp_path / "other.pth"
@@ -344,6 +349,63 @@ def test_records_that_are_not_as_written_are_refused(archive, tmp_path, file, be
     assert str(error.value).startswith(str(other))
     assert "run 0" not in str(error.value)
     assert len(gma("replay", other, exit_code=1).splitlines()) == 1
+
+
+def put(*path, value):
+    """Set an item of a record."""
+
+    def change(record):
+        *folders, name = path
+        for one in folders:
+            record = record[one]
+        record[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "word"),
+    [
+        ("metrics.json", put("classical", value=[]), "not as this version writes it"),
+        ("metrics.json", put("provenance", "versions", value={}), "not as this version writes"),
+        ("metrics.json", put("provenance", "versions", "numpy", value="1\n\x1b[2J"), "numpy"),
+        ("metrics.json", put("provenance", "versions", "a\nb", value="1"), r"a\\nb"),
+        ("metrics.json", put("provenance", "versions", "numpy", value="1" * 2000), "numpy"),
+        ("metrics.json", put("classical", "pairs", value="8"), "classical_pairs"),
+        ("inside.json", put("pair", value=5), "look_at"),
+    ],
+)
+def test_records_of_another_hand_are_refused_in_a_sentence(
+    archive, tmp_path, monkeypatch, file, change, word
+):
+    """With digests of their own: nothing is computed, and nothing of theirs moves the cursor."""
+
+    def edit(content, is_metadata):
+        if is_metadata:
+            return re.sub(rb',\s*"sha256": "[0-9a-f]{64}"', b"", content)
+        if not content.startswith(b"{") or SEAL.encode() not in content:
+            return content
+        record = json.loads(content)
+        if file == names.get(hash_value(record)):
+            change(record)
+        del record[SEAL]
+        return json.dumps(record | {SEAL: hash_value(record)}).encode()
+
+    with zipfile.ZipFile(archive) as read:
+        names = {
+            hash_value(json.loads(read.read(name))): Path(name).name
+            for name in read.namelist()
+            if name.endswith(".json")
+        }
+    other = pack(archive, tmp_path / "other.zip", edit=edit)
+    monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
+    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: pytest.fail("computed"))
+    printed = gma("replay", other, exit_code=1)
+    assert printed.startswith(f"Error: {other}: ")
+    assert re.search(word, printed)
+    assert len(printed.splitlines()) == 1
+    assert len(printed) < 1000
+    assert "\x1b" not in printed
 
 
 @pytest.mark.parametrize(
