@@ -5,17 +5,23 @@
 Each setting is a process of its own, which imitates another machine through the libraries' own
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
 and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
-The int8 model is calibrated once, by the first setting.
+The int8 model is calibrated once, by the first setting, and compiled by each.
 A setting that is done is not computed again; those of another commit are refused.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gma_lib.data import FramePair
 
 SIZE = {"height": 224, "width": 512, "frames": 2}
 AVX512 = "X86_V4 AVX512_ICL AVX512_SPR"
@@ -56,14 +62,16 @@ def compute(folder: Path) -> None:
     first = folder.parent / next(iter(SETTINGS)).replace(" ", "-")
     pairs = find_pairs(first / "frames", split="training")
     for backend, precision in VARIANTS:
-        if precision == "int8":
-            os.environ["GMA_CACHE"] = str(first / "cache")
+        if precision == "int8" and folder != first:
+            share_models(first / "cache", folder / "int8")
+            os.environ["GMA_CACHE"] = str(folder / "int8")
         try:
             estimator = load(num_updates=6, backend=backend, precision=precision)
             for pair in pairs:
                 found[f"{backend} {precision}/{pair.name}"] = estimator(*pair.load_frames())
         except (RuntimeError, ValueError) as error:  # no kernels for this precision
             print(f"{backend} {precision} refused: {str(error).splitlines()[-1]}", flush=True)
+    found |= {f"attention, share/{pair.name}": measure_attention(pair) for pair in pairs}
     for pair in pairs:
         frame1, frame2 = pair.load_frames()
         flow = np.zeros((2, *frame1.shape[1:]), np.float32)
@@ -72,6 +80,22 @@ def compute(folder: Path) -> None:
         found[f"refinement of no motion/{pair.name}"] = refine_flow(frame1, frame2, flow)
     np.savez(folder / "partial.npz", **found)
     (folder / "partial.npz").rename(folder / "computed.npz")
+
+
+def share_models(source: Path, target: Path) -> None:
+    """Copy models as they were converted, without what a runtime compiled for the processor that
+    the first setting has.
+    """
+    shutil.rmtree(target, ignore_errors=True)  # of an interrupted setting
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("compiled", ".*"))
+
+
+def measure_attention(pair: "FramePair") -> np.ndarray:
+    """Measure what 07_inside measures: shares of attention, and what chance would give."""
+    from gma_lib.evaluate.insight import examine, summarise_inside
+
+    looks = summarise_inside(examine(pair, "gma-procedural", num_updates=6), "")["attention"]
+    return np.array([list(look.values()) for look in looks if look])
 
 
 def choose_cores(count: int) -> list[int]:
@@ -108,7 +132,9 @@ def main(outputs: Path) -> None:
             print(name, flush=True)
             environment = os.environ | {"GMA_CACHE": str(folder / "cache")} | THREADS | variables
             command = [sys.executable, __file__, "--compute", str(folder)]
+            start = time.monotonic()
             subprocess.run(command, env=environment, check=True)
+            print(f"  {time.monotonic() - start:.0f} s", flush=True)
     found = {name: group_by_kind(file) for name, file in files.items()}
     first = next(iter(found.values()))
     tables = {
@@ -129,7 +155,9 @@ def main(outputs: Path) -> None:
     }
     scores = {
         name: {
-            kind: score(kinds[kind], first["truth"]) for kind in list(first)[2:] if kind in kinds
+            kind: score(kinds[kind], first["truth"])
+            for kind in list(first)[2:]
+            if kind in kinds and not kind.startswith("attention")
         }
         for name, kinds in found.items()
     }

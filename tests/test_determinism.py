@@ -59,3 +59,15 @@ def test_what_another_commit_computed_is_refused(monkeypatch, tmp_path):
     (folder / "commit.txt").unlink()  # as older ones were left
     with pytest.raises(SystemExit, match="unknown"):
         determinism.require_commit(folder)
+
+
+def test_a_setting_compiles_models_itself(tmp_path):
+    """What the first setting compiled is for all instructions of this processor."""
+    source, target = tmp_path / "first", tmp_path / "other"
+    (source / "a/compiled/b").mkdir(parents=True)
+    for name in ("a/model.xml", "a/seal.json", "a/compiled/b/model.blob"):
+        (source / name).touch()
+    (target / "left").mkdir(parents=True)
+    determinism.share_models(source, target)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert found == {"a/model.xml", "a/seal.json"}

@@ -120,7 +120,11 @@ def main(
         folder = _start(VERIFIED, profile)
         run = _compute(parameters)
         require_same_work(expected, read_run_parameters(run))
-        verdicts = judge_values(collect_all(run), expected, digests=not no_digests)
+        found = collect_all(run)
+        values = drop_newer(found, expected["values"])
+        if newer := len(found) - len(values):
+            click.echo(f"{newer} entries are newer than the expected values: gma record adds them")
+        verdicts = judge_values(values, expected, digests=not no_digests)
         explained = _judge(verdicts, folder)
     click.echo(f"{profile}: the numbers are those of {expected['history'][-1]['date']}{explained}")
 
@@ -217,6 +221,8 @@ def record(profile: str, reason: str) -> None:
     Differences from the earlier record are shown. The reason is kept in the file.
     """
     require_posix("gma record")
+    if not (reason.strip() and reason.isprintable()):
+        raise click.UsageError("--reason: give one sentence, on one line")
     path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
     require_writable(path.parent)
     earlier = read_expected(path) if path.is_file() else None

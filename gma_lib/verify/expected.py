@@ -17,6 +17,7 @@ from gma_lib.runs.machine import (
     find_commit,
     find_processor,
     find_versions,
+    identify_processor,
 )
 from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.verify.values import KINDS, Value
@@ -89,7 +90,12 @@ def describe_surroundings() -> dict[str, str]:
     """What may decide digits besides the code: versions, processor, instruction sets, threads."""
     # PyTorch's CPU and CUDA builds compute alike on a CPU
     versions = {name: version.split("+")[0] for name, version in find_versions().items()}
-    hardware = {"processor": find_processor()} | describe_computing()
+    # Of virtual machines, the name alone does not tell processors apart
+    hardware = {
+        "processor": find_processor(),
+        "processor's instructions": identify_processor(),
+        **describe_computing(),
+    }
     return versions | hardware | {"cores": str(count_cores())}  # as many threads as OpenVINO takes
 
 

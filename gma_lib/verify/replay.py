@@ -38,7 +38,7 @@ from gma_lib.verify.values import INSIDE, LAST, Value, collect_inside, collect_r
 METADATA = "ro-crate-metadata.json"  # the name that RO-Crate prescribes
 DESCRIBED = 100  # characters of an archive's own words in a message
 ARCHIVE = "a report that `gma report --archive` wrote, or a profile's folder in outputs/"
-_NEWER = ("distance", "graph")  # kinds of which earlier versions recorded fewer entries
+_NEWER = ("distance", "graph", "work")  # kinds of which earlier versions recorded fewer entries
 ASK = "Ask for it again, or run gma reproduce again if it is yours"
 RECORDS = [stage.products[0] for stage in STAGES.values()] + ["run.json"]
 METRICS = STAGES[LAST].products[0]
@@ -317,7 +317,7 @@ def read_surroundings(run: Run) -> dict[str, str]:
 
 
 def drop_newer(values: dict[str, Value], recorded: Mapping[str, Value]) -> dict[str, Value]:
-    """Leave out the distances and digests of files that an archive of an older version lacks."""
+    """Leave out distances, work and digests of files that an older version did not record."""
     return {
         name: value
         for name, value in values.items()

@@ -325,6 +325,11 @@ def test_what_cannot_be_recorded_is_not_computed(tmp_path, monkeypatch, content)
     assert not started
 
 
+@pytest.mark.parametrize("reason", [" ", "one\ntwo"])
+def test_a_record_needs_a_reason(reason):
+    assert "--reason" in gma("record", "--profile", "quick", "--reason", reason, exit_code=2)
+
+
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 2000])
 def test_names_that_cannot_be_printed_are_refused(values, tmp_path, name):
     path = tmp_path / "quick.json"
