@@ -7,7 +7,7 @@ from pathlib import Path
 
 import latex2mathml.converter
 import nbformat
-from docutils.nodes import SkipNode
+from docutils.nodes import SkipNode, entry, literal
 from nbclient import NotebookClient
 
 import gma_lib
@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 EXECUTED = HERE.parent / "outputs" / "demo" / "openvino-float32"
 TUTORIALS = HERE / "tutorials"
 DECLARATION = r"^(\w+) = (.+?)  # type: (\S+)(?: - (.*))?$"
+CODE_WORD = re.compile(r'(?<=<span class="pre">)[^<]{12,}(?=</span>)')
 NOT_EXECUTED = """```{note}
 This notebook has not been run here, so its results are missing. To see them, run
 `make reproduce`, then `make docs`.
@@ -84,6 +85,24 @@ def is_tagged(cell: dict) -> bool:
     return "parameters" in cell["metadata"].get("tags", [])
 
 
+def allow_breaks(found: re.Match) -> str:
+    """Allow a line to end within a long word of code: after a slash or the like, between the keys
+    of ``a.b.c``, and where what is left is still long, after any dot, underscore or 16 digits.
+    """
+    breaks = [
+        r"(?<=[\w\]}>\"])[/=,;:]+(?=[^/=,;:])",
+        r"(?<=[\w\]>])\.(?=[^/\n]+\.)|(?<=\w>)\.(?=\w)",
+    ]
+    word = html.unescape(found[0])
+    for one in breaks:
+        word = re.sub(one, "\\g<0>\n", word)
+    pieces = [
+        re.sub(r"[._]+(?=\w)|[0-9a-f]{16}(?=\w)", "\\g<0>\n", piece) if len(piece) > 24 else piece
+        for piece in word.split("\n")
+    ]
+    return html.escape("\n".join(pieces)).replace("\n", "<wbr>")
+
+
 copy_pages()
 write_parameters()
 project = "GMA optical flow"
@@ -97,9 +116,11 @@ extensions = [
     "sphinx_click",
 ]
 html_extra_path = ["viewers"]
-html_static_path = ["static"]
+html_static_path = ["static", "../gma_lib/report/templates/scrolling.js"]
 html_css_files = ["site.css"]
-exclude_patterns = ["_build", "viewers", "**.ipynb_checkpoints"]
+html_js_files = ["scrolling.js"]
+templates_path = ["templates"]
+exclude_patterns = ["_build", "templates", "viewers", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = project
@@ -112,12 +133,15 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 numpydoc_show_class_members = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 68  # longer ones have a line for each parameter
 nb_ipywidgets_js = {}  # a script from another host; the site works without a network
 
 
 def setup(app):
-    """Let links to notebooks lead to their copies, write formulas as MathML, and give captions of
-    contents, which Sphinx calls headings, the level that screen readers ask for.
+    """Let links to notebooks lead to their copies, write formulas as MathML, let tables and words
+    of code fit on phones, and give captions of contents, which Sphinx calls headings, the level
+    that screen readers ask for.
 
     Sphinx's own formulas need a script from another host; browsers draw MathML themselves.
     """
@@ -135,11 +159,19 @@ def setup(app):
         translator.body.append(f'<div class="math">{formula}</div>')
         raise SkipNode
 
-    def give_levels(app, page, template, context, document):
+    def mark_prose(app, document, page):
+        for cell in document.findall(entry):
+            code = sum(len(word.astext()) for word in cell.findall(literal))
+            cell["classes"] += ["prose"] * (len(cell.astext()) > 40) + ["code"] * (code > 60)
+
+    def finish(app, page, template, context, document):
         for part in {"body", "furo_navigation_tree"} & context.keys():
             leveled = 'role="heading" aria-level="2"'
             context[part] = context[part].replace('role="heading"', leveled)
+        if "body" in context:
+            context["body"] = CODE_WORD.sub(allow_breaks, context["body"])
 
     app.connect("source-read", redirect)
-    app.connect("html-page-context", give_levels, priority=900)  # after the theme
+    app.connect("doctree-resolved", mark_prose)
+    app.connect("html-page-context", finish, priority=900)  # after the theme
     app.add_html_math_renderer("mathml", (write_inline, None), (write_block, None))

@@ -197,7 +197,12 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     assert len(pages) > 15
     fetched = re.compile(r"<(?:script|img)[^>]+src=.https?:|<link[^>]+stylesheet[^>]+href=.https?:")
     assert not [page for page, text in pages.items() if fetched.search(text)]
-    assert all("_static/site.css" in text for text in pages.values())
+    for given in ("_static/site.css", "_static/scrolling.js", 'aria-label="pages of this site"'):
+        assert [page for page, text in pages.items() if given not in text] == []
+    records = pages[tmp_path / "html" / "reference" / "records.html"]
+    assert "provenance.<wbr>machine.memory_bytes" in records  # fits on a phone
+    site = (PROJECT / "docs" / "static" / "site.css").read_text()
+    assert "caption small { opacity: 1; }" in site  # else links on white have a contrast of 3.65
     flat = re.compile('role="heading"(?! aria-level)')
     assert not [page for page, text in pages.items() if flat.search(text)]
     assert "<math" in pages[tmp_path / "html" / "background.html"]

@@ -107,7 +107,8 @@ def show_page(page: Path, text: str) -> None:
         source, way = f'src="{page.name}"', f'<a href="{page.name}">{said}, as a page</a>'
     html = (
         f'<iframe {source} title="{said}" loading="lazy" '
-        f'style="width: 100%; height: 54rem; border: 1px solid #8a8f98"></iframe><p>{way}</p>'
+        f'style="box-sizing: border-box; width: 100%; height: 54rem; border: 1px solid #8a8f98">'
+        f"</iframe><p>{way}</p>"
     )
     display({"text/html": html, "text/plain": text}, raw=True)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("tables.js", "scrolling.js")  # of a notebook's page
 _TABLE_PART = re.compile(r"<(thead|tbody)\b(?:(?!<t(?:head|body)\b).)*?</\1>", re.DOTALL)
 _FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$")
 _EMPTY = re.compile(r"<th[^>]*></th>")  # a corner, which heads nothing
@@ -66,7 +67,7 @@ def notebook_to_html(
             "previous": ways[0],
             "next": ways[1],
             "provenance": describe_provenance(),
-            "script": (TEMPLATES / "tables.js").read_text("utf-8"),
+            "script": "".join((TEMPLATES / name).read_text("utf-8") for name in SCRIPTS),
         },
     )
     for token, formula in formulas.items():

@@ -163,6 +163,23 @@ def test_rows_that_share_a_header_are_sorted_with_it(visit, tmp_path):
     assert read.split()[:3] == [ascending, "ascending", "cleanallcleanslowfinalallfinalslow"]
 
 
+def test_what_scrolls_can_be_reached_with_the_keyboard(visit, tmp_path):
+    narrow = 'style="width: 9em; overflow-x: auto"'
+    table = table_to_html(pd.DataFrame({"w" * 40: [1.0]}), "Scores")
+    script = (TEMPLATES / "scrolling.js").read_text()
+    page = tmp_path / "page.html"
+    boxes = f"<div {narrow}>{table}</div><pre {narrow}>{'long ' * 9}</pre><pre {narrow}>short</pre>"
+    page.write_text(f"<body><main>{boxes}</main><script>{script}</script>")
+    found = visit(page)
+    assert found.console == []
+    boxes = re.findall(r'<(div|pre) style="[^"]*"([^>]*)>', found.document)
+    assert [(tag, re.findall('([a-z-]+)="([^"]*)"', given)[:3]) for tag, given in boxes] == [
+        ("div", [("tabindex", "0"), ("role", "group"), ("aria-label", "Scores, scrolls")]),
+        ("pre", [("tabindex", "0"), ("role", "group"), ("aria-label", "code or text, scrolls")]),
+        ("pre", []),
+    ]
+
+
 HOVER = """<script>
 const put = (text) => document.body.setAttribute("data-read", text), read = [];
 const wait = setInterval(() => {

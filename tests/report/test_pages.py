@@ -14,7 +14,7 @@ from conftest import run_stage
 from gma_lib.evaluate import tables
 from gma_lib.flow.metrics import ErrorSums
 from gma_lib.report import notebook as shown
-from gma_lib.report.pages import add_header_scopes, notebook_to_html, table_to_html
+from gma_lib.report.pages import TEMPLATES, add_header_scopes, notebook_to_html, table_to_html
 
 FRAMES = np.zeros((2, 3, 128, 160), np.float32)
 HOSTILE = [
@@ -90,6 +90,53 @@ def test_a_notebook_becomes_a_page_with_its_ways(tmp_path):
     assert '<th scope="row">clean</th>' in text
     assert "Made by gma_lib" in text
     assert "<script src=" not in text
+
+
+def test_parameters_of_the_run_are_open_and_their_meaning_is_folded(tmp_path):
+    cells = []
+    for tag in ("parameters", "injected-parameters", ""):
+        cells.append(nbformat.v4.new_code_cell(f"size = 1  # {tag}"))
+        cells[-1].metadata["tags"] = [tag] if tag else []
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    page = notebook_to_html(tmp_path / "n.ipynb", index=tmp_path / "index.html").read_text()
+    assert re.findall("<details class=.gma-code.( open)?[^>]*><summary>([^<]*)", page) == [
+        ("", "parameters: meaning and defaults"),
+        (" open", "parameters of this run"),
+        ("", "code: size = 1  # "),
+    ]
+
+
+def measure_contrast(one: str, other: str) -> float:
+    """The contrast of two colours as WCAG 2 defines it, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        digits = colour.lstrip("#")
+        digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+        parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("template", ["index.html.j2", "gma/index.html.j2"])
+def test_every_colour_of_text_can_be_read(template):
+    style = re.search("<style>(.*?)</style>", (TEMPLATES / template).read_text(), re.S)[1]
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    for part, paper in ((light, "#fff"), (dark, "#16181c")):
+        colours = set(
+            re.findall(r"[{; ](?:color|--jp-mirror-editor-\w+-color): (#[0-9a-f]+)", part)
+        )
+        assert len(colours) > 3
+        assert {one for one in colours if measure_contrast(one, paper) < 4.5} == set()
+
+
+def test_contrast_is_that_of_wcag():
+    assert measure_contrast("#000", "#ffffff") == pytest.approx(21)
+    assert measure_contrast("#777", "#fff") == pytest.approx(4.48, abs=0.01)
 
 
 class Reader(HTMLParser):
