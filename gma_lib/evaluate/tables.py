@@ -239,6 +239,16 @@ def describe_left_out(
     return " ".join(found + [f"{name} is left out: {why}." for name, why in left_out.items()])
 
 
+def tabulate_comparisons(compared: Mapping[str, "Comparison"]) -> dict[str, pd.DataFrame]:
+    """Return two tables per pass by their captions: over all pixels, and by true speed."""
+    found = {}
+    for name, one in compared.items():
+        title = f"{name}, pairs: {one.pairs}"
+        found[f"{title}, all pixels"] = tabulate_methods(one)
+        found[f"{title}, by true speed"] = tabulate_speeds(one)
+    return found
+
+
 def tabulate_methods(compared: "Comparison") -> pd.DataFrame:
     """Return a row per method: median and EPE in pixels, shares below 1, 3 and 5 px in percent,
     EPE over occluded pixels, and the seconds per pair that it adds to the network's.

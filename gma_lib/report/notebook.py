@@ -57,6 +57,12 @@ def show_table(
     display({"text/html": html, "text/plain": table.to_string()}, raw=True)
 
 
+def show_tables(tables: Mapping[str, pd.DataFrame], *, number: str, missing: str) -> None:
+    """Show tables by their captions, as ``show_table`` does."""
+    for caption, table in tables.items():
+        show_table(table, caption, number=number, missing=missing)
+
+
 def display(shown: object, **options: object) -> None:
     """Show a widget, or raw data by media type, below the cell."""
     from IPython import display as ipython

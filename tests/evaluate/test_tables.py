@@ -112,6 +112,8 @@ def test_methods_have_a_row_each():
     assert table.loc["DIS", ["EPE, px", "EPE occluded, px", "1px, %"]].tolist() == [8.75, 20, 0]
     assert table.loc["DIS", "median, px"] == pytest.approx(4.95 + 0.05 * 40 / 60)
     speeds = tables.tabulate_speeds(compared)
+    captions = ["clean, pairs: 1, all pixels", "clean, pairs: 1, by true speed"]
+    assert list(tables.tabulate_comparisons({"clean": compared})) == captions
     assert speeds.loc["DIS"].dropna().tolist() == [5, 0, 20, 0]
     assert speeds.columns[-2:].tolist() == ["EPE speed from 40 px, px", "1px speed from 40 px, %"]
     assert speeds.loc["network"].dropna().tolist() == [half, 100, half, 100]
