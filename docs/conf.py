@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 EXECUTED = HERE.parent / "outputs" / "demo" / "openvino-float32"
 TUTORIALS = HERE / "tutorials"
 DECLARATION = r"^(\w+) = (.+?)  # type: (\S+)(?: - (.*))?$"
+PARAMETERS = re.compile(r'<dl>\n((?:<dd><em class="sig-param">.*?</dd>\n)+)</dl>', re.DOTALL)
 CODE_WORD = re.compile(r'(?<=<span class="pre">)[^<]{12,}(?=</span>)')
 NOT_EXECUTED = """```{note}
 This notebook has not been run here, so its results are missing. To see them, run
@@ -103,6 +104,12 @@ def allow_breaks(found: re.Match) -> str:
     return html.escape("\n".join(pieces)).replace("\n", "<wbr>")
 
 
+def list_parameters(found: re.Match) -> str:
+    """Make a list of a signature's lines, of which Sphinx makes meanings without words."""
+    lines = found[1].replace("<dd>", "<li>").replace("</dd>", "</li>")
+    return f'<ul class="parameters">\n{lines}</ul>'
+
+
 copy_pages()
 write_parameters()
 project = "GMA optical flow"
@@ -140,8 +147,8 @@ nb_ipywidgets_js = {}  # a script from another host; the site works without a ne
 
 def setup(app):
     """Let links to notebooks lead to their copies, write formulas as MathML, let tables and words
-    of code fit on phones, and give captions of contents, which Sphinx calls headings, the level
-    that screen readers ask for.
+    of code fit on phones, and mend what screen readers stumble over: captions of contents, which
+    Sphinx calls headings, get a level, and a signature's lines become a list.
 
     Sphinx's own formulas need a script from another host; browsers draw MathML themselves.
     """
@@ -169,7 +176,8 @@ def setup(app):
             leveled = 'role="heading" aria-level="2"'
             context[part] = context[part].replace('role="heading"', leveled)
         if "body" in context:
-            context["body"] = CODE_WORD.sub(allow_breaks, context["body"])
+            body = PARAMETERS.sub(list_parameters, context["body"])
+            context["body"] = CODE_WORD.sub(allow_breaks, body)
 
     app.connect("source-read", redirect)
     app.connect("doctree-resolved", mark_prose)

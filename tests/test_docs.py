@@ -201,6 +201,9 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path):
     assert not [page for page, text in pages.items() if fetched.search(text)]
     for given in ("_static/site.css", "_static/scrolling.js", 'aria-label="pages of this site"'):
         assert [page for page, text in pages.items() if given not in text] == []
+    assert [page for page, text in pages.items() if "<h1" not in text] == []
+    lists = re.compile(r"<dl[^>]*>\s*<dd")  # of meanings without words
+    assert [page for page, text in pages.items() if lists.search(text)] == []
     records = pages[tmp_path / "html" / "reference" / "records.html"]
     assert "provenance.<wbr>machine.memory_bytes" in records  # fits on a phone
     site = (PROJECT / "docs" / "static" / "site.css").read_text()

@@ -45,11 +45,17 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def visit(tmp_path_factory):
-    """Open a page in a headless browser that has no network."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+def browser():
+    """The browser's command."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
         pytest.skip("needs Chromium")
+    return found
+
+
+@pytest.fixture(scope="module")
+def visit(browser, tmp_path_factory):
+    """Open a page in a headless browser that has no network."""
     folder = tmp_path_factory.mktemp("browser")
 
     def open_page(page: Path) -> Visit:
@@ -178,6 +184,21 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(visit, tmp_path):
         ("pre", [("tabindex", "0"), ("role", "group"), ("aria-label", "code or text, scrolls")]),
         ("pre", []),
     ]
+
+
+def test_a_printed_picture_or_table_is_on_one_page(browser, tmp_path):
+    """A phone's tall picture was cut in four, a table's head was left behind by its rows."""
+    style = re.search("<style>.*?</style>", (TEMPLATES / "index.html.j2").read_text(), re.S)[0]
+    picture = escape('<svg xmlns="http://www.w3.org/2000/svg" width="600" height="4000"/>')
+    page, printed = tmp_path / "page.html", tmp_path / "page.pdf"
+    table = table_to_html(pd.DataFrame({"EPE": np.arange(10.0)}))
+    full = '<p style="height: 23cm">'  # leaves room for the table's head, and no more
+    page.write_text(f'{style}{full}</p>{table}<img src="data:image/svg+xml,{picture}">')
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    whole = [*command, profile, f"--print-to-pdf={printed}", page.as_uri()]
+    subprocess.run(whole, check=True, capture_output=True, timeout=120)
+    assert len(re.findall(rb"/Type /Page\b", printed.read_bytes())) == 3
 
 
 HOVER = """<script>
