@@ -347,7 +347,10 @@ def find_summary(output: Path, *, newer_than: float) -> Path:
     """Find the summary of this run: next to the output folder, or in it if several devices ran; an
     older one does not count.
     """
-    found = [output.parent / f"{output.name}_summary.json", *sorted(output.glob("*summary.json"))]
+    found = [
+        output.parent / f"{output.name}_summary.json",
+        *sorted(output.glob("[!.]*summary.json")),
+    ]
     fresh = [path for path in found if path.is_file() and path.stat().st_mtime >= newer_than - 1]
     if not fresh:
         there = [path for path in found if path.is_file()]

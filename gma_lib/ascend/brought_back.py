@@ -23,6 +23,7 @@ from gma_lib.ascend.toolkit import read_version
 from gma_lib.runs import Record, hash_file, read_json, read_whole, reading, shorten_path
 
 ABOUT, SENT, MEASURED = "dry_run.json", "sent.sha256", "measured"
+MEMORY = "memory.txt"  # what atc --mode=6 printed
 _MADE = ("soc", "keep", "command", "options", "onnx_sha256", "source_sha256")
 WROTE_IT = "make ascend-dry-run"
 BRING = "Run run.sh there, and bring output_* and measured back"
@@ -96,15 +97,15 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
     mine, places = about["sizes"][str(batch_size)], list_places(about["passes"], batch_size)
     if not mine.keys() >= set(_MADE):
         raise ValueError(f"{shorten_path(folder)} is of an older version: run {WROTE_IT} again")
-    text = _read_log(folder, batch_size)
-    done = folder / MEASURED / f"{name}.sha256"
+    done, cann = folder / MEASURED / f"{name}.sha256", place_cann(name)
     if not done.is_file():
-        _explain_absence(folder, text, batch_size)
+        _explain_absence(folder, about["sent_sha256"], batch_size)
     sums, sent = _read_sums(done), _read_sums(folder / SENT)
     if sums.pop(SENT, None) != about["sent_sha256"] or mine["om"] not in sums:
         raise ValueError(f"{shorten_path(done)} is of another dry run or batch size. {BRING}")
     om_sha256 = sums.pop(mine["om"])
-    _require_whole(folder, places, sums)
+    _require_memory(done, f"{cann}/{MEMORY}", sums)
+    _require_whole(folder, [*places, cann], sums)
     outputs = {
         pass_name: collect_outputs(
             folder / f"output_{pass_name}" / name, stems, tuple(mine["output_shape"])
@@ -119,9 +120,9 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
     return BroughtBack(
         {name: mine[name] for name in _MADE}
         | {
-            "cann": read_version(folder / MEASURED),
+            "cann": read_version(folder / cann),
             "om_sha256": om_sha256,
-            "memory": asdict(parse_memory(text)),
+            "memory": asdict(parse_memory(_read_text(folder / cann / MEMORY))),
             "simulated": any(timing.simulated for timing in timings),
             "warnings": [],
             "brought_back": sums,
@@ -136,13 +137,21 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
 
 
 def says_simulated(folder: Path, batch_size: int) -> bool:
-    """Whether stand-ins for the tools said so, whatever the end."""
-    return "[SIMULATED]" in _read_log(folder, batch_size)
+    """Whether the log of a batch size that failed is of stand-ins for the tools."""
+    return "[SIMULATED]" in _read_text(Path(folder) / _name_log(batch_size))
 
 
-def _read_log(folder: Path, batch_size: int) -> str:
-    log = Path(folder) / MEASURED / f"bs{batch_size}.log"
-    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+def _name_log(batch_size: int) -> str:
+    return f"{MEASURED}/bs{batch_size}.log"
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def place_cann(name: str) -> str:
+    """Return the folder for the version of CANN and the memory of ``bs<n>``."""
+    return f"{MEASURED}/{name}_cann"
 
 
 def list_places(passes: Iterable[str], batch_size: int) -> list[str]:
@@ -161,6 +170,15 @@ def _read_sums(path: Path) -> dict[str, str]:
         if not sums or len(sums) != len(lines):
             raise ValueError("lines that are no checksums, or a name twice")
         return sums
+
+
+def _require_memory(done: Path, memory: str, sums: dict[str, str]) -> None:
+    """Raise ValueError where the list is of a run.sh that left memory and version unlisted."""
+    if memory not in sums:
+        raise ValueError(
+            f"{shorten_path(done)} does not list {memory}, as an older run.sh wrote it: run "
+            f"{WROTE_IT} again, and run.sh with the new folder"
+        )
 
 
 def _require_whole(folder: Path, places: list[str], sums: dict[str, str]) -> None:
@@ -185,16 +203,29 @@ def _require_whole(folder: Path, places: list[str], sums: dict[str, str]) -> Non
         raise ValueError(f"{shorten_path(folder)} is not what run.sh left: {found}. {BRING}")
 
 
-def _explain_absence(folder: Path, text: str, batch_size: int) -> NoReturn:
+def _explain_absence(folder: Path, sent_sha256: str, batch_size: int) -> NoReturn:
     """Raise what the tools' own wrappers raise when a tool has failed, by what it printed."""
-    if not text:
+    log = _name_log(batch_size)
+    if not (folder / log).is_file():
         raise FileNotFoundError(
             f"{shorten_path(folder)} has no results of batch size {batch_size}. {BRING}"
         )
+    ended = folder / f"{log}.sha256"
+    if not ended.is_file():
+        raise FileNotFoundError(
+            f"{shorten_path(ended)} is missing: run.sh did not finish batch size {batch_size}, or "
+            f"is of an older version. {BRING}, or run {WROTE_IT} again"
+        )
+    if _read_sums(ended) != {SENT: sent_sha256, log: hash_file(folder / log)}:
+        raise ValueError(
+            f"{shorten_path(folder / log)} has changed, or is of another dry run or batch size. "
+            f"{BRING}"
+        )
+    text = _read_text(folder / log)
     if "sha256sum:" in text:
         raise ValueError(
             f"{shorten_path(folder)}: its models or tensors had changed on the other machine "
-            f"({MEASURED}/bs{batch_size}.log names them): copy the folder there again. {BRING}"
+            f"({log} names them): copy the folder there again. {BRING}"
         )
     if SUCCESS not in text:
         raise AtcError(f"atc failed on the other machine: {explain_atc_error(text)}")

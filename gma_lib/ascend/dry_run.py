@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gma_lib.ascend import atc
 from gma_lib.ascend.ais_bench import LOOP, WARMUP, AisBench, build_ais_command
-from gma_lib.ascend.brought_back import ABOUT, MEASURED, SENT, list_places
+from gma_lib.ascend.brought_back import ABOUT, MEASURED, MEMORY, SENT, list_places, place_cann
 from gma_lib.ascend.chip import Card, to_soc_version
 from gma_lib.ascend.keep import choose_options
 from gma_lib.ascend.operators import REFUSED, UNKNOWN, check_operators
@@ -23,12 +23,10 @@ umask 022
 cd "$(dirname "$0")" || exit 1
 chmod -R go-w .
 mkdir -p measured
-for file in "${{ASCEND_TOOLKIT_HOME:-nowhere}}"/version.*; do
-  if [ -f "$file" ]; then cp "$file" measured/; fi
-done
 status=0
 for size in {sizes}; do
   log="measured/bs$size.log"
+  rm -f "measured/bs$size.sha256" "$log.sha256"
   bash "commands_bs$size.sh" 2>&1 | tee "$log" && continue
   echo "batch size $size failed" >&2
   status=1
@@ -36,6 +34,7 @@ for size in {sizes}; do
   find "${{ASCEND_PROCESS_LOG_PATH:-${{HOME:-}}/ascend/log}}" -name '*.log' \\
     -newer "commands_bs$size.started" -exec grep -hE '[E1-5][A-Z0-9][0-9]{{4}}' {{}} + \\
     >> "$log" 2>/dev/null
+  sha256sum sent.sha256 "$log" > "$log.sha256"
 done
 exit "$status"
 """
@@ -179,18 +178,24 @@ def _write_script(
     those of this one comes last.
     """
     size = Path(places[0]).name
-    results = " ".join(word for place in places for word in (place, f"{place}_summary.json"))
+    cann = place_cann(size)
+    results = " ".join(
+        [cann, *(word for place in places for word in (place, f"{place}_summary.json"))]
+    )
     lines = [
         "set -eu",
         "umask 022",
         'cd "$(dirname "$0")"',
         f"touch commands_{size}.started",
-        f"mkdir -p {' '.join(str(Path(place).parent) for place in places)}",
         f"rm -rf {om} {Path(om).stem}_*.om {MEASURED}/{size}.sha256 {results}",
+        f"mkdir -p {cann} {' '.join(str(Path(place).parent) for place in places)}",
+        'for file in "${ASCEND_TOOLKIT_HOME:-nowhere}"/version.*; do',
+        f'  if [ -f "$file" ]; then cp "$file" {cann}/; fi',
+        "done",
         f"sha256sum --check --quiet {SENT}",
         shlex.join(compile_it),
         f"if [ ! -f {om} ]; then mv {Path(om).stem}_*.om {om}; fi  # some add the system's name",
-        f"atc --mode=6 --om={om}",
+        f"atc --mode=6 --om={om} 2>&1 | tee {cann}/{MEMORY}",
         *(shlex.join(arguments) for arguments in commands),
         f"find {SENT} {om} {results} -type f -exec sha256sum {{}} + > done_{size}",
         f"mv done_{size} {MEASURED}/{size}.sha256",

@@ -16,9 +16,8 @@ def measure_on_card(
     """
     om = Path(model_folder) / "gma.om"
     about: runs.Record = {"simulated": False, "at_once": None}
-    if card.dry_run:
-        about["simulated"] = ascend.brought_back.says_simulated(Path(card.dry_run), batch_size)
-    elif manifest := ascend.atc.read_manifest(om):
+    manifest = None if card.dry_run else ascend.atc.read_manifest(om)
+    if manifest:
         about["simulated"] = bool(manifest["simulated"])
         try:
             _require_memory(manifest, batch_size)
@@ -26,12 +25,14 @@ def measure_on_card(
             needed = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
             reason = f"not started: {error}"
             return about | {"status": "out_of_memory", "reason": reason, "predicted_bytes": needed}
-    else:
+    elif not card.dry_run:
         return about | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     try:
         with backends.open_ascend(om, backends.AscendOptions(precision, card)) as backend:
             timing, manifest = backend.time_on_zeros(loop), backend.manifest
     except runs.DoesNotFit as error:
+        if card.dry_run:
+            about["simulated"] = ascend.brought_back.says_simulated(Path(card.dry_run), batch_size)
         return about | {"status": "out_of_memory", "reason": str(error)}
     with_transfers = float(np.mean(timing.compute_ms)) + timing.h2d_ms + timing.d2h_ms
     kept = ascend.describe_kept(manifest["options"]["keep_dtype"]) or "everything"

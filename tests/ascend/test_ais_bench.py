@@ -292,6 +292,7 @@ def test_outputs_of_every_layout(tmp_path, om, folders, standins):
         )
         == 5
     )
+    (tmp_path / "t" / "bs2" / "._device0_summary.json").write_bytes(b"of macOS")
     assert (
         ais_bench.find_summary(tmp_path / "t" / "bs2", newer_than=0).name == "device0_summary.json"
     )

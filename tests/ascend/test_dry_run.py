@@ -104,7 +104,8 @@ def ran(models, tmp_path_factory):
         patch.setenv("AIS_PYTHON", sys.executable)
         patch.setenv("DEVICE", "1")
         patch.setenv("ASCEND_TOOLKIT_HOME", str(place))
-        (place / "version.cfg").write_text("toolkit_running_version=[9.2.0:9.2.0]\n")
+        version = place / "version.info"  # of the first run; the second is with another CANN
+        version.write_text("Version=7.0.0\n")
         made_of = place_models(models, place)
         pairs = list_both_passes(write_tiny_sintel(place / "sintel"))
         coordinates = Card(soc="310P3", keep="coordinates")
@@ -114,6 +115,8 @@ def ran(models, tmp_path_factory):
         for _ in range(2):
             done = run(place / "there")
             assert done.returncode == 0, done.stdout + done.stderr
+            version.unlink(missing_ok=True)
+            (place / "version.cfg").write_text("toolkit_running_version=[9.2.0:9.2.0]\n")
     return place / "there", made_of, pairs
 
 
@@ -187,6 +190,40 @@ def change_summary(folder):
     file.write_text(file.read_text().replace("throughput", "Throughput"))
 
 
+def change_memory(folder):
+    file = folder / "measured" / "bs4_cann" / "memory.txt"
+    file.write_text(file.read_text().replace("memory_size[", "memory_size[1"))
+
+
+def take_another_memory(folder):
+    for name in ("bs4_cann", "bs4.log"):
+        there = folder / "measured" / name
+        copy = shutil.copytree if there.is_dir() else shutil.copyfile
+        more = {"dirs_exist_ok": True} if there.is_dir() else {}
+        copy(folder / "measured" / name.replace("bs4", "bs1"), there, **more)
+
+
+def lose_memory(folder):
+    (folder / "measured" / "bs4_cann" / "memory.txt").unlink()
+
+
+def change_version(folder):
+    (folder / "measured" / "bs4_cann" / "version.cfg").write_text("version=[8.0.RC1]\n")
+
+
+def add_version(folder):
+    (folder / "measured" / "bs4_cann" / "version.info").write_text("Version=8.0.RC1\n")
+
+
+def be_of_an_older_run(folder):
+    """Which left the memory in the log only, and the version in ``measured``."""
+    done = folder / "measured" / "bs4.sha256"
+    lines = done.read_text().splitlines(keepends=True)
+    done.write_text("".join(line for line in lines if "bs4_cann" not in line))
+    (folder / "measured" / "bs4_cann" / "version.cfg").rename(folder / "measured" / "version.cfg")
+    shutil.rmtree(folder / "measured" / "bs4_cann")
+
+
 def bring_nothing(folder):
     shutil.rmtree(folder / "measured")
 
@@ -228,6 +265,12 @@ def change_the_list(folder):
         (take_another_batch_size, "of another dry run or batch size"),
         (take_another_dry_run, "of another dry run or batch size"),
         (change_summary, "1 changed, such as measured/bs4_summary.json"),
+        (change_memory, "1 changed, such as measured/bs4_cann/memory.txt. Run run.sh there"),
+        (take_another_memory, "1 changed, such as measured/bs4_cann/memory.txt. Run run.sh there"),
+        (lose_memory, "1 missing, such as measured/bs4_cann/memory.txt. Run run.sh there"),
+        (change_version, "1 changed, such as measured/bs4_cann/version.cfg"),
+        (add_version, "1 not of this run, such as measured/bs4_cann/version.info"),
+        (be_of_an_older_run, "bs4.sha256 does not list measured/bs4_cann/memory.txt, as an older"),
         (bring_nothing, "has no results of batch size 4"),
         (cut_the_list, "no checksums"),
         (be_of_another_version, "was made by version 0.0.9"),
@@ -315,6 +358,34 @@ def test_a_batch_size_that_failed_there(ran, back, standins, tmp_path, fault, me
     if kind is DoesNotFit:
         perf = measure_on_card(ran[1][4], "float16", 4, Card(dry_run=str(back)))
         assert (perf["status"], perf["simulated"]) == ("out_of_memory", True)
+
+
+@pytest.mark.slow
+def test_a_log_is_read_only_of_a_failure_and_as_it_was_left(ran, back, standins):
+    """Memory and status came from whatever the log said."""
+    log = back / "measured" / "bs4.log"
+    before = read_brought_back(back, 4).manifest
+    log.write_text("memory_size[1 B]")
+    assert read_brought_back(back, 4).manifest == before
+    assert measure_on_card(ran[1][4], "float16", 4, Card(dry_run=str(back)))["simulated"]
+    log.unlink()
+    assert read_brought_back(back, 4).manifest == before
+    standins.setenv("AIS_PYTHON", sys.executable)
+    standins.setenv("STANDIN_MEMORY_MB", "1000")
+    assert run(back).returncode == 1
+    with pytest.raises(DoesNotFit, match="batch size 1"):
+        read_brought_back(back, 1)
+    other = log.read_bytes()
+    log.write_text("atc run success")
+    with pytest.raises(ValueError, match=r"bs4\.log has changed, or is of another .*Run run\.sh"):
+        read_brought_back(back, 4)
+    log.write_bytes(other)
+    shutil.copyfile(back / "measured" / "bs1.log.sha256", back / "measured" / "bs4.log.sha256")
+    with pytest.raises(ValueError, match=r"bs4\.log has changed, or is of another"):
+        read_brought_back(back, 4)
+    (back / "measured" / "bs4.log.sha256").unlink()
+    with pytest.raises(FileNotFoundError, match=r"bs4\.log\.sha256 is missing: run\.sh did not"):
+        read_brought_back(back, 4)
 
 
 def test_the_version_is_that_of_this_package(ran):
