@@ -190,7 +190,7 @@ def _write_script(
         f"rm -rf {om} {Path(om).stem}_*.om {MEASURED}/{size}.sha256 {results}",
         f"mkdir -p {cann} {' '.join(str(Path(place).parent) for place in places)}",
         'for file in "${ASCEND_TOOLKIT_HOME:-nowhere}"/version.*; do',
-        f'  if [ -f "$file" ]; then cp "$file" {cann}/; fi',
+        f'  if [ -f "$file" ] && [ -r "$file" ]; then cp "$file" {cann}/; fi',
         "done",
         f"sha256sum --check --quiet {SENT}",
         shlex.join(compile_it),
