@@ -34,8 +34,10 @@ from gma_lib.flow import (
 )
 from gma_lib.infer.estimator import Estimator, load
 from gma_lib.infer.means import describe_all_means
-from gma_lib.runs import Record, reading, track, write_atomically, write_json
+from gma_lib.runs import Record, hash_value, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
+from gma_lib.runs.ledger import NAME as LEDGER
+from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import remove, remove_leftovers
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.progress import show_waiting
@@ -127,7 +129,8 @@ def main(
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
 
     most = select.stop and max(0, len(range(select.stop)[select]) - 1)
-    files, seconds = _compute(estimator, frames, name, warm, frames_there, most)
+    key = hash_value(made_from)
+    files, seconds = _compute(estimator, frames, name, key, warm, frames_there, most)
     for beyond in {*partial.glob(f"frame_*.{kind}")} - {*files}:  # of a run with a later end
         beyond.unlink()
     if hash_clip(clip) != made_from["clip_sha256"]:
@@ -141,8 +144,9 @@ def main(
         _write_flow_movie(partial / "flow.mp4", files, times, shown_above)
     record = made_from | means | {"pairs": len(files), "end": select.stop, "times_s": stored}
     write_json(partial / "flow.json", record)
-    (partial / "warm.npz").unlink(missing_ok=True)
     partial.rename(output)
+    for of_resuming in ("warm.npz", LEDGER):
+        (output / of_resuming).unlink(missing_ok=True)
     extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
     line = f"{output}: flow of {len(files)} pairs{extra}; {len(seconds)} computed in "
     line += f"{sum(seconds):.1f} s" + (f" on {estimator.device}" if seconds else "")
@@ -188,6 +192,7 @@ def _compute(
     estimator: Estimator,
     frames: Iterator[np.ndarray],
     name: Callable[[int], Path],
+    key: str,
     warm: bool,
     total: int | None,
     most: int | None,
@@ -196,10 +201,11 @@ def _compute(
     computed.
     """
     seconds: list[float] = []
-    done = next((index for index in islice(count(), most) if not _is_whole(name(index))), most or 0)
     folder, flow_low = name(0).parent, None
+    ledger = Ledger(folder / LEDGER)
+    done = _count_whole(ledger, name, key, most)
     if warm and done:
-        done, flow_low = _read_state(folder / "warm.npz", done)
+        done, flow_low = _read_state(folder / "warm.npz", key, done)
     if done:
         remark(f"{folder} holds {done} pairs already; computing the rest")
     try:
@@ -211,11 +217,11 @@ def _compute(
         shown = track(flows, label="flow", unit="pair", total=left, initial=len(first))
         for field in chain(first, shown):
             write_flow_file(name(done), field)
+            ledger.note(name(done).name, key, name(done))
             seconds.append(estimator.last_seconds)
             done += 1
             if warm and estimator.last_flow_low is not None:
-                with write_atomically(folder / "warm.npz") as state:
-                    np.savez(state, pairs=done, flow_low=estimator.last_flow_low)
+                _write_state(folder / "warm.npz", key, done, estimator.last_flow_low)
     except BaseException:
         if done:
             remark(
@@ -228,20 +234,33 @@ def _compute(
     return [name(index) for index in range(done)], seconds
 
 
-def _read_state(path: Path, done: int) -> tuple[int, np.ndarray | None]:
-    """Number of pairs after which a warm start can go on, and the flow that it needs."""
+def _count_whole(ledger: Ledger, name: Callable[[int], Path], key: str, most: int | None) -> int:
+    """Number of pairs, from the first, whose file is what was written for this key."""
+    files = {file.name: file for file in ledger.path.parent.glob("frame_*")}
+    whole = ledger.find_whole(dict.fromkeys(files, key), files)
+    missing = (index for index in islice(count(), most) if name(index).name not in whole)
+    return next(missing, most or 0)
+
+
+def _write_state(path: Path, key: str, done: int, flow_low: np.ndarray) -> None:
+    with write_atomically(path) as state:
+        np.savez(state, pairs=done, flow_low=flow_low, seal=_seal_state(key, done, flow_low))
+
+
+def _read_state(path: Path, key: str, done: int) -> tuple[int, np.ndarray | None]:
+    """Number of pairs after which a warm start can go on, and the flow that it needs; 0 where it
+    was not written for this key, or was changed.
+    """
     if path.is_file():
         with reading(path, "a warm start", "Delete its folder") as path, np.load(path) as state:
-            if state["pairs"] <= done:
-                return int(state["pairs"]), state["flow_low"]
+            pairs, flow_low = int(state["pairs"]), state["flow_low"]
+            if pairs <= done and str(state["seal"]) == _seal_state(key, pairs, flow_low):
+                return pairs, flow_low
     return 0, None
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        return bool(read_flow_file(path))
-    except (OSError, ValueError):
-        return False
+def _seal_state(key: str, done: int, flow_low: np.ndarray) -> str:
+    return hash_value([key, done, flow_low.shape, flow_low.tobytes().hex()])
 
 
 def _write_flow_movie(

@@ -1,6 +1,5 @@
 """From pairs of frames to flow files: streamed, in batches of a fixed size, resumable."""
 
-import json
 import os
 import platform
 import time
@@ -28,16 +27,13 @@ from gma_lib.runs import (
     hash_file,
     hash_value,
     pass_silently,
-    read_whole,
-    reading,
     require_free_space,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.ledger import NAME as LEDGER
+from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
-
-LEDGER = "ledger.jsonl"
-ENTRY = ("pair", "key", "sha256")  # of the ledger: strings
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,8 @@ def _find_work(
     pairs: list[FramePair], folder: Path, keys: dict[str, str], batch_size: int, by_pass: bool
 ) -> list[list[FramePair]]:
     """Shards, or passes, of the pairs that have to be computed, once there is room for the flow."""
-    stored = _find_whole(folder, keys)
+    files = {pair.name: flow_path(folder, pair) for pair in pairs}
+    stored = Ledger(folder / LEDGER).find_whole(keys, files)
     if by_pass:
         groups = [[*group] for _, group in groupby(pairs, key=lambda pair: pair.pass_name)]
     else:
@@ -236,7 +233,7 @@ def _store(
 def _store_pair(computed: Computed, folder: Path, keys: dict[str, str]) -> Computed:
     name, path = computed.pair.name, flow_path(folder, computed.pair)
     write_flow(path, computed.flow)
-    _record(folder, {"pair": name, "key": keys[name], "sha256": hash_file(path)})
+    Ledger(folder / LEDGER).note(name, keys[name], path)
     return computed._replace(flow=np.empty(0))
 
 
@@ -377,49 +374,12 @@ def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> 
             raise ValueError(f"the flow of {pair.name} holds values that are not finite")
 
 
-def _record(folder: Path, entry: Record) -> None:
-    with open(folder / LEDGER, "a", encoding="utf-8") as ledger:
-        # The line break comes first: a line that an interruption cut short then spoils no other.
-        ledger.write("\n" + json.dumps(entry))
-        ledger.flush()
-        os.fsync(ledger.fileno())
-
-
-def _read_ledger(folder: Path) -> Iterator[Record]:
-    """Yield the ledger's entries; a damaged line loses its own entry only."""
-    ledger = Path(folder) / LEDGER
-    if not ledger.is_file():
-        return
-    with reading(ledger, "the ledger of a run", "Delete it: all is computed again") as ledger:
-        lines = read_whole(ledger).split(b"\n")
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):  # cut short, or not even UTF-8
-            continue
-        if isinstance(entry, dict) and {*map(type, map(entry.get, ENTRY))} == {str}:
-            yield entry
-
-
 def read_hashes(folder: Path) -> dict[str, str]:
     """Map each pair's name to the SHA-256 that its file had when it was written."""
-    return {line["pair"]: line["sha256"] for line in _read_ledger(folder)}
+    return Ledger(Path(folder) / LEDGER).read_hashes()
 
 
 def describe_stored(pairs: list[FramePair], folder: Path) -> Record:
     """Pairs whose flow lies in a folder, as a record: their names, and name -> SHA-256."""
     stored, names = read_hashes(folder), [pair.name for pair in pairs]
     return {"pairs": names, "flow": {name: stored[name] for name in names}}
-
-
-def _find_whole(folder: Path, keys: dict[str, str]) -> set[str]:
-    """Find the pairs whose file is, byte for byte, what was written for this key."""
-    last = {line["pair"]: line for line in _read_ledger(folder)}
-    return {
-        name
-        for name, key in keys.items()
-        if name in last
-        and last[name]["key"] == key
-        and (path := Path(folder) / f"{name}.flo").is_file()
-        and hash_file(path) == last[name]["sha256"]
-    }

@@ -31,6 +31,7 @@ from gma_lib.runs import (
     write_json,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import remove_leftovers
 from gma_lib.runs.parcels import Sent, place_files
 
@@ -41,6 +42,11 @@ PAIRS_IN_TEST_SPLIT = 552  # per pass, in the complete data set: 564 frames of 1
 def submission_path(folder: Path, pair: FramePair) -> Path:
     """``<folder>/<pass>/<scene>/frameNNNN.flo``, numbered as the pair's first frame."""
     return Path(folder) / pair.pass_name / pair.scene / f"frame{pair.number:04d}.flo"
+
+
+def locate_beside(folder: Path, suffix: str) -> Path:
+    """``<folder><suffix>``: the folder itself holds nothing but flow."""
+    return Path(folder).with_name(f"{Path(folder).name}{suffix}")
 
 
 def write_submission(
@@ -58,7 +64,8 @@ def write_submission(
     An interrupted call can be repeated: it continues with the first incomplete scene. A scene is
     computed as a whole, because its pairs depend on each other. ``<folder>.json`` records the
     settings, the weights, the frames and what computes; a folder that was made with others is
-    refused.
+    refused. ``<folder>.jsonl`` records each file that was written: one that has changed since is
+    computed again.
 
     Parameters
     ----------
@@ -85,22 +92,23 @@ def write_submission(
             "computed smaller; raise max_pixels to that for a submission"
         )
     frames = {path: hash_file(path) for path in list_frames(pairs)}
-    _claim(Path(folder), pairs, frames, estimator, {"warm": warm, "split": split})
+    folder, ledger = Path(folder), Ledger(locate_beside(folder, ".jsonl"))
+    key = _claim(folder, pairs, frames, estimator, {"warm": warm, "split": split})
+    keys = {pair.name: key for pair in pairs}
+    files = {pair.name: submission_path(folder, pair) for pair in pairs}
+    whole = ledger.find_whole(keys, files)
     scenes = [
         list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
     ]
-    todo = [
-        scene
-        for scene in scenes
-        if not all(_is_whole(submission_path(folder, pair), height, width) for pair in scene)
-    ]
+    todo = [scene for scene in scenes if any(pair.name not in whole for pair in scene)]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
     shards = [Shard(scene, {path: frames[path] for path in list_frames(scene)}) for scene in todo]
     compute = partial(compute_scene, estimator, warm, find_gpu(estimator.backend))
     answers = compute_shards(executor, compute, shards)
     for shard, flows in track(answers, label="submission", unit="scene", total=len(shards)):
         for pair, flow in zip(shard.pairs, flows, strict=True):
-            write_flow(submission_path(folder, pair), flow)
+            write_flow(files[pair.name], flow)
+            ledger.note(pair.name, key, files[pair.name])
     check_submission(pairs, folder)
     return pairs
 
@@ -163,9 +171,9 @@ def _claim(
     frames: dict[Path, str],
     estimator: Estimator,
     options: Record,
-) -> None:
-    """Record the folder's settings and frames (path -> SHA-256), or raise ValueError if it was made
-    with others.
+) -> str:
+    """Record the folder's settings and frames (path -> SHA-256); return their digest, or ValueError
+    if it was made with others.
     """
     for place in {submission_path(folder, pair).parent for pair in pairs}:
         if place.is_dir():
@@ -174,7 +182,7 @@ def _claim(
     digests = {pair.name: [frames[pair.image1], frames[pair.image2]] for pair in pairs}
     settings = estimator.to_record() | options | {"frames_sha256": hash_value(digests)}
     settings |= describe_all_means(estimator.backend, estimator.precision, estimator.threads)
-    record = folder.with_name(f"{folder.name}.json")
+    record = locate_beside(folder, ".json")
     written = read_json(record, made_by="gma submit") if record.is_file() else None
     if written is None and not any(path.is_file() for path in folder.rglob("*")):
         write_json(record, {"settings": settings})
@@ -183,7 +191,4 @@ def _claim(
             f"{folder} was made with other settings, weights or frames, or by another version, "
             f"library, processor or GPU ({record.name} says which); give another folder"
         )
-
-
-def _is_whole(path: Path, height: int, width: int) -> bool:
-    return path.is_file() and path.stat().st_size == count_flow_bytes(height, width)
+    return hash_value(settings)

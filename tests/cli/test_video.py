@@ -16,7 +16,7 @@ from command_line import FAST, gma
 
 from gma_lib.cli import video
 from gma_lib.data import videos
-from gma_lib.flow.files import read_flow, read_flow_file
+from gma_lib.flow.files import read_flow, read_flow_file, write_flow
 from gma_lib.flow.images import write_frame
 from gma_lib.infer import means
 from gma_lib.runs.files import hash_file
@@ -30,6 +30,17 @@ TIMES = [Fraction(tick, 100) for tick in (0, 4, 30, 31, 50)]
 def write_video(path: Path, folder: Path) -> None:
     pictures = [cv2.imread(str(file))[:, :, ::-1] for file in sorted(folder.iterdir())]
     videos.write_movie(path, iter(pictures), TIMES)
+
+
+def leave_unfinished(*arguments) -> None:
+    """Compute all flow, and end before it is delivered."""
+
+    def refuse(*_):
+        raise OSError("no")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        gma(*arguments, exit_code=1)
 
 
 @pytest.mark.parametrize("kind", ["folder", "mp4"])
@@ -145,6 +156,28 @@ def test_a_killed_run_goes_on_where_it_was(photos, tmp_path):
     assert not list((tmp_path / "out").glob("*.npz"))
 
 
+@pytest.mark.parametrize("change", ["values", "size", "another_pair", "start"])
+def test_what_was_changed_since_is_computed_again(photos, tmp_path, change):
+    arguments = ["video", photos, "-o", tmp_path / "out", "--warm", *FAST]
+    leave_unfinished(*arguments)
+    partial = tmp_path / "out.partial"
+    whole = {path.name: path.read_bytes() for path in partial.glob("*.flo")}
+    first, second = partial / "frame_0001.flo", partial / "frame_0002.flo"
+    if change == "values":
+        write_flow(first, read_flow(first) + 50)
+    elif change == "size":
+        write_flow(first, np.zeros((2, 30, 40), np.float32))
+    elif change == "another_pair":
+        first.write_bytes(second.read_bytes())
+    else:
+        state = dict(np.load(partial / "warm.npz"))
+        np.savez(partial / "warm.npz", **state | {"flow_low": state["flow_low"] + 50})
+        (partial / "frame_0003.flo").unlink()
+    answer = gma(*arguments)
+    assert "holds" not in answer
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.flo")} == whole
+
+
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years")
@@ -178,9 +211,9 @@ def test_what_was_computed_of_a_broken_clip_cannot_pass_for_all_of_it(photos, tm
     assert "out.partial holds the flow of 1 pair" in answer
     assert not (tmp_path / "out").exists()
     names = sorted(path.name for path in (tmp_path / "out.partial").iterdir())
-    assert names == ["flow.json", "frame_0001.flo"]
+    assert names == ["flow.json", "frame_0001.flo", "ledger.jsonl"]
     gma("video", photos, "-o", tmp_path / "out", "--end", 2, *FAST)  # the part before
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names[:2]
     (tmp_path / "out").rename(tmp_path / "out.partial")
     shutil.copy(photos / "shot 2.png", photos / "shot 3.png")  # another clip now
     answer = gma("video", photos, "-o", tmp_path / "out", *FAST, exit_code=1)
@@ -211,8 +244,7 @@ def test_flow_beyond_an_earlier_end_does_not_stay(photos, tmp_path):
 
 def test_the_seconds_of_a_resumed_run_are_those_of_what_it_computed(photos, tmp_path):
     for computed in (1, 0):
-        gma("video", photos, "-o", tmp_path / "out", *FAST)
-        (tmp_path / "out").rename(tmp_path / "out.partial")
+        leave_unfinished("video", photos, "-o", tmp_path / "out", *FAST)
         if computed:
             (tmp_path / "out.partial" / "frame_0003.flo").unlink()
         answer = gma("video", photos, "-o", tmp_path / "out", "--json", *FAST)

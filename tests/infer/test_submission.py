@@ -103,6 +103,26 @@ def test_what_is_whole_is_not_computed_again(test_split, tmp_path):
     assert files(tmp_path / "out") == EXPECTED
 
 
+@pytest.mark.parametrize("change", ["values", "not_finite", "of_another_pair", "no_ledger"])
+def test_flow_that_was_changed_since_is_computed_again(test_split, tmp_path, change):
+    folder, estimator = tmp_path / "out", Counting()
+    submission.write_submission(test_split, folder, estimator)
+    written = {name: (folder / name).read_bytes() for name in EXPECTED}
+    first, second = (folder / f"clean/cave/frame000{number}.flo" for number in (1, 2))
+    if change == "values":
+        write_flow(first, read_flow(first) + 50)
+    elif change == "not_finite":
+        write_flow(first, np.full((2, HEIGHT, WIDTH), np.nan, np.float32))
+    elif change == "of_another_pair":
+        first.write_bytes(second.read_bytes())
+    else:  # a folder that was copied without it
+        (tmp_path / "out.jsonl").unlink()
+    estimator.sequences.clear()
+    submission.write_submission(test_split, folder, estimator)
+    assert len(estimator.sequences) == (4 if change == "no_ledger" else 1)
+    assert {name: (folder / name).read_bytes() for name in EXPECTED} == written
+
+
 def test_flow_of_two_sets_of_weights_is_never_mixed(test_split, tmp_path):
     submission.write_submission(test_split, tmp_path / "out", Counting())
     (tmp_path / "out/final/cave/frame0002.flo").unlink()
