@@ -34,14 +34,13 @@ from gma_lib.flow import (
 )
 from gma_lib.infer.estimator import Estimator, load
 from gma_lib.infer.means import describe_all_means
-from gma_lib.runs import Record, hash_value, reading, track, write_atomically, write_json
+from gma_lib.runs import Record, hash_value, read_json, reading, track, write_atomically, write_json
 from gma_lib.runs.files import make_plain
 from gma_lib.runs.ledger import NAME as LEDGER
 from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import remove, remove_leftovers
 from gma_lib.runs.processes import lock_path
 from gma_lib.runs.progress import show_waiting
-from gma_lib.runs.records import load_record
 
 FRAMES_PER_SECOND = 25.0
 
@@ -129,8 +128,7 @@ def main(
         return partial / f"frame_{select.start + 1 + index * select.step:04d}.{kind}"
 
     most = select.stop and max(0, len(range(select.stop)[select]) - 1)
-    key = hash_value(made_from)
-    files, seconds = _compute(estimator, frames, name, key, warm, frames_there, most)
+    files, seconds = _compute(estimator, frames, name, made_from, frames_there, most)
     for beyond in {*partial.glob(f"frame_*.{kind}")} - {*files}:  # of a run with a later end
         beyond.unlink()
     if hash_clip(clip) != made_from["clip_sha256"]:
@@ -145,14 +143,18 @@ def main(
     record = made_from | means | {"pairs": len(files), "end": select.stop, "times_s": stored}
     write_json(partial / "flow.json", record)
     partial.rename(output)
-    for of_resuming in ("warm.npz", LEDGER):
-        (output / of_resuming).unlink(missing_ok=True)
+    _forget_resuming(output)
     extra = (", flow.mp4" if movie else "") + ("" if estimator.trained else NOISE)
     line = f"{output}: flow of {len(files)} pairs{extra}; {len(seconds)} computed in "
     line += f"{sum(seconds):.1f} s" + (f" on {estimator.device}" if seconds else "")
     line += f" in {estimator.precision}{describe_refinement(network)}"
     told = {"computed": len(seconds), "seconds": sum(seconds), "device": estimator.device}
     tell({"output": str(output)} | record | told, line)
+
+
+def _forget_resuming(folder: Path) -> None:
+    for name in ("warm.npz", LEDGER):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def _begin(partial: Path, made_from: Record, means: Record) -> None:
         refuse_used_folder(partial)
         write_json(record, made_from | means)
         return
-    found = load_record(record, "what unfinished flow was made from", f"Delete {partial}")
+    found = read_json(record, made_by="gma video")
     for key, wanted in made_from.items():
         if found.get(key) != make_plain(wanted):
             raise ValueError(
@@ -192,8 +194,7 @@ def _compute(
     estimator: Estimator,
     frames: Iterator[np.ndarray],
     name: Callable[[int], Path],
-    key: str,
-    warm: bool,
+    made_from: Record,
     total: int | None,
     most: int | None,
 ) -> tuple[list[Path], list[float]]:
@@ -202,6 +203,7 @@ def _compute(
     """
     seconds: list[float] = []
     folder, flow_low = name(0).parent, None
+    key, warm = hash_value(made_from), made_from["warm"]
     ledger = Ledger(folder / LEDGER)
     done = _count_whole(ledger, name, key, most)
     if warm and done:

@@ -9,6 +9,7 @@ scene, moved along itself; the first pair of a scene starts from zero.
 from concurrent.futures import Executor
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,9 @@ def write_submission(
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     folder, ledger = Path(folder), Ledger(locate_beside(folder, ".jsonl"))
     key = _claim(folder, pairs, frames, estimator, {"warm": warm, "split": split})
-    keys = {pair.name: key for pair in pairs}
     files = {pair.name: submission_path(folder, pair) for pair in pairs}
-    whole = ledger.find_whole(keys, files)
-    scenes = [
-        list(group) for _, group in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))
-    ]
+    whole = ledger.find_whole(dict.fromkeys(files, key), files)
+    scenes = [list(group) for _, group in groupby(pairs, key=attrgetter("pass_name", "scene"))]
     todo = [scene for scene in scenes if any(pair.name not in whole for pair in scene)]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
     shards = [Shard(scene, {path: frames[path] for path in list_frames(scene)}) for scene in todo]

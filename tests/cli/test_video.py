@@ -178,6 +178,15 @@ def test_what_was_changed_since_is_computed_again(photos, tmp_path, change):
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.flo")} == whole
 
 
+def test_a_record_that_was_edited_is_not_gone_on_with(photos, tmp_path):
+    arguments = ["video", photos, "-o", tmp_path / "out", "--checkpoint", "seeded", "--updates"]
+    leave_unfinished(*arguments, 1)
+    record = tmp_path / "out.partial" / "flow.json"
+    record.write_text(record.read_text().replace('"num_updates": 1', '"num_updates": 2'))
+    assert "flow.json was changed since" in gma(*arguments, 2, exit_code=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_other_things_is_left_alone(photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years")
