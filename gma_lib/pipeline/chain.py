@@ -118,8 +118,14 @@ def _identify_flow(run: Run) -> Record | None:
 def write_record(run: Run, stage: str, content: Record, made_from: Mapping[str, Record]) -> None:
     """Write a stage's record with the digests of the records that it was made from.
 
-    A stage that found everything done keeps the summary of the call that computed it.
+    A stage that found everything done keeps the summary of the call that computed it. RuntimeError
+    where Python was started without assertions, which are the notebook's checks.
     """
+    if not __debug__:
+        raise RuntimeError(
+            "PYTHONOPTIMIZE (or -O) switches off what this notebook checks with `assert`: unset "
+            "it, restart the kernel and run the notebook again"
+        )
     path = locate_record(stage, run)
     sources = {name: digest_record(record) for name, record in made_from.items()}
     content = {"made_from": sources, **content}

@@ -344,6 +344,7 @@ def _execute_cells(job: Job, running: Path) -> None:
     with temporary_folder(job.folder) as folder:
         private = str(folder)
         drop_stale_bytecode()
+        os.environ.pop("PYTHONOPTIMIZE", None)  # the notebooks check with assert
         os.environ |= {
             "GMA_HEADLESS": "1",
             "IPYTHONDIR": private,

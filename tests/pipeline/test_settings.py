@@ -189,3 +189,19 @@ def test_settings_that_another_run_changed_are_named(lab):
     assert find_contradiction(run, parameters) is None
     write_settings(run, settings | {"num_updates": 3})
     assert "num_updates is 3" in find_contradiction(run, parameters)
+
+
+@pytest.mark.parametrize("options", [[], ["-O"]])
+def test_a_notebook_without_its_checks_writes_no_result(tmp_path, options):
+    """As ``assert`` does nothing under -O and PYTHONOPTIMIZE."""
+    code = (
+        "import pathlib, sys; from gma_lib.pipeline.chain import write_record\n"
+        "from gma_lib.runs.run import Run\n"
+        "run = Run(pathlib.Path(sys.argv[1]), 'tiny', 'openvino', 'float32', 2, 'test')\n"
+        "write_record(run, '06_perf', {}, made_from={})"
+    )
+    command = [sys.executable, *options, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == len(options)
+    assert len(list(tmp_path.rglob("*.json"))) == 1 - len(options)
+    assert ("PYTHONOPTIMIZE" in done.stderr) == bool(options)
