@@ -21,7 +21,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Self
 
@@ -265,20 +265,19 @@ def _fold(name: str) -> str:
 def _pair_frames(
     folder: Path, pass_name: str, scene: str, frames: dict[int, Path]
 ) -> list[FramePair]:
-    first, last = min(frames), max(frames)
     for kind in _TRUTH_SUFFIX:
         _require_same_name(folder / kind, scene)
     truth = {
         kind: _list_numbered(folder / kind / scene, suffix)
         for kind, suffix in _TRUTH_SUFFIX.items()
     }
-    # A pair needs its second frame; ground truth says how far the scene should reach.
+    # A pair needs its second frame; ground truth says where the scene begins and ends.
+    first, last = min(chain(frames, *truth.values())), max(frames)
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
     if missing := [number for number in range(first, needed_to + 1) if number not in frames]:
-        wanted = frames[first].with_name(f"frame_{missing[0]:04d}.png")
-        raise FileNotFoundError(
-            f"{wanted} is missing: its scene has frames {first} to {last} and needs {needed_to}"
-        )
+        wanted = frames[last].with_name(f"frame_{missing[0]:04d}.png")
+        needed = f"{min(frames)} to {last} and needs {first} to {needed_to}"
+        raise FileNotFoundError(f"{wanted} is missing: its scene has frames {needed}")
     return [
         FramePair(
             pass_name=pass_name,

@@ -82,6 +82,19 @@ def test_a_missing_last_frame_is_an_error_where_truth_asks_for_it(tiny_sintel):
         sintel.find_pairs(tiny_sintel)
 
 
+@pytest.mark.parametrize("kind", ["flow", "occlusions", "invalid"])
+def test_missing_first_frames_are_an_error_where_truth_asks_for_them(tiny_sintel, kind):
+    """The scene would have fewer pairs without a word."""
+    training = tiny_sintel / "training"
+    for other in {"flow", "occlusions", "invalid"} - {kind}:
+        shutil.rmtree(training / other)
+    (training / "clean/cave/frame_0001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cave/frame_0001\.png is missing.* needs 1 to 3"):
+        sintel.find_pairs(tiny_sintel)
+    shutil.rmtree(training / kind / "cave")  # a scene may begin at any number
+    assert len(sintel.find_pairs(tiny_sintel, scenes=["cave"])) == 1
+
+
 @pytest.mark.parametrize("kind", ["occlusions", "invalid"])
 def test_masks_are_there_for_every_flow_or_for_none(tiny_sintel, kind):
     masks = tiny_sintel / "training" / kind
