@@ -7,6 +7,7 @@ never cleans its output folder, so both are looked after here.
 """
 
 import json
+import math
 import os
 import re
 import time
@@ -371,19 +372,27 @@ def read_summary(path: Path, *, loop: int = 1) -> Timing:
     with reading(path, "a summary of ais_bench", "Run ais_bench again"):
         content = json.loads(read_whole(path))
         times = [
-            float(item[1] - item[0]) if isinstance(item, list) else float(item)
+            _read_number(item[1]) - _read_number(item[0])
+            if isinstance(item, list)
+            else _read_number(item)
             for item in content["npu_compute_time_list"]
         ]
         copies = {name: content.get(f"{name}_latency", {}) for name in ("H2D", "D2H")}
         batches = len(times) / loop
         h2d, d2h = (
-            float(copy.get("mean", 0.0)) * copy.get("count", batches) / batches
+            _read_number(copy.get("mean", 0.0)) * _read_number(copy.get("count", batches)) / batches
             for copy in copies.values()
         )
-        timing = Timing(times, h2d, d2h, float(content["throughput"]), "simulated" in content)
-        if not times or not np.isfinite([*times, h2d, d2h, timing.throughput]).all():
-            raise ValueError("holds no times, or times that are not finite")
-        return timing
+        throughput = _read_number(content["throughput"])
+        if not times or min(*times, throughput) <= 0 or min(h2d, d2h) < 0:
+            raise ValueError("holds no times, or times that are not positive")
+        return Timing(times, h2d, d2h, throughput, "simulated" in content)
+
+
+def _read_number(found: object) -> float:
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found):
+        return float(found)
+    raise ValueError(f"holds {found!r:.40} where a finite number is expected")
 
 
 def collect_outputs(output: Path, stems: list[str], shape: tuple[int, int, int]) -> dict[str, Path]:

@@ -367,6 +367,12 @@ def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
         *(b'{"throughput": 1', b"\xff\xfe{}", b"null", b"[]", b"[" * 100_000),
         b'{"npu_compute_time_list": [], "throughput": 1}',
         b'{"npu_compute_time_list": [1, NaN], "throughput": 1}',
+        b'{"npu_compute_time_list": [[10, 0], [1, 50]], "throughput": 1}',  # a clock set back
+        b'{"npu_compute_time_list": [0, 1], "throughput": 1}',
+        b'{"npu_compute_time_list": [true, 1], "throughput": 1}',
+        b'{"npu_compute_time_list": [1, 2], "throughput": "1"}',
+        b'{"npu_compute_time_list": [1, 2], "throughput": 0}',
+        b'{"npu_compute_time_list": [1], "throughput": 1, "H2D_latency": {"mean": -3}}',
         b'{"npu_compute_time_list": [1, 2], "throughput": 1, "H2D_latency": 3}',
     ],
 )

@@ -3,7 +3,8 @@
 from click.testing import CliRunner
 
 from gma_lib.cli import main
-from gma_lib.runs.records import write_json
+from gma_lib.pipeline.chain import digest_record
+from gma_lib.runs.records import read_json, write_json
 
 
 def test_the_plan_of_a_run(tmp_path):
@@ -13,12 +14,17 @@ def test_the_plan_of_a_run(tmp_path):
     ]
     summary = {"computed": 3, "reused": 0, "threads": 4, "shards": shards}
     records = {
-        "infer": {"batch_size": 1, "summary": summary},
         "export": {"size": {"height": 440, "width": 1024}},
         "convert": {"backend": "openvino", "precision": "float32", "at_once": 1},
     }
     for name, record in records.items():
         write_json(tmp_path / f"{name}.json", record)
+    made_from = {
+        stage: digest_record(read_json(tmp_path / f"{name}.json", made_by=stage))
+        for stage, name in (("02_export", "export"), ("03_convert", "convert"))
+    }
+    records["infer"] = {"batch_size": 1, "summary": summary, "made_from": made_from}
+    write_json(tmp_path / "infer.json", records["infer"])
     done = CliRunner().invoke(main, ["plan", str(tmp_path), "-n", "1", "-n", "2"])
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.output.splitlines()]
@@ -30,6 +36,10 @@ def test_the_plan_of_a_run(tmp_path):
     assert [line.split()[:2] for line in resumed.output.splitlines()][1] == ["1", "90.5"]
     assert "9 pairs in 9 shards" in resumed.output
     assert "the 6 pairs" in resumed.output
+    write_json(tmp_path / "convert.json", records["convert"] | {"at_once": 4})  # of another run
+    refused = CliRunner().invoke(main, ["plan", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "another result of 03_convert" in refused.output
     (tmp_path / "infer.json").unlink()
     refused = CliRunner().invoke(main, ["plan", str(tmp_path)])
     assert refused.exit_code == 1
