@@ -27,6 +27,7 @@ from typing import Self
 
 import numpy as np
 
+from gma_lib.data.complete import require_masks
 from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
 from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
 from gma_lib.runs.files import PROJECT, BadFile, hash_file, locate_path, shorten_path
@@ -176,7 +177,8 @@ def find_pairs(
     """List the pairs of consecutive frames of one pass, sorted by scene and number.
 
     Files that are no frames are ignored. A gap in the numbers, a lone frame, a frame with ground
-    truth but no next frame, or a mask that only some of the ground truth has is an error.
+    truth but no next frame, a mask that only some of the ground truth has, or one without ground
+    truth is an error.
 
     Parameters
     ----------
@@ -217,18 +219,9 @@ def find_pairs(
     pairs = [
         pair for scene in wanted for pair in _pair_frames(folder, pass_name, scene, found[scene])
     ]
-    _require_masks(pairs)
+    if split == "training":
+        require_masks(pairs)
     return pairs
-
-
-def _require_masks(pairs: list[FramePair]) -> None:
-    """Raise where only some of the ground truth has a mask: groups of pixels would be of a part."""
-    for kind in ("occlusion", "invalid"):
-        lacking = [one for one in pairs if one.flow is not None and getattr(one, kind) is None]
-        masks = [mask for one in pairs if (mask := getattr(one, kind)) is not None]
-        if lacking and masks:
-            file = masks[0].parents[1] / lacking[0].scene / f"frame_{lacking[0].number:04d}.png"
-            raise FileNotFoundError(f"{file} is missing, and {masks[0]} is there: copy it")
 
 
 def _list_folder(folder: Path) -> list[Path]:

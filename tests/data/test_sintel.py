@@ -116,7 +116,23 @@ def test_masks_that_a_whole_scene_lacks_are_missed(tiny_sintel, kind, is_emptied
     with pytest.raises(FileNotFoundError, match=rf"{kind}/cave/frame_0001\.png is missing"):
         sintel.find_pairs(tiny_sintel)
     assert len(sintel.find_pairs(tiny_sintel, scenes=["cave"])) == 2
-    (tiny_sintel / "training/flow/cave/frame_0001.flo").unlink()  # the mask is then not needed
+    for other in {"flow", "occlusions", "invalid"} - {kind}:  # the mask is then not needed
+        shutil.rmtree(tiny_sintel / "training" / other / "cave")
+    assert len(sintel.find_pairs(tiny_sintel)) == 4
+
+
+@pytest.mark.parametrize("kind", ["occlusions", "invalid"])
+def test_a_mask_without_its_flow_is_an_error(tiny_sintel, kind):
+    """Fewer pairs would be scored without a word."""
+    training = tiny_sintel / "training"
+    shutil.rmtree(training / ({"occlusions", "invalid"} - {kind}).pop())
+    flow = training / "flow/cave/frame_0001.flo"
+    flow.rename(tiny_sintel / "flow")
+    with pytest.raises(FileNotFoundError, match=rf"{flow.name} is missing.*{kind}/cave"):
+        sintel.find_pairs(tiny_sintel)
+    (tiny_sintel / "flow").rename(flow)
+    mask = training / kind / "cave" / "frame_0003.png"  # of the last frame, as Sintel has invalid
+    shutil.copy(mask.with_name("frame_0001.png"), mask)
     assert len(sintel.find_pairs(tiny_sintel)) == 4
 
 

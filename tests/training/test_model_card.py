@@ -253,7 +253,8 @@ def test_real_frames_are_named_by_what_was_scored(copied, small_excerpt):
     assert "160x128" in page
     again = card.write_card(score=True)  # other scores are measured, these kept
     assert again["scores"]["sintel_frames"] == about
-    shutil.rmtree(small_excerpt / "training/flow/alley_1")
+    for kind in ("flow", "occlusions", "invalid"):
+        shutil.rmtree(small_excerpt / "training" / kind / "alley_1")
     one = card.write_card(score=True, sintel=small_excerpt)
     assert one["scores"]["sintel_frames"]["scenes"] == ["cave_2"]
     assert "one-scene" in one["note"]
