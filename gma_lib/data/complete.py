@@ -22,6 +22,19 @@ def require_masks(pairs: "list[FramePair]") -> None:
                 _refuse(mask.parents[2] / "flow", pair, "flo", mask)
 
 
+def require_same_pairs(pairs: "list[FramePair]") -> None:
+    """Raise where one pass lacks a pair that another has: they would not be of the same frames."""
+    places = {(pair.scene, pair.number): pair.image1.parent for pair in pairs}
+    held = {(pair.pass_name, pair.scene, pair.number) for pair in pairs}
+    for (scene, number), place in sorted(places.items()):
+        for name in sorted({pair.pass_name for pair in pairs}):
+            if (name, scene, number) not in held:
+                lacking = place.parents[1] / name / scene
+                raise FileNotFoundError(
+                    f"{lacking} lacks frame {number} or {number + 1}, and {place} has both: copy it"
+                )
+
+
 def _refuse(folder: Path, pair: "FramePair", suffix: str, present: Path) -> None:
     file = folder / pair.scene / f"frame_{pair.number:04d}.{suffix}"
     raise FileNotFoundError(f"{file} is missing, and {present} is there: copy it")

@@ -333,6 +333,20 @@ def test_a_scene_whose_frames_are_gone_is_missed(tiny_sintel, remove):
         sintel.find_pairs(tiny_sintel, pass_name="final")
 
 
+@pytest.mark.parametrize(("frames", "number"), [("cave", 1), ("cave/frame_0003.png", 2)])
+def test_passes_have_the_same_pairs(tiny_sintel, frames, number):
+    """Scores of two passes would be of different frames; one pass can be named alone."""
+    for kind in ("flow", "occlusions", "invalid"):  # which would ask for the frames
+        shutil.rmtree(tiny_sintel / "training" / kind)
+    (tiny_sintel / "training/final" / frames).rename(tiny_sintel / "aside")
+    with pytest.raises(
+        FileNotFoundError, match=rf"final/cave lacks frame {number} .*clean/cave has"
+    ):
+        sintel.build_index(tiny_sintel, description="")
+    assert sintel.build_index(tiny_sintel, description="", passes=["final"])["pairs"]
+    assert sintel.build_index(tiny_sintel, description="", scenes=["alley"])["pairs"]
+
+
 @pytest.mark.parametrize("places", [["clean/alley", "flow/alley"], ["flow/alley"], ["occlusions"]])
 def test_a_link_to_nothing_is_refused_and_what_it_should_hold_never_left_out(tiny_sintel, places):
     """As to a disk that is not there; other scenes can be named."""

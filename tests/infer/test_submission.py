@@ -74,6 +74,14 @@ def test_every_pair_of_both_passes_each_scene_a_sequence_of_its_own(test_split, 
     assert read_flow(tmp_path / "out/final/cave/frame0002.flo").max() == 2
 
 
+def test_passes_of_different_frames_are_refused_before_anything_is_computed(test_split, tmp_path):
+    (test_split / "test/clean/cave/frame_0003.png").unlink()
+    estimator = Counting()
+    with pytest.raises(FileNotFoundError, match=r"clean/cave lacks frame 2 or 3.*final/cave has"):
+        submission.write_submission(test_split, tmp_path / "out", estimator)
+    assert estimator.sequences == []
+
+
 def test_a_worker_computes_scenes_with_a_model_of_its_own(test_split, tmp_path):
     submission.write_submission(test_split, tmp_path / "out", Counting())
     estimator = Counting()
