@@ -7,8 +7,8 @@ from shutil import get_terminal_size
 
 import click
 
-from gma_lib.cli.options import PATH, detail, output_options, tell
-from gma_lib.evaluate.any_files import count_others, match_files, score_files
+from gma_lib.cli.options import PATH, detail, output_options, remark, tell
+from gma_lib.evaluate.any_files import count_others, list_without_truth, match_files, score_files
 from gma_lib.flow.metrics import GROUP_LABELS
 from gma_lib.runs import Record, pass_silently, track
 
@@ -30,12 +30,16 @@ def main(prediction: Path, truth: Path, occlusions: Path | None) -> None:
     """
     files = match_files(prediction, truth)
     detail(f"{prediction} against {truth}; occlusions: {occlusions or 'none'}")
+    if unmatched := list_without_truth(prediction, files):
+        first = f"(first: {unmatched[0]})"
+        remark(f"{len(unmatched)} predictions without ground truth left out {first}")
     # in a file or a pipe, the scores are all there is
     shown = track if len(files) > 1 and sys.stderr.isatty() else pass_silently
     sums, unknown = score_files(files, occlusions=occlusions, track=shown)
     scores = {group: errors.to_metrics() for group, errors in sums.items()}
     others = count_others(truth)
     about = {"fields": len(files), "other_files": others, "pixels_without_truth": unknown}
+    about["predictions_without_truth"] = len(unmatched)
     fields = f"{len(files)} flow field{'s' * (len(files) > 1)}"
     lines = [f"{fields}: EPE in px; shares below 1, 3 and 5 px in %"]
     if others:

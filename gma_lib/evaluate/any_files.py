@@ -61,6 +61,14 @@ def count_others(truth: Path) -> int:
     return sum(path.is_file() and path.suffix.lower() not in FLOW_SUFFIXES for path in _walk(truth))
 
 
+def list_without_truth(prediction: Path, files: Mapping[str, tuple[Path, Path]]) -> list[str]:
+    """List the flow files in a folder of predictions that have no ground truth in ``files``, and so
+    are not scored.
+    """
+    found = _list_fields(prediction, FLOW_SUFFIXES) if prediction.is_dir() else ()
+    return [name for name in found if name not in files]
+
+
 def _list_fields(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Return path below the folder, without its suffix -> file."""
     found: dict[str, Path] = {}

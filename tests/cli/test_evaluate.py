@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from command_line import gma
 
+from gma_lib.cli import main
 from gma_lib.flow.files import (
     read_flow_file,
     write_flow,
@@ -50,6 +52,16 @@ def test_ground_truth_in_another_format_is_counted(fields):
         (fields / "truth/scene" / name).touch()
     assert json.loads(gma("evaluate", *folders, "--json"))["other_files"] == 2
     assert "left out: 2 files" in gma("evaluate", *folders)
+
+
+def test_predictions_without_ground_truth_are_counted(fields):
+    (fields / "truth/scene/a.flo").unlink()
+    folders = [str(fields / "prediction"), str(fields / "truth")]
+    done = CliRunner().invoke(main, ["evaluate", *folders, "--json"])
+    assert json.loads(done.stdout)["predictions_without_truth"] == 1
+    assert done.stderr == "1 predictions without ground truth left out (first: scene/a)\n"
+    two = [fields / folder / "scene/b.flo" for folder in ("prediction", "truth")]
+    assert json.loads(gma("evaluate", *two, "--json"))["predictions_without_truth"] == 0
 
 
 def test_evaluate_folders_with_masks(fields):
