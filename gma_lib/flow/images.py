@@ -354,9 +354,15 @@ def write_frame(path: Path, frame: np.ndarray) -> None:
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask of any bit depth as bool (H, W): True where any channel is above zero.
 
-    Raises BadFile as ``decode_values`` does, for example for JPEG.
+    Raises BadFile as ``decode_values`` does, for example for JPEG, and for a picture that is no
+    mask: one of two colours without black, or of more.
     """
-    return np.asarray((np.atleast_3d(decode_values(path)) > 0).any(axis=2))
+    stored = np.atleast_3d(decode_values(path))
+    mask = np.asarray((stored > 0).any(axis=2))
+    if (stored[mask] != stored[mask][:1]).any():
+        expected = "a mask: black and one other colour"
+        raise BadFile(path, "several colours besides black", expected, "Name another file")
+    return mask
 
 
 def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -61,6 +61,22 @@ def test_a_mask_of_any_depth_is_true_above_zero(tmp_path, stored, true):
     assert images.read_mask(tmp_path / "c.png").sum() == 32
 
 
+@pytest.mark.parametrize("colours", [[0, 128, 255], [1, 255], [[0, 0, 9], [0, 9, 0]]])
+def test_a_picture_of_several_colours_is_no_mask(tmp_path, colours):
+    """As a photograph: all of its pixels would be occluded."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([colours] * 4, np.uint8))
+    with pytest.raises(BadFile, match=r"a\.png: several colours besides black; expected a mask"):
+        images.read_mask(tmp_path / "a.png")
+
+
+def test_a_palette_of_black_and_another_colour_is_a_mask(tmp_path):
+    mask = np.eye(4, 6, dtype=np.uint8)
+    image = Image.fromarray(mask, "P")
+    image.putpalette([0, 0, 0, 200, 30, 0])
+    image.save(tmp_path / "a.png")
+    assert images.read_mask(tmp_path / "a.png").tolist() == mask.astype(bool).tolist()
+
+
 def test_a_photo_of_16_bits_keeps_its_fractions(tmp_path):
     stored = np.arange(0, 60000, 2500, dtype=np.uint16).reshape(2, 4, 3)
     cv2.imwrite(str(tmp_path / "deep.png"), stored)
