@@ -57,6 +57,7 @@ def _tabulate(scores: Mapping[str, Record]) -> list[str]:
     for group, score in scores.items():
         if score["pixels"]:
             shares = "".join(f"{100 * score[name]:8.2f}" for name in ("px1", "px3", "px5", "fl"))
+            epe = f"{score['epe']:.3f}" if score["epe"] < 9999 else f"{score['epe']:.2e}"
             label = f"{GROUP_LABELS[group]}\n" if narrow else f"{GROUP_LABELS[group]:26}"
-            lines.append(f"{label}{score['pixels']:>12,}{score['epe']:9.3f}{shares}")
+            lines.append(f"{label}{score['pixels']:>12,}{epe:>9}{shares}")
     return lines

@@ -95,6 +95,20 @@ def test_the_table_fits_a_terminal_of_60_columns(fields, monkeypatch):
     assert wide.split()[-12:] == narrow.split()[-12:]
 
 
+@pytest.mark.parametrize(
+    ("speed", "shown"), [(9998, "9998.000"), (9999.9996, "1.00e+04"), (123456, "1.23e+05")]
+)
+def test_a_large_epe_keeps_its_column(fields, speed, shown):
+    flow = np.zeros((2, 10, 20), np.float32)
+    flow[0] = speed
+    write_flow(fields / "a.flo", flow)
+    write_flow(fields / "b.flo", flow * 0)
+    table = gma("evaluate", fields / "a.flo", fields / "b.flo")
+    head, row = table.splitlines()[1:3]
+    assert row.split()[-6:-4] == ["200", shown]
+    assert len(row) == len(head)
+
+
 def test_as_quiet_as_other_commands(fields):
     folders = fields / "prediction", fields / "truth"
     assert gma("evaluate", *folders, "-q") == ""
