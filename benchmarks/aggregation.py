@@ -1,18 +1,19 @@
 """What GMA's aggregation is worth with the bundled weights: EPE with it, and without (gamma = 0).
 
-    python benchmarks/aggregation.py [FOLDER]
+    python benchmarks/aggregation.py [FOLDER] [--out FILE]
 
 Scores both at 6 updates on every pair of a data set in Sintel's layout, by default the demo set,
 which ``make 01_data`` renders.
 """
 
 import copy
-import sys
 from functools import partial
 from pathlib import Path
 
+import click
 import torch
 
+from gma_lib import runs
 from gma_lib.data import PASSES, find_pairs
 from gma_lib.flow import pool_scores
 from gma_lib.network import load_model
@@ -22,22 +23,34 @@ UPDATES = 6
 DEMO = Path(__file__).resolve().parents[1] / "outputs" / "demo" / "data" / "frames"
 
 
-def main(frames: Path) -> None:
+@click.command()
+@click.argument("frames", type=click.Path(path_type=Path), default=DEMO)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(frames: Path, out: Path | None) -> None:
+    """Score both on the pairs of FRAMES, and print EPE by pass and group of pixels."""
     model = load_model(NAME)[0]
     without = copy.deepcopy(model)
     with torch.no_grad():
         without.update_block.aggregator.gamma.zero_()
+    found: runs.Record = {}
     print("| pass | pixels | EPE with aggregation, px | without, px |\n|---|---|---|---|")
     for name in PASSES:
         pairs = [pair.load() for pair in find_pairs(frames, pass_name=name)]
-        with_it, without_it = (
-            pool_scores(score_pairs(partial(predict_updates, one, (UPDATES,)), pairs)[str(UPDATES)])
-            for one in (model, without)
-        )
-        for group in ("all", "occluded", "non_occluded"):
-            epes = (f"{found[group].to_metrics()['epe']:.2f}" for found in (with_it, without_it))
-            print(f"| {name} | {group} | " + " | ".join(epes) + " |", flush=True)
+        scores = {
+            label: pool_scores(
+                score_pairs(partial(predict_updates, one, (UPDATES,)), pairs)[str(UPDATES)]
+            )
+            for label, one in (("with", model), ("without", without))
+        }
+        found[name] = {
+            group: {label: one[group].to_metrics()["epe"] for label, one in scores.items()}
+            for group in ("all", "occluded", "non_occluded")
+        }
+        for group, epe in found[name].items():
+            print(f"| {name} | {group} | {epe['with']:.2f} | {epe['without']:.2f} |", flush=True)
+    if out:
+        runs.write_json(out, {"num_updates": UPDATES, "pairs": len(pairs), "epe": found})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else DEMO)
+    main()

@@ -50,6 +50,8 @@ CLAIMED: dict[str, dict[str, object]] = {
     "updates-32": FRAMES | {"checkpoint": "gma-procedural"},
     "precision": FRAMES | {"weights": "gma-procedural", "backend": BACKEND, "num_updates": 6},
     "half-precision": {"checkpoint": "gma-procedural"},
+    "aggregation": {"num_updates": 6},
+    "weights-8bit": {"num_updates": 12},
 }
 UPDATES = {"cpu": 6, "updates-12": 12, "updates-32": 32}  # of every variant
 
@@ -89,7 +91,17 @@ MEASUREMENTS = {
     "precision": Measurement(
         ("-m gma_lib.cli precision --out benchmarks/results/precision.json --overwrite",), 20
     ),
-    # these two need frames of Sintel, which are no part of the package
+    "aggregation": Measurement(
+        (
+            "-m gma_lib.cli reproduce --profile demo --until 01_data",
+            "benchmarks/aggregation.py --out benchmarks/results/aggregation.json",
+        ),
+        4,
+    ),
+    # these need frames of Sintel, which are no part of the package
+    "weights-8bit": Measurement(
+        ("benchmarks/weights_8bit.py SINTEL --out benchmarks/results/weights-8bit.json",), 15
+    ),
     "half-precision": Measurement(
         (
             "-m gma_lib.cli half-precision SINTEL --most 8 "
@@ -334,12 +346,43 @@ def fast_motion() -> str:
     )
 
 
+def aggregation() -> str:
+    """What switching the aggregation off does on the demo set."""
+    found = read("aggregation")
+    clean = found["epe"]["clean"]
+    of_all, occluded = (
+        " to ".join(f"{clean[group][which]:.2f}" for which in ("with", "without"))
+        for group in ("all", "occluded")
+    )
+    origin = tell_origin("python benchmarks/aggregation.py", found)
+    return (
+        f"On the {found['pairs']} clean pairs of the demo set ({found['num_updates']} updates), "
+        f"switching it off ($\\gamma = 0$) changes the EPE of all pixels from {of_all} px and that "
+        f"of occluded pixels from {occluded} px ({origin.removesuffix('.')})."
+    )
+
+
+def weights_8bit() -> str:
+    """What 8 bits per weight do to the bundled weights."""
+    found = read("weights-8bit")
+    told = [
+        f"from {one['shipped']['epe']:.4f} to {one['rounded']['epe']:.4f} px on {name} "
+        f"({one['pairs']} pairs)"
+        for name, one in found["frames"].items()
+    ]
+    origin = tell_origin("python benchmarks/weights_8bit.py SINTEL", found)
+    return (
+        f"changes their EPE at {found['num_updates']} updates {', '.join(told)} "
+        f"({origin.removesuffix('.')})."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
         int8_speed_up, precision, half_precision, pictures, refined, against_dis,
-        fast_motion,
+        fast_motion, aggregation, weights_8bit,
     )
 }  # fmt: skip
 

@@ -1,22 +1,22 @@
 """What the bundled weights lose when each output channel of a convolution has 8 bits per weight.
 
-    python benchmarks/weights_8bit.py [SINTEL]
+    python benchmarks/weights_8bit.py [SINTEL] [--out FILE]
 
 Scores both at 12 updates on the test scenes of the held-out families and, where its folder is
 given, on the pairs of Sintel that have ground truth.
 """
 
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
+import click
 import torch
 
+from gma_lib import runs
 from gma_lib.data import PASSES, find_pairs
 from gma_lib.flow import pool_scores
 from gma_lib.network import WEIGHTS_FOLDER, load_checkpoint, load_model, save_checkpoint
-from gma_lib.runs import RESOURCES
 from gma_lib.training.config import load_config
 from gma_lib.training.model_card import NAME, TEST_PAIRS, predict_updates, score_pairs
 from gma_lib.training.pairs import render_held_out
@@ -32,9 +32,13 @@ def round_channels(weight: torch.Tensor) -> torch.Tensor:
     return (weight / step).round() * step
 
 
-def main(sintel: Path | None) -> None:
+@click.command()
+@click.argument("sintel", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(sintel: Path | None, out: Path | None) -> None:
+    """Score both on held-out scenes, and on the pairs of SINTEL, and print EPE and 1px."""
     shipped = WEIGHTS_FOLDER / f"{NAME}.safetensors"
-    config = load_config(RESOURCES / "params" / "train.yaml")
+    config = load_config(runs.RESOURCES / "params" / "train.yaml")
     first = config.validation_pairs
     families = render_held_out(config, numbers=range(first, first + TEST_PAIRS))
     scored = {name: [pair.to_arrays() for pair in pairs] for name, pairs in families.items()}
@@ -46,16 +50,21 @@ def main(sintel: Path | None) -> None:
         state |= {name: round_channels(one) for name, one in state.items() if one.ndim == 4}
         file = save_checkpoint(Path(folder) / "rounded.safetensors", state)
         models = [load_model(weights)[0] for weights in (shipped, file)]
+    found: runs.Record = {}
     print("| frames | pairs | EPE, px | with 8 bits | 1px, % | with 8 bits |\n" + "|---" * 6 + "|")
     for name, pairs in scored.items():
-        found = []
-        for model in models:
+        found[name] = {"pairs": len(pairs)}
+        for label, model in zip(("shipped", "rounded"), models, strict=True):
             scores = score_pairs(partial(predict_updates, model, (UPDATES,)), pairs)
-            found.append(pool_scores(scores[str(UPDATES)])["all"].to_metrics())
-        epes, shares = ([one[metric] for one in found] for metric in ("epe", "px1"))
-        cells = [f"{epe:.4f}" for epe in epes] + [f"{100 * share:.2f}" for share in shares]
+            metrics = pool_scores(scores[str(UPDATES)])["all"].to_metrics()
+            found[name][label] = {metric: metrics[metric] for metric in ("epe", "px1")}
+        before, after = found[name]["shipped"], found[name]["rounded"]
+        cells = [f"{one['epe']:.4f}" for one in (before, after)]
+        cells += [f"{100 * one['px1']:.2f}" for one in (before, after)]
         print(f"| {name} | {len(pairs)} | " + " | ".join(cells) + " |", flush=True)
+    if out:
+        runs.write_json(out, {"num_updates": UPDATES, "frames": found})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if sys.argv[1:] else None)
+    main()
