@@ -31,6 +31,8 @@ from types import ModuleType
 
 import lazy_loader
 
+from gma_lib.runs.loaded import LOADED as LOADED  # before any module that computes
+
 __version__ = "0.1.0"
 # ONNX Runtime, OpenVINO and NNCF otherwise report their use to their makers, and write an
 # identifier to the home folder. The last two do not where their module for it has nothing in it.

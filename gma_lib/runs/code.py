@@ -8,6 +8,7 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 from gma_lib.runs.files import PACKAGE, hash_value
+from gma_lib.runs.loaded import LOADED
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -36,7 +37,6 @@ def locate_module(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@cache
 def digest_module(name: str) -> str | None:
     """SHA-256 of a module's syntax tree without docstrings; None if there is no such module."""
     path = locate_module(name)
@@ -44,8 +44,33 @@ def digest_module(name: str) -> str | None:
 
 
 def hash_code(path: Path) -> str:
-    """SHA-256 of a Python file's syntax tree without docstrings."""
-    tree = ast.parse(path.read_bytes())
+    """SHA-256 of a Python file's syntax tree without docstrings.
+
+    Raises
+    ------
+    RuntimeError
+        This process has loaded other code from this file: the digest would vouch for code that does
+        not run here.
+    """
+    source = path.read_bytes()
+    name, loaded = LOADED.sources.get(path, ("", source))
+    if source != loaded and name in sys.modules and not _is_same_code(source, loaded):
+        raise RuntimeError(
+            f"{path.relative_to(PACKAGE.parent).as_posix()} changed after this process had loaded "
+            "it: restart (in Jupyter, restart the kernel)"
+        )
+    return _hash_source(source)
+
+
+def _is_same_code(source: bytes, loaded: bytes) -> bool:
+    with suppress(SyntaxError):  # as while it is edited
+        return _hash_source(source) == _hash_source(loaded)
+    return False
+
+
+@cache
+def _hash_source(source: bytes) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]

@@ -2,6 +2,9 @@
 
 import os
 import py_compile
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from gma_lib.runs import code
 from gma_lib.runs.code import digest_module
+from gma_lib.runs.files import PACKAGE
 
 WRITTEN = '"""Doc."""\n\nimport math\n\n\ndef area(r):\n    """Doc."""\n    return math.pi * r**2\n'
 
@@ -20,11 +24,9 @@ def digest(tmp_path, monkeypatch):
 
     def digest(text):
         (tmp_path / "gma_lib" / "module.py").write_text(text, encoding="utf-8")
-        digest_module.cache_clear()
         return digest_module("gma_lib.module")
 
-    yield digest
-    digest_module.cache_clear()
+    return digest
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,57 @@ def test_bytecode_older_than_its_source_is_removed(tmp_path, monkeypatch):
     code.drop_stale_bytecode()
     assert compiled["same"].is_file()
     assert not compiled["changed"].exists()
+
+
+OPEN_PROCESS = """
+import sys
+from pathlib import Path
+import gma_lib.network.sizes  # which imports nothing that hashes code
+file, old, new = Path(sys.argv[1]), *sys.argv[2:]
+text = file.read_text()
+assert old in text
+from gma_lib.infer.means import describe_means
+from gma_lib.runs import open_sealed
+def make(name):
+    open_sealed(Path(name).resolve(), {}, lambda folder: (folder / "a").touch(), with_code=True)
+make("before")
+file.write_text(text.replace(old, new))
+import gma_lib.flow.warm_start
+for compare in (lambda: make("after"), describe_means):
+    try:
+        compare()
+        print("done")
+    except RuntimeError as error:
+        print(error)
+"""
+REFUSED = (
+    "gma_lib/network/sizes.py changed after this process had loaded it: "
+    "restart (in Jupyter, restart the kernel)"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("network/sizes.py", "STRIDE = 8 ", "STRIDE = 4 ", REFUSED),
+        ("network/sizes.py", "STRIDE = 8 ", "STRIDE = = ", REFUSED),  # as while it is edited
+        ("network/sizes.py", "STRIDE = 8 ", "STRIDE = 8 # ", "done"),
+        ("network/model.py", "F.pad(STRIDE * flow", "F.pad(2 * STRIDE * flow", "done"),
+        ("flow/warm_start.py", "import numpy as np", "import numpy as np; A = 1", "done"),
+    ],
+    ids=["code", "unfinished", "comment", "not loaded", "loaded later"],
+)
+def test_code_that_an_open_process_has_not_loaded_is_not_vouched_for(
+    tmp_path, file, old, new, said
+):
+    """It would seal a model of the old code, or name its flow, with the digest of the new."""
+    copy = Path(shutil.copytree(PACKAGE, tmp_path / "gma_lib"))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_PROCESS, str(copy / file), old, new],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == [said] * 2, done.stderr
+    assert (tmp_path / "after").exists() is (said == "done")

@@ -111,13 +111,11 @@ def test_code_counts_where_it_decides(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(sealed, "list_loaded_modules", lambda: ["gma_lib.decides"])
     module = source / "decides.py"
     for text, lines in [("a = 1", 0), ("a = 1  # one", 0), ("a = 2", 1), (None, 1)]:
-        code.digest_module.cache_clear()
         module.unlink() if text is None else module.write_text(text)
         if text is None:
             assert "gma_lib.decides" in sealed.find_fault(tmp_path / "built", MADE_FROM)
         else:
             assert len(opened(with_code=True)) == lines
-    code.digest_module.cache_clear()
 
 
 def test_a_failed_build_leaves_nothing(tmp_path):
