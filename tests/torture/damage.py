@@ -98,7 +98,7 @@ def make_pictures() -> dict[str, list[bytes]]:
             image("a.png", "RGBA"),
         ],
         "png animated": [image("a.png", **several)],
-        "mask": [opencv("a.png", deep[..., 0]), image("a.png", "1")],
+        "mask": [opencv("a.png", (deep[..., 0] > 2**15) * np.uint16(300)), image("a.png", "1")],
         "jpg": [
             *(image("a.jpg"), image("a.jpg", progressive=True), image("a.jpg", "CMYK")),
             image("a.jpg", exif=exif),
