@@ -5,11 +5,13 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median_low
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,8 @@ IMAGE_SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
 ALL = slice(None)
+WHOLE = r"(\d+)"
+DECIMAL = r"((?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)"  # 0.5, but three whole numbers in 1.2.3
 MOST_CHARACTERS, LONGEST_LINE = 2**24, 2**13  # of a list of pairs
 
 logger = logging.getLogger(__name__)
@@ -40,7 +44,8 @@ def read_clip(
     Parameters
     ----------
     source
-        A folder of images, which are sorted by the numbers in their names, or a video.
+        A folder of images, which are sorted by the numbers in their names, or a video. ``0.10`` is
+        a decimal number, unless ``0.1`` is there too; ``-`` is no sign; case is ignored.
     select
         Which frames, counted from 0.
     times
@@ -48,7 +53,8 @@ def read_clip(
     max_pixels
         Refuse larger frames, by the header.
     say
-        Callback for what a user should know about a video.
+        Callback for what a user should know about a video, or about the names of images: gaps, a
+        doubtful order, and more than one sequence.
 
     Raises
     ------
@@ -91,7 +97,7 @@ def match_images(
     Parameters
     ----------
     say
-        Callback for numbers by which patterns may have paired wrong images.
+        Callback for numbers or letters by which patterns may have paired wrong images.
 
     Raises
     ------
@@ -170,12 +176,14 @@ def _expand(pattern: Path) -> list[Path]:
         for folder in glob.glob(place) if glob.has_magic(place) else ():
             if os.path.isdir(folder):
                 os.scandir(folder).close()
-    return _sort_by_numbers(map(Path, glob.glob(str(pattern))), pattern)
+    return _sort_by_numbers([*map(Path, glob.glob(str(pattern)))], pattern)
 
 
-def _sort_by_numbers(paths: Iterable[Path], source: Path) -> list[Path]:
+def _sort_by_numbers(paths: list[Path], source: Path) -> list[Path]:
     """Sort frame_2 before frame_10, and by the folders first."""
-    keys = {path: [*map(_split, path.parent.parts), _split(path.stem)] for path in paths}
+    keys = _make_keys(paths, DECIMAL)
+    if len(set(keys.values())) < len(keys):  # v1.1 and v1.10
+        keys = _make_keys(paths, WHOLE)
     ordered = sorted(keys, key=keys.__getitem__)
     for one, other in pairwise(ordered):
         if keys[one] == keys[other]:
@@ -186,30 +194,57 @@ def _sort_by_numbers(paths: Iterable[Path], source: Path) -> list[Path]:
 
 def _doubt(pairs: list[tuple[Path, Path]]) -> str | None:
     """A sentence if the numbers in the two paths of a pair, counted from the end, differ by other
-    amounts than those of the pair before it, as where each side lacks another image.
+    amounts than those of the pair before it, or their letters do, as where each side lacks another
+    image.
     """
-    apart = []
+    apart, letters_apart = [], []
     for pair in pairs:
-        one, other = (re.findall(r"\d+", str(path.with_suffix("")))[::-1] for path in pair)
+        names = [str(path.with_suffix("")) for path in pair]
+        left, right = (Counter(filter(str.isalpha, name.casefold())) for name in names)
+        letters_apart.append((left - right, right - left))
+        one, other = (re.findall(r"\d+", name)[::-1] for name in names)
         apart.append([int(second) - int(first) for first, second in zip(one, other, strict=False)])
     for index, (before, now) in enumerate(pairwise(apart)):
-        if len(before) == len(now) and before != now:
+        moved = letters_apart[index] != letters_apart[index + 1]
+        if moved or (len(before) == len(now) and before != now):
             told = [" with ".join(map(name_file, pair)) for pair in pairs[index : index + 2]]
             return f"paired {told[0]}, then {told[1]}: is an image missing?"
     return None
 
 
+def _doubt_order(paths: list[Path]) -> list[str]:
+    """A sentence where the text of the names changes, or decimals may be whole numbers."""
+    split = [_split(path.stem, DECIMAL) for path in paths]
+    whole = [_split(path.stem, WHOLE) for path in paths]
+    for index, (one, other) in enumerate(pairwise(paths)):
+        if split[index][::2] != split[index + 1][::2]:
+            minus = " ('-' is no sign)" * ("-" in one.stem + other.stem)
+            return [
+                f"flow crosses from {one.name} to {other.name}, whose names differ in more than "
+                f"numbers{minus}; give each sequence its own folder, without masks and copies"
+            ]
+        if split[index] > split[index + 1] or whole[index] > whole[index + 1]:
+            return [
+                f"{one.name} comes before {other.name}; if this is wrong, use the same number of "
+                "digits after the point in every name"
+            ]
+    return []
+
+
 def _find_gaps(paths: list[Path]) -> list[str]:
-    """A sentence where the last numbers of the names go on by more than they mostly do."""
-    keys = [_split(path.stem) for path in paths]
+    """A sentence where the last numbers of the names go on by more than they mostly do; none for
+    times, whose steps are no multiples of each other.
+    """
+    keys = [_split(path.stem, DECIMAL) for path in paths]
     steps = {
-        number: int(key[-2]) - int(earlier[-2])
+        number: key[-2] - earlier[-2]
         for number, (earlier, key) in enumerate(pairwise(keys))
         if len(key) > 1 and [*key[:-2], key[-1]] == [*earlier[:-2], earlier[-1]]
     }
     usual = median_low(steps.values()) if steps else 0
+    decimal = any(step.denominator > 1 for step in steps.values())
     gaps = [number for number, step in steps.items() if step > usual]
-    if not gaps:
+    if not gaps or usual <= 0 or (decimal and any(step % usual for step in steps.values())):
         return []
     one, other = paths[gaps[0]].name, paths[gaps[0] + 1].name
     count = len(gaps) - 1
@@ -217,10 +252,15 @@ def _find_gaps(paths: list[Path]) -> list[str]:
     return [f"frames are missing between {one} and {other}{more}; flow crosses the gap"]
 
 
-def _split(name: str) -> list[int | str]:
-    """Text and numbers in turn."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+def _make_keys(paths: list[Path], number: str) -> dict[Path, tuple[Any, ...]]:
+    parts = {path: (*path.parent.parts, path.stem) for path in paths}
+    return {path: tuple(_split(part, number) for part in parts[path]) for path in parts}
+
+
+def _split(name: str, number: str) -> tuple[Any, ...]:
+    """Text, case aside, and numbers in turn."""
+    parts = re.split(number, name.casefold())
+    return tuple(Fraction(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def _read_folder(
@@ -228,7 +268,7 @@ def _read_folder(
 ) -> Iterator[np.ndarray]:
     size = None
     paths = _list_images(folder)[select]
-    for sentence in _find_gaps(paths):
+    for sentence in _doubt_order(paths) + _find_gaps(paths):
         say(f"{folder}: {sentence}")
     for path in paths:
         frame = read_photo(path, max_pixels=max_pixels)[0]

@@ -163,3 +163,102 @@ def test_a_folder_of_a_pattern_that_cannot_be_listed_is_an_error(tmp_path, monke
     monkeypatch.setattr(os, "scandir", scan)
     with pytest.raises(PermissionError):
         clips.match_images(tmp_path / "*/l*.png", tmp_path / "*/r*.png")
+
+
+def tell(folder, *names):
+    """Order of the names of frames, and what is said about it."""
+    for name in names:
+        grey = np.full((3, 16, 16), names.index(name))
+        write_frame(folder / f"{name}.png", grey)
+    said = []
+    frames = list(clips.read_clip(folder, say=said.append))
+    return [names[int(frame.mean())] for frame in frames], said
+
+
+@pytest.mark.parametrize(
+    ("names", "one", "other"),
+    [
+        (("left_1", "left_2", "right_1", "right_2"), "left_2", "right_1"),
+        (("a_0001", "a_0002", "b_0001"), "a_0002", "b_0001"),
+        (("1_left", "1_right", "2_left"), "1_left", "1_right"),
+        (("frame_0001", "frame_0001_mask"), "frame_0001", "frame_0001_mask"),
+        (("f1", "f1 (1)", "f2"), "f1", "f1 (1)"),
+        (("t-2", "t-1", "t0", "t1"), "t1", "t-1"),
+    ],
+)
+def test_flow_from_one_sequence_to_another_is_reported(tmp_path, names, one, other):
+    (sentence,) = tell(tmp_path, *names)[1]
+    assert f"flow crosses from {one}.png to {other}.png" in sentence
+    assert "give each sequence its own folder" in sentence
+    assert ("'-' is no sign" in sentence) == ("t0" in names)
+
+
+def test_names_are_sorted_without_regard_to_case(tmp_path):
+    names = "Frame_1", "frame_2", "FRAME_3"
+    assert tell(tmp_path, *names) == ([*names], [])
+
+
+def test_frames_chosen_from_between_others_are_one_sequence(tmp_path):
+    tell(tmp_path, "f1", "f1_mask", "f2", "f2_mask")
+    said = []
+    assert len(list(clips.read_clip(tmp_path, select=slice(0, None, 2), say=said.append))) == 2
+    assert said == []
+
+
+def test_decimals_are_sorted_by_value_and_a_doubtful_order_is_reported(tmp_path):
+    names, said = tell(tmp_path, "t0.5", "t0.10", "t0.75")
+    assert names == ["t0.10", "t0.5", "t0.75"]
+    (sentence,) = said
+    assert "t0.10.png comes before t0.5.png; if this is wrong" in sentence
+
+
+def test_versions_of_two_numbers_are_no_decimals(tmp_path):
+    wanted = [f"v1.{number}" for number in range(1, 12)]
+    names, said = tell(tmp_path, *wanted)
+    assert names == wanted
+    (sentence,) = said
+    assert "v1.9.png comes before v1.10.png; if this is wrong" in sentence
+
+
+def test_decimals_that_are_equal_without_their_zeros_differ(tmp_path):
+    assert tell(tmp_path, "t0.05", "t0.5") == (["t0.05", "t0.5"], [])
+
+
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (("1305031102.175304", "1305031102.211214", "1305031102.275326"), None),
+        (("t0.033", "t0.067", "t0.100", "t0.200"), None),
+        (("v2.0001", "v2.0002", "v2.0003", "v2.0007"), "v2.0003.png and v2.0007.png"),
+        (("1.2.9", "1.2.10", "1.2.12", "1.2.13"), "1.2.10.png and 1.2.12.png"),
+    ],
+)
+def test_times_have_no_gaps_but_frame_numbers_after_a_point_do(tmp_path, names, gap):
+    order, said = tell(tmp_path, *names)
+    assert order == [*names]
+    assert len(said) == bool(gap)
+    assert all(f"frames are missing between {gap};" in sentence for sentence in said)
+
+
+def test_decimals_of_one_value_do_not_stop_the_search_for_gaps(tmp_path):
+    assert tell(tmp_path, "t0.1", "t0.10", "t0.11")[0] == ["t0.1", "t0.10", "t0.11"]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "doubted"),
+    [
+        ("a.png b.png c.png", "a.png c.png d.png", "L/a.png with R/a.png, then L/b.png with R/c"),
+        ("a.png b.jpg", "a.jpg b.png", None),
+        ("artL.png dollsL.png", "artR.png dollsR.png", None),
+        ("art/im.png dolls/im.png", "art/view.png dolls/view.png", None),
+    ],
+)
+def test_patterns_that_lack_different_names_are_told(tmp_path, monkeypatch, left, right, doubted):
+    monkeypatch.chdir(tmp_path)
+    make_images(Path("L"), *left.split())
+    make_images(Path("R"), *right.split())
+    below = "*/*.png" if "/" in left else "*"
+    said = []
+    clips.match_images(Path("L", below), Path("R", below), say=said.append)
+    assert len(said) == bool(doubted)
+    assert all(doubted in sentence for sentence in said)
