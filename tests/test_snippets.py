@@ -16,8 +16,9 @@ from command_line import gma
 from gma_lib.data import videos
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame
+from gma_lib.pipeline.chain import digest_record
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.records import write_json
+from gma_lib.runs.records import SCHEMA, write_json
 from gma_lib.training import model_card
 from gma_lib.training.pairs import VALIDATION, render_held_out
 
@@ -119,12 +120,16 @@ def inferred(folder):
     """The records of a run that ``gma plan`` reads."""
     shard = {"first": "clean/a/frame_0001", "worker": "worker 1", "start": 0.5, "seconds": 10}
     summary = {"computed": 1, "reused": 0, "threads": 2, "shards": [shard]}
-    records = {
-        "infer": {"batch_size": 1, "summary": summary},
+    before = {
         "export": {"size": {"height": 440, "width": 1024}},
         "convert": {"backend": "openvino", "precision": "float32", "at_once": 1},
     }
-    for name, record in records.items():
+    made_from = {
+        stage: digest_record({"schema": SCHEMA} | before[name])
+        for stage, name in (("02_export", "export"), ("03_convert", "convert"))
+    }
+    inferred = {"batch_size": 1, "summary": summary, "made_from": made_from}
+    for name, record in (before | {"infer": inferred}).items():
         write_json(folder / "outputs/demo/openvino-float32/bs1" / f"{name}.json", record)
 
 
