@@ -52,7 +52,7 @@ def test_what_is_no_file_is_refused(name, place, tmp_path):
     assert readers.attempt(reader, tmp_path, place)[0] != "result" or place == "empty"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 def test_every_refusal_is_reached(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

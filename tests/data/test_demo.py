@@ -73,6 +73,7 @@ def test_one_frame_is_not_a_scene(tmp_path):
 SIZE = {"frames": 2, "height": 64, "width": 80}
 
 
+@pytest.mark.exhaustive
 def test_an_earlier_rendering_is_replaced(tmp_path):
     wanted = _digests(render_demo(tmp_path / "wanted", scenes=DEMO_SCENES[:1], **SIZE))
     root = render_demo(tmp_path / "again", **SIZE | {"frames": 3})

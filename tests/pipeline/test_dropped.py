@@ -66,6 +66,7 @@ def test_nothing_runs_again_for_want_of_it(dropped):
     assert not [*open_tiny(dropped).flow_folder.glob("*/*/*.flo")]
 
 
+@pytest.mark.exhaustive
 def test_it_is_computed_again_for_a_stage_that_needs_it(finished, outputs):
     done = run_stage("05_evaluate", outputs, "palette=twilight")
     assert "04_infer bs2: done" in done.stdout, done.stdout + done.stderr
