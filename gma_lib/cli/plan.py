@@ -8,7 +8,7 @@ from gma_lib.cli.options import PATH
 from gma_lib.flow.files import count_flow_bytes
 from gma_lib.network.memory import predict_memory
 from gma_lib.perf.schedule import Plan, list_seconds
-from gma_lib.pipeline.chain import digest_record
+from gma_lib.pipeline.chain import require_sources
 from gma_lib.runs.records import read_json
 
 
@@ -32,12 +32,8 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
     inferred = read_json(run / "infer.json", made_by="04_infer")
     exported = read_json(run / "export.json", made_by="02_export")
     converted = read_json(run / "convert.json", made_by="03_convert")
-    for stage, record in {"02_export": exported, "03_convert": converted}.items():
-        if inferred.get("made_from", {}).get(stage) != digest_record(record):
-            raise ValueError(
-                f"{run / 'infer.json'} was made from another result of {stage} than is there now: "
-                "run 04_infer again"
-            )
+    sources = {"02_export": exported, "03_convert": converted}
+    require_sources(run / "infer.json", "04_infer", inferred["made_from"], sources)
     summary, size = inferred["summary"], exported["size"]
     names = (converted["backend"], converted["precision"], inferred["batch_size"])
     memory = predict_memory(*names, size["height"], size["width"], converted["at_once"])

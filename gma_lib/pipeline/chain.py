@@ -7,6 +7,7 @@ records and stamps to match.
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from gma_lib.pipeline.dropped import list_dropped
 from gma_lib.pipeline.settings import read_settings_record
@@ -64,14 +65,21 @@ def read_records(run: Run, stage: str) -> dict[str, Record]:
             raise ValueError(f"{shorten_path(path)} is damaged: run {before} again")
         if before == "02_export":
             sources[run.settings_file.name] = read_settings_record(run)
-        for source, digest in made_from.items():
-            if source in sources and digest != digest_record(sources[source]):
-                raise ValueError(
-                    f"{shorten_path(path)} was made from another result of {source} than is there "
-                    f"now: run {before} again"
-                )
+        require_sources(path, before, made_from, sources)
         records[before] = sources[before] = record
     return records
+
+
+def require_sources(
+    path: Path, stage: str, made_from: Mapping[str, str], sources: Mapping[str, Record]
+) -> None:
+    """Raise ValueError unless a stage's record was made from these of ``sources`` that it names."""
+    for source, digest in made_from.items():
+        if source in sources and digest != digest_record(sources[source]):
+            raise ValueError(
+                f"{shorten_path(path)} was made from another result of {source} than is there now: "
+                f"run {stage} again"
+            )
 
 
 def find_comparable(run: Run) -> list[Run]:

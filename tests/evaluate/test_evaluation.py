@@ -94,17 +94,14 @@ def test_without_ground_truth_there_are_no_scores(tiny_sintel, tmp_path):
     assert groups["EPE, px"].tolist() == [None]
 
 
+def open_runs(outputs):
+    """One at batch size 1, one at 4."""
+    settings = {"profile": "tiny", "backend": "openvino", "precision": "float32"}
+    return [open_run(**settings, batch_size=size, outputs=str(outputs)) for size in (1, 4)]
+
+
 def test_batch_sizes_are_compared(pairs, tmp_path):
-    runs = [
-        open_run(
-            profile="tiny",
-            backend="openvino",
-            precision="float32",
-            batch_size=size,
-            outputs=str(tmp_path),
-        )
-        for size in (1, 4)
-    ]
+    runs = open_runs(tmp_path)
     for run, value in zip(runs, (0, 0.5), strict=True):
         answer = FakeBackend(
             lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32)
@@ -299,16 +296,7 @@ def test_flow_with_nan_is_named(pairs, flow_folder):
 
 
 def test_batch_sizes_with_other_frames_name_the_files(pairs, tmp_path):
-    runs = [
-        open_run(
-            profile="tiny",
-            backend="openvino",
-            precision="float32",
-            batch_size=size,
-            outputs=str(tmp_path),
-        )
-        for size in (1, 4)
-    ]
+    runs = open_runs(tmp_path)
     for run, width in zip(runs, (160, 150), strict=True):
         path = flow_path(run.flow_folder, pairs[0])
         path.parent.mkdir(parents=True)
