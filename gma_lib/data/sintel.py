@@ -269,8 +269,9 @@ def _pair_frames(
     needed_to = max([last, first + 1, *(number + 1 for number in truth["flow"])])
     if missing := [number for number in range(first, needed_to + 1) if number not in frames]:
         wanted = frames[last].with_name(f"frame_{missing[0]:04d}.png")
-        needed = f"{min(frames)} to {last} and needs {first} to {needed_to}"
-        raise FileNotFoundError(f"{wanted} is missing: its scene has frames {needed}")
+        raise FileNotFoundError(
+            f"{wanted} is missing: its scene needs frames {first} to {needed_to}; copy it"
+        )
     return [
         FramePair(
             pass_name=pass_name,

@@ -251,7 +251,7 @@ def tabulate_comparisons(compared: Mapping[str, "Comparison"]) -> dict[str, pd.D
 
 def tabulate_methods(compared: "Comparison") -> pd.DataFrame:
     """Return a row per method: median and EPE in pixels, shares below 1, 3 and 5 px in percent,
-    EPE over occluded pixels, and the seconds per pair that it adds to the network's.
+    EPE over occluded pixels, and its own seconds per pair.
     """
     rows = {}
     for name, groups in compared.scores.items():
