@@ -1,5 +1,7 @@
 """Rehearse full Sintel: its 23 scenes and 1,064 frames a pass, as copies of two rendered scenes, go
-through every stage at true size: ``python benchmarks/rehearsal.py``.
+through every stage at true size.
+
+    python benchmarks/rehearsal.py [--out FILE]
 
 Each stage runs in a process of its own, so that time, memory and disk are the stage's. Memory is
 the largest sum over its processes, shared pages counted once. To count those takes a tenth of a
@@ -27,7 +29,6 @@ from gma_lib.runs import track
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "outputs" / "rehearsal"
-RESULT = HOME / "rehearsal.json"
 SECONDS_BETWEEN_LOOKS = 2.0
 SCENES = dict.fromkeys(
     (
@@ -91,7 +92,8 @@ def run(*arguments: str) -> runs.Record:
 
 @click.command()
 @click.option("--precision", default="int8", show_default=True)
-def main(precision: str) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(precision: str, out: Path | None) -> None:
     """Make the tree, run every stage, then all again with nothing to do."""
     shutil.rmtree(HOME / "data", ignore_errors=True)
     tree, results = make_tree(HOME / "data"), HOME / "results"
@@ -107,7 +109,8 @@ def main(precision: str) -> None:
         stages[stage]["disk_bytes"] = measure_disk(results) - before
         print(stage, json.dumps(stages[stage]), flush=True)
     found = load.add_to({"stages": stages, "data_bytes": measure_disk(tree)})
-    runs.write_json(RESULT, found | {"pairs": 2 * (1064 - len(SCENES)), "precision": precision})
+    found |= {"pairs": 2 * (1064 - len(SCENES)), "precision": precision}
+    runs.write_json(out or HOME / "rehearsal.json", found)
 
 
 if __name__ == "__main__":
