@@ -1,6 +1,6 @@
-"""What stays the same under other threads, instruction sets, runtimes and precisions: a table.
+"""What stays the same under other threads, instruction sets, runtimes and precisions.
 
-    python benchmarks/determinism.py outputs/determinism
+    python benchmarks/determinism.py outputs/determinism [--out FILE]
 
 Each setting is a process of its own, which imitates another machine through the libraries' own
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
@@ -9,7 +9,6 @@ The int8 model is calibrated once, by the first setting, and compiled by each.
 A setting that is done is not computed again; those of another commit are refused.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,10 +17,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import numpy as np
 
 if TYPE_CHECKING:
     from gma_lib.data import FramePair
+    from gma_lib.runs import Record
 
 SIZE = {"height": 224, "width": 512, "frames": 2}
 AVX512 = "X86_V4 AVX512_ICL AVX512_SPR"
@@ -38,6 +39,7 @@ SETTINGS = {
     f"NPY_DISABLE_CPU_FEATURES=X86_V3 {AVX512}": {"NPY_DISABLE_CPU_FEATURES": f"X86_V3 {AVX512}"},
     "OPENCV_CPU_DISABLE=AVX2,AVX512_SKX": {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX512_SKX"},
 }
+TORCH = "torch float32"
 VARIANTS = [
     ("torch", "float32"),
     ("onnxruntime", "float32"),
@@ -122,61 +124,75 @@ def require_commit(folder: Path) -> None:
         raise SystemExit(f"{folder} is of commit {made}, not {commit}: delete it")
 
 
-def main(outputs: Path) -> None:
-    files = {}
-    for name, variables in SETTINGS.items():
-        folder = outputs / name.replace(" ", "-").replace("/", "-").replace(",", "")
-        files[name] = folder / "computed.npz"
-        require_commit(folder)
-        if not files[name].is_file():
-            print(name, flush=True)
-            environment = os.environ | {"GMA_CACHE": str(folder / "cache")} | THREADS | variables
-            command = [sys.executable, __file__, "--compute", str(folder)]
-            start = time.monotonic()
-            subprocess.run(command, env=environment, check=True)
-            print(f"  {time.monotonic() - start:.0f} s", flush=True)
-    found = {name: group_by_kind(file) for name, file in files.items()}
-    first = next(iter(found.values()))
-    tables = {
-        "largest difference from two threads": {
-            name: {kind: compare(first[kind], kinds[kind]) for kind in first if kind in kinds}
-            for name, kinds in found.items()
-            if kinds is not first
-        },
-        "distance from torch float32, mean and largest": {
-            "two threads": {
-                f"{backend} {precision}": [
-                    float(step(distances(first["torch float32"], first[f"{backend} {precision}"])))
-                    for step in (np.mean, np.max)
-                ]
-                for backend, precision in VARIANTS[1:]
-            }
-        },
-    }
-    scores = {
-        name: {
-            kind: score(kinds[kind], first["truth"])
-            for kind in list(first)[2:]
-            if kind in kinds and not kind.startswith("attention")
-        }
-        for name, kinds in found.items()
-    }
-    reference = next(iter(scores.values()))
-    for what, unit in UNITS.items():
-        tables[f"largest difference of {what}, {unit}"] = {
-            name: {
-                kind: float(np.abs(kinds[kind][what] - reference[kind][what]).max())
-                for kind in kinds
-            }
-            for name, kinds in scores.items()
-            if kinds is not reference
-        }
-    for title, rows in tables.items():
-        print_table(title, rows)
-    (outputs / "determinism.json").write_text(json.dumps(tables, indent=1))
+@click.command()
+@click.argument("outputs", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+@click.option("--compute", "is_setting", is_flag=True, hidden=True)
+def main(outputs: Path, out: Path | None, is_setting: bool) -> None:
+    """Compute every setting in a folder of OUTPUTS; compare each with the first."""
+    if is_setting:
+        compute(outputs)
+        return
+    files = {name: compute_setting(outputs, name) for name in SETTINGS}
+    from gma_lib import runs
+
+    record = compare_settings({name: group_by_kind(file) for name, file in files.items()})
+    runs.write_json(out or outputs / "determinism.json", record)
 
 
-UNITS = {"epe": "px", "share": "pixels that changed sides", "wauc": "points x pixels / 100"}
+def compute_setting(outputs: Path, name: str) -> Path:
+    """Compute a setting in a process of its own, unless it is done; return what it wrote."""
+    folder = outputs / name.replace(" ", "-").replace("/", "-").replace(",", "")
+    file = folder / "computed.npz"
+    require_commit(folder)
+    if not file.is_file():
+        print(name, flush=True)
+        variables = {"GMA_CACHE": str(folder / "cache")} | THREADS | SETTINGS[name]
+        command = [sys.executable, __file__, "--compute", str(folder)]
+        start = time.monotonic()
+        subprocess.run(command, env=os.environ | variables, check=True)
+        print(f"  {time.monotonic() - start:.0f} s", flush=True)
+    return file
+
+
+def compare_settings(found: "dict[str, dict[str, list[np.ndarray]]]") -> "Record":
+    """Compare the arrays of every setting, by kind, with those of the first, and its other runtimes
+    with PyTorch. A kind that a setting could not compute is missing there.
+    """
+    (name, first), *others = found.items()
+    reference = score_kinds(first, first["truth"])
+    return {
+        "setting": name,
+        "pairs": len(first["truth"]),
+        "largest_difference": {
+            other: {kind: compare(first[kind], kinds[kind]) for kind in first if kind in kinds}
+            for other, kinds in others
+        },
+        "distance_from_torch": {
+            variant: {
+                "mean": float(np.mean(apart := distances(first[TORCH], first[variant]))),
+                "max": float(np.max(apart)),
+            }
+            for variant in (f"{backend} {precision}" for backend, precision in VARIANTS)
+            if variant in first and variant != TORCH
+        },
+        "largest_difference_of_scores": {
+            other: {
+                kind: {
+                    what: float(np.abs(one[what] - reference[kind][what]).max())
+                    for what in ("epe", "share", "wauc")
+                }
+                for kind, one in score_kinds(kinds, first["truth"]).items()
+            }
+            for other, kinds in others
+        },
+    }
+
+
+def score_kinds(kinds: dict[str, list[np.ndarray]], truth: list[np.ndarray]) -> dict[str, dict]:
+    """Score all flow that one setting computed."""
+    other = ("frames", "truth", "attention, share")
+    return {kind: score(flow, truth) for kind, flow in kinds.items() if kind not in other}
 
 
 def group_by_kind(file: Path) -> dict[str, list[np.ndarray]]:
@@ -217,21 +233,5 @@ def score(flows: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, np.nda
     }
 
 
-def format_cell(numbers: object) -> str:
-    return " / ".join(f"{number:.1e}" if number else "0" for number in np.ravel(numbers))
-
-
-def print_table(title: str, rows: dict[str, dict[str, object]]) -> None:
-    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
-    print(f"\n| {title} | " + " | ".join(kinds) + " |")
-    print("|---" * (len(kinds) + 1) + "|")
-    for name, row in rows.items():
-        cells = [format_cell(row[kind]) if kind in row else "refused" for kind in kinds]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--compute":
-        compute(Path(sys.argv[2]))
-    else:
-        main(Path(sys.argv[1]))
+    main()

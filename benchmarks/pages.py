@@ -1,9 +1,9 @@
 """Measure what the pages say, and write it into them: ``make numbers``, ``make bench``.
 
 A block of a page, from ``<!-- numbers: NAME -->`` to ``<!-- end -->``, is written by the function
-NAME below from one record in benchmarks/results/ (or the weights' card), which one measurement
-made. So no table mixes measurements, and what was not measured anew keeps its numbers, commit and
-date. An interrupted run goes on with the measurement that it had not finished.
+NAME of ``blocks.py`` from one record in benchmarks/results/ (or the weights' card), which one
+measurement made. So no table mixes measurements, and what was not measured anew keeps its numbers,
+commit and date. An interrupted run goes on with the measurement that it had not finished.
 
     python benchmarks/pages.py cpu precision    # only these
     python benchmarks/pages.py --write          # only the pages, from the records
@@ -14,46 +14,27 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-import pandas as pd
+from blocks import BACKEND, BLOCKS, ROOT, locate, read
 
 from gma_lib import runs
 from gma_lib.data import PASSES
-from gma_lib.perf.comparison import tabulate_comparison
-from gma_lib.perf.half_precision import tabulate_study
 from gma_lib.perf.load import Load
 from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.runs.machine import find_commit
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-CARD = ROOT / "weights" / "gma-procedural.json"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START, END = "<!-- numbers: ", "<!-- end -->"
 # a block ends before the next mark of any kind: one without an end must not run into another
 BLOCK = re.compile(rf"({START}(\S+) -->)(\n?)((?:(?!<!-- ).)*?)(\n?)({END})", re.DOTALL)
 BEGUN = ROOT / "outputs" / "numbers.json"  # the run that goes on
-BACKEND = "openvino"
 PRECISIONS = {"float32": (1, 4), "bfloat16": (1,), "int8": (1,)}  # batch sizes on the demo set
 COLLECTED = {"convert": "03_convert", "metrics": "05_evaluate", "perf": "06_perf"}
-FRAMES = {"height": 440, "width": 1024}
-# What the pages and the names of commands say of a record: no other settings stand there.
-CLAIMED: dict[str, dict[str, object]] = {
-    "cpu": FRAMES | {"checkpoint": "gma-procedural"},
-    "updates-12": FRAMES | {"checkpoint": "gma-procedural"},
-    "updates-32": FRAMES | {"checkpoint": "gma-procedural"},
-    "precision": FRAMES | {"weights": "gma-procedural", "backend": BACKEND, "num_updates": 6},
-    "half-precision": {"checkpoint": "gma-procedural"},
-    "aggregation": {"num_updates": 6},
-    "weights-8bit": {"num_updates": 12},
-}
-UPDATES = {"cpu": 6, "updates-12": 12, "updates-32": 32}  # of every variant
 
 
 class Measurement(NamedTuple):
@@ -73,6 +54,11 @@ def _reproduce(precision: str, batch_sizes: tuple[int, ...]) -> str:
     sizes = " ".join(f"--batch-size {size}" for size in batch_sizes)
     profile = f"--profile demo --backend {BACKEND} --precision {precision}"
     return f"-m gma_lib.cli reproduce {profile} {sizes} --force"
+
+
+def _torture(part: str, minutes: int, options: str = "") -> Measurement:
+    command = f"tests/torture/{part}.py{options} --out benchmarks/results/{part}.json"
+    return Measurement((command,), minutes)
 
 
 MEASUREMENTS = {
@@ -98,6 +84,22 @@ MEASUREMENTS = {
         ),
         4,
     ),
+    "determinism": Measurement(
+        (
+            "benchmarks/determinism.py outputs/determinism "
+            "--out benchmarks/results/determinism.json",
+        ),
+        15,
+    ),
+    "rehearsal": Measurement(
+        ("benchmarks/rehearsal.py --out benchmarks/results/rehearsal.json",), 45, is_timed=True
+    ),
+    "kills": _torture("kills", 90, " --limit-s 1e6"),
+    "faults": _torture("faults", 90, " --limit-s 1e6"),
+    "settings": _torture("settings", 20, " --limit-s 1e6"),
+    "readers": _torture("readers", 120),
+    "graphs": _torture("graphs", 10),
+    "computations": _torture("computations", 15),
     # these need frames of Sintel, which are no part of the package
     "weights-8bit": Measurement(
         ("benchmarks/weights_8bit.py SINTEL --out benchmarks/results/weights-8bit.json",), 15
@@ -111,280 +113,6 @@ MEASUREMENTS = {
     ),
     "card": Measurement(("-m gma_lib.cli card --score --sintel SINTEL",), 90),
 }
-
-
-def _locate(name: str) -> Path:
-    return CARD if name == "card" else RESULTS / f"{name}.json"
-
-
-def read(name: str) -> runs.Record:
-    """Read what a measurement found; BadFile where its settings are others than the pages say."""
-    found = runs.load_record(_locate(name), f"what `make numbers` measured as {name}")
-    for key, wanted in CLAIMED.get(name, {}).items():
-        _require(name, found.get(key) == wanted, f"{key} is {found.get(key)}", f"{wanted}")
-    for variant, one in found["variants"].items() if name in UPDATES else ():
-        updates, wanted = one["settings"]["num_updates"], UPDATES[name]
-        _require(name, updates == wanted, f"{variant}: {updates} updates", f"{wanted}")
-    return found
-
-
-def _read_variant(variant: str) -> runs.Record:
-    """A variant of cpu.yaml; BadFile where it could not be measured."""
-    one: runs.Record = read("cpu")["variants"][variant]
-    _require("cpu", "error" not in one, f"{variant}: {one.get('error')}", "a measurement")
-    return one
-
-
-def _require(name: str, is_so: bool, found: str, wanted: str) -> None:
-    if not is_so:
-        raise runs.BadFile(_locate(name), found, f"{wanted}, as the pages say", "Measure it again")
-
-
-# --- blocks ---------------------------------------------------------------------------------------
-
-
-def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> str:
-    """Return command, commit, machine and date of a measurement, and whether others disturbed it;
-    unless ``short`` also the note that it has.
-    """
-    made = record["provenance"]
-    commit, _, state = (made["commit"] or "unknown").partition("+")  # None outside a checkout
-    state = {"": "", "changes": " with changes"}.get(state, f" (state {state})")
-    machine = made["machine"]
-    note = f"; {record['note']}" if record.get("note") and not short else ""
-    busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
-    return (
-        f"`{command}`, commit {commit[:7]}{state}, "
-        f"{machine['processor']}, {machine['cores']} cores, {made['created'][:10]}{note}{busy}."
-    )
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    head, *others = (f"| {' | '.join(line)} |" for line in (titles, *rows))
-    return "\n".join([head, f"|{'---|' * len(titles)}", *others])
-
-
-def _compare(name: str) -> str:
-    found = read(name)
-    origin = tell_origin(f"gma bench benchmarks/{name}.yaml", found)
-    return f"{tabulate_comparison(found)}\n\n{origin}"
-
-
-def speed() -> str:
-    """README: four variants, by their ratio to the guide's graph."""
-    shown = {
-        "guide's graph, ONNX Runtime": "guide's graph, ONNX Runtime, float32",
-        "all steps, OpenVINO": "OpenVINO, float32",
-        "bfloat16": "OpenVINO, bfloat16",
-        "int8": "OpenVINO, int8",
-    }
-    found = read("cpu")
-    rows = []
-    for name, label in shown.items():
-        one = _read_variant(name)
-        memory = (find_peak_memory(one) or 0) / 1e9
-        rate = "" if rows else f" ({1 / one['median_s']:.1f} pairs/s)"  # of the guide's graph
-        rows.append([label, f"{one['ratio']:.2f}{rate}", f"{memory:.2f} GB"])
-    table = _table(["runtime, precision", "speed", "peak memory"], rows)
-    return f"{table}\n\n{tell_origin('make bench', found, short=True)}"
-
-
-def accuracy() -> str:
-    """README: float32 on the demo set."""
-    found = read("demo")
-    exact = found["rows"]["float32"]
-    rows = [
-        [name, f"{exact['epe'][name]:.2f} px", f"{100 * exact['px1'][name]:.1f} %"]
-        for name in PASSES
-    ]
-    table = _table(["pass", "EPE", "1px"], rows)
-    return f"{table}\n\n{tell_origin('make reproduce', found)}"
-
-
-def demo() -> str:
-    """Every precision on the demo set."""
-    found = read("demo")
-    rows = []
-    for precision, one in found["rows"].items():
-        sizes = list(one["peak_rss_bytes"])
-        rows.append(
-            [
-                f"{precision}, batch size {' and '.join(sizes)}",
-                " / ".join(f"{one['epe'][name]:.4f}" for name in PASSES),
-                " / ".join(f"{100 * one['px1'][name]:.2f}" for name in PASSES),
-                f"{one['distance']['mean']:.1g} / {one['distance']['max']:.1g}",
-                " / ".join(f"{size / 1e9:.2f}" for size in one["peak_rss_bytes"].values()),
-            ]
-        )
-    titles = ["precision", "EPE clean / final, px", "1px clean / final, %"]
-    titles += ["distance from PyTorch float32, px (mean / max)", "peak memory, GB"]
-    return f"{_table(titles, rows)}\n\n{tell_origin('gma reproduce, once a precision', found)}"
-
-
-def cpu() -> str:
-    """Every step against the guide's graph."""
-    return _compare("cpu")
-
-
-def updates_12() -> str:
-    """The same with 12 updates."""
-    return _compare("updates-12")
-
-
-def updates_32() -> str:
-    """The same with 32 updates."""
-    return _compare("updates-32")
-
-
-def headroom() -> str:
-    """What the peak would allow."""
-    names = ("bfloat16", "guide's graph, ONNX Runtime", "bfloat16, batch of 16")
-    bf16, base, batch = map(_read_variant, names)
-    at_peak = bf16["median_s"] * bf16["share_of_peak"]
-    return (
-        f"At peak throughput, 6 updates in bfloat16 would take {at_peak:.2f} s per pair, "
-        f"{base['median_s'] / at_peak:.1f} times as fast as the baseline. Single pairs reach "
-        f"{bf16['share_of_peak']:.0%} of that rate, and batches "
-        f"{batch['share_of_peak']:.0%}."
-    )
-
-
-def _tell_speed_up(precision: str) -> str:
-    ratios = [_read_variant(name)["ratio"] for name in (precision, "all steps, OpenVINO")]
-    return f"{ratios[0] / ratios[1]:.1f}"
-
-
-def bfloat16_speed_up() -> str:
-    """How many times as fast as float32 on OpenVINO."""
-    return _tell_speed_up("bfloat16")
-
-
-def int8_speed_up() -> str:
-    """How many times as fast as float32 on OpenVINO."""
-    return _tell_speed_up("int8")
-
-
-def precision() -> str:
-    """What reduced precision costs on held-out scenes."""
-    found = read("precision")
-    rows = [
-        [
-            name,
-            family,
-            str(one["pairs"]),
-            f"{one['epe_float32']:.3f}",
-            f"{one['epe']:.3f}",
-            f"{one['epe_loss']:+.2%}",
-            f"{100 * one['px1_float32']:.2f}",
-            f"{100 * one['px1']:.2f}",
-            f"{round(one['px1_loss'], 2) + 0:+.2f}",
-            f"{one['distance']:.3f}",
-        ]
-        for name, costs in found["precisions"].items()
-        for family, one in costs["families"].items()
-    ]
-    titles = ["precision", "family", "scenes", "EPE float32", "EPE", "change", "1px float32, %"]
-    titles += ["1px, %", "lost, points", "distance, px"]
-    verdicts = [
-        f"{name}: {'yes' if costs['recommended'] else 'no'}"
-        for name, costs in found["precisions"].items()
-    ]
-    origin = tell_origin("gma precision", found)
-    return f"{_table(titles, rows)}\n\nRecommended: {', '.join(verdicts)}. {origin}"
-
-
-def half_precision() -> str:
-    """What float16 does to the network, emulated."""
-    found = read("half-precision")
-    study = pd.DataFrame.from_dict(found["variants"], orient="index")
-    origin = tell_origin("gma half-precision FOLDER", found)
-    return f"{tabulate_study(study)}\n\n{len(found['pairs'])} pairs. {origin}"
-
-
-def pictures() -> str:
-    """What drew the pictures."""
-    return tell_origin("python docs/pictures.py", read("pictures"))
-
-
-def refined() -> str:
-    """The network alone and refined, from the weights' card."""
-    scores = read("card")["scores"]
-    shown = {
-        f"two real Sintel pairs, {name}": scores["sintel_excerpt"][name] for name in PASSES
-    } | {f"held-out scenes, {name}": one for name, one in scores["held_out_families"].items()}
-    rows = [
-        [
-            label,
-            *(f"{100 * one[which]['all']['px1']:.1f} %" for which in ("12", "12 refined")),
-            *(f"{one[which]['all']['epe']:.2f} px" for which in ("12", "12 refined")),
-        ]
-        for label, one in shown.items()
-    ]
-    titles = ["frames, 12 updates", "1px, network", "1px, refined", "EPE, network", "EPE, refined"]
-    return _table(titles, rows)
-
-
-def against_dis() -> str:
-    """README: the bundled weights and DIS on real frames, from the weights' card."""
-    scores = read("card")["scores"]["sintel_excerpt"]["clean"]
-    ours, better, dis = (
-        (f"{found['epe']:.2f} px", f"{100 * found['px1']:.1f} %")
-        for found in (scores[method]["all"] for method in ("12", "12 refined", "dis"))
-    )
-    return (
-        f"On two real Sintel pairs (clean, 12 updates): EPE {ours[0]}, 1px {ours[1]}; "
-        f"with `--refine variational` {', '.join(better)}; OpenCV's DIS {', '.join(dis)}."
-    )
-
-
-def fast_motion() -> str:
-    """README: the families of held-out scenes, which all have motion up to the same length."""
-    families = read("precision")["precisions"]["bfloat16"]["families"].values()
-    errors = [one["epe_float32"] for one in families]
-    return (
-        f"EPE {min(errors):.0f}-{max(errors):.0f} px on rendered scenes with motion up to 120 px."
-    )
-
-
-def aggregation() -> str:
-    """What switching the aggregation off does on the demo set."""
-    found = read("aggregation")
-    clean = found["epe"]["clean"]
-    of_all, occluded = (
-        " to ".join(f"{clean[group][which]:.2f}" for which in ("with", "without"))
-        for group in ("all", "occluded")
-    )
-    origin = tell_origin("python benchmarks/aggregation.py", found)
-    return (
-        f"On the {found['pairs']} clean pairs of the demo set ({found['num_updates']} updates), "
-        f"switching it off ($\\gamma = 0$) changes the EPE of all pixels from {of_all} px and that "
-        f"of occluded pixels from {occluded} px ({origin.removesuffix('.')})."
-    )
-
-
-def weights_8bit() -> str:
-    """What 8 bits per weight do to the bundled weights."""
-    found = read("weights-8bit")
-    told = [
-        f"from {one['shipped']['epe']:.4f} to {one['rounded']['epe']:.4f} px on {name} "
-        f"({one['pairs']} pairs)"
-        for name, one in found["frames"].items()
-    ]
-    origin = tell_origin("python benchmarks/weights_8bit.py SINTEL", found)
-    return (
-        f"changes their EPE at {found['num_updates']} updates {', '.join(told)} "
-        f"({origin.removesuffix('.')})."
-    )
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
-        int8_speed_up, precision, half_precision, pictures, refined, against_dis,
-        fast_motion, aggregation, weights_8bit,
-    )
-}  # fmt: skip
 
 
 def fill(path: Path) -> str:
@@ -540,7 +268,7 @@ def main(
     """Measure NAMES, or all that the pages say, and write it into the pages."""
     try:
         if outputs:
-            runs.write_json(_locate("demo"), collect(outputs))
+            runs.write_json(locate("demo"), collect(outputs))
         elif write:
             write_pages()
         else:

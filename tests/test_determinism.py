@@ -1,18 +1,12 @@
 """What `benchmarks/determinism.py` compares: arrays of one commit, with the threads it names."""
 
-import importlib.util
 import os
 
+import determinism
 import numpy as np
 import pytest
 
 from gma_lib.runs import machine
-from gma_lib.runs.files import PROJECT
-
-PATH = PROJECT / "benchmarks" / "determinism.py"
-spec = importlib.util.spec_from_file_location("determinism", PATH)
-determinism = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(determinism)
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -23,7 +17,6 @@ def test_a_difference_that_is_no_number_is_not_hidden(place):
     assert determinism.compare(ours, theirs) == 2
     theirs[place] = np.array([0, np.nan])
     assert np.isnan(determinism.compare(ours, theirs))
-    assert "nan" in determinism.format_cell(determinism.compare(ours, theirs))
 
 
 def test_two_threads_are_two_wherever_it_runs(monkeypatch):
@@ -71,3 +64,27 @@ def test_a_setting_compiles_models_itself(tmp_path):
     determinism.share_models(source, target)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     assert found == {"a/model.xml", "a/seal.json"}
+
+
+def test_every_setting_is_compared_with_the_first_by_kind():
+    """A kind that a setting could not compute is missing there, and no zero."""
+    truth, frames = [np.zeros((2, 4, 5), np.float32)], [np.zeros((2, 3, 4, 5), np.uint8)]
+    apart = [np.zeros((2, 4, 5), np.float32)]
+    apart[0][:, 0, 0] = 3, 4  # one of 20 pixels is wrong by 5 px
+    share = [np.array([[0.25, 0.5]])]
+    first = {"frames": frames, "truth": truth, "torch float32": truth, "openvino int8": apart}
+    found = {"a": first | {"attention, share": share}, "again": first | {"attention, share": share}}
+    found["b"] = {"frames": frames, "truth": truth, "torch float32": apart}
+    record = determinism.compare_settings(found)
+    assert record["setting"] == "a"
+    assert record["pairs"] == 1
+    assert not any(record["largest_difference"]["again"].values())
+    assert record["largest_difference"]["b"] == {"frames": 0, "truth": 0, "torch float32": 4}
+    assert record["distance_from_torch"] == {"openvino int8": {"mean": 0.25, "max": 5}}
+    moved = record["largest_difference_of_scores"]["b"]["torch float32"]
+    assert moved["epe"] == pytest.approx(0.25)
+    assert moved["share"] == 1
+    assert set(record["largest_difference_of_scores"]["again"]) == {
+        "torch float32",
+        "openvino int8",
+    }

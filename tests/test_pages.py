@@ -1,18 +1,15 @@
 """What ``make numbers`` writes into the pages: from the stored measurements, one a table."""
 
-import importlib.util
 import json
 import shutil
 
+import blocks
+import pages
 import pytest
 from click.testing import CliRunner
 
-from gma_lib.runs.files import PROJECT, BadFile
+from gma_lib.runs.files import BadFile
 from gma_lib.runs.records import write_json
-
-spec = importlib.util.spec_from_file_location("pages", PROJECT / "benchmarks" / "pages.py")
-pages = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pages)
 
 
 @pytest.fixture
@@ -20,8 +17,9 @@ def elsewhere(monkeypatch, tmp_path):
     """A project whose measurements and pages are another's."""
     results, page = tmp_path / "results", tmp_path / "page.md"
     results.mkdir()
-    for name, value in (("ROOT", tmp_path), ("RESULTS", results), ("PAGES", [page])):
-        monkeypatch.setattr(pages, name, value)
+    monkeypatch.setattr(blocks, "RESULTS", results)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "PAGES", [page])
     monkeypatch.setattr(pages, "BEGUN", tmp_path / "begun.json")
     return page
 
@@ -29,23 +27,23 @@ def elsewhere(monkeypatch, tmp_path):
 def keep(found, name="a", created="2026-01-02T03:04:05+00:00"):
     machine = {"processor": "P", "cores": 2}
     made = {"commit": "0123456789+changes", "created": created, "machine": machine}
-    path = pages.RESULTS / f"{name}.json"
+    path = blocks.RESULTS / f"{name}.json"
     path.write_text(json.dumps({"provenance": made} | found))
 
 
 def test_every_page_says_what_was_measured():
-    blocks = []
+    found = []
     for path in pages.PAGES:
         text = path.read_text(encoding="utf-8")
         assert text == pages.fill(path), f"{path.name}: make numbers, or pages.py --write"
-        blocks += pages.BLOCK.findall(text)
-    assert {name for _, name, *_ in blocks} == set(pages.BLOCKS)
+        found += pages.BLOCK.findall(text)
+    assert {name for _, name, *_ in found} == set(pages.BLOCKS)
 
 
 def test_another_measurement_is_another_page(elsewhere):
     costs = dict.fromkeys(("epe", "epe_float32", "px1", "px1_float32", "distance"), 0.5)
     families = {"layers": costs | {"pairs": 8, "epe_loss": -0.01, "px1_loss": 0.25}}
-    about = pages.CLAIMED["precision"]
+    about = blocks.CLAIMED["precision"]
     found = {"precisions": {"int8": {"families": families, "recommended": False}}}
     keep(about | found, "precision")
     elsewhere.write_text("a\n<!-- numbers: precision -->\nold\n<!-- end -->\nz\n")
@@ -66,8 +64,8 @@ def test_another_measurement_is_another_page(elsewhere):
 def test_the_error_of_every_family_is_named(elsewhere):
     families = {name: {"epe_float32": error} for name, error in (("a", 11.2), ("b", 2.4))}
     found = {"precisions": {"bfloat16": {"families": families}}}
-    keep(pages.CLAIMED["precision"] | found, "precision")
-    assert pages.fast_motion().startswith("EPE 2-11 px ")
+    keep(blocks.CLAIMED["precision"] | found, "precision")
+    assert blocks.fast_motion().startswith("EPE 2-11 px ")
 
 
 @pytest.mark.parametrize("other", [{"checkpoint": "mine.pth"}, {"width": 128}, {"num_updates": 32}])
@@ -76,16 +74,16 @@ def test_a_comparison_of_other_settings_is_not_shown_under_these(elsewhere, othe
     settings = {"num_updates": 6} | other
     variants = {"bfloat16": {"settings": settings, "ratio": 3}}
     variants["all steps, OpenVINO"] = variants["bfloat16"] | {"ratio": 1.5}
-    keep(pages.CLAIMED["cpu"] | {"variants": variants} | other, "cpu")
+    keep(blocks.CLAIMED["cpu"] | {"variants": variants} | other, "cpu")
     with pytest.raises(BadFile, match=r"cpu\.json"):
-        pages.read("cpu")
+        blocks.read("cpu")
     settings["num_updates"] = 6
-    keep(pages.CLAIMED["cpu"] | {"variants": variants}, "cpu")
-    assert pages.bfloat16_speed_up() == "2.0"
+    keep(blocks.CLAIMED["cpu"] | {"variants": variants}, "cpu")
+    assert blocks.bfloat16_speed_up() == "2.0"
     variants["bfloat16"]["error"] = "the process ended with -9"
-    keep(pages.CLAIMED["cpu"] | {"variants": variants}, "cpu")
+    keep(blocks.CLAIMED["cpu"] | {"variants": variants}, "cpu")
     with pytest.raises(BadFile, match="ended with -9"):
-        pages.bfloat16_speed_up()
+        blocks.bfloat16_speed_up()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_a_block_that_nothing_writes_is_an_error(elsewhere):
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_origin_of_a_table(elsewhere, busy):
     keep({"load": {"busy": busy}})
-    told = pages.tell_origin("gma x", pages.read("a"))
+    told = blocks.tell_origin("gma x", blocks.read("a"))
     assert told.startswith("`gma x`, commit 0123456 with changes, P, 2 cores, 2026-01-02")
     assert ("busy" in told) is busy
 
@@ -130,11 +128,11 @@ def test_what_is_measured_outside_a_checkout_has_no_commit(elsewhere, monkeypatc
     monkeypatch.setattr(pages, "find_commit", lambda: None)
     keep({}, "cpu")
     assert pages.choose(("pictures",), None) == ["pictures"]
-    record = json.loads((pages.RESULTS / "cpu.json").read_text())
+    record = json.loads((blocks.RESULTS / "cpu.json").read_text())
     record["provenance"]["commit"] = None
-    assert "commit unknown, P" in pages.tell_origin("gma x", record)
+    assert "commit unknown, P" in blocks.tell_origin("gma x", record)
     record["provenance"]["commit"] = "0123456789+unknown"
-    assert "commit 0123456 (state unknown), P" in pages.tell_origin("gma x", record)
+    assert "commit 0123456 (state unknown), P" in blocks.tell_origin("gma x", record)
 
 
 def test_a_run_goes_on_with_what_it_has_not_measured(elsewhere, monkeypatch):
@@ -163,11 +161,11 @@ def test_a_run_goes_on_with_what_it_has_not_measured(elsewhere, monkeypatch):
 )
 def test_what_is_not_as_the_pages_say_is_measured_again(elsewhere, other):
     """Also where it was measured since, or cannot be read."""
-    right = pages.CLAIMED["cpu"] | {"variants": {"a": {"settings": {"num_updates": 6}}}}
+    right = blocks.CLAIMED["cpu"] | {"variants": {"a": {"settings": {"num_updates": 6}}}}
     keep(right, "cpu", created="2999")
     assert pages.choose(("cpu",), None) == []
     if isinstance(other, str):
-        (pages.RESULTS / "cpu.json").write_text(other)
+        (blocks.RESULTS / "cpu.json").write_text(other)
     else:
         keep(right | other, "cpu", created="2999")
     assert pages.choose(("cpu",), None) == ["cpu"]
@@ -185,7 +183,7 @@ def test_a_record_that_cannot_be_shown_keeps_nothing_from_being_measured(elsewhe
     )
 
     def block():
-        pages._require("a", pages.read("a")["is_so"], "error", "a measurement")
+        blocks.require("a", blocks.read("a")["is_so"], "error", "a measurement")
         return "new"
 
     measurements = {name: pages.Measurement((f'-c "{code}" {name}',), 1) for name in "ab"}
@@ -195,7 +193,7 @@ def test_a_record_that_cannot_be_shown_keeps_nothing_from_being_measured(elsewhe
     (pages.ROOT / "wrong").touch()
     with pytest.raises(BadFile, match=r"a\.json"):
         pages.measure(pages.choose((), None), None, busy=False)
-    assert (pages.RESULTS / "b.json").is_file()
+    assert (blocks.RESULTS / "b.json").is_file()
     assert "old" in elsewhere.read_text()
     assert not pages.BEGUN.exists()
     keep({"is_so": True}, "a")

@@ -1,16 +1,7 @@
 """What `benchmarks/weights_8bit.py` rounds."""
 
-import importlib.util
-
 import torch
-
-from gma_lib.runs.files import PROJECT
-
-spec = importlib.util.spec_from_file_location(
-    "weights_8bit", PROJECT / "benchmarks" / "weights_8bit.py"
-)
-weights_8bit = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(weights_8bit)
+import weights_8bit
 
 
 def test_each_output_channel_has_steps_of_its_own():

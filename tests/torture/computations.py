@@ -2,6 +2,8 @@
 
 Each case changes one place of the code in a copy of this checkout and runs ``gma verify --quick
 --no-digests`` there, which has to fail and names its worst entry.
+
+    python tests/torture/computations.py [--out FILE]
 """
 
 import os
@@ -11,6 +13,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import click
+
+from gma_lib.runs import write_json
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL, METRICS = "gma_lib/network/model.py", "gma_lib/evaluate/evaluation.py"
@@ -63,14 +69,18 @@ def try_case(name: str) -> tuple[int, str]:
     return done.returncode, worst[1] if worst else (done.stdout + done.stderr).splitlines()[-1]
 
 
-def main() -> None:
-    print("| changed | exit code | worst entry |\n|---|---|---|", flush=True)
-    failed = False
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(out: Path | None) -> None:
+    """Try every case; exit code 1 if one is not noticed, or if nothing changed is."""
+    found = {}
     for name in CASES:
         code, worst = try_case(name)
-        failed |= code != (name != "nothing")
-        print(f"| {name} | {code} | {worst} |", flush=True)
-    sys.exit(failed)
+        found[name] = {"exit_code": code, "worst": worst}
+        print(f"{name}: exit code {code}, {worst}", flush=True)
+    if out:
+        write_json(out, {"cases": found})
+    sys.exit(any(one["exit_code"] != (name != "nothing") for name, one in found.items()))
 
 
 if __name__ == "__main__":

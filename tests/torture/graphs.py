@@ -3,6 +3,8 @@
 240 random graphs of up to 30 steps and 80 graphs exported from PyTorch modules that are put
 together at random. Each rewrite has to give the same results at the ends of the ranges, or to be
 refused with a reason. About ten minutes.
+
+    python tests/torture/graphs.py [--seed N] [--out FILE]
 """
 
 import io
@@ -11,6 +13,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import torch
@@ -23,6 +26,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "ascend")]
 from test_random_graphs import ENDS, compare, models  # noqa: E402
 
 from gma_lib.ascend.verify import RewriteError  # noqa: E402
+from gma_lib.runs import write_json  # noqa: E402
 
 FOUND = Counter()
 # (fractions (2, 3, 8, 8), whole numbers (2, 8)) -> the same; none needs a bound that it lacks
@@ -103,11 +107,16 @@ def rewrite_random_graphs(model):
     count(compare(model))
 
 
-def main():
+@click.command()
+@click.option("--seed", type=int, help="Of PyTorch's graphs; another one each time if not given.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def main(seed, out):
+    """Rewrite random graphs, and PyTorch's; stop at the first that computes something else."""
     rewrite_random_graphs()
-    print("random graphs:", dict(FOUND), flush=True)
+    found = {"random": dict(FOUND)}
+    print("random graphs:", found["random"], flush=True)
     FOUND.clear()
-    rng = np.random.default_rng(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    rng = np.random.default_rng(seed)
     done = 0
     while done < 80:
         names = list(rng.choice(list(STEPS), rng.integers(1, 7)))
@@ -130,6 +139,8 @@ def main():
                 raise RuntimeError(f"{names}: {error}") from error
             FOUND["refused whole"] += 1
     print("PyTorch's graphs:", dict(FOUND))
+    if out:
+        write_json(out, found | {"pytorch": dict(FOUND)})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Mutated files for every reader: a result or BadFile, quickly and within memory, and nothing else.
 
     make torture PART=readers            # goes on where the last run stopped
-    python tests/torture/readers.py --inputs 100000 --only flo png
+    python tests/torture/readers.py --inputs 100000 --only flo png [--out FILE]
     python tests/torture/readers.py --coverage      # which lines of the readers were reached
     python tests/torture/readers.py --atheris 60    # coverage-guided, seconds for each reader
 
@@ -33,6 +33,7 @@ import edges
 import numpy as np
 import safetensors.torch
 import torch
+from state import HOME, require_commit
 
 from gma_lib.ascend.ais_bench import read_summary
 from gma_lib.ascend.chip import parse_mapping, parse_table
@@ -54,7 +55,7 @@ GROUP = 100  # inputs between two looks at the memory
 PLACED = 500  # one input in so many is no file: a folder, a pipe, nothing
 SHARES = dict.fromkeys(("flo", "kitti", "npy", "png", "bin", "safetensors"), 10)
 SHARES |= {"training": 0.1, "recipe": 0.01}  # the inputs of others, times this
-STATE = PROJECT / "outputs" / "torture" / "readers.json"
+STATE = HOME / "readers.json"
 EXPECTED = "a valid one"
 
 
@@ -426,11 +427,11 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def torture(names: list[str], inputs: int, part: int = 200_000) -> None:
+def torture(names: list[str], inputs: int, part: int = 200_000) -> dict:
     """Read ``part`` inputs per reader in turn, or for 200 s, each in a process, until each has
-    its number.
+    its number. Return what each found.
     """
-    STATE.parent.mkdir(parents=True, exist_ok=True)
+    require_commit()
     state = json.loads(STATE.read_text()) if STATE.is_file() else {}
     wanted = {name: int(inputs * SHARES.get(name, 1)) for name in names}
     while todo := [name for name in names if state.get(name, {}).get("inputs", 0) < wanted[name]]:
@@ -449,6 +450,15 @@ def torture(names: list[str], inputs: int, part: int = 200_000) -> None:
             state[name] = json.loads(done.stdout.splitlines()[-1])
             STATE.write_text(json.dumps(state, indent=1))
             show(name, state[name])
+    return state
+
+
+def summarise(known: dict) -> dict:
+    """What a page shows of a reader: a refusal's text is left out, of which there are many."""
+    results = known["outcomes"].get("result", 0)
+    refusals = len(known["outcomes"]) - bool(results)
+    shown = {name: known[name] for name in ("inputs", "past_header", "slowest_s", "most_mb")}
+    return shown | {"results": results, "refusals": refusals}
 
 
 def show(name: str, known: dict) -> None:
@@ -550,6 +560,7 @@ def main() -> None:
         help="for each reader; ten times as many for quick ones",
     )
     parser.add_argument("--only", nargs="*", help="readers")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--coverage", action="store_true")
     parser.add_argument("--atheris", type=int, metavar="SECONDS")
     parser.add_argument("--one", nargs=2, metavar=("READER", "NUMBER"))
@@ -581,7 +592,9 @@ def main() -> None:
     elif options.coverage:
         print("\nnever reached:", ", ".join(cover(names, min(options.inputs, 20_000))) or "none")
     else:
-        torture(names, options.inputs)
+        state = torture(names, options.inputs)
+        if options.out:
+            write_json(options.out, {"readers": {name: summarise(state[name]) for name in names}})
 
 
 if __name__ == "__main__":

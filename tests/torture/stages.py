@@ -3,7 +3,7 @@
 
 All call the stage graph directly, with the profile ``tiny`` and batch size 1 (settings: 1 and 4),
 and compare what is there in the end with an undisturbed run. A case that is done is not done again,
-so that an interrupted call goes on; ``table`` writes what was tried, and with what result.
+so that an interrupted call goes on; those of another commit are refused.
 """
 
 import json
@@ -21,6 +21,7 @@ import click
 import nbconvert
 import papermill
 import psutil
+from state import HOME, require_commit
 
 from gma_lib.infer.inference import LEDGER
 from gma_lib.pipeline.chain import digest_record
@@ -30,11 +31,10 @@ from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.stages import STAGES, locate_stage
 from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.report.pages import notebook_to_html
-from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.files import hash_file
 from gma_lib.runs.progress import show_messages
-from gma_lib.runs.records import Record, read_json
+from gma_lib.runs.records import Record, read_json, write_json
 
-HOME = PROJECT / "outputs" / "torture"
 OUTPUTS = HOME / "now"  # every case at the same place: records hold paths
 PRINTED = HOME / "printed.txt"  # by the last runner
 SETTINGS: list[Record] = [
@@ -362,18 +362,14 @@ def list_settings() -> Iterator[Case]:
 PARTS = {"kills": list_kills, "faults": list_faults, "settings": list_settings}
 
 
-@click.group()
-def main() -> None:
-    """Try to break the pipeline."""
-
-
-@main.command("try")
+@click.command()
 @click.argument("part", type=click.Choice(list(PARTS)))
 @click.option("--limit-s", default=7200.0, show_default=True, help="Start no case after it.")
-def try_part(part: str, limit_s: float) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def try_part(part: str, limit_s: float, out: Path | None) -> None:
     """Do the cases of a part that are not done yet; exit code 1 if one does not hold."""
     begun = time.monotonic()
-    HOME.mkdir(parents=True, exist_ok=True)
+    require_commit()
     ledger = HOME / f"{part}.jsonl"
     lines = ledger.read_text().splitlines() if ledger.is_file() else []
     done = {one["case"]: one["result"] for one in map(json.loads, lines)}
@@ -385,27 +381,20 @@ def try_part(part: str, limit_s: float) -> None:
             click.echo(f"{name}: {done[name]}")
     bad = [name for name, result in done.items() if result not in ("held", "ended before")]
     click.echo(f"{part}: {len(done)} cases done, {len(bad)} did not hold")
+    if out:
+        write_json(out, {"stages": count_results(part, done)})
     raise SystemExit(bool(bad))
 
 
-@main.command("table")
-def show_table() -> None:
-    """Print what was tried, how often, and with what result, as Markdown."""
-    click.echo("| part | stage | what | tried | held | otherwise |\n|---|---|---|---|---|---|")
-    for part in PARTS:
-        ledger = HOME / f"{part}.jsonl"
-        counts: dict[tuple[str, str], Counter[str]] = {}
-        for line in ledger.read_text().splitlines() if ledger.is_file() else []:
-            one = json.loads(line)
-            stage, what = one["case"].split(" ", 1)
-            what = what.rsplit(" ", 1)[0] if part == "kills" else what
-            counts.setdefault((stage, what), Counter())[one["result"]] += 1
-        for (stage, what), results in counts.items():
-            held = results.pop("held", 0)
-            others = "; ".join(f"{count} {result}" for result, count in results.items())
-            tried = held + results.total()
-            click.echo(f"| {part} | {stage} | {what} | {tried} | {held} | {others} |")
+def count_results(part: str, done: dict[str, str]) -> dict[str, dict[str, Counter[str]]]:
+    """What was tried: stage -> what was done to it -> result -> how often."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for case, result in done.items():
+        stage, what = case.split(" ", 1)
+        what = what.rpartition(" ")[0] if part == "kills" else what
+        counts.setdefault(stage, {}).setdefault(what, Counter())[result] += 1
+    return counts
 
 
 if __name__ == "__main__":
-    main()
+    try_part()
