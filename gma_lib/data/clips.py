@@ -266,12 +266,16 @@ def _split(name: str, number: str) -> tuple[Any, ...]:
 def _read_folder(
     folder: Path, select: slice, max_pixels: int, say: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
-    size = None
+    size, said = None, set()
     paths = _list_images(folder)[select]
     for sentence in _doubt_order(paths) + _find_gaps(paths):
         say(f"{folder}: {sentence}")
     for path in paths:
-        frame = read_photo(path, max_pixels=max_pixels)[0]
+        frame, remarks = read_photo(path, max_pixels=max_pixels)
+        for sentence in remarks:
+            if (told := sentence.removeprefix(name_file(path))) not in said:  # once, not per frame
+                said.add(told)
+                say(sentence)
         size = size or frame.shape[1:]
         if frame.shape[1:] != size:
             found, expected = (f"{width}x{height} px" for height, width in (frame.shape[1:], size))

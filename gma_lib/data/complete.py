@@ -1,7 +1,11 @@
 """What a data set lacks, by what else it holds: an average over what is left would say nothing."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gma_lib.flow.images import FEW_BITS, decode_image, has_few_bits
+from gma_lib.runs.files import BadFile
 
 if TYPE_CHECKING:
     from gma_lib.data.sintel import FramePair
@@ -33,6 +37,18 @@ def require_same_pairs(pairs: "list[FramePair]") -> None:
                 raise FileNotFoundError(
                     f"{lacking} lacks frame {number} or {number + 1}, and {place} has both: copy it"
                 )
+
+
+def require_all_bits(pairs: "list[FramePair]") -> None:
+    """Raise where a scene's frames store values of 12 bits or fewer in 16: they would be read as
+    almost black. Reads frames up to the first that does not.
+    """
+    for _, scene in groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene)):
+        frames = dict.fromkeys(path for pair in scene for path in (pair.image1, pair.image2))
+        if all(has_few_bits(decode_image(path)[0]) for path in frames):
+            found = f"has 16 bits, and no frame of its scene has a value above {FEW_BITS}"
+            expected = f"values up to {2**16 - 1}"
+            raise BadFile(next(iter(frames)), found, expected, "Scale them to 16 bits")
 
 
 def _refuse(folder: Path, pair: "FramePair", suffix: str, present: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Self
 
 import numpy as np
 
-from gma_lib.data.complete import require_masks, require_same_pairs
+from gma_lib.data.complete import require_all_bits, require_masks, require_same_pairs
 from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
 from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
 from gma_lib.runs.files import PROJECT, BadFile, hash_file, locate_path, shorten_path
@@ -344,6 +344,7 @@ def build_index(
     ]
     require_same_pairs(pairs)
     height, width = frame_size(pairs)
+    require_all_bits(pairs)
     return {
         "description": description,
         "root": shorten_path(root),

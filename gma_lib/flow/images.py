@@ -21,6 +21,7 @@ from gma_lib.runs.files import BadFile, name_file, read_whole, reading, write_at
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
+FEW_BITS = 2**12 - 1  # the largest value of 12 bits
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # of pictures written here
 LOSSY = ("JPEG", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of TIFF
@@ -292,8 +293,8 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         (3, H, W), RGB, 0..255, rotated by the orientation tag. 8 bits: uint8. 16 bits, or PPM with
         another maximum than 255: scaled, float32; rounded to uint8 if all values are below 2.
     remarks
-        A sentence each for grey (its channel is repeated), alpha (ignored), 16 bits (scaled) and
-        CMYK (converted without its profile).
+        A sentence each for grey (its channel is repeated), alpha (ignored), 16 bits (scaled; and
+        whether values look like those of 12 bits) and CMYK (converted without its profile).
 
     Raises
     ------
@@ -315,6 +316,8 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
     is_dark = largest != 255 and int(stored.max()) * 255 < 2 * largest
     how = "and, almost black, rounded" if is_dark else "without rounding"
+    if has_few_bits(stored) and largest == np.iinfo(np.uint16).max:
+        how += f"; no value is above {FEW_BITS}: if it holds 12 bits or fewer, scale them to 16"
     remarks = [
         f"{name_file(path)} {remark}"
         for remark, applies in (
@@ -340,6 +343,11 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
     if is_dark:  # as whole numbers, nobody takes it for 0..1
         frame = np.rint(frame, out=frame).astype(np.uint8)
     return frame, remarks
+
+
+def has_few_bits(stored: np.ndarray) -> bool:
+    """Whether a decoded image of 16 bits holds values of 12 bits or fewer, and so is very dark."""
+    return stored.dtype == np.uint16 and int(stored.max()) <= FEW_BITS
 
 
 def write_frame(path: Path, frame: np.ndarray) -> None:

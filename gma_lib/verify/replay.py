@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 from gma_lib.data.sintel import choose_subset, find_pairs, find_root, load_pairs
 from gma_lib.network import SEEDED
-from gma_lib.pipeline.chain import RENDERED, read_index
+from gma_lib.pipeline.chain import RENDERED, read_index, read_records, require_sources
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import read_statuses
@@ -98,9 +98,15 @@ def unpack_records(archive: Path, folder: Path) -> list[Run]:
 
 
 def _require_readable(run: Run) -> None:
-    """Raise ValueError unless all that a replay reads of an archived run can be read."""
+    """Raise ValueError unless all that a replay reads of an archived run can be read, and belongs
+    together.
+    """
     try:
         describe_values(collect_recorded(run) | collect_inside(run), read_surroundings(run))
+        for stage in (LAST, *([INSIDE] if read_inside(run) else [])):
+            path = locate_record(stage, run)
+            made_from = read_json(path, made_by=stage).get("made_from", {})
+            require_sources(path, stage, made_from, read_records(run, stage))
         with suppress(AskedFor):  # once all is read
             list_overrides(run, sintel=None, checkpoint=None)
     except (LookupError, TypeError, AttributeError) as error:

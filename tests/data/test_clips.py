@@ -6,6 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -107,6 +108,15 @@ def test_frames_that_are_missing_are_named(tmp_path, numbers, gaps):
     assert len(said) == len(gaps)
     for line, gap in zip(said, gaps, strict=True):
         assert f"frames are missing between {gap}" in line
+
+
+def test_what_frames_are_converted_from_is_told_once(tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((16, 16), 200, np.uint16))
+    said = []
+    assert len(list(clips.read_clip(tmp_path, say=said.append))) == 3
+    assert [line.split()[0] for line in said] == ["0.png", "0.png"]
+    assert sum("4095" in line for line in said) == 1
 
 
 def make_images(folder, *names):

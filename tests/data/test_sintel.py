@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -224,6 +225,24 @@ def test_a_truncated_frame_is_found_before_anything_runs(tiny_sintel):
     path = tiny_sintel / "training/final/cave/frame_0002.png"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"final/cave/frame_0002\.png: not a whole PNG"):
+        sintel.build_index(tiny_sintel, description="tiny")
+
+
+@pytest.mark.parametrize(
+    ("brightest", "is_refused"),
+    [((255, 255), True), ((4095, 4095), True), ((4095, 4096), False), ((2**16 - 1,) * 2, False)],
+)
+def test_a_scene_of_12_bits_in_16_is_refused(tiny_sintel, brightest, is_refused):
+    """It would be read as almost black; a dark frame of a brighter scene is one."""
+    folder = tiny_sintel / "training/final/cave"
+    for number, path in enumerate(sorted(folder.iterdir())):
+        stored = np.linspace(0, brightest[bool(number)], 128 * 160 * 3).astype(np.uint16)
+        cv2.imwrite(str(path), stored.reshape(128, 160, 3))
+    if is_refused:
+        with pytest.raises(BadFile, match=r"final/cave/frame_0001\.png") as raised:
+            sintel.build_index(tiny_sintel, description="tiny")
+        assert "4095" in str(raised.value)
+    else:
         sintel.build_index(tiny_sintel, description="tiny")
 
 

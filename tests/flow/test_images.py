@@ -99,6 +99,17 @@ def test_an_almost_black_photo_of_16_bits_says_that_it_is_rounded(tmp_path, brig
     assert len(remarks) == 1
 
 
+@pytest.mark.parametrize(("brightest", "is_told"), [(255, True), (4095, True), (4096, False)])
+def test_values_of_12_bits_in_16_are_told(tmp_path, brightest, is_told):
+    stored = np.linspace(0, brightest, 32 * 3).astype(np.uint16).reshape(4, 8, 3)
+    cv2.imwrite(str(tmp_path / "deep.png"), stored)
+    (remark,) = images.read_photo(tmp_path / "deep.png")[1]
+    assert ("4095" in remark) == is_told
+    header = f"P5 8 4 {max(brightest, 256)}\n".encode()  # says what the largest value can be
+    (tmp_path / "deep.pgm").write_bytes(header + stored[:, :, 0].astype(">u2").tobytes())
+    assert not any("4095:" in one for one in images.read_photo(tmp_path / "deep.pgm")[1])
+
+
 def test_a_photo_of_floats_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tiff"), np.zeros((4, 4), np.float32))
     with pytest.raises(ValueError, match="float32"):

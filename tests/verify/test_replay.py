@@ -442,6 +442,21 @@ def pack(archive, path, *, rename=(), edit=lambda content, is_metadata: content)
     return path
 
 
+@pytest.mark.parametrize("file", ["metrics.json", "infer.json", "inside.json"])
+def test_records_of_two_batch_sizes_that_were_exchanged_are_refused(archive, tmp_path, file):
+    """Also where the list of records was made to match."""
+    other = tmp_path / "other.zip"
+    names = {f"tiny/test/bs{a}/{file}": f"tiny/test/bs{b}/{file}" for a, b in ((2, 3), (3, 2))}
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            content = old.read(names.get(name, name))
+            if name == METADATA:
+                content = re.sub(rb',\s*"sha256": "[0-9a-f]{64}"', b"", content)
+            new.writestr(name, content)
+    with pytest.raises(BadFile, match="another result"):
+        unpack_records(other, tmp_path / "unpacked")
+
+
 def encrypt(content):
     """Set the mark of encrypted files in all headers of an archive."""
     for header, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
