@@ -385,8 +385,9 @@ def rehearsal() -> str:
     seconds = sum(one["seconds"] for name, one in found["stages"].items() if name in STAGES)
     seconds += found["stages"]["report"]["seconds"]
     origin = tell_origin("python benchmarks/rehearsal.py", found)
+    made = f"{found['precision']}, CLUSTER={found['cluster']}"
     table = _table(["stage", "time", "memory", "disk"], rows)
-    return f"{table}\n\nAll stages and the report took {seconds / 60:.0f} minutes. {origin}"
+    return f"{table}\n\nAll stages and the report ({made}): {seconds / 60:.0f} minutes. {origin}"
 
 
 def _tell_results(results: dict[str, int]) -> str:

@@ -92,14 +92,16 @@ def run(*arguments: str) -> runs.Record:
 
 @click.command()
 @click.option("--precision", default="int8", show_default=True)
+@click.option("--cluster", default="processes:2", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(precision: str, out: Path | None) -> None:
+def main(precision: str, cluster: str, out: Path | None) -> None:
     """Make the tree, run every stage, then all again with nothing to do."""
     shutil.rmtree(HOME / "data", ignore_errors=True)
     tree, results = make_tree(HOME / "data"), HOME / "results"
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir()
     options = ("--profile", "sintel", "--sintel", str(tree), "--precision", precision)
+    options += ("--cluster", cluster)
     options += ("--batch-size", "1", "--set", f"outputs={results}")
     stages: runs.Record = {}
     load = Load()
@@ -109,7 +111,7 @@ def main(precision: str, out: Path | None) -> None:
         stages[stage]["disk_bytes"] = measure_disk(results) - before
         print(stage, json.dumps(stages[stage]), flush=True)
     found = load.add_to({"stages": stages, "data_bytes": measure_disk(tree)})
-    found |= {"pairs": 2 * (1064 - len(SCENES)), "precision": precision}
+    found |= {"pairs": 2 * (1064 - len(SCENES)), "precision": precision, "cluster": cluster}
     runs.write_json(out or HOME / "rehearsal.json", found)
 
 

@@ -7,7 +7,14 @@ import numpy as np
 import openvino
 
 from gma_lib.backends.base import FileBackend, open_compiled
-from gma_lib.runs import PRECISION_NAMES, Record, count_cores, identify_processor, refuse_precision
+from gma_lib.runs import (
+    PRECISION_NAMES,
+    Record,
+    count_cores,
+    identify_processor,
+    is_bfloat16_fast,
+    refuse_precision,
+)
 
 WHAT_INT8_NEEDS = (
     "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 "
@@ -78,14 +85,14 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         """Compile, and read back the precision."""
         compiled = self._compile(path)
         running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if running != PRECISION_NAMES["openvino"][self.precision]:
+        if running != self._settings(path)["INFERENCE_PRECISION_HINT"]:
             raise RuntimeError(
                 f"{self.precision} was asked for, and openvino compiled for {running}"
             )
         return compiled
 
     def _compile(self, path: Path) -> openvino.CompiledModel:
-        device, settings = self.options.device, self._settings()
+        device, settings = self.options.device, self._settings(path)
         able = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
         if not self.options.cache or "EXPORT_IMPORT" not in able:
             return self._core.compile_model(str(path), device, settings)
@@ -102,9 +109,12 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         blob = open_compiled(path, made_from, compile_into) / "model.blob"
         return self._core.import_model(blob.read_bytes(), device, settings)
 
-    def _settings(self) -> Record:
+    def _settings(self, path: Path) -> Record:
+        precision = self.options.precision
+        if precision == "int8" and not is_quantized(path) and not is_bfloat16_fast():
+            precision = "float32"  # of the feature encoder
         return {
-            "INFERENCE_PRECISION_HINT": PRECISION_NAMES["openvino"][self.options.precision],
+            "INFERENCE_PRECISION_HINT": PRECISION_NAMES["openvino"][precision],
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.options.threads or count_cores(),
         }
@@ -116,7 +126,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
 
         The frames are those of as many pairs as are computed at once.
         """
-        settings = self._settings() | {"PERF_COUNT": True}
+        settings = self._settings(self.path) | {"PERF_COUNT": True}
         request = self._core.compile_model(
             str(self.path), self.options.device, settings
         ).create_infer_request()

@@ -38,11 +38,12 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
     yield offer(
         has_bf16(),
         "AVX-512 BF16 or AMX",
-        "bfloat16 at full speed",
+        "bfloat16 and int8",
         "bfloat16 and int8 are refused, except that PyTorch emulates bfloat16 slowly",
     )
     if has_bf16():
-        yield Finding("OK", "bfloat16", perf.advise())
+        slow = "slower than float32, because this Intel processor has no AMX"
+        yield Finding("OK", "bfloat16", perf.advise() if runs.is_bfloat16_fast() else slow)
     yield _gpu()
     yield from _ascend(ais_python)
 

@@ -26,7 +26,7 @@ from gma_lib.infer.frames import as_frames, describe_size, match_type
 from gma_lib.infer.views import View
 from gma_lib.network.sizes import SEEDED, STRIDE
 from gma_lib.runs.files import PACKAGE, RESOURCES, hash_file, hash_value
-from gma_lib.runs.machine import find_versions, identify_processor
+from gma_lib.runs.machine import find_versions, identify_processor, is_bfloat16_fast
 from gma_lib.runs.records import Record
 from gma_lib.runs.sealed import open_sealed
 
@@ -132,6 +132,8 @@ class Estimator:
                 f"takes) up, not {max_pixels!r}"
             )
         find_backend(backend).options(precision=precision).require()  # before a model is built
+        if (backend, precision) == ("openvino", "bfloat16") and not is_bfloat16_fast():
+            say("without AMX, this Intel processor computes bfloat16 more slowly than float32")
         file = Path(checkpoint).expanduser()
         is_name = str(checkpoint) == SEEDED or network.find_bundled(checkpoint)
         # what is no name is never looked for elsewhere than here

@@ -20,6 +20,7 @@ from .machine import find_memory as find_memory
 from .machine import find_processor as find_processor
 from .machine import find_versions as find_versions
 from .machine import identify_processor as identify_processor
+from .machine import is_bfloat16_fast as is_bfloat16_fast
 from .precisions import PRECISION_NAMES as PRECISION_NAMES
 from .precisions import PRECISIONS_V2 as PRECISIONS_V2
 from .precisions import read_back_precision as read_back_precision

@@ -106,6 +106,17 @@ def identify_processor() -> str:
     return f"{find_processor()} ({' '.join(sorted(sets))})"
 
 
+def is_bfloat16_fast() -> bool:
+    """Whether a processor that has bfloat16 computes it faster than float32: Intel's need AMX, and
+    with AVX-512 BF16 alone are slower (docs/performance.md).
+    """
+    try:
+        found = CPUINFO.read_text()
+    except OSError:
+        return True
+    return "GenuineIntel" not in found or "amx_bf16" in found
+
+
 def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,6 +15,7 @@ from nncf.quantization.range_estimator import StatisticsType
 
 from gma_lib import export
 from gma_lib.backends import load_backend
+from gma_lib.backends import openvino as openvino_backend
 from gma_lib.backends.openvino import is_quantized
 from gma_lib.convert import convert
 from gma_lib.convert import int8 as quantization
@@ -84,6 +85,22 @@ def test_int8_is_near_and_is_not_float32(folder, trained, frames):
     assert 1e-4 < Deviation.between(whole, reference).mean < 0.05
     assert 1e-4 < Deviation.between(parts, reference).mean < 0.05
     np.testing.assert_array_equal(whole[0], whole[1])  # the same pair twice in the batch
+
+
+@pytest.mark.parametrize(("is_fast", "features"), [(True, "bf16"), (False, "f32")])
+def test_the_feature_encoder_is_float32_where_that_is_faster(
+    folder, monkeypatch, frames, is_fast, features
+):
+    """On Intel's processors with AVX-512 BF16 and without AMX; the other parts are 8-bit."""
+    monkeypatch.setattr(openvino_backend, "is_bfloat16_fast", lambda: is_fast)
+    with load_backend("openvino", folder, precision="int8") as backend:
+        backend.features(frames[0])
+        backend.context(frames[0])
+        hints = {
+            part: loaded.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            for part, loaded in backend._loaded.items()
+        }
+    assert hints == {"features": features, "context": "bf16"}
 
 
 def test_progress_is_ours_also_where_rich_believes_in_a_terminal(monkeypatch, capsys):

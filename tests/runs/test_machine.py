@@ -35,6 +35,23 @@ def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch)
     assert found[1] == "AMD EPYC (avx avx2 avx512f fma)"
 
 
+@pytest.mark.parametrize(
+    ("text", "is_fast"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16\n", False),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16\n", True),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16\n", True),
+        ("Features : bf16\n", True),
+        (None, True),
+    ],
+)
+def test_intel_s_bfloat16_is_fast_with_amx(tmp_path, monkeypatch, text, is_fast):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    if text:
+        machine.CPUINFO.write_text(text)
+    assert machine.is_bfloat16_fast() == is_fast
+
+
 def test_versions_name_what_is_installed():
     assert set(machine.find_versions(("numpy", "no-such-package"))) == {"numpy"}
 
