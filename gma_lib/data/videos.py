@@ -48,6 +48,8 @@ HARMLESS = ("Unknown or unsupported tag",)  # of a TIFF picture
 # until the second key frame: H.264 that was cut refers to pictures before
 HARMLESS_AT_START = (*HARMLESS, "mmco: unref short failure")
 
+HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics of ITU-T H.273
+
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ def read_video(
     """
     path = Path(path)
     with _open(path, max_pixels) as (container, stream):
+        for sentence in _describe_pixels(stream):
+            say(f"{path}: {sentence}")
         step = 1 / Fraction(stream.guessed_rate or 25)
         time = None
         for frame in _convert(_decode(container, stream, path, say), stream, path, say):
@@ -109,6 +113,14 @@ def read_video(
             # FFmpeg's own memory, which the array keeps
             yield time, np.ndarray(shape, np.uint8, cast(bytes, plane), strides=strides)
             del plane
+
+
+def _describe_pixels(stream: VideoStream) -> Iterator[str]:
+    """What a player would show otherwise than the frames are."""
+    if kind := HDR.get(stream.codec_context.color_trc):
+        yield f"HDR ({kind}); values are taken as stored, without tone mapping"
+    if (shape := stream.sample_aspect_ratio or 1) != 1:
+        yield f"pixels are {float(shape):.3g} times as wide as high; flow counts them as stored"
 
 
 def choose_encoder(height: int, width: int) -> Encoder:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 def as_frames(frame: "np.ndarray | torch.Tensor | Image.Image", name: str) -> np.ndarray:
     """Return frames as float32 (N, 3, H, W), RGB, 0..255, checked; errors call them ``name``."""
+    if np.ma.is_masked(frame):
+        raise ValueError(f"{name} has masked pixels: give it their values, with .filled()")
     array = _to_array(frame, name)
     kind = array.dtype.name  # of either byte order
     if kind == "uint16" or array.dtype.kind not in "uif":

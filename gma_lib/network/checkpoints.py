@@ -46,6 +46,7 @@ SEED = 20210402
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 LONGEST_PREFIX = 4
+FEWEST_ENTRIES = 10  # of a second set of weights
 MOST_WRAPPERS = 4  # around one set of weights
 MOST_BYTES = 2**28  # of a file; ours have 24 million, with a training's state three times that
 COUNTER = "num_batches_tracked"  # of a norm, for training alone
@@ -224,8 +225,9 @@ def _unwrap(content: object) -> dict[str, Tensor]:
     for _ in range(MOST_WRAPPERS):
         found = content if isinstance(content, dict) else {}
         inside = [key for key in WRAPPERS if isinstance(found.get(key), dict)]
-        if len(inside) > 1:
-            raise ValueError(f"holds several sets of weights ({', '.join(inside)})")
+        averages = [key for key in found if key not in WRAPPERS and _holds_weights(found[key])]
+        if len(several := inside + averages * bool(inside)) > 1:
+            raise ValueError(f"holds several sets of weights ({', '.join(map(str, several))})")
         content = found[inside[0]] if inside else content
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
@@ -236,6 +238,15 @@ def _unwrap(content: object) -> dict[str, Tensor]:
             if all(name.startswith(prefix) for name in content):
                 content = {name.removeprefix(prefix): value for name, value in content.items()}
     return content
+
+
+def _holds_weights(value: object) -> bool:
+    """Whether an entry is a set of weights: tensors by name, and more than a scheduler has."""
+    return (
+        isinstance(value, dict)
+        and len(value) >= FEWEST_ENTRIES
+        and all(isinstance(one, Tensor) for one in value.values())
+    )
 
 
 def _complete_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

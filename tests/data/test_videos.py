@@ -251,6 +251,30 @@ def test_interlaced_frames_are_deinterlaced_and_a_line_says_so(tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("color_trc", 16, "PQ"),
+        ("color_trc", 18, "HLG"),
+        ("color_trc", 1, None),  # BT.709
+        ("sample_aspect_ratio", Fraction(4, 3), "1.33 times as wide"),
+        ("sample_aspect_ratio", Fraction(1), None),
+    ],
+)
+def test_pixels_that_a_player_shows_otherwise_are_told(tmp_path, name, value, word):
+    said = []
+    path = write(
+        tmp_path / "a.mp4",
+        make_frames(2),
+        "libx264",
+        "yuv420p",
+        prepare=lambda stream: setattr(stream.codec_context, name, value),
+    )
+    assert read(path, say=said.append)[0][0].shape == (HEIGHT, WIDTH, 3)
+    assert len(said) == bool(word)
+    assert all(word in line for line in said)
+
+
 def draw_bar(x):
     """A bright bar on grey, yuv420p."""
     planes = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)

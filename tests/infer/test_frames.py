@@ -25,6 +25,7 @@ from gma_lib.infer.frames import as_frames
         (Image.new("I;16B", (30, 20)), "uint16"),
         (np.full((20, 30, 3), 1.02), "multiply"),
         (np.zeros((0, 3, 20, 30)), "shape"),
+        (np.ma.masked_equal(np.arange(3 * 80).reshape(3, 8, 10), 7), "masked"),
     ],
 )
 def test_what_is_no_frame_is_refused(frame, complaint):

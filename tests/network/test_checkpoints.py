@@ -160,6 +160,7 @@ def test_wrapping_is_taken_off_strictly(tmp_path, state):
     name = "att.to_qk.weight"
     for content, complaint in (
         ({"state_dict": state, "model": state}, r"several sets of weights \(state_dict, model\)"),
+        ({"model": state, "model_ema": state}, r"several sets of weights \(model, model_ema\)"),
         (state | {f"module.{name}": state[name]}, "1 unexpected"),
         ({"weights": state}, "holds a dict, not tensors"),
         ({"state_dict": {}}, "168 missing"),
