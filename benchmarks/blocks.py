@@ -155,6 +155,11 @@ def updates_32() -> str:
     return _compare("updates-32")
 
 
+def without_amx() -> str:
+    """Precisions along a sequence, measured by hand: few have such a processor."""
+    return _compare("without-amx")
+
+
 def headroom() -> str:
     """What the peak would allow."""
     names = ("bfloat16", "guide's graph, ONNX Runtime", "bfloat16, batch of 16")
@@ -470,8 +475,8 @@ def computations() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        speed, accuracy, demo, cpu, updates_12, updates_32, headroom, bfloat16_speed_up,
-        int8_speed_up, precision, half_precision, pictures, refined, against_dis,
+        speed, accuracy, demo, cpu, updates_12, updates_32, without_amx, headroom,
+        bfloat16_speed_up, int8_speed_up, precision, half_precision, pictures, refined, against_dis,
         fast_motion, aggregation, weights_8bit, determinism, distance, moved_scores,
         rehearsal, kills, faults, settings, readers, graphs, computations,
     )

@@ -86,6 +86,66 @@ def test_a_comparison_of_other_settings_is_not_shown_under_these(elsewhere, othe
         blocks.bfloat16_speed_up()
 
 
+def test_what_changes_the_flow_is_told_per_setting(elsewhere):
+    moved = {"epe": 2e-7, "share": 0.0, "wauc": 0.01}
+    kinds = dict.fromkeys((kind for kinds in blocks.DETERMINISM.values() for kind in kinds), 0.0)
+    other = {kind: value for kind, value in kinds.items() if kind != "openvino bfloat16"}
+    found = {
+        "largest_difference": {
+            "first, again": kinds,
+            "A=b c": other | {"truth": 3.0, "openvino float32": 1e-4},
+        },
+        "distance_from_torch": {"openvino int8": {"mean": 0.0256, "max": 1.96}},
+        "largest_difference_of_scores": {
+            "first, again": dict.fromkeys((blocks.DIS, *blocks.FLOAT32), moved),
+            "A=b c": {"openvino float32": moved | {"epe": 4e-7, "share": 2.0}},
+        },
+    }
+    keep(found, "determinism")
+    zeros = ["0"] * 10
+    lines = blocks.determinism().splitlines()
+    assert f"| nothing | {' | '.join(zeros)} |" in lines
+    cells = ["3.0e+00", "0", "0", "1.0e-04", "refused", *zeros[5:]]
+    assert f"| `A=b c` | {' | '.join(cells)} |" in lines
+    assert "| mean | 0.026 px |" in blocks.distance().splitlines()
+    told = blocks.moved_scores()
+    assert "at most 4.0e-07 px (the network) and 2.0e-07 px (DIS)" in told
+    assert "At most 2 (the network) and 0 pixels (DIS)" in told
+    assert "1.0/N points (the network)" in told
+
+
+def test_the_minutes_of_a_rehearsal_are_of_its_stages(elsewhere):
+    stage = {"seconds": 60.0, "peak_bytes": 1.5e9, "disk_bytes": 2e6}
+    names = [*blocks.STAGES, "report", "nothing to do"]
+    about = {"pairs": 30, "precision": "int8", "cluster": "processes:2"}
+    keep({"stages": dict.fromkeys(names, stage)} | about, "rehearsal")
+    written = blocks.rehearsal()
+    assert "| 04_infer | 60 s, 0.50 pairs/s | 1.50 GB | 2 MB |" in written.splitlines()
+    assert "CLUSTER=processes:2): 8 minutes" in written
+
+
+def test_a_torture_tells_how_often_it_held(elsewhere):
+    tried = {"SIGKILL moment": {"held": 3, "ended before": 1}, "SIGTERM moment": {"held": 1}}
+    keep({"stages": {"01_data": tried, "02_export": {"SIGTERM moment": {"held": 2}}}}, "kills")
+    lines = blocks.kills().splitlines()
+    assert "| stage killed | SIGKILL | SIGTERM |" in lines
+    assert "| 01_data | 3 held; 1 ended before | 1 held |" in lines
+    assert "| 02_export | not tried | 2 held |" in lines
+    keep({"stages": {"01_data": {"a.png": {"held": 1}, "b.flo": {"held": 1}}}}, "faults")
+    assert "| 01_data | `a.png`, `b.flo` | 2 held |" in blocks.faults().splitlines()
+    known = {"inputs": 4000, "results": 1000, "past_header": 3000, "refusals": 99}
+    keep({"readers": {"flo": known | {"slowest_s": 0.014, "most_mb": 6.6}}}, "readers")
+    row = "| flo | 4,000 | 25% | 75% | 99 or more | 0.01 s | 7 MB |"
+    assert row in blocks.readers().splitlines()
+    cases = {"nothing": {"exit_code": 0, "worst": "fine"}, "x": {"exit_code": 1, "worst": "a/epe"}}
+    keep({"cases": cases}, "computations")
+    assert "| nothing | 0 |  |" in blocks.computations().splitlines()
+    assert "| x | 1 | a/epe |" in blocks.computations().splitlines()
+    keep({"random": {"changed": 5, "refused whole": 1}, "pytorch": {"changed": 2}}, "graphs")
+    told = "Random graphs: 5 changed, 1 refused whole. PyTorch's graphs: 2 changed."
+    assert blocks.graphs().startswith(told)
+
+
 @pytest.mark.parametrize(
     "text",
     [
