@@ -169,6 +169,13 @@ def find_chips(
     )
 
 
+def choose_chip(chips: list[Chip], device: int | None) -> Chip:
+    """Return the chip with the logic ID ``device`` (None: 0), or the first where none is known to
+    have it.
+    """
+    return next((chip for chip in chips if chip.device == (device or 0)), chips[0])
+
+
 def _name(chips: list[Chip], soc: str, source: str) -> list[Chip]:
     """The chips under a name that somebody knows; one of which nothing else is known if none."""
     return [replace(chip, soc=soc, source=source) for chip in chips] or [

@@ -126,10 +126,11 @@ def rewrite_with_vendor_tool(
     *,
     python: str = "python3",
     feeds: Feeds | Sequence[Feeds] | None = None,
+    sizes: dict[str, int] | None = None,
     timeout_s: float = 3600,
-) -> None:
+) -> list[str]:
     """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe
-    none of it before it is verified.
+    none of it before it is verified; return the branches that no comparison reached.
 
     The tool answers with exit code 0 when it did nothing, when it failed inside, and when what it
     wrote is not valid.
@@ -171,9 +172,10 @@ def rewrite_with_vendor_tool(
                 f"auto_optimizer wrote nothing (exit code {done.returncode}): "
                 f"{lines[-1] if lines else 'and printed nothing'}"
             )
-        verify(onnx.load(source), onnx.load(made), feeds=feeds)
+        unseen = verify(onnx.load(source), onnx.load(made), feeds=feeds, sizes=sizes)
         with write_atomically(target) as partial:
             shutil.copyfile(made, partial)
+    return unseen
 
 
 def computes_wide(path: Path) -> bool:

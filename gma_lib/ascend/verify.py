@@ -47,7 +47,7 @@ def verify(
     Parameters
     ----------
     feeds
-        Inputs to compare with, one or several; made here when None.
+        Inputs to compare with, one or several, each of which has to fit; made here when None.
     sizes
         What open axes become, by their names.
     largest_batch
@@ -79,13 +79,13 @@ def verify(
         before, after = (_with_batch_at_most(model, largest_batch) for model in (before, after))
     given = make_feeds(before, sizes or {}) if feeds is None else feeds
     given = [given] if isinstance(given, dict) else given
-    problem = _compare(before, after, given, folder)
-    if problem:
-        raise RewriteError(problem)
+    problems = _compare(before, after, given, folder)
+    if len(problems) == len(given) or (problems and feeds is not None):
+        raise RewriteError(problems[0])
     unseen = []
     for sides in _list_branches(before.graph, {}):
         forced = [_force(model, sides) for model in (before, after)]
-        if _compare(forced[0], forced[1], given, folder):
+        if len(_compare(forced[0], forced[1], given, folder)) == len(given):
             unseen.append(" in ".join(f"{side} of {name}" for name, side in sides.items()))
     return unseen
 
@@ -101,9 +101,9 @@ def _place(folder: Path | None) -> Iterator[Path]:
 
 def _compare(
     before: ModelProto, after: ModelProto, feeds: Sequence[Feeds], folder: Path | None
-) -> str:
-    """Raise where the rewritten graph computes something else; why the original computes nothing
-    with these feeds, where that is so.
+) -> list[str]:
+    """Raise where the rewritten graph computes something else; for each feed with which the
+    original computes nothing, why.
     """
     import onnxruntime
 
@@ -121,7 +121,7 @@ def _compare(
         with in_a_sentence("ONNX Runtime does not load the original graph"):
             original = load(before)
     except RewriteError as error:
-        return str(error)
+        return [str(error)] * len(feeds)
     with in_a_sentence(
         "ONNX Runtime does not load the rewritten graph (name the operator in leave=)"
     ):
@@ -142,7 +142,7 @@ def _compare(
                     f"output {value.name} of the rewritten graph has other values than before "
                     f"(feed {number} of {len(feeds)})"
                 )
-    return problems[0] if len(problems) == len(feeds) else ""
+    return problems
 
 
 def _is_same(wanted: object, got: object) -> bool:

@@ -170,9 +170,15 @@ def rewrite(
     with in_a_sentence("the feeds cannot be read"):
         given = [dict(np.load(path, allow_pickle=False)) for path in feeds] or None
     if vendor_python:
-        rewrite_with_vendor_tool(source, target, python=vendor_python, feeds=given)
+        if leave:
+            raise click.UsageError("--leave is for gma's own rewrite, not for --vendor-python")
+        unseen = rewrite_with_vendor_tool(
+            source, target, python=vendor_python, feeds=given, sizes=dict(sizes)
+        )
         left = len(find_wide_values(onnx.shape_inference.infer_shapes(onnx.load(target)).graph))
         click.echo(f"auto_optimizer's result computes the same; it leaves {left} values of 64 bits")
+        if unseen:
+            click.echo(f"Not compared: {', '.join(unseen)}.")
         return
     report = rewrite_file(source, target, leave=frozenset(leave), feeds=given, sizes=dict(sizes))
     click.echo(report.sentence())

@@ -9,6 +9,7 @@ from gma_lib.ascend import (
     atc,
     brought_back,
     check_operators,
+    choose_chip,
     choose_options,
     describe_kept,
     find_chips,
@@ -88,7 +89,8 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
     toolkit = find_toolkit()
     environment = load_tool_environment(toolkit)
     python = card.ais_python or "python3"
-    chip = find_chips(word=card.soc, python=python, environment=environment)[0]
+    chips = find_chips(word=card.soc, python=python, environment=environment)
+    chip = choose_chip(chips, card.device)
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
     verdicts = check_operators(source, cann)

@@ -4,7 +4,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gma_lib.flow.images import FEW_BITS, decode_image, has_few_bits
+from gma_lib.flow.images import FEW_BITS, decode_image, has_few_bits, read_orientation
 from gma_lib.runs.files import BadFile
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ def require_same_pairs(pairs: "list[FramePair]") -> None:
                 raise FileNotFoundError(
                     f"{lacking} lacks frame {number} or {number + 1}, and {place} has both: copy it"
                 )
+
+
+def require_upright(path: Path) -> None:
+    """Raise BadFile for a frame or mask with a tag that turns it: its ground truth has none."""
+    if read_orientation(path) != 1:
+        expected = "a frame as it is stored, like its ground truth"
+        raise BadFile(path, "a tag that turns it", expected, "Save it without the tag")
 
 
 def require_all_bits(pairs: "list[FramePair]") -> None:

@@ -27,9 +27,14 @@ from typing import Self
 
 import numpy as np
 
-from gma_lib.data.complete import require_all_bits, require_masks, require_same_pairs
+from gma_lib.data.complete import (
+    require_all_bits,
+    require_masks,
+    require_same_pairs,
+    require_upright,
+)
 from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
-from gma_lib.flow.images import read_frame, read_image_size, read_mask, read_orientation
+from gma_lib.flow.images import read_frame, read_image_size, read_mask
 from gma_lib.runs.files import PROJECT, BadFile, hash_file, locate_path, shorten_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -118,10 +123,12 @@ class FramePair:
         return None if self.invalid is None else read_mask(self._check("invalid"))
 
     def _check(self, kind: str) -> Path:
-        """Return a file's path once it is known to be what the index says."""
+        """Return a file's path once it is known to be what the index says, and upright."""
         path: Path = getattr(self, kind)
         if self.sha256.get(kind, "") not in ("", path.exists() and hash_file(path)):
             raise ValueError(f"{path} has changed or gone since 01_data: run 01_data again")
+        if kind != "flow":
+            require_upright(path)
         return path
 
 
@@ -362,9 +369,8 @@ def _index_pair(pair: FramePair, root: Path) -> Record:
     files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
     for kind, path in files.items():
         check_whole(path)
-        if kind != "flow" and read_orientation(path) != 1:
-            expected = "a frame as it is stored, like its ground truth"
-            raise BadFile(path, "a tag that turns it", expected, "Save it without the tag")
+        if kind != "flow":
+            require_upright(path)
     return {
         "name": pair.name,
         "pass_name": pair.pass_name,

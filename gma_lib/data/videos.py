@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -254,8 +255,16 @@ def _decode(
         raise ValueError(f"damaged after frame {decoded} ({error})") from error
     if _ends_early(container, stream, path, stored, end):
         raise ValueError(f"truncated after frame {decoded}")
-    if decoded < stored - hidden and stream.codec_context.name in ONE_FRAME_A_PACKET:
-        say(f"{path}: {decoded} of {stored - hidden} frames could be decoded")
+    for sentence in _describe_lost(stream, early, decoded, stored - early - hidden):
+        say(f"{path}: {sentence}")
+
+
+def _describe_lost(stream: VideoStream, early: int, decoded: int, shown: int) -> Iterator[str]:
+    """How many frames need one that is not there, and how many of the others were not decoded."""
+    if early:
+        yield f"{early} frames before the first key frame are left out"
+    if decoded < shown and stream.codec_context.name in ONE_FRAME_A_PACKET:
+        yield f"{decoded} of {shown} frames could be decoded"
 
 
 def _read_packet(packets: "Iterator[Packet[Stream]]") -> "Packet[Stream] | None":
@@ -269,20 +278,42 @@ def _attempt(
     step: Callable[..., Result], *arguments: object, harmless: tuple[str, ...] = ()
 ) -> Result:
     """Let FFmpeg do something; raise ValueError for what it raises and for what it only logs."""
-    av.logging.set_level(av.logging.INFO)
-    av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as logs:
+        with hear_ffmpeg, av.logging.Capture() as logs:
             result = step(*arguments)
     except av.error.FFmpegError as error:
         raise ValueError(logs[-1][2].strip().rstrip(".") if logs else error.strerror) from error
-    finally:
-        av.logging.set_level(None)
     for level, _, message in sorted(logs):  # errors first
         is_error = level <= av.logging.ERROR and not message.startswith(harmless)
         if is_error or message.startswith("concealing"):
             raise ValueError(message.strip().rstrip("."))
     return result
+
+
+class _Hearing:
+    """Have FFmpeg tell what it logs while any thread is inside: the level is one for the
+    process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                av.logging.set_level(av.logging.INFO)
+                av.logging.set_skip_repeated(False)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                av.logging.set_level(None)
+
+
+hear_ffmpeg = _Hearing()
 
 
 def _ends_early(

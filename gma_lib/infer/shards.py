@@ -34,8 +34,8 @@ def cut_shards(pairs: Sequence[FramePair], batch_size: int = 1) -> list[list[Fra
     """Cut pairs into shards, in order: a scene of a pass, cut further after 16 pairs or the last
     full batch before.
 
-    The pairs and the batch size alone decide, not who computes: every batch holds the same pairs,
-    and a frame is encoded once within a shard.
+    The pairs and the batch size alone decide, not who computes: every batch of a run that is not
+    resumed holds the same pairs, and a frame is encoded once within a shard.
     """
     most = max(1, SHARD_PAIRS // batch_size) * batch_size
     scenes = groupby(pairs, key=lambda pair: (pair.pass_name, pair.scene))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.data.complete import require_all_bits, require_same_pairs
+from gma_lib.data.complete import require_all_bits, require_same_pairs, require_upright
 from gma_lib.data.padding import Padding
 from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_image_size, read_photo, write_flow
@@ -88,6 +88,8 @@ def write_submission(
     ]
     require_same_pairs(pairs)
     require_all_bits(pairs)
+    for path in list_frames(pairs):
+        require_upright(path)
     height, width = frame_size(pairs)
     if View.fit(height, width, estimator.max_pixels).is_scaled:
         rows, columns = Padding.for_size(height, width).padded_size(height, width)

@@ -179,7 +179,7 @@ def _compare_group(
             try:
                 work = prepare_variant(variants[name], place, comparison)
                 workers[name] = Worker(variants[name], place)
-            except (RuntimeError, ValueError) as error:
+            except (ImportError, MemoryError, RuntimeError, ValueError) as error:
                 results[name]["error"] = str(error)
                 continue
             config = network.GMAConfig(num_updates=variants[name].num_updates)

@@ -20,7 +20,7 @@ def measure_on_card(
     if manifest:
         about["simulated"] = bool(manifest["simulated"])
         try:
-            _require_memory(manifest, batch_size)
+            _require_memory(manifest, batch_size, card.device)
         except runs.DoesNotFit as error:
             needed = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
             reason = f"not started: {error}"
@@ -56,7 +56,7 @@ def measure_on_card(
     )
 
 
-def _require_memory(manifest: runs.Record, batch_size: int) -> None:
+def _require_memory(manifest: runs.Record, batch_size: int, device: int | None) -> None:
     """Raise DoesNotFit where the card that is found has too little; without one, the tool will
     say so.
     """
@@ -64,4 +64,5 @@ def _require_memory(manifest: runs.Record, batch_size: int) -> None:
         chips = ascend.find_chips(environment=ascend.load_tool_environment(ascend.find_toolkit()))
     except ascend.NoChipFound:
         return
-    ascend.atc.require_device_memory(manifest, chips[0].memory_bytes, batch_size)
+    chip = ascend.choose_chip(chips, device)
+    ascend.atc.require_device_memory(manifest, chip.memory_bytes, batch_size)

@@ -16,7 +16,7 @@ from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PACKAGE, hash_value, shorten_path
-from gma_lib.runs.machine import find_versions, identify_processor
+from gma_lib.runs.machine import count_cores, find_versions, identify_processor
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run
 
@@ -115,10 +115,12 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
 
     Its notebook and parameters, files from outside the outputs, what the stages before left, the
     library's modules (all of them: ``of_modules`` keeps those that the stage loaded), the versions
-    of other libraries, and the processor.
+    of other libraries, the processor and, for what is timed, the number of its cores.
     """
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
     consumed = {"notebook": hash_value(cells), "processor": identify_processor()}
+    if STAGES[stage].is_measurement:
+        consumed["number of cores"] = str(count_cores())
     consumed |= {
         f"parameter {name}": repr(value) for name, value in parameters.items() if name not in PLACES
     }

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from gma_lib import network, runs
+from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
-from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index, count_pairs
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
@@ -80,7 +81,10 @@ def score_pairs(
 def predict_updates(
     model: network.GMA, updates: tuple[int, ...], frame1: np.ndarray, frame2: np.ndarray
 ) -> Flows:
-    """Return the network's flow after each of the given numbers of updates, in float32."""
+    """Return the network's flow after each of the given numbers of updates, in float32 (TF32
+    off).
+    """
+    refuse_less_than_float32()
     padding, device = Padding.for_size(*frame1.shape[1:]), next(model.parameters()).device
     image1, image2 = (
         torch.from_numpy(padding.pad(frame)[None]).to(device) for frame in (frame1, frame2)
@@ -231,11 +235,17 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
 
 
 def _index_sintel(root: Path) -> runs.Record:
-    """List the frames below a folder; BadFile for others than those of MPI-Sintel training."""
+    """List the frames below a folder; BadFile for others than those of MPI-Sintel training, and
+    where no pair of a pass has ground truth and a mask.
+    """
     index = build_index(root, description="", track=runs.track)
     for pair in index["pairs"]:
         if not SINTEL_SCENE.fullmatch(pair["scene"]):
             raise runs.BadFile(root, f"holds {pair['scene']}", "scenes of MPI-Sintel training")
+    for row in count_pairs(index):
+        if not row["with flow"] or row["with occlusion"] < row["with flow"]:
+            found = f"{row['scene']} ({row['pass']}) lacks ground truth or occlusion masks"
+            raise runs.BadFile(root, found, "training/flow and training/occlusions")
     return index
 
 

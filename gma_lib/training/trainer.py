@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gma_lib import network, runs
+from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.flow import pool_scores
 from gma_lib.network.checkpoints import MOST_BYTES, decode_tensors
 from gma_lib.runs.processes import lock_path
@@ -110,6 +111,7 @@ class Trainer:
     def __init__(
         self, config: TrainingConfig, *, weights: str | Path | None = None, device: str = "cpu"
     ):
+        refuse_less_than_float32()
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         # of all lookups, the one whose gradient is cheapest

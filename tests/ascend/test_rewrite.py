@@ -260,6 +260,8 @@ def test_open_axes_and_feeds_on_the_command_line(tmp_path):
     gma("rewrite", *files, "--size", "wide", 4)
     gma("rewrite", *files, "--feeds", tmp_path / "feed.npz")
     gma("rewrite", *files, "--feeds", tmp_path / "wrong.npz", exit_code=1)
+    both = [f"--feeds={tmp_path / name}.npz" for name in ("feed", "wrong")]
+    gma("rewrite", *files, *both, exit_code=1)  # what is given has to be compared
 
 
 def test_weights_in_a_file_of_their_own_stay_there(tmp_path):

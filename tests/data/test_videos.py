@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -374,7 +375,48 @@ def test_frames_before_the_first_key_frame_are_left_out_with_a_line(tmp_path):
     said = []
     frames, _ = read(path, say=said.append)
     np.testing.assert_array_equal(frames, make_frames(8)[4:])
-    assert "4 of 7 frames could be decoded" in said[0]
+    assert len(said) == 1
+    assert "3 frames before the first key frame" in said[0]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video", "libvpx"])
+def test_a_clip_cut_within_a_group_of_frames_says_how_many_are_left_out(tmp_path, codec):
+    whole = write(tmp_path / "whole.mkv", make_frames(8), codec, "yuv420p", g="4", bf="0")
+    said = []
+    assert len(read(whole, say=said.append)[0]) == 8
+    assert not said
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        keys = [packet.is_keyframe for packet in packets]
+        for packet in packets[1:]:
+            packet.stream = stream
+            target.mux(packet)
+    left_out = keys.index(True, 1) - 1
+    assert len(read(tmp_path / "cut.mkv", say=said.append)[0]) == 7 - left_out
+    assert len(said) == 1
+    assert f"{left_out} frames before the first key frame" in said[0]
+
+
+def test_two_threads_hear_of_damage(tmp_path):
+    """FFmpeg's level of messages is one for the process: who ends first must not make it deaf."""
+    path = write(tmp_path / "a.h264", make_frames(12), "libx264", "yuv420p", g="12", bf="0")
+    damaged = bytearray(path.read_bytes())
+    middle = damaged.index(b"\0\0\1\x41", len(damaged) // 3) + 6
+    damaged[middle : middle + 40] = bytes(40)
+    (tmp_path / "damaged.h264").write_bytes(damaged)
+
+    def decode(path):
+        try:
+            return len(list(videos.read_video(path)))
+        except BadFile:
+            return "refused"
+
+    assert decode(tmp_path / "damaged.h264") == "refused"
+    with ThreadPoolExecutor(4) as pool:
+        paths = [path, tmp_path / "damaged.h264"] * 20
+        assert set(pool.map(decode, paths[::2])) == {12}
+        assert [*pool.map(decode, paths)] == [12, "refused"] * 20
 
 
 TRACKS = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import HEIGHT, WIDTH
+from PIL import Image
 
 from gma_lib.cli import main
 from gma_lib.flow.files import read_flow, write_flow
@@ -80,6 +81,17 @@ def test_passes_of_different_frames_are_refused_before_anything_is_computed(test
     with pytest.raises(FileNotFoundError, match=r"clean/cave lacks frame 2 or 3.*final/cave has"):
         submission.write_submission(test_split, tmp_path / "out", estimator)
     assert estimator.sequences == []
+
+
+def test_turned_frames_are_refused_before_anything_is_computed(test_split, tmp_path):
+    """The benchmark scores frames as they are stored."""
+    frame = test_split / "test/final/cave/frame_0002.png"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(frame).save(frame, exif=exif)
+    with pytest.raises(ValueError, match=r"final/cave/frame_0002\.png"):
+        submission.write_submission(test_split, tmp_path / "out", Counting())
+    assert not files(tmp_path / "out")
 
 
 def test_a_worker_computes_scenes_with_a_model_of_its_own(test_split, tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import ClassVar
 
@@ -123,11 +124,11 @@ BASELINE = Variant("onnxruntime", "float32", "gather", 16, (), 1, 1, 1, False)
 @pytest.fixture
 def compare_dying(monkeypatch, tmp_path):
     """Compare a baseline and eight others, four at a time, without computing anything; the workers
-    of these numbers, counted from 1, end in their third call.
+    of these numbers, counted from 1, end in their third call, and those ``refused`` do not start.
     """
 
-    def compare(*dying):
-        started = []
+    def compare(*dying, refused=types.MappingProxyType({})):
+        started, prepared = [], []
 
         class StandIn:
             about: ClassVar = {"load_s": 1.0}
@@ -148,6 +149,9 @@ def compare_dying(monkeypatch, tmp_path):
 
         def prepare(variant, folder, comparison):
             folder.mkdir(parents=True)
+            prepared.append(folder)
+            if error := refused.get(len(prepared)):
+                raise error("not here")
             return {"correlation": 1.0, "feature encoder": 1.0}
 
         monkeypatch.setattr(comparison, "Worker", StandIn)
@@ -173,6 +177,12 @@ def compare_dying(monkeypatch, tmp_path):
 def test_what_ends_while_it_is_measured_is_a_row_and_the_others_go_on(compare_dying, dying, lost):
     """The sixth is the baseline of the second group, without which that one has no ratios."""
     assert compare_dying(*dying) == lost
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError, MemoryError, ValueError])
+def test_what_cannot_start_here_is_a_row_and_the_others_go_on(compare_dying, error):
+    """For want of an extra or of memory; all that was measured was lost."""
+    assert compare_dying(refused={7: error}) == "f"
 
 
 def test_without_the_first_baseline_there_is_nothing_to_compare_with(compare_dying):

@@ -99,6 +99,16 @@ def test_what_a_stage_consumes(finished, monkeypatch, tmp_path):
     assert consumed("01_data", **data) != empty
 
 
+def test_what_is_timed_depends_on_the_number_of_cores(finished, monkeypatch, tmp_path):
+    """Times of two cores were up to date on one."""
+    run, digests = open_tiny(finished), Digests(tmp_path / "digests.json")
+    given = {"checkpoint": "seeded"}
+    before = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
+    monkeypatch.setattr(stamps, "count_cores", lambda: 77)
+    after = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["06_perf"]
+
+
 def test_a_comment_recomputes_nothing(tmp_path):
     """Docstrings and layout neither; a statement does."""
     module = tmp_path / "module.py"

@@ -186,6 +186,30 @@ def small_excerpt(tiny_sintel):
     return tiny_sintel
 
 
+@pytest.mark.parametrize("kind", ["flow", "occlusions"])
+@pytest.mark.parametrize("scenes", [["cave_2"], ["alley_1", "cave_2"]])
+def test_frames_without_truth_or_masks_are_refused_before_anything_is_scored(
+    small_excerpt, monkeypatch, kind, scenes
+):
+    """It was found after an hour of scoring, by a traceback."""
+    monkeypatch.setattr(card, "score_held_out", lambda *_, **__: pytest.fail("scored"))
+    for scene in scenes:
+        shutil.rmtree(small_excerpt / "training" / kind / scene)
+        if kind == "flow":
+            shutil.rmtree(small_excerpt / "training" / "occlusions" / scene)
+            shutil.rmtree(small_excerpt / "training" / "invalid" / scene, ignore_errors=True)
+    with pytest.raises((BadFile, FileNotFoundError), match=r"cave_2|alley_1"):
+        card.update_scores(NUMBERS, sintel=small_excerpt)
+
+
+def test_scores_are_of_float32(monkeypatch):
+    """PyTorch computes convolutions in TF32 on a GPU unless it is told otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    frame = np.zeros((3, 128, 128), np.float32)
+    predict_updates(GMA().eval(), (1,), frame, frame)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_scores_of_other_frames_scenes_or_versions_are_not_continued(small_excerpt, monkeypatch):
     class Known(Exception):
         """Where the scores are kept is known."""
