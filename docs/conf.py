@@ -68,9 +68,10 @@ def write_parameters() -> None:
     lines = [
         "# Parameters of the notebooks",
         "",
-        "Each notebook declares its parameters in its first code cell. Set them in JupyterLab, "
-        'in a file of `params/`, or with `PARAMS="name=value"`. The defaults below are those of '
-        "JupyterLab; `make` takes the values of `params/common.yaml` and of the profile's file.",
+        "Each notebook declares its parameters in one cell, the second one with code. Set them in "
+        'JupyterLab, in a file of `params/`, or with `PARAMS="name=value"`. The defaults below are '
+        "those of JupyterLab; `make` takes the values of `params/common.yaml` and of the profile's "
+        "file.",
     ]
     for stage in STAGES:
         cells = ["".join(cell["source"]) for cell in read_cells(stage) if is_tagged(cell)]

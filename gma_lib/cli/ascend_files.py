@@ -47,6 +47,7 @@ def ascend() -> None:
     default="float16",
     show_default=True,
     type=click.Choice(list(PRECISION_NAMES["atc"])),
+    help="Precision that atc compiles for.",
 )
 @click.option(
     "--batch-size",

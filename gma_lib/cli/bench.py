@@ -44,7 +44,13 @@ def compare_variants(configs: tuple[Path, ...], out: Path, overwrite: bool) -> N
 
 @click.command("precision", epilog="Example: gma precision --precision bfloat16")
 @CHECKPOINT
-@click.option("--backend", default="openvino", show_default=True, type=click.Choice(list(BACKENDS)))
+@click.option(
+    "--backend",
+    default="openvino",
+    show_default=True,
+    type=click.Choice(list(BACKENDS)),
+    help="Runtime that computes.",
+)
 @click.option(
     "--precision",
     "precisions",

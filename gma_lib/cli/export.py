@@ -25,8 +25,16 @@ class Size(TypedDict):
 @click.option(
     "--height", required=True, type=int, help="Padded frame height: a multiple of 8, at least 128."
 )
-@click.option("--width", required=True, type=int)
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1, LARGEST_BATCH))
+@click.option(
+    "--width", required=True, type=int, help="Padded frame width: a multiple of 8, at least 128."
+)
+@click.option(
+    "--batch-size",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, LARGEST_BATCH),
+    help="Pairs per call of the file.",
+)
 @CHECKPOINT
 @click.option(
     "--updates",
@@ -42,7 +50,11 @@ class Size(TypedDict):
     type=click.Choice(("matmul", "rows", "gather", "grid_sample")),
     help="Form of the correlation lookup; grid_sample needs opset 16.",
 )
-@click.option("--opset", type=int, help="[default: 13, or the first that has the lookup]")
+@click.option(
+    "--opset",
+    type=int,
+    help="ONNX operator set.  [default: 13, or the first that has the lookup]",
+)
 @click.option(
     "--split",
     is_flag=True,

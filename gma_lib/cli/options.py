@@ -129,7 +129,8 @@ def network_options(updates: int) -> Callable[[Command], Command]:
         click.option(
             "--max-pixels",
             type=click.IntRange(128 * 128),
-            help="Downscale larger frames.  [default: what fits in 4 GB: mostly 1280x720]",
+            metavar="N",
+            help="Downscale frames of more than N pixels.  [default: 921600; onnxruntime: less]",
         ),
         click.option(
             "--refine",

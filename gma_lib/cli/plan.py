@@ -26,8 +26,8 @@ def main(run: Path, counts: tuple[int, ...]) -> None:
     """Estimate time, memory and disk of 04_infer on more workers, from RUN (a folder bs<N> of
     results).
 
-    The shards of RUN are replayed in order with their measured times, including the time to start,
-    to load the model and to wait for the last shard.
+    A shard is at most 16 pairs of one scene and pass. Those of RUN are replayed in order with their
+    measured times, including the time to start, to load the model and to wait for the last shard.
     """
     inferred = read_json(run / "infer.json", made_by="04_infer")
     exported = read_json(run / "export.json", made_by="02_export")

@@ -73,7 +73,7 @@ def main(
                 f"{PROJECT}: search paths break at a colon or a newline: rename it"
             )
         if "batch_size" in overrides:
-            raise WrongParameters("batch_size has an option of its own: --batch-size")
+            raise WrongParameters("set batch_size with --batch-size")
         resolved = (
             resolve_parameters(profile, overrides | parse_overrides([f"batch_size={size}"]))
             for size in batch_sizes

@@ -35,7 +35,11 @@ from gma_lib.runs.files import BadFile, name_file
     help="Speed of full saturation, px.  [default: 99.5th percentile of the speeds]",
 )
 @click.option(
-    "--palette", type=click.Choice(list(PALETTES)), default="middlebury", show_default=True
+    "--palette",
+    type=click.Choice(list(PALETTES)),
+    default="middlebury",
+    show_default=True,
+    help="Colours; twilight suits colour-blind readers.",
 )
 @click.option("--over", type=PATH, help="Blend with this frame.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")

@@ -103,7 +103,7 @@ def main(
     require_posix("gma verify")
     source = click.get_current_context().get_parameter_source("profile")
     if quick and source != ParameterSource.DEFAULT:
-        raise click.UsageError("--quick is a profile of its own: give --quick or --profile")
+        raise click.UsageError("--quick and --profile exclude each other: give one")
     profile = "quick" if quick else profile
     if profile == "sintel":
         return _verify_published(sintel, checkpoint, int(updates or 6))
@@ -111,7 +111,10 @@ def main(
         raise click.UsageError("--sintel, --checkpoint and --updates belong to --profile sintel")
     expected_file = locate_expected(profile)
     if not expected_file.is_file():
-        raise click.UsageError(f"nothing is expected of {profile!r}: gma record writes it")
+        raise click.UsageError(
+            f"there is no {shorten_path(expected_file)}: write it with gma record --profile "
+            f"{profile} --reason TEXT"
+        )
     expected = read_expected(expected_file)
     parameters = _resolve(profile, VERIFIED)
     require_same_plan(expected, parameters)
