@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euf -o pipefail -c
 PROFILE ?= demo
 BS ?= 1 4
-BACKEND ?= $(if $(filter ascend-dry-run,$(MAKECMDGOALS)),ascend,openvino)
-PRECISION ?= $(if $(filter ascend,$(BACKEND)),float16,float32)# a card computes in float16, as in the guide
+BACKEND ?= $(if $(filter ascend-dry-run,$(MAKECMDGOALS)),ascend)# empty: as params/ say
+PRECISION ?= $(if $(filter ascend,$(BACKEND)),float16)# a card computes in float16, as in the guide
 BASE_PYTHON ?= python3
 PYTHON ?= .venv/bin/python
 TORCH ?= torch==2.13.0
@@ -62,9 +62,9 @@ lint: $(ENV) ## check style, types, the order of packages, and that notebooks ho
 docs: $(ENV) ## write the documentation site to docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -q docs docs/_build/html
 lab: $(ENV) ## open copies of the notebooks (outputs/lab/notebooks) in JupyterLab
-	@mkdir -p outputs/lab/notebooks
-	@for one in $(wildcard notebooks/*.ipynb); do copy="outputs/lab/$$one"; if [ ! -e "$$copy" ] || [ "$$one" -nt "$$copy" ]; then \
-	  [ ! -e "$$copy" ] || mv "$$copy" "$${copy%.ipynb} of $$(date +%F-%H%M%S).ipynb"; cp "$$one" "$$copy"; fi; done
+	@mkdir -p outputs/lab/notebooks outputs/lab/.notebooks
+	@for one in $(wildcard notebooks/*.ipynb); do copy="outputs/lab/$$one"; kept="outputs/lab/.$$one"; if [ ! -e "$$copy" ] || ! cmp -s "$$one" "$$kept"; then \
+	  [ ! -e "$$copy" ] || mv "$$copy" "$${copy%.ipynb} of $$(date +%F-%H%M%S).ipynb"; cp "$$one" "$$copy"; cp "$$one" "$$kept"; fi; done
 	JUPYTER_CONFIG_PATH="$$PWD/notebooks" $(PYTHON) -m jupyterlab --notebook-dir=outputs/lab/notebooks --LabApp.default_url=/lab/tree/00_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 doctor: $(ENV) ## install, and check this machine
 	@$(GMA) doctor $(call option,ais-python,AIS_PYTHON)

@@ -6,7 +6,7 @@ Each setting is a process of its own, which imitates another machine through the
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
 and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
 The int8 model is calibrated once, by the first setting, and compiled by each.
-A setting that is done is not computed again; those of another commit are refused.
+A setting that is done is not computed again; those of other code or libraries are refused.
 """
 
 import os
@@ -108,20 +108,19 @@ def choose_cores(count: int) -> list[int]:
     return cores[:count]
 
 
-def require_commit(folder: Path) -> None:
-    """Keep the commit of what is computed into a folder; SystemExit where it holds another's."""
-    from gma_lib.runs.machine import find_commit
+def require_same_software(folder: Path) -> None:
+    """Keep what decides the arrays of a folder; SystemExit where they are of other code, libraries
+    or another processor.
+    """
+    from gma_lib.runs import hash_value
+    from gma_lib.runs.clusters import describe_software
 
     folder.mkdir(parents=True, exist_ok=True)
-    file, commit = folder / "commit.txt", find_commit() or "unknown"
-    if not (folder / "computed.npz").is_file():
-        file.write_text(commit)
-        return
-    made = file.read_text() if file.is_file() else "unknown"
-    (one, _, state), (other, _, state_now) = made.partition("+"), commit.partition("+")
-    known = {state, state_now} - {"unknown"}  # where git did not answer
-    if one != other or len(known) > 1:
-        raise SystemExit(f"{folder} is of commit {made}, not {commit}: delete it")
+    file, software = folder / "software.txt", hash_value(describe_software())
+    is_done = (folder / "computed.npz").is_file()
+    if is_done and (not file.is_file() or file.read_text() != software):
+        raise SystemExit(f"{folder} is of other code, libraries or processor: delete it")
+    file.write_text(software)
 
 
 @click.command()
@@ -144,7 +143,7 @@ def compute_setting(outputs: Path, name: str) -> Path:
     """Compute a setting in a process of its own, unless it is done; return what it wrote."""
     folder = outputs / name.replace(" ", "-").replace("/", "-").replace(",", "")
     file = folder / "computed.npz"
-    require_commit(folder)
+    require_same_software(folder)
     if not file.is_file():
         print(name, flush=True)
         variables = {"GMA_CACHE": str(folder / "cache")} | THREADS | SETTINGS[name]

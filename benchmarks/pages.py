@@ -26,6 +26,7 @@ from gma_lib import runs
 from gma_lib.data import PASSES
 from gma_lib.perf.load import Load
 from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
+from gma_lib.runs.clusters import describe_software
 from gma_lib.runs.machine import find_commit
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -201,10 +202,10 @@ def require_quiet() -> None:
 
 def choose(names: tuple[str, ...], sintel: Path | None) -> list[str]:
     """Return what can be measured and was not yet measured by the run that goes on."""
-    commit = find_commit() or ""
+    software = describe_software()
     begun = json.loads(BEGUN.read_text()) if BEGUN.is_file() else {}
-    if not begun or begun["commit"].partition("+")[0] != commit.partition("+")[0]:
-        begun = {"commit": commit, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    if begun.get("software") != software:
+        begun = {"software": software, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         runs.write_text(BEGUN, json.dumps(begun))
     todo = []
     for name in names or MEASUREMENTS:

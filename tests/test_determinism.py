@@ -6,7 +6,7 @@ import determinism
 import numpy as np
 import pytest
 
-from gma_lib.runs import machine
+from gma_lib.runs import clusters
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -30,28 +30,19 @@ def test_two_threads_are_two_wherever_it_runs(monkeypatch):
     assert one == {"OMP_NUM_THREADS": "1", "CORES": "1"}
 
 
-def test_what_another_commit_computed_is_refused(monkeypatch, tmp_path):
+def test_what_other_code_computed_is_refused(monkeypatch, tmp_path):
     folder = tmp_path / "two-threads"
-    monkeypatch.setattr(machine, "find_commit", lambda: "a")
-    determinism.require_commit(folder)  # interrupted
-    monkeypatch.setattr(machine, "find_commit", lambda: "b")
-    determinism.require_commit(folder)
+    determinism.require_same_software(folder)  # interrupted
+    monkeypatch.setattr(clusters, "describe_software", lambda: {"the code": "b"})
+    determinism.require_same_software(folder)
     (folder / "computed.npz").touch()
-    determinism.require_commit(folder)
-    monkeypatch.setattr(machine, "find_commit", lambda: "a")
-    with pytest.raises(SystemExit, match="commit b"):
-        determinism.require_commit(folder)
-    monkeypatch.setattr(machine, "find_commit", lambda: "b+changes")
-    with pytest.raises(SystemExit, match="commit b"):
-        determinism.require_commit(folder)
-    monkeypatch.setattr(machine, "find_commit", lambda: "b+unknown")
-    determinism.require_commit(folder)
-    monkeypatch.setattr(machine, "find_commit", lambda: "a+unknown")
-    with pytest.raises(SystemExit, match="commit b"):
-        determinism.require_commit(folder)
-    (folder / "commit.txt").unlink()  # as older ones were left
-    with pytest.raises(SystemExit, match="unknown"):
-        determinism.require_commit(folder)
+    determinism.require_same_software(folder)
+    monkeypatch.setattr(clusters, "describe_software", lambda: {"the code": "a"})
+    with pytest.raises(SystemExit, match="other code"):
+        determinism.require_same_software(folder)
+    (folder / "software.txt").unlink()  # as older ones were left
+    with pytest.raises(SystemExit, match="other code"):
+        determinism.require_same_software(folder)
 
 
 def test_a_setting_compiles_models_itself(tmp_path):

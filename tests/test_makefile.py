@@ -39,6 +39,57 @@ def install(tmp_path):
     return run
 
 
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ([], set()),
+        (["BACKEND=torch"], {"--backend=torch"}),
+        (["BACKEND=ascend"], {"--backend=ascend", "--precision=float16"}),
+        (["PRECISION=int8"], {"--precision=int8"}),
+    ],
+)
+def test_what_is_not_given_is_as_the_profile_says(tmp_path, given, options):
+    """`make reproduce PROFILE=mine` computed with another backend than params/mine.yaml."""
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    outside = {
+        name: text
+        for name, text in os.environ.items()
+        if "MAKE" not in name and name not in ("BACKEND", "PRECISION")
+    }
+    command = ["make", "reproduce", "PYTHON=./python", "PROFILE=mine", *given]
+    subprocess.run(command, cwd=tmp_path, env=outside | {"FAILS": "nothing"}, check=True)
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    words = {word for word in call.split() if word.startswith(("--backend", "--precision"))}
+    assert words == options
+
+
+def test_copies_for_jupyterlab_follow_their_originals(tmp_path):
+    """Whatever the times say: an autosave makes a copy newer, an older release's files are older."""
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    original = tmp_path / "notebooks/01_data.ipynb"
+    original.parent.mkdir()
+    original.write_text("first")
+    copies = tmp_path / "outputs/lab/notebooks"
+
+    def lab():
+        outside = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+        command = ["make", "lab", "PYTHON=./python"]
+        subprocess.run(command, cwd=tmp_path, env=outside | {"FAILS": "nothing"}, check=True)
+        return sorted(path.read_text() for path in copies.iterdir())
+
+    assert lab() == ["first"]
+    (copies / "01_data.ipynb").write_text("mine")
+    assert lab() == ["mine"]
+    original.write_text("second")
+    os.utime(original, (0, 0))
+    assert lab() == ["mine", "second"]
+    assert (copies / "01_data.ipynb").read_text() == "second"
+
+
 CHECK = "gma_lib/doctor/installation.py"
 
 

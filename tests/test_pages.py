@@ -184,10 +184,26 @@ def test_the_origin_of_a_table(elsewhere, busy):
     assert ("busy" in told) is busy
 
 
-def test_what_is_measured_outside_a_checkout_has_no_commit(elsewhere, monkeypatch):
-    monkeypatch.setattr(pages, "find_commit", lambda: None)
-    keep({}, "cpu")
+def test_what_other_code_measured_is_measured_again(elsewhere, monkeypatch):
+    """Also where it was changed and not committed."""
+    keep({}, "pictures", created="2998")
+    assert pages.choose(("pictures",), None) == []
+    monkeypatch.setattr(pages, "describe_software", lambda: {"the code": "another"})
+    monkeypatch.setattr(pages, "datetime", Later)
     assert pages.choose(("pictures",), None) == ["pictures"]
+    assert pages.choose(("pictures",), None) == ["pictures"]
+
+
+class Later(pages.datetime):
+    """A clock of the year 2999."""
+
+    @classmethod
+    def now(cls, zone):
+        return cls(2999, 1, 1, tzinfo=zone)
+
+
+def test_what_is_measured_outside_a_checkout_has_no_commit(elsewhere):
+    keep({}, "cpu")
     record = json.loads((blocks.RESULTS / "cpu.json").read_text())
     record["provenance"]["commit"] = None
     assert "commit unknown, P" in blocks.tell_origin("gma x", record)

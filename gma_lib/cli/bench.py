@@ -90,6 +90,8 @@ def emulate_half(
     sintel: Path, checkpoint: str, most: int, out: Path | None, overwrite: bool
 ) -> None:
     """Emulate float16, part by part, on pairs with ground truth from the folder SINTEL."""
+    if overwrite and not out:
+        raise click.UsageError("--overwrite is for --out")
     refuse_existing([out] if out else [], [], overwrite)
     pairs = choose_pairs(sintel.absolute(), most)
     names = [pair.name for pair in pairs]

@@ -6,6 +6,7 @@ from typing import Unpack
 
 import click
 import numpy as np
+from click.core import ParameterSource
 
 from gma_lib import report
 from gma_lib.cli.options import (
@@ -69,6 +70,9 @@ def main(
     the same names, or two patterns in quotes.
     """
     pairs, is_one = _list_pairs(frames, listed)
+    source = click.get_current_context().get_parameter_source("kind")
+    if is_one and source != ParameterSource.DEFAULT:
+        raise click.UsageError("--format is for many pairs; the flow of one is named by its suffix")
     outputs = [output] if is_one else [output / f"{one.stem}.{kind}" for one, _ in pairs]
     check_flow_suffix(outputs[0])
     if figure is not None and figure.suffix.lower() not in FIGURE_SUFFIXES:

@@ -88,12 +88,14 @@ def main(
 def run_and_report(
     runs: list[Record], *, until: str | None = None, force: bool = False
 ) -> NoReturn:
-    """Run the stages, write the index page unless one stage alone was wanted, and exit."""
+    """Run the stages, write the index page (up to a stage or interrupted only where there is one,
+    which would no longer tell what is there), and exit.
+    """
     outputs, profile = locate_path(runs[0]["outputs"]), runs[0]["profile"]
     require_writable(outputs)
     ended = run_stages(runs, until=until, write_page=notebook_to_html, force=force)
-    if until is None and "interrupted" not in ended:
-        page = outputs / profile / "index.html"
+    page = outputs / profile / "index.html"
+    if page.is_file() or (until is None and "interrupted" not in ended):
         if ended.count("up to date") < len(ended) or not report.is_current(outputs, profile):
             report.write_index(outputs, profile)
         click.echo(f"report: {shorten_path(page)}")

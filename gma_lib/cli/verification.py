@@ -221,7 +221,8 @@ def _plan_replay(
 def record(profile: str, reason: str) -> None:
     """Record this machine's numbers as the expected ones of `gma verify`.
 
-    Differences from the earlier record are shown. The reason is kept in the file.
+    Everything is computed anew. Differences from the earlier record are shown. The reason is kept
+    in the file.
     """
     require_posix("gma record")
     if not (reason.strip() and reason.isprintable()):
@@ -230,6 +231,7 @@ def record(profile: str, reason: str) -> None:
     require_writable(path.parent)
     earlier = read_expected(path) if path.is_file() else None
     with _hold(VERIFIED, profile):
+        remove(locate_path(VERIFIED) / profile)  # of other cores or threads, say
         run = _compute(wanted)
         values, parameters = collect_all(run), read_run_parameters(run)
     if earlier:

@@ -355,6 +355,12 @@ class Estimator:
         model.prepare(*PARTS)
         return model
 
+    def build(self, height: int, width: int) -> None:
+        """Build and cache what ``along`` loads for frames of this size: workers that all wait for
+        one of them to build it would pass for hanging.
+        """
+        self._prepare(*self._view(height, width).padded, parts=True)
+
     def _prepare(self, rows: int, columns: int, parts: bool) -> Path:
         """Folder with the model for frames of this padded size, built once, whole or not at all."""
         made_from = {

@@ -35,6 +35,8 @@ from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
 
+_CLOCK_AHEAD = time.time() - time.monotonic()
+
 
 @dataclass(frozen=True)
 class InferenceSummary:
@@ -131,7 +133,7 @@ def infer(
     track
         ``gma_lib.runs.progress.track`` to show progress.
     """
-    start, clock, folder = time.monotonic(), time.time(), Path(folder)
+    start, clock, folder = time.monotonic(), tell_time(), Path(folder)
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     pairs = [_fix_frames(pair, frames) for pair in pairs]
     keys = _make_keys(pairs, frames, backend, key)
@@ -254,7 +256,7 @@ def _predict_batches(
     if is_for_sequences(backend):
         sequence = AlongSequence(backend)
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
-    begun = time.time()
+    begun = tell_time()
     for batch, (images1, images2, padding) in _read_ahead(batches, batch_size):
         before = time.monotonic()
         if sequence is None:
@@ -268,10 +270,10 @@ def _predict_batches(
             flow = np.concatenate(flows)
         seconds = (time.monotonic() - before) / len(batch)
         _check_flow(flow, images1, batch)
-        ended = time.time()
+        ended = tell_time()
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
             yield Computed(pair, pair_flow, seconds, _name_process(), begun, ended)
-        begun = time.time()
+        begun = tell_time()
 
 
 def _read_ahead(
@@ -298,7 +300,7 @@ def _predict_folders(
     The tensors need 10.8 MB a pair at Sintel's size; they lie in a temporary folder.
     """
     with temporary_folder() as place:
-        begun = time.time()
+        begun = tell_time()
         numbers = write_guide_tensors(pairs, place, with_truth=False, track=track)
         numbered = {numbers[pair.name]: pair for pair in pairs}
         folder = place / pairs[0].pass_name
@@ -308,8 +310,13 @@ def _predict_folders(
         ):
             pair, seconds = numbered[number], time.monotonic() - before
             cut = Padding.for_size(*read_image_size(pair.image1)).unpad(flow)
-            yield Computed(pair, cut, seconds, _name_process(), begun, time.time())
-            begun, before = time.time(), time.monotonic()
+            yield Computed(pair, cut, seconds, _name_process(), begun, tell_time())
+            begun, before = tell_time(), time.monotonic()
+
+
+def tell_time() -> float:
+    """Seconds since 1970, whose differences a clock that is set meanwhile does not change."""
+    return _CLOCK_AHEAD + time.monotonic()
 
 
 def _name_process() -> str:

@@ -105,6 +105,8 @@ def write_submission(
     scenes = [list(group) for _, group in groupby(pairs, key=attrgetter("pass_name", "scene"))]
     todo = [scene for scene in scenes if any(pair.name not in whole for pair in scene)]
     require_free_space(folder, sum(map(len, todo)) * count_flow_bytes(height, width))
+    if executor and todo:
+        estimator.build(height, width)
     shards = [Shard(scene, {path: frames[path] for path in list_frames(scene)}) for scene in todo]
     compute = partial(compute_scene, estimator, warm, find_gpu(estimator.backend))
     answers = compute_shards(executor, compute, shards)

@@ -156,6 +156,8 @@ def advise_run(backend: str, exported: runs.Record) -> str:
     """As ``advise`` for a run whose backend, weights and updates (``export.json``) are those that
     were measured; else say that the cost is not known.
     """
+    if not PRECISION_RESULTS.is_file():
+        return advise()
     found = runs.load_record(PRECISION_RESULTS, "results of make bench")
     measured = (found["backend"], found["num_updates"], found["weights_sha256"])
     if measured != (backend, exported["num_updates"], exported["checkpoint"]["sha256"]):

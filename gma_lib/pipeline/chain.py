@@ -104,6 +104,9 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     others = [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
     if dropped := [one.folder.name for one in others if list_dropped(one)]:
         return f"Not compared: {', '.join(dropped)}, whose flow was deleted (keep_flow=false)."
+    inferred = [one.folder.name for one in others if locate_record("04_infer", one).is_file()]
+    if left := [name for name in inferred if name not in compared]:
+        return f"Not compared: {', '.join(left)}: other frames, weights or settings, or changed."
     if compared:
         return ""
     return "No other batch size was there; a later one compares itself with this one."
@@ -138,8 +141,15 @@ def write_record(run: Run, stage: str, content: Record, made_from: Mapping[str, 
     sources = {name: digest_record(record) for name, record in made_from.items()}
     content = {"made_from": sources, **content}
     if content.get("summary", {}).get("computed") == 0:
-        with suppress(OSError, ValueError):  # missing, or damaged, which counts as missing
-            earlier = read_json(path, made_by=stage)
-            if digest_record(earlier) == digest_record({"schema": SCHEMA} | content):
-                content["summary"] = earlier["summary"]
+        for known in (path, locate_earlier(path)):
+            with suppress(OSError, ValueError):  # missing, or damaged, which counts as missing
+                earlier = read_json(known, made_by=stage)
+                if digest_record(earlier) == digest_record({"schema": SCHEMA} | content):
+                    content["summary"] = earlier["summary"]
     write_json(path, content)
+    locate_earlier(path).unlink(missing_ok=True)
+
+
+def locate_earlier(record: Path) -> Path:
+    """Return where the runner keeps a stage's last record while the stage runs again."""
+    return record.with_suffix(".earlier")

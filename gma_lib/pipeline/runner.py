@@ -27,6 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from gma_lib.pipeline.chain import locate_earlier
 from gma_lib.pipeline.dropped import list_dropped, locate_note
 from gma_lib.pipeline.headlines import describe_result
 from gma_lib.pipeline.parameters import read_parameters
@@ -282,6 +283,8 @@ def _remove_results(job: Job, endings: Iterable[str] = ()) -> None:
     stage = STAGES[job.stage]
     numbers = [name for name in stage.products if name.endswith(".json")]
     for name in [*(f"{job.stage}{ending}" for ending in endings), *numbers]:
+        if name == "infer.json" and endings and (job.folder / name).is_file():
+            os.replace(job.folder / name, locate_earlier(job.folder / name))
         (job.folder / name).unlink(missing_ok=True)
     for pattern in () if stage.is_shared else stage.extras:
         for path in job.folder.glob(pattern):

@@ -64,6 +64,12 @@ def _list_for_conversion(parameters: Record) -> list[Path]:
     return _list_brought_back(parameters) + scenes
 
 
+def _list_for_measurement(parameters: Record) -> list[Path]:
+    """What an Ascend machine left, and what the advice on precisions is from."""
+    advice = RESOURCES / "benchmarks" / "results" / "precision.json"
+    return _list_brought_back(parameters) + [advice] * advice.is_file()
+
+
 def _list_brought_back(parameters: Record) -> list[Path]:
     """What an Ascend machine left in a dry run's folder."""
     if not parameters.get("dry_run"):
@@ -105,7 +111,7 @@ STAGES = {
     "06_perf": Stage(
         ("01_data", "02_export", "03_convert"),
         ("perf.json",),
-        _list_brought_back,
+        _list_for_measurement,
         is_measurement=True,
     ),
     "07_inside": Stage(

@@ -16,7 +16,7 @@ from gma_lib.pipeline.stages import STAGES, locate_stage, read_cells
 from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PACKAGE, hash_value, shorten_path
-from gma_lib.runs.machine import count_cores, find_versions, identify_processor
+from gma_lib.runs.machine import count_cores, find_memory, find_versions, identify_processor
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
 from gma_lib.runs.run import Run
 
@@ -115,12 +115,13 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
 
     Its notebook and parameters, files from outside the outputs, what the stages before left, the
     library's modules (all of them: ``of_modules`` keeps those that the stage loaded), the versions
-    of other libraries, the processor and, for what is timed, the number of its cores.
+    of other libraries, the processor; for what is timed, the number of cores and the memory, too,
+    and for what writes pages of its own, their templates.
     """
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
     consumed = {"notebook": hash_value(cells), "processor": identify_processor()}
     if STAGES[stage].is_measurement:
-        consumed["number of cores"] = str(count_cores())
+        consumed |= {"number of cores": str(count_cores()), "memory": str(find_memory())}
     consumed |= {
         f"parameter {name}": repr(value) for name, value in parameters.items() if name not in PLACES
     }
@@ -128,9 +129,17 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     consumed |= digests.digest_files(STAGES[stage].list_inputs(parameters))
     for before in STAGES[stage].reads:
         consumed |= digest_products(before, run, digests)
+    if any(name.endswith(".html") for name in STAGES[stage].extras):
+        consumed |= digests.digest_files(list_templates(), PACKAGE)
     for path in sorted(PACKAGE.rglob("*.py")):
         consumed[f"code {path.relative_to(PACKAGE)}"] = digests.digest_code(path)
     return consumed
+
+
+def list_templates() -> list[Path]:
+    """List the templates and scripts of the pages that this package writes."""
+    folder = PACKAGE / "report" / "templates"
+    return sorted(path for path in folder.iterdir() if path.is_file())
 
 
 def of_modules(consumed: dict[str, str], stage: str, run: Run) -> dict[str, str]:

@@ -23,7 +23,7 @@ from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
 from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
-from gma_lib.pipeline.stamps import read_stamp, read_statuses
+from gma_lib.pipeline.stamps import list_templates, read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput, plot_timeline
 from gma_lib.report.crate import BIBTEX, describe_files, read_enclosed
 from gma_lib.report.figures import Picture, encode_figure
@@ -123,7 +123,9 @@ def is_current(outputs: Path, profile: str) -> bool:
 def _digest_shown(folder: Path) -> Record:
     stamps = [*folder.glob("*/.*.json"), *folder.glob("*/bs*/.*.json")]
     digests = {str(path.relative_to(folder)): hash_file(path) for path in sorted(stamps)}
-    return {"page": hash_file(folder / "index.html"), "stamps": digests}
+    code = [*Path(__file__).parent.glob("*.py"), *list_templates()]
+    made_by = hash_value(sorted(hash_file(path) for path in code))
+    return {"page": hash_file(folder / "index.html"), "stamps": digests, "made_by": made_by}
 
 
 def write_archive(outputs: Path, profile: str) -> Path:

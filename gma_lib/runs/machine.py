@@ -1,5 +1,6 @@
 """This machine: hardware, library versions, and the lock that keeps measurements undisturbed."""
 
+import math
 import os
 import platform
 import re
@@ -18,6 +19,11 @@ from gma_lib.runs.files import IN_CHECKOUT, PROJECT
 from gma_lib.runs.processes import hold_lock
 
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
+LIMITS = (
+    *("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"),
+    *("NPY_DISABLE_CPU_FEATURES", "OPENCV_CPU_DISABLE"),
+)
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds in so many
 VERSIONED = (
     "numpy",
     "torch",
@@ -76,7 +82,8 @@ def describe_computing() -> dict[str, str]:
     numpy_uses = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return {
         "instruction set": f"torch {torch.backends.cpu.get_cpu_capability()}; "
-        f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}",
+        f"numpy {' '.join(numpy_uses)}; opencv {cv2.getCPUFeaturesLine()}"
+        + "".join(f"; {one}" for one in list_limits()),
         "threads": str(torch.get_num_threads()),
     }
 
@@ -103,7 +110,12 @@ def identify_processor() -> str:
     flags = next((line for line in lines if re.match(r"(flags|Features)\s*:", line)), "")
     known = "avx|amx|fma|f16c|sse|asimd|sve|bf16"
     sets = [name for name in flags.split() if re.match(known, name)]
-    return f"{find_processor()} ({' '.join(sorted(sets))})"
+    return f"{find_processor()} ({' '.join(sorted(sets) + list_limits())})"
+
+
+def list_limits() -> list[str]:
+    """List the environment variables that keep libraries from using instruction sets."""
+    return [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
 
 
 def is_bfloat16_fast() -> bool:
@@ -118,8 +130,17 @@ def is_bfloat16_fast() -> bool:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: fewer than the machine has, where a container's quota is
+    less.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    try:
+        allowed, period = QUOTA.read_text().split()
+        return max(1, min(cores, math.ceil(int(allowed) / int(period))))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return cores
 
 
 def find_memory() -> int:
@@ -150,6 +171,9 @@ def find_versions(names: Iterable[str] = VERSIONED) -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+        # another distribution of cv2 may have been installed over this one
+        if name.startswith("opencv") and not found[name].startswith(cv2.__version__):
+            found[name] = cv2.__version__
     return found
 
 

@@ -364,3 +364,11 @@ def test_an_interruption_exits_with_130(photos, tmp_path, monkeypatch):
     )
     gma("video", photos, "-o", tmp_path / "out", *SEVEN, exit_code=130)
     assert not [path for path in tmp_path.iterdir() if path != photos]
+
+
+def test_a_format_of_one_flow_is_its_suffix(photos, tmp_path):
+    """`--format png` beside `-o x.flo` wrote .flo."""
+    first, second, *_ = sorted(photos.iterdir())
+    said = gma("flow", first, second, "-o", tmp_path / "x.flo", "--format", "png", exit_code=2)
+    assert "--format" in said
+    assert not (tmp_path / "x.flo").exists()

@@ -118,7 +118,12 @@ def test_what_could_not_be_compared_is_said(finished, outputs):
     assert "bs3" in describe_uncompared(run, [])
     whole = open_tiny(finished)
     assert describe_uncompared(whole, ["bs3"]) == ""
-    assert "bs3" not in describe_uncompared(whole, [])
+    assert "Not compared: bs3" in describe_uncompared(whole, [])  # of other weights, say
+    (whole.folder.parent / "bs9").mkdir()  # not inferred yet
+    try:
+        assert "bs9" not in describe_uncompared(whole, ["bs3"])
+    finally:
+        (whole.folder.parent / "bs9").rmdir()
 
 
 def test_flow_stays_where_a_stage_failed(finished, tmp_path):

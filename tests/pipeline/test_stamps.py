@@ -12,7 +12,13 @@ from conftest import copy_until, list_command, open_tiny, run_stage
 
 from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.pipeline import stamps
-from gma_lib.pipeline.chain import digest_record, find_comparable, read_records
+from gma_lib.pipeline.chain import (
+    digest_record,
+    find_comparable,
+    locate_earlier,
+    read_records,
+    write_record,
+)
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_statuses
 from gma_lib.report import index as report
@@ -104,9 +110,46 @@ def test_what_is_timed_depends_on_the_number_of_cores(finished, monkeypatch, tmp
     run, digests = open_tiny(finished), Digests(tmp_path / "digests.json")
     given = {"checkpoint": "seeded"}
     before = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
-    monkeypatch.setattr(stamps, "count_cores", lambda: 77)
+    for what, value in (("count_cores", 77), ("find_memory", 2**33)):
+        with monkeypatch.context() as patch:
+            patch.setattr(stamps, what, lambda value=value: value)
+            after = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
+        assert [stage for stage in STAGES if after[stage] != before[stage]] == ["06_perf"]
+
+
+def test_pages_depend_on_their_templates(finished, monkeypatch, tmp_path):
+    run, digests = open_tiny(finished), Digests(tmp_path / "digests.json")
+    given = {"checkpoint": "seeded"}
+    before = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
+    assert any(name.endswith("viewer.js") for name in before["05_evaluate"])
+    templates = stamps.list_templates()
+    monkeypatch.setattr(stamps, "list_templates", lambda: templates[:-1])
     after = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
-    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["06_perf"]
+    changed = [stage for stage in STAGES if after[stage] != before[stage]]
+    assert changed == ["05_evaluate", "07_inside"]
+
+
+def test_times_of_what_was_computed_outlive_a_call_that_computes_nothing(finished, tmp_path):
+    """The runner takes the record away first: the timeline and `gma plan` live on its summary."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs)
+    run = open_tiny(outputs)
+    path = locate_record("04_infer", run)
+    record = read_json(path, made_by="04_infer")
+    assert record["summary"]["computed"] > 0
+    os.replace(path, locate_earlier(path))
+    content = {
+        name: value for name, value in record.items() if name not in ("schema", "provenance")
+    }
+    idle = content.pop("made_from"), content["summary"] | {"computed": 0, "shards": []}
+    made_from = {name: value for name, value in read_records(run, "04_infer").items()}
+    write_record(run, "04_infer", content | {"summary": idle[1]}, made_from=made_from)
+    assert read_json(path, made_by="04_infer")["summary"] == record["summary"]
+    assert not locate_earlier(path).exists()
+    other = content | {"subset": "of another run", "summary": idle[1]}
+    os.replace(path, locate_earlier(path))
+    write_record(run, "04_infer", other, made_from=made_from)
+    assert read_json(path, made_by="04_infer")["summary"]["computed"] == 0
 
 
 def test_a_comment_recomputes_nothing(tmp_path):

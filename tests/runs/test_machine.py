@@ -52,6 +52,38 @@ def test_intel_s_bfloat16_is_fast_with_amx(tmp_path, monkeypatch, text, is_fast)
     assert machine.is_bfloat16_fast() == is_fast
 
 
+def test_what_keeps_libraries_from_instructions_is_part_of_the_processor(monkeypatch):
+    for name in machine.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    before, computing = machine.identify_processor(), machine.describe_computing()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine.identify_processor() != before
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in machine.describe_computing()["instruction set"]
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert machine.describe_computing() == computing
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("150000 100000", 2), ("100000 100000", 1), ("5000 100000", 1), ("max 100000", 4), (None, 4)],
+)
+def test_cores_are_those_of_the_container(tmp_path, monkeypatch, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    if quota:
+        machine.QUOTA.write_text(f"{quota}\n")
+    assert machine.count_cores() == cores
+
+
+def test_opencv_s_version_is_that_of_the_module(monkeypatch):
+    """Another distribution may have been installed over this one."""
+    name = "opencv-python-headless"
+    installed = machine.metadata.version(name)
+    assert machine.find_versions()[name] == installed
+    monkeypatch.setattr(machine.cv2, "__version__", "4.12.0")
+    assert machine.find_versions()[name] == "4.12.0"
+
+
 def test_versions_name_what_is_installed():
     assert set(machine.find_versions(("numpy", "no-such-package"))) == {"numpy"}
 

@@ -33,7 +33,7 @@ import edges
 import numpy as np
 import safetensors.torch
 import torch
-from state import HOME, require_commit
+from state import HOME, require_same_software
 
 from gma_lib.ascend.ais_bench import read_summary
 from gma_lib.ascend.chip import parse_mapping, parse_table
@@ -431,7 +431,7 @@ def torture(names: list[str], inputs: int, part: int = 200_000) -> dict:
     """Read ``part`` inputs per reader in turn, or for 200 s, each in a process, until each has
     its number. Return what each found.
     """
-    require_commit()
+    require_same_software()
     state = json.loads(STATE.read_text()) if STATE.is_file() else {}
     wanted = {name: int(inputs * SHARES.get(name, 1)) for name in names}
     while todo := [name for name in names if state.get(name, {}).get("inputs", 0) < wanted[name]]:

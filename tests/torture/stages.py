@@ -3,7 +3,8 @@
 
 All call the stage graph directly, with the profile ``tiny`` and batch size 1 (settings: 1 and 4),
 and compare what is there in the end with an undisturbed run. A case that is done is not done again,
-so that an interrupted call goes on; those of another commit are refused.
+so that an interrupted call goes on; those of other code or libraries
+are refused.
 """
 
 import json
@@ -21,7 +22,7 @@ import click
 import nbconvert
 import papermill
 import psutil
-from state import HOME, require_commit
+from state import HOME, require_same_software
 
 from gma_lib.infer.inference import LEDGER
 from gma_lib.pipeline.chain import digest_record
@@ -369,7 +370,7 @@ PARTS = {"kills": list_kills, "faults": list_faults, "settings": list_settings}
 def try_part(part: str, limit_s: float, out: Path | None) -> None:
     """Do the cases of a part that are not done yet; exit code 1 if one does not hold."""
     begun = time.monotonic()
-    require_commit()
+    require_same_software()
     ledger = HOME / f"{part}.jsonl"
     lines = ledger.read_text().splitlines() if ledger.is_file() else []
     done = {one["case"]: one["result"] for one in map(json.loads, lines)}

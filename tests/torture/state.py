@@ -1,16 +1,21 @@
 """Where the tortures keep what they have done, so that an interrupted one goes on."""
 
-from gma_lib.runs.files import PROJECT
-from gma_lib.runs.machine import find_commit
+from gma_lib.runs.clusters import describe_software
+from gma_lib.runs.files import PROJECT, hash_value
 
 HOME = PROJECT / "outputs" / "torture"
 
 
-def require_commit() -> None:
-    """Keep the commit of what is done; SystemExit where that is of another."""
-    file, commit = HOME / "commit.txt", str(find_commit()).partition("+")[0]
-    made = file.read_text() if file.is_file() else commit
-    if made != commit:
-        raise SystemExit(f"{HOME} is of commit {made}, not {commit}: delete it")
+def require_same_software() -> None:
+    """Keep what decides results; SystemExit where what is done is of other code, libraries or
+    another processor.
+    """
+    file, software = HOME / "software.txt", hash_value(describe_software())
+    if (
+        HOME.is_dir()
+        and any(HOME.iterdir())
+        and (not file.is_file() or file.read_text() != software)
+    ):
+        raise SystemExit(f"{HOME} is of other code, libraries or processor: delete it")
     HOME.mkdir(parents=True, exist_ok=True)
-    file.write_text(commit)
+    file.write_text(software)
