@@ -66,7 +66,7 @@ def test_what_is_not_given_is_as_the_profile_says(tmp_path, given, options):
 
 
 def test_copies_for_jupyterlab_follow_their_originals(tmp_path):
-    """Whatever the times say: an autosave makes a copy newer, an older release's files are older."""
+    """Whatever the times say: an autosave makes a copy newer, a release keeps files' times."""
     shutil.copy(PROJECT / "Makefile", tmp_path)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
