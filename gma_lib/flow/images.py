@@ -22,6 +22,7 @@ from gma_lib.runs.files import BadFile, name_file, read_whole, reading, write_at
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
 FEW_BITS = 2**12 - 1  # the largest value of 12 bits
+FEW = f"; no value is above {FEW_BITS}: if it holds 12 bits or fewer, scale them to 16"
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # of pictures written here
 LOSSY = ("JPEG", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of TIFF
@@ -316,8 +317,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
     is_dark = largest != 255 and int(stored.max()) * 255 < 2 * largest
     how = "and, almost black, rounded" if is_dark else "without rounding"
-    if has_few_bits(stored) and largest == np.iinfo(np.uint16).max:
-        how += f"; no value is above {FEW_BITS}: if it holds 12 bits or fewer, scale them to 16"
+    how += FEW if has_few_bits(stored) and largest == np.iinfo(np.uint16).max else ""
     remarks = [
         f"{name_file(path)} {remark}"
         for remark, applies in (

@@ -86,17 +86,7 @@ def write_submission(
     pairs = [
         pair for pass_name in PASSES for pair in find_pairs(root, split=split, pass_name=pass_name)
     ]
-    require_same_pairs(pairs)
-    require_all_bits(pairs)
-    for path in list_frames(pairs):
-        require_upright(path)
-    height, width = frame_size(pairs)
-    if View.fit(height, width, estimator.max_pixels).is_scaled:
-        rows, columns = Padding.for_size(height, width).padded_size(height, width)
-        raise ValueError(
-            f"frames of {width}x{height} px, {rows * columns} pixels with their padding, would be "
-            "computed smaller; raise max_pixels to that for a submission"
-        )
+    height, width = _require_whole_frames(pairs, estimator)
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     folder, ledger = Path(folder), Ledger(locate_beside(folder, ".jsonl"))
     key = _claim(folder, pairs, frames, estimator, {"warm": warm, "split": split})
@@ -130,6 +120,24 @@ def compute_scene(
             if hash_file(locate(path)) != digest:
                 raise ValueError(f"{path} changed since this began: give another folder")
         return list(estimator.along(frames, warm=warm))
+
+
+def _require_whole_frames(pairs: list[FramePair], estimator: Estimator) -> tuple[int, int]:
+    """Return the one size of all frames; raise where they are not as the benchmark stores them, or
+    would be scaled.
+    """
+    require_same_pairs(pairs)
+    require_all_bits(pairs)
+    for path in list_frames(pairs):
+        require_upright(path)
+    height, width = frame_size(pairs)
+    if View.fit(height, width, estimator.max_pixels).is_scaled:
+        rows, columns = Padding.for_size(height, width).padded_size(height, width)
+        raise ValueError(
+            f"frames of {width}x{height} px, {rows * columns} pixels with their padding, would be "
+            "computed smaller; raise max_pixels to that for a submission"
+        )
+    return height, width
 
 
 def check_submission(pairs: list[FramePair], folder: Path) -> None:

@@ -24,7 +24,7 @@ import torch
 from gma_lib import network, runs
 from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
-from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index, count_pairs
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
@@ -236,16 +236,19 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
 
 def _index_sintel(root: Path) -> runs.Record:
     """List the frames below a folder; BadFile for others than those of MPI-Sintel training, and
-    where no pair of a pass has ground truth and a mask.
+    where none has ground truth, or one has and no mask of occlusions.
     """
     index = build_index(root, description="", track=runs.track)
     for pair in index["pairs"]:
         if not SINTEL_SCENE.fullmatch(pair["scene"]):
             raise runs.BadFile(root, f"holds {pair['scene']}", "scenes of MPI-Sintel training")
-    for row in count_pairs(index):
-        if not row["with flow"] or row["with occlusion"] < row["with flow"]:
-            found = f"{row['scene']} ({row['pass']}) lacks ground truth or occlusion masks"
-            raise runs.BadFile(root, found, "training/flow and training/occlusions")
+    scored = [pair for pair in index["pairs"] if "flow" in pair["files"]]
+    if not scored or not all("occlusion" in pair["files"] for pair in scored):
+        raise runs.BadFile(
+            root,
+            f"{len(index['pairs'])} pairs, {len(scored)} with ground truth",
+            "ground truth and a mask of occlusions for it",
+        )
     return index
 
 

@@ -173,7 +173,7 @@ def test_no_result_replaces_a_frame_or_another_result(photos, tmp_path, monkeypa
         (*frames, "-o", folder / "shot 2.png"),
         (*frames, "-o", "a.png", "--figure", folder / "a.png"),
         (*frames, "-o", "a.flo", "--check", "--figure", "a.occluded.png"),
-        (*frames, "-o", tmp_path / "f", "--format", "npy"),
+        (*frames, "-o", tmp_path / "f"),
         ("--list", tmp_path / "l.txt", "-o", ".", "--format", "png"),
     ):
         gma("flow", *arguments, "--overwrite", *FAST, exit_code=1)
