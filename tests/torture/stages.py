@@ -44,7 +44,7 @@ SETTINGS: list[Record] = [
     {"precision": "bfloat16"},
     {"backend": "torch"},
 ]
-KILLS, KILLS_WHILE_WRITING = 20, 5
+KILLS, KILLS_WHILE_WRITING = 6, 2
 SECONDS_TO_END = 2.0
 OTHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Case = tuple[str, Callable[[], str]]  # its name, and what does it: "held", or what did not
