@@ -95,10 +95,10 @@ MEASUREMENTS = {
     "rehearsal": Measurement(
         ("benchmarks/rehearsal.py --out benchmarks/results/rehearsal.json",), 45, is_timed=True
     ),
-    "kills": _torture("kills", 90, " --limit-s 1e6"),
+    "kills": _torture("kills", 30, " --limit-s 1e6"),
     "faults": _torture("faults", 90, " --limit-s 1e6"),
     "settings": _torture("settings", 20, " --limit-s 1e6"),
-    "readers": _torture("readers", 120),
+    "readers": _torture("readers", 15),
     "graphs": _torture("graphs", 10),
     "computations": _torture("computations", 15),
     # these need frames of Sintel, which are no part of the package

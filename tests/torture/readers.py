@@ -556,7 +556,7 @@ def main() -> None:
     parser.add_argument(
         "--inputs",
         type=int,
-        default=100_000,
+        default=5_000,
         help="for each reader; ten times as many for quick ones",
     )
     parser.add_argument("--only", nargs="*", help="readers")
