@@ -5,7 +5,8 @@
 Each setting is a process of its own, which imitates another machine through the libraries' own
 environment variables. It renders the demo's frames and computes the flow of the same two pairs,
 and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
-The int8 model is calibrated once, by the first setting, and compiled by each.
+The int8 model is compiled by each, and calibrated by those that imitate another processor; the
+others take the first one's.
 A setting that is done is not computed again; those of other code or libraries are refused.
 """
 
