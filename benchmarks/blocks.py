@@ -454,10 +454,18 @@ def readers() -> str:
 def graphs() -> str:
     """Random graphs that were rewritten."""
     found = read("graphs")
-    told = [
-        f"{label}: {', '.join(f'{count} {what}' for what, count in found[kind].items())}"
-        for kind, label in (("random", "Random graphs"), ("pytorch", "PyTorch's graphs"))
-    ]
+    shown = {
+        "changed": "rewritten",
+        "left as it is": "left as they are",
+        "refused whole": "refused whole",
+        "computes nothing": "not run by ONNX Runtime",
+    }
+    told = []
+    for kind, label in (("random", "Random graphs"), ("pytorch", "PyTorch's graphs")):
+        counts = [
+            f"{found[kind][what]} {said}" for what, said in shown.items() if what in found[kind]
+        ]
+        told.append(f"{label}: {', '.join(counts)}")
     return f"{'. '.join(told)}. {tell_origin('make torture PART=graphs', found)}"
 
 

@@ -141,8 +141,9 @@ def test_a_torture_tells_how_often_it_held(elsewhere):
     keep({"cases": cases}, "computations")
     assert "| nothing | 0 |  |" in blocks.computations().splitlines()
     assert "| x | 1 | a/epe |" in blocks.computations().splitlines()
-    keep({"random": {"changed": 5, "refused whole": 1}, "pytorch": {"changed": 2}}, "graphs")
-    told = "Random graphs: 5 changed, 1 refused whole. PyTorch's graphs: 2 changed."
+    counts = {"changed": 5, "with reasons": 4, "refused whole": 1}
+    keep({"random": counts, "pytorch": {"changed": 2}}, "graphs")
+    told = "Random graphs: 5 rewritten, 1 refused whole. PyTorch's graphs: 2 rewritten."
     assert blocks.graphs().startswith(told)
 
 
