@@ -4,6 +4,7 @@
 function NAME here.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -469,11 +470,16 @@ def graphs() -> str:
     return f"{'. '.join(told)}. {tell_origin('make torture PART=graphs', found)}"
 
 
+def _round(sentence: str) -> str:
+    """A sentence whose numbers have few digits."""
+    return re.sub(r"\d+\.\d{5,}(e-?\d+)?", lambda found: f"{float(found[0]):.5g}", sentence)
+
+
 def computations() -> str:
     """Wrong computations that were verified."""
     found = read("computations")
     rows = [
-        [name, str(one["exit_code"]), one["worst"] if one["exit_code"] else ""]
+        [name, str(one["exit_code"]), _round(one["worst"]) if one["exit_code"] else ""]
         for name, one in found["cases"].items()
     ]
     table = _table(["changed", "exit code", "worst entry"], rows)
