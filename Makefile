@@ -63,8 +63,8 @@ docs: $(ENV) ## write the documentation site to docs/_build/html
 	$(PYTHON) -m sphinx -W --keep-going -q docs docs/_build/html
 lab: $(ENV) ## open copies of the notebooks (outputs/lab/notebooks) in JupyterLab
 	@mkdir -p outputs/lab/notebooks outputs/lab/.notebooks
-	@for one in $(wildcard notebooks/*.ipynb); do copy="outputs/lab/$$one"; kept="outputs/lab/.$$one"; if [ ! -e "$$copy" ] || ! cmp -s "$$one" "$$kept"; then \
-	  [ ! -e "$$copy" ] || mv "$$copy" "$${copy%.ipynb} of $$(date +%F-%H%M%S).ipynb"; cp "$$one" "$$copy"; cp "$$one" "$$kept"; fi; done
+	@for one in $(wildcard notebooks/*.ipynb); do copy="outputs/lab/$$one"; kept="outputs/lab/.$$one"; if [ ! -e "$$copy" ] || ! { cmp -s "$$one" "$$kept" || cmp -s "$$one" "$$copy"; }; then \
+	  [ ! -e "$$copy" ] || mv "$$copy" "$${copy%.ipynb} of $$(date +%F-%H%M%S).ipynb"; cp "$$one" "$$copy"; fi; cp "$$one" "$$kept"; done
 	JUPYTER_CONFIG_PATH="$$PWD/notebooks" $(PYTHON) -m jupyterlab --notebook-dir=outputs/lab/notebooks --LabApp.default_url=/lab/tree/00_quickstart.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 doctor: $(ENV) ## install, and check this machine
 	@$(GMA) doctor $(call option,ais-python,AIS_PYTHON)

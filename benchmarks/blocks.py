@@ -29,6 +29,7 @@ CLAIMED: dict[str, dict[str, object]] = {
     "updates-12": FRAMES | {"checkpoint": "gma-procedural"},
     "updates-32": FRAMES | {"checkpoint": "gma-procedural"},
     "precision": FRAMES | {"weights": "gma-procedural", "backend": BACKEND, "num_updates": 6},
+    "without-amx": FRAMES | {"checkpoint": "gma-procedural"},
     "half-precision": {"checkpoint": "gma-procedural"},
     "aggregation": {"num_updates": 6},
     "weights-8bit": {"num_updates": 12},
@@ -400,6 +401,12 @@ def _tell_results(results: dict[str, int]) -> str:
     return "; ".join(f"{count} {result}" for result, count in results.items()) or "not tried"
 
 
+def _tell_cases(part: str, found: runs.Record) -> str:
+    left = found["cases"] - found["done"]
+    told = f"{found['done']} of {found['cases']} cases; the others were not run. " if left else ""
+    return told + tell_origin(f"make torture PART={part}", found)
+
+
 def kills() -> str:
     """Stages that were killed and resumed."""
     found = read("kills")
@@ -409,8 +416,7 @@ def kills() -> str:
         for stage, tried in found["stages"].items()
     ]
     titles = [what.removesuffix(" moment") for what in whats]
-    origin = tell_origin("make torture PART=kills", found)
-    return f"{_table(['stage killed', *titles], rows)}\n\n{origin}"
+    return f"{_table(['stage killed', *titles], rows)}\n\n{_tell_cases('kills', found)}"
 
 
 def faults() -> str:
@@ -421,7 +427,7 @@ def faults() -> str:
         results = sum((Counter(results) for results in tried.values()), Counter[str]())
         rows.append([stage, ", ".join(f"`{kind}`" for kind in tried), _tell_results(results)])
     titles = ["byte changed after", "in a file of each kind", "result"]
-    return f"{_table(titles, rows)}\n\n{tell_origin('make torture PART=faults', found)}"
+    return f"{_table(titles, rows)}\n\n{_tell_cases('faults', found)}"
 
 
 def settings() -> str:
@@ -429,7 +435,7 @@ def settings() -> str:
     found = read("settings")
     rows = [[what, _tell_results(results)] for what, results in found["stages"]["all"].items()]
     table = _table(["changed in a finished run to", "result"], rows)
-    return f"{table}\n\n{tell_origin('make torture PART=settings', found)}"
+    return f"{table}\n\n{_tell_cases('settings', found)}"
 
 
 def readers() -> str:

@@ -38,7 +38,7 @@ SETTINGS = {
     "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     f"NPY_DISABLE_CPU_FEATURES={AVX512}": {"NPY_DISABLE_CPU_FEATURES": AVX512},
     f"NPY_DISABLE_CPU_FEATURES=X86_V3 {AVX512}": {"NPY_DISABLE_CPU_FEATURES": f"X86_V3 {AVX512}"},
-    "OPENCV_CPU_DISABLE=AVX2,AVX512_SKX": {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX512_SKX"},
+    "OPENCV_CPU_DISABLE=AVX2,FMA3,AVX512_SKX": {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX512_SKX"},
 }
 TORCH = "torch float32"
 VARIANTS = [
@@ -113,11 +113,12 @@ def require_same_software(folder: Path) -> None:
     """Keep what decides the arrays of a folder; SystemExit where they are of other code, libraries
     or another processor.
     """
-    from gma_lib.runs import hash_value
+    from gma_lib.runs import hash_file, hash_value
     from gma_lib.runs.clusters import describe_software
 
     folder.mkdir(parents=True, exist_ok=True)
-    file, software = folder / "software.txt", hash_value(describe_software())
+    software = hash_value([describe_software(), hash_file(Path(__file__))])
+    file = folder / "software.txt"
     is_done = (folder / "computed.npz").is_file()
     if is_done and (not file.is_file() or file.read_text() != software):
         raise SystemExit(f"{folder} is of other code, libraries or processor: delete it")

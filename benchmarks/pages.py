@@ -27,6 +27,7 @@ from gma_lib.data import PASSES
 from gma_lib.perf.load import Load
 from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.runs.clusters import describe_software
+from gma_lib.runs.leftovers import remove
 from gma_lib.runs.machine import find_commit
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +36,7 @@ START, END = "<!-- numbers: ", "<!-- end -->"
 BLOCK = re.compile(rf"({START}(\S+) -->)(\n?)((?:(?!<!-- ).)*?)(\n?)({END})", re.DOTALL)
 BEGUN = ROOT / "outputs" / "numbers.json"  # the run that goes on
 PRECISIONS = {"float32": (1, 4), "bfloat16": (1,), "int8": (1,)}  # batch sizes on the demo set
+RESUMED = ("determinism", "torture")  # in outputs: what goes on where it stopped, in one run
 COLLECTED = {"convert": "03_convert", "metrics": "05_evaluate", "perf": "06_perf"}
 
 
@@ -202,10 +204,13 @@ def require_quiet() -> None:
 
 def choose(names: tuple[str, ...], sintel: Path | None) -> list[str]:
     """Return what can be measured and was not yet measured by the run that goes on."""
-    software = describe_software()
+    settings = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.yaml")]
+    software = describe_software() | runs.hash_files(settings)
     begun = json.loads(BEGUN.read_text()) if BEGUN.is_file() else {}
     if begun.get("software") != software:
         begun = {"software": software, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        for name in RESUMED:
+            remove(ROOT / "outputs" / name)
         runs.write_text(BEGUN, json.dumps(begun))
     todo = []
     for name in names or MEASUREMENTS:

@@ -126,12 +126,17 @@ def test_the_minutes_of_a_rehearsal_are_of_its_stages(elsewhere):
 
 def test_a_torture_tells_how_often_it_held(elsewhere):
     tried = {"SIGKILL moment": {"held": 3, "ended before": 1}, "SIGTERM moment": {"held": 1}}
-    keep({"stages": {"01_data": tried, "02_export": {"SIGTERM moment": {"held": 2}}}}, "kills")
+    whole = {"cases": 7, "done": 7}
+    stages = {"01_data": tried, "02_export": {"SIGTERM moment": {"held": 2}}}
+    keep(whole | {"stages": stages}, "kills")
+    assert "cases" not in blocks.kills()
     lines = blocks.kills().splitlines()
     assert "| stage killed | SIGKILL | SIGTERM |" in lines
     assert "| 01_data | 3 held; 1 ended before | 1 held |" in lines
     assert "| 02_export | not tried | 2 held |" in lines
-    keep({"stages": {"01_data": {"a.png": {"held": 1}, "b.flo": {"held": 1}}}}, "faults")
+    stages = {"01_data": {"a.png": {"held": 1}, "b.flo": {"held": 1}}}
+    keep({"cases": 7, "done": 2, "stages": stages}, "faults")
+    assert "2 of 7 cases; the others were not run." in blocks.faults()
     assert "| 01_data | `a.png`, `b.flo` | 2 held |" in blocks.faults().splitlines()
     known = {"inputs": 4000, "results": 1000, "past_header": 3000, "refusals": 99}
     keep({"readers": {"flo": known | {"slowest_s": 0.014, "most_mb": 6.6}}}, "readers")
@@ -187,12 +192,17 @@ def test_the_origin_of_a_table(elsewhere, busy):
 
 def test_what_other_code_measured_is_measured_again(elsewhere, monkeypatch):
     """Also where it was changed and not committed."""
+    (pages.ROOT / "outputs/torture").mkdir(parents=True)
     keep({}, "pictures", created="2998")
     assert pages.choose(("pictures",), None) == []
     monkeypatch.setattr(pages, "describe_software", lambda: {"the code": "another"})
     monkeypatch.setattr(pages, "datetime", Later)
+    (pages.ROOT / "outputs/torture").mkdir(exist_ok=True)  # of the code that was
     assert pages.choose(("pictures",), None) == ["pictures"]
+    assert not (pages.ROOT / "outputs/torture").exists()
+    (pages.ROOT / "outputs/torture").mkdir()  # of the run that goes on
     assert pages.choose(("pictures",), None) == ["pictures"]
+    assert (pages.ROOT / "outputs/torture").exists()
 
 
 class Later(pages.datetime):

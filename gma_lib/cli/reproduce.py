@@ -88,8 +88,8 @@ def main(
 def run_and_report(
     runs: list[Record], *, until: str | None = None, force: bool = False
 ) -> NoReturn:
-    """Run the stages, write the index page (up to a stage or interrupted only where there is one,
-    which would no longer tell what is there), and exit.
+    """Run the stages, write the index page, and exit. After an interruption, or up to a stage, only
+    a page that exists is written again.
     """
     outputs, profile = locate_path(runs[0]["outputs"]), runs[0]["profile"]
     require_writable(outputs)

@@ -120,7 +120,7 @@ def _describe_pixels(stream: VideoStream) -> Iterator[str]:
     """What a player would show otherwise than the frames are."""
     if kind := HDR.get(stream.codec_context.color_trc):
         yield f"HDR ({kind}); values are taken as stored, without tone mapping"
-    if (shape := stream.sample_aspect_ratio or 1) != 1:
+    if abs((shape := stream.sample_aspect_ratio or 1) - 1) > 0.01:  # less comes from rounding
         yield f"pixels are {float(shape):.3g} times as wide as high; flow counts them as stored"
 
 
@@ -262,7 +262,8 @@ def _decode(
 def _describe_lost(stream: VideoStream, early: int, decoded: int, shown: int) -> Iterator[str]:
     """How many frames need one that is not there, and how many of the others were not decoded."""
     if early:
-        yield f"{early} frames before the first key frame are left out"
+        are = "s before the first key frame are" if early > 1 else " before the first key frame is"
+        yield f"{early} frame{are} left out"
     if decoded < shown and stream.codec_context.name in ONE_FRAME_A_PACKET:
         yield f"{decoded} of {shown} frames could be decoded"
 

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -34,8 +34,6 @@ from gma_lib.runs.ledger import NAME as LEDGER
 from gma_lib.runs.ledger import Ledger
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
-
-_CLOCK_AHEAD = time.time() - time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def infer(
     track
         ``gma_lib.runs.progress.track`` to show progress.
     """
-    start, clock, folder = time.monotonic(), tell_time(), Path(folder)
+    start, clock, folder = time.monotonic(), time.time(), Path(folder)
     frames = {path: hash_file(path) for path in list_frames(pairs)}
     pairs = [_fix_frames(pair, frames) for pair in pairs]
     keys = _make_keys(pairs, frames, backend, key)
@@ -256,6 +254,7 @@ def _predict_batches(
     if is_for_sequences(backend):
         sequence = AlongSequence(backend)
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
+    tell_time = _start_clock()
     begun = tell_time()
     for batch, (images1, images2, padding) in _read_ahead(batches, batch_size):
         before = time.monotonic()
@@ -300,6 +299,7 @@ def _predict_folders(
     The tensors need 10.8 MB a pair at Sintel's size; they lie in a temporary folder.
     """
     with temporary_folder() as place:
+        tell_time = _start_clock()
         begun = tell_time()
         numbers = write_guide_tensors(pairs, place, with_truth=False, track=track)
         numbered = {numbers[pair.name]: pair for pair in pairs}
@@ -314,9 +314,12 @@ def _predict_folders(
             begun, before = tell_time(), time.monotonic()
 
 
-def tell_time() -> float:
-    """Seconds since 1970, whose differences a clock that is set meanwhile does not change."""
-    return _CLOCK_AHEAD + time.monotonic()
+def _start_clock() -> Callable[[], float]:
+    """Return what tells the seconds since 1970, without the steps of a clock that is set
+    meanwhile.
+    """
+    ahead = time.time() - time.monotonic()
+    return lambda: ahead + time.monotonic()
 
 
 def _name_process() -> str:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 
 from gma_lib.perf.summary import UNSTABLE_SPREAD
-from gma_lib.runs.machine import count_cores
 from gma_lib.runs.records import Record
 
 SECONDS_BEFORE = 1.0
@@ -14,12 +13,13 @@ SECONDS_BEFORE = 1.0
 @dataclass(frozen=True)
 class _Moment:
     """Seconds: of a clock, of the work so far of the cores that this process may use, and of this
-    process and its children's.
+    process and its children's; and how many cores those are (a quota may allow less).
     """
 
     clock: float
     machine: float
     own: float
+    cores: int
 
 
 class Load:
@@ -76,10 +76,10 @@ def _look() -> _Moment:
     # on Linux, time of guests is part of the user's
     waiting = ("idle", "iowait", "guest", "guest_nice")
     worked = sum(seconds for one in cores for name, seconds in one.items() if name not in waiting)
-    return _Moment(time.monotonic(), worked, sum(os.times()[:4]))
+    return _Moment(time.monotonic(), worked, sum(os.times()[:4]), len(cores))
 
 
 def _compute_share(before: _Moment, now: _Moment) -> float:
     """Share of our cores' time that other processes took between two moments, 0 to 1."""
     others = (now.machine - before.machine) - (now.own - before.own)
-    return max(others, 0.0) / ((now.clock - before.clock) * count_cores())
+    return max(others, 0.0) / ((now.clock - before.clock) * now.cores)

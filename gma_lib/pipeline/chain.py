@@ -106,7 +106,10 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
         return f"Not compared: {', '.join(dropped)}, whose flow was deleted (keep_flow=false)."
     inferred = [one.folder.name for one in others if locate_record("04_infer", one).is_file()]
     if left := [name for name in inferred if name not in compared]:
-        return f"Not compared: {', '.join(left)}: other frames, weights or settings, or changed."
+        return (
+            f"Not compared: {', '.join(left)}: of other frames, weights or settings, or changed. "
+            "Computed again, it compares itself with this one."
+        )
     if compared:
         return ""
     return "No other batch size was there; a later one compares itself with this one."

@@ -283,7 +283,7 @@ def _remove_results(job: Job, endings: Iterable[str] = ()) -> None:
     stage = STAGES[job.stage]
     numbers = [name for name in stage.products if name.endswith(".json")]
     for name in [*(f"{job.stage}{ending}" for ending in endings), *numbers]:
-        if name == "infer.json" and endings and (job.folder / name).is_file():
+        if name == "infer.json" and (job.folder / name).is_file():
             os.replace(job.folder / name, locate_earlier(job.folder / name))
         (job.folder / name).unlink(missing_ok=True)
     for pattern in () if stage.is_shared else stage.extras:

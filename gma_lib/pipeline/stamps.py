@@ -121,7 +121,8 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
     consumed = {"notebook": hash_value(cells), "processor": identify_processor()}
     if STAGES[stage].is_measurement:
-        consumed |= {"number of cores": str(count_cores()), "memory": str(find_memory())}
+        consumed["number of cores"] = str(count_cores())
+        consumed["memory"] = f"{find_memory() / 1e9:.0f} GB"
     consumed |= {
         f"parameter {name}": repr(value) for name, value in parameters.items() if name not in PLACES
     }

@@ -203,3 +203,9 @@ def test_a_card_is_what_the_settings_say():
     card = chip.Card.choose({"soc": "310P3", "device": 1, "backend": "ascend"}, "outputs/x")
     assert card == chip.Card(soc="310P3", device=1, dry_run=str(PROJECT / "outputs" / "x"))
     assert chip.Card.choose({}, None) == chip.Card()
+
+
+@pytest.mark.parametrize(("device", "memory"), [(None, 1), (0, 1), (1, 2), (7, 1)])
+def test_a_device_s_memory_is_its_own(device, memory):
+    found = [chip.Chip("Ascend310P3", number, number + 1, "npu-smi") for number in (0, 1)]
+    assert chip.choose_chip(found, device).memory_bytes == memory

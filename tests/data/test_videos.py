@@ -260,6 +260,7 @@ def test_interlaced_frames_are_deinterlaced_and_a_line_says_so(tmp_path):
         ("color_trc", 1, None),  # BT.709
         ("sample_aspect_ratio", Fraction(4, 3), "1.33 times as wide"),
         ("sample_aspect_ratio", Fraction(1), None),
+        ("sample_aspect_ratio", Fraction(1280, 1281), None),  # 16:9 scaled to 854x480
     ],
 )
 def test_pixels_that_a_player_shows_otherwise_are_told(tmp_path, name, value, word):

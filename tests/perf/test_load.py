@@ -14,9 +14,8 @@ from gma_lib.perf.load import Load
 @pytest.fixture
 def machine(monkeypatch):
     """A machine of four cores whose clock and work the test sets; one second passes beforehand."""
-    now = {"clock": 0.0, "machine": 100.0, "own": 1.0}
+    now = {"clock": 0.0, "machine": 100.0, "own": 1.0, "cores": 4}
     monkeypatch.setattr(load, "_look", lambda: load._Moment(**now))
-    monkeypatch.setattr(load, "count_cores", lambda: 4)
     monkeypatch.setattr(
         load.time, "sleep", lambda seconds: now.update(clock=now["clock"] + seconds)
     )

@@ -3,8 +3,7 @@
 
 All call the stage graph directly, with the profile ``tiny`` and batch size 1 (settings: 1 and 4),
 and compare what is there in the end with an undisturbed run. A case that is done is not done again,
-so that an interrupted call goes on; those of other code or libraries
-are refused.
+so that an interrupted call goes on; cases of other code or libraries are refused.
 """
 
 import json
@@ -383,7 +382,8 @@ def try_part(part: str, limit_s: float, out: Path | None) -> None:
     bad = [name for name, result in done.items() if result not in ("held", "ended before")]
     click.echo(f"{part}: {len(done)} cases done, {len(bad)} did not hold")
     if out:
-        write_json(out, {"stages": count_results(part, done)})
+        cases = len([*PARTS[part]()])
+        write_json(out, {"cases": cases, "done": len(done), "stages": count_results(part, done)})
     raise SystemExit(bool(bad))
 
 
