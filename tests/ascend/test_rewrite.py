@@ -185,6 +185,7 @@ def test_the_command_line(vendor, gather, tmp_path):
     assert "Gather was to be left as it is" in gma("rewrite", *files, "--leave", "Gather")
     ask = ["--vendor-python", sys.executable]
     assert "it leaves 0 values" in gma("rewrite", *files, *ask)
+    assert "--leave" in gma("rewrite", *files, *ask, "--leave", "Gather", exit_code=2)
     vendor.setenv("STANDIN_FAULT", "opt-nothing")
     said = gma("rewrite", gather, tmp_path / "other.onnx", *ask, exit_code=1)
     assert "wrote nothing" in said
