@@ -85,7 +85,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         """Compile, and read back the precision."""
         compiled = self._compile(path)
         running = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if running != self._settings(path)["INFERENCE_PRECISION_HINT"]:
+        if running != name_computed_precision(self.precision, path):
             raise RuntimeError(
                 f"{self.precision} was asked for, and openvino compiled for {running}"
             )
@@ -110,11 +110,8 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         return self._core.import_model(blob.read_bytes(), device, settings)
 
     def _settings(self, path: Path) -> Record:
-        precision = self.options.precision
-        if precision == "int8" and not is_quantized(path) and not is_bfloat16_fast():
-            precision = "float32"  # of the feature encoder
         return {
-            "INFERENCE_PRECISION_HINT": PRECISION_NAMES["openvino"][precision],
+            "INFERENCE_PRECISION_HINT": name_computed_precision(self.options.precision, path),
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.options.threads or count_cores(),
         }
@@ -144,6 +141,13 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         """All outputs, copied out of the runtime's own buffers, which the next call overwrites."""
         answer = loaded(list(arrays), share_inputs=True, share_outputs=True)
         return tuple(np.array(answer[port]) for port in loaded.outputs)
+
+
+def name_computed_precision(precision: str, path: Path) -> str:
+    """OpenVINO's name of what a model file computes in, between its 8-bit integers if it has any."""
+    if precision == "int8" and not is_quantized(path) and not is_bfloat16_fast():
+        precision = "float32"  # of the feature encoder
+    return PRECISION_NAMES["openvino"][precision]
 
 
 def is_quantized(path: Path) -> bool:
