@@ -144,7 +144,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
 
 
 def name_computed_precision(precision: str, path: Path) -> str:
-    """OpenVINO's name of what a model file computes in, between its 8-bit integers if it has any."""
+    """Return OpenVINO's name of what a model file computes in, apart from its 8-bit integers."""
     if precision == "int8" and not is_quantized(path) and not is_bfloat16_fast():
         precision = "float32"  # of the feature encoder
     return PRECISION_NAMES["openvino"][precision]
