@@ -143,7 +143,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         return tuple(np.array(answer[port]) for port in loaded.outputs)
 
 
-def name_computed_precision(precision: str, path: Path) -> str:
+def name_computed_precision(precision: str, path: Path) -> str | None:
     """Return OpenVINO's name of what a model file computes in, apart from its 8-bit integers."""
     if precision == "int8" and not is_quantized(path) and not is_bfloat16_fast():
         precision = "float32"  # of the feature encoder
