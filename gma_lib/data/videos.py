@@ -120,8 +120,7 @@ def _describe_pixels(stream: VideoStream) -> Iterator[str]:
     """What a player would show otherwise than the frames are."""
     if kind := HDR.get(stream.codec_context.color_trc):
         yield f"HDR ({kind}); values are taken as stored, without tone mapping"
-    shape = float(stream.sample_aspect_ratio or 1)
-    if abs(shape - 1) > 0.01:  # less comes from rounding
+    if abs((shape := float(stream.sample_aspect_ratio or 1)) - 1) > 0.01:  # less is rounding
         yield f"pixels are {shape:.3g} times as wide as high; flow counts them as stored"
 
 
