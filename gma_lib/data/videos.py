@@ -5,7 +5,6 @@ import io
 import logging
 import math
 import re
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from av.video.stream import VideoStream
 
 from gma_lib.flow.images import MAX_PIXELS
 from gma_lib.runs.files import BadFile, reading, write_atomically
+from gma_lib.runs.for_all_threads import WhileAnyInside
 
 Encoder = Literal["libx264", "libvpx-vp9"]
 ENCODERS: tuple[Encoder, ...] = ("libx264", "libvpx-vp9")  # both play in browsers
@@ -291,30 +291,13 @@ def _attempt(
     return result
 
 
-class _Hearing:
-    """Have FFmpeg tell what it logs while any thread is inside: the level is one for the
-    process.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                av.logging.set_level(av.logging.INFO)
-                av.logging.set_skip_repeated(False)
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                av.logging.set_level(None)
+def _hear() -> None:
+    """Have FFmpeg hand over what it logs."""
+    av.logging.set_level(av.logging.INFO)
+    av.logging.set_skip_repeated(False)
 
 
-hear_ffmpeg = _Hearing()
+hear_ffmpeg = WhileAnyInside(_hear, av.logging.set_level)  # with None
 
 
 def _ends_early(

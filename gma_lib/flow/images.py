@@ -6,7 +6,6 @@ error.
 
 import io
 import re
-import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +17,12 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from gma_lib.runs.files import BadFile, name_file, read_whole, reading, write_atomically
+from gma_lib.runs.for_all_threads import WhileAnyInside
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 2**26  # of a picture or a flow field; more is refused before it is decoded
 FEW_BITS = 2**12 - 1  # the largest value of 12 bits
-FEW = f"; no value is above {FEW_BITS}: if it holds 12 bits or fewer, scale them to 16"
+OF_FEW_BITS = f"; no value is above {FEW_BITS}: if it holds 12 bits or fewer, scale them to 16"
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "BMP", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # of pictures written here
 LOSSY = ("JPEG", "MPO", "WEBP", "jpeg", "tiff_jpeg", "webp")  # formats, and compressions of TIFF
@@ -185,30 +185,14 @@ def _decode_with_opencv(content: bytes) -> np.ndarray | None:
     return image
 
 
-class _Silence:
-    """Keep OpenCV from printing what goes wrong, which the caller reports, while any thread is
-    inside: the level is one for the process.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = self._level = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._level = cv2.utils.logging.getLogLevel()
-                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-            self._inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                cv2.utils.logging.setLogLevel(self._level)
+def _silence() -> int:
+    """Keep OpenCV from printing what goes wrong, which the caller reports; return the level."""
+    level: int = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return level
 
 
-silence_opencv = _Silence()
+silence_opencv = WhileAnyInside(_silence, cv2.utils.logging.setLogLevel)
 
 
 def _count_scans(content: bytes) -> int:
@@ -317,7 +301,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
             raise BadFile(path, f"stores {found}", f"at most {largest}, as its header says")
     is_dark = largest != 255 and int(stored.max()) * 255 < 2 * largest
     how = "and, almost black, rounded" if is_dark else "without rounding"
-    how += FEW if has_few_bits(stored) and largest == np.iinfo(np.uint16).max else ""
+    how += OF_FEW_BITS if has_few_bits(stored) and largest == np.iinfo(np.uint16).max else ""
     remarks = [
         f"{name_file(path)} {remark}"
         for remark, applies in (
