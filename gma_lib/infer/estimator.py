@@ -132,8 +132,8 @@ class Estimator:
                 f"takes) up, not {max_pixels!r}"
             )
         find_backend(backend).options(precision=precision).require()  # before a model is built
-        if (backend, precision) == ("openvino", "bfloat16") and not is_bfloat16_fast():
-            say("without AMX, this Intel processor computes bfloat16 more slowly than float32")
+        if backend in ("openvino", "torch") and precision == "bfloat16" and not is_bfloat16_fast():
+            say("this processor computes bfloat16 more slowly than float32")
         file = Path(checkpoint).expanduser()
         is_name = str(checkpoint) == SEEDED or network.find_bundled(checkpoint)
         # what is no name is never looked for elsewhere than here

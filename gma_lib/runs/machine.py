@@ -119,14 +119,16 @@ def list_limits() -> list[str]:
 
 
 def is_bfloat16_fast() -> bool:
-    """Whether a processor that has bfloat16 computes it faster than float32: Intel's need AMX, and
-    with AVX-512 BF16 alone are slower (docs/performance.md).
+    """Whether this processor computes bfloat16 faster than float32: with AMX, and AMD's with
+    AVX-512 BF16; Intel's with that alone are slower (docs/performance.md), and x86 processors
+    without either emulate it. True where nothing tells.
     """
     try:
         found = CPUINFO.read_text()
     except OSError:
         return True
-    return "GenuineIntel" not in found or "amx_bf16" in found
+    is_fast = "amx_bf16" in found or ("avx512_bf16" in found and "GenuineIntel" not in found)
+    return is_fast or "vendor_id" not in found  # which x86 processors have
 
 
 def count_cores() -> int:

@@ -298,6 +298,12 @@ def train(
         if not resume:
             raise
         logger.warning(f"validation scores textures and outlines that this run learns: {error}")
+    uses_bfloat16 = config.precision == "bfloat16" or config.optimiser == "muon"
+    if device == "cpu" and uses_bfloat16 and not runs.is_bfloat16_fast():
+        logger.warning(
+            "this processor computes bfloat16 more slowly than float32: precision float32 and "
+            "optimiser adamw are faster here (muon, too, computes in bfloat16)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:

@@ -41,11 +41,12 @@ def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch)
         ("vendor_id : GenuineIntel\nflags : avx512_bf16\n", False),
         ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16\n", True),
         ("vendor_id : AuthenticAMD\nflags : avx512_bf16\n", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2\n", False),
         ("Features : bf16\n", True),
         (None, True),
     ],
 )
-def test_intel_s_bfloat16_is_fast_with_amx(tmp_path, monkeypatch, text, is_fast):
+def test_bfloat16_is_fast_with_amx_and_on_amd_s_processors_that_have_it(tmp_path, monkeypatch, text, is_fast):
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     if text:
         machine.CPUINFO.write_text(text)

@@ -311,6 +311,26 @@ def test_a_damaged_checkpoint_is_not_resumed(spoil, config, tmp_path):
         run.resume(path)
 
 
+@pytest.mark.parametrize(
+    ("precision", "optimiser", "is_fast", "is_told"),
+    [
+        ("bfloat16", "adamw", False, True),
+        ("float32", "muon", False, True),
+        ("float32", "adamw", False, False),
+        ("bfloat16", "muon", True, False),
+    ],
+)
+def test_a_processor_with_slow_bfloat16_is_told_of(
+    config, tmp_path, monkeypatch, caplog, precision, optimiser, is_fast, is_told
+):
+    """A step takes many times as long where bfloat16 is emulated."""
+    monkeypatch.setattr(trainer.runs, "is_bfloat16_fast", lambda: is_fast)
+    monkeypatch.setattr(trainer, "_train_on", lambda *_: None)
+    changed = dataclasses.replace(config, precision=precision, optimiser=optimiser)
+    train(changed, tmp_path / "out")
+    assert any("bfloat16" in record.message for record in caplog.records) == is_told
+
+
 @pytest.mark.parametrize("seed", [HELD_OUT_SEED, HELD_OUT_SEED + 1])
 def test_no_training_has_the_seed_of_held_out_scenes(seed, config, tmp_path):
     """It would learn their textures and outlines; a run of an earlier version may be ended."""
