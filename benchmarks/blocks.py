@@ -216,7 +216,7 @@ def precision() -> str:
         for name, costs in found["precisions"].items()
     ]
     origin = tell_origin("gma precision", found)
-    return f"{_table(titles, rows)}\n\nRecommended: {', '.join(verdicts)}. {origin}"
+    return f"{_table(titles, rows)}\n\nWithin both limits: {', '.join(verdicts)}. {origin}"
 
 
 def half_precision() -> str:
