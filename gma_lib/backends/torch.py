@@ -12,6 +12,7 @@ from safetensors import safe_open
 from gma_lib.backends.base import Encoded, SplitBackend, compute_in_parts
 from gma_lib.network import DEPLOY_STEPS, GMA, GMAConfig, load_model, to_deploy_form
 from gma_lib.runs import count_cores, refuse_precision
+from gma_lib.runs.precisions import require_strict_float32
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class TorchBackend(SplitBackend):
 
 def refuse_less_than_float32() -> None:
     """Have this process compute products of float32 in float32, whatever it was told before."""
+    require_strict_float32()
     torch.set_float32_matmul_precision("highest")  # oneDNN's too, which "medium" has in bfloat16
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from gma_lib.cli.options import PATH, PATH_TEXT
 from gma_lib.cli.profiles import PROFILE
+from gma_lib.data.sintel import PASSES
 from gma_lib.pipeline.parameters import PARAMS, WrongParameters, resolve_parameters
 from gma_lib.pipeline.runner import EXIT
 from gma_lib.pipeline.settings import make_run
@@ -141,8 +142,9 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
         )
     given = {"sintel_root": sintel, "checkpoint": checkpoint, "num_updates": updates}
     given |= {"run": f"updates-{updates}", "weights_and_data_are_published": updates == 6}
+    given |= {"split": "training", "passes": list(PASSES), "scenes": None}  # as was published
     parameters = _resolve("sintel", VERIFIED, given)
-    require_all_pairs(sintel)
+    require_all_pairs(sintel, updates)
     with _hold(VERIFIED, "sintel"):
         folder = _start(VERIFIED, "sintel", f"updates-{updates}")
         found = collect_scores(_compute(parameters), updates)

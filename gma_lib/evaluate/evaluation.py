@@ -1,6 +1,6 @@
 """Score flow files against ground truth; a missing pair is an error, never a smaller average."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -190,21 +190,24 @@ def check_complete(pairs: list[FramePair], folder: Path, written: Mapping[str, s
 
 
 def compare_batch_sizes(
-    pairs: list[FramePair], run: Run, others: Iterable[Run]
+    pairs: list[FramePair], run: Run, others: Mapping[Run, Collection[str]]
 ) -> dict[str, Deviation]:
     """Return the largest deviations from the flow of other batch sizes, by their folder (``bs1``),
-    over the pairs that both hold; a batch size that shares none is left out.
+    over the pairs that both have; a batch size that shares none is left out.
 
     Parameters
     ----------
+    pairs
+        Those of ``run``.
     others
-        Runs that should have the same flow: ``gma_lib.pipeline.chain.find_comparable``.
+        Runs that should have the same flow, with the pairs that each has:
+        ``gma_lib.pipeline.chain.find_comparable``.
     """
     found = {}
-    for other in others:
-        files = [[flow_path(one.flow_folder, pair) for one in (run, other)] for pair in pairs]
-        both = [one for one in files if all(path.is_file() for path in one)]
-        if deviations := [_compare_files(*one) for one in both]:
+    for other, theirs in others.items():
+        both = [pair for pair in pairs if pair.name in theirs]
+        files = [[flow_path(one.flow_folder, pair) for one in (run, other)] for pair in both]
+        if deviations := [_compare_files(*one) for one in files]:
             largest = np.max([astuple(one) for one in deviations], axis=0).tolist()
             found[other.folder.name] = Deviation(*largest)
     return found

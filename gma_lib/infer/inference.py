@@ -132,7 +132,7 @@ def infer(
         ``gma_lib.runs.progress.track`` to show progress.
     """
     start, clock, folder = time.monotonic(), time.time(), Path(folder)
-    frames = {path: hash_file(path) for path in list_frames(pairs)}
+    frames = _hash_frames(pairs)
     pairs = [_fix_frames(pair, frames) for pair in pairs]
     keys = _make_keys(pairs, frames, backend, key)
     opening: AbstractContextManager[Backend | StoredModel] = nullcontext(backend)
@@ -158,6 +158,13 @@ def infer(
         workers={} if executor is None else _summarise_workers(done),
         shards=_summarise_shards(groups, done, clock),
     )
+
+
+def _hash_frames(pairs: list[FramePair]) -> dict[Path, str]:
+    frames = list_frames(pairs)
+    if missing := next((path for path in frames if not path.is_file()), None):
+        raise FileNotFoundError(f"{missing} has gone since 01_data: run 01_data again")
+    return {path: hash_file(path) for path in frames}
 
 
 def _make_keys(

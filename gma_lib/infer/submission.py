@@ -48,7 +48,8 @@ def submission_path(folder: Path, pair: FramePair) -> Path:
 
 def locate_beside(folder: Path, suffix: str) -> Path:
     """``<folder><suffix>``: the folder itself holds nothing but flow."""
-    return Path(folder).with_name(f"{Path(folder).name}{suffix}")
+    folder = Path(folder).absolute()
+    return folder.with_name(f"{folder.name}{suffix}")
 
 
 def write_submission(

@@ -12,6 +12,7 @@ from pathlib import Path
 from gma_lib.pipeline.dropped import list_dropped
 from gma_lib.pipeline.settings import read_settings_record
 from gma_lib.pipeline.stages import STAGES, locate_record
+from gma_lib.runs.code import require_loaded_code
 from gma_lib.runs.digests import require_files
 from gma_lib.runs.files import hash_value, shorten_path
 from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
@@ -82,14 +83,17 @@ def require_sources(
             )
 
 
-def find_comparable(run: Run) -> list[Run]:
-    """List the other batch sizes of a run that have to have the same flow: made from the same
-    frames and weights with the same settings, and unchanged since.
+def find_comparable(run: Run) -> dict[Run, Record]:
+    """Find the other batch sizes of a run that have to have the same flow: made from the same
+    frames and weights with the same settings, and unchanged since; each with its flow (pair ->
+    SHA-256). Files that its folder holds beside are of earlier settings.
     """
     sizes = list_batch_sizes(run.folder.parent)
     others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
-    mine = _identify_flow(run)
-    return [other for other in others if mine and _identify_flow(other) == mine]
+    if not (mine := _identify_flow(run)):
+        return {}
+    theirs = {other: _identify_flow(other) for other in others}
+    return {other: one[1] for other, one in theirs.items() if one and one[0] == mine[0]}
 
 
 def describe_uncompared(run: Run, compared: Collection[str]) -> str:
@@ -115,26 +119,31 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     return "No other batch size was there; a later one compares itself with this one."
 
 
-def _identify_flow(run: Run) -> Record | None:
-    """What a run's flow depends on, whatever the batch size; None unless all of it is there."""
+def _identify_flow(run: Run) -> tuple[Record, Record] | None:
+    """What a run's flow depends on, whatever the batch size, and the flow (pair -> SHA-256); None
+    unless all of it is there.
+    """
     try:
         records = read_records(run, "05_evaluate")
-        flow = {f"{pair}.flo": digest for pair, digest in records["04_infer"]["flow"].items()}
-        require_files(run.flow_folder, flow, made_by="04_infer")
+        flow = records["04_infer"]["flow"]
+        files = {f"{pair}.flo": digest for pair, digest in flow.items()}
+        require_files(run.flow_folder, files, made_by="04_infer")
     except (FileNotFoundError, ValueError):
         return None
     exported, converted = records["02_export"], records["03_convert"]
     settings = {name: exported[name] for name in ("num_updates", "attention")}
     settings |= {name: converted[name] for name in ("backend", "precision", "device")}
-    return settings | {"weights": exported["checkpoint"]["sha256"]}
+    return settings | {"weights": exported["checkpoint"]["sha256"]}, flow
 
 
 def write_record(run: Run, stage: str, content: Record, made_from: Mapping[str, Record]) -> None:
     """Write a stage's record with the digests of the records that it was made from.
 
     A stage that found everything done keeps the summary of the call that computed it. RuntimeError
-    where Python was started without assertions, which are the notebook's checks.
+    where Python was started without assertions, which are the notebook's checks, and where the
+    package's code has changed since this process loaded it.
     """
+    require_loaded_code()
     if not __debug__:
         raise RuntimeError(
             "PYTHONOPTIMIZE (or -O) switches off what this notebook checks with `assert`: unset "

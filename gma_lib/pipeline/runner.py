@@ -348,6 +348,7 @@ def _execute_cells(job: Job, running: Path) -> None:
         private = str(folder)
         drop_stale_bytecode()
         os.environ.pop("PYTHONOPTIMIZE", None)  # the notebooks check with assert
+        os.environ.pop("JUPYTER_PATH", None)  # its kernels come before this environment's
         os.environ |= {
             "GMA_HEADLESS": "1",
             "IPYTHONDIR": private,

@@ -29,6 +29,7 @@ from traceback import format_exc
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import gma_lib
+from gma_lib.runs.code import require_loaded_code
 from gma_lib.runs.devices import Devices, Place, share_machine
 from gma_lib.runs.files import PACKAGE, hash_file, hash_value
 from gma_lib.runs.machine import (
@@ -238,6 +239,7 @@ def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
 @cache
 def describe_software() -> Record:
     """What decides numbers: versions of this package, of its code and of libraries; processor."""
+    require_loaded_code()
     code = {str(path.relative_to(PACKAGE)): hash_file(path) for path in PACKAGE.rglob("*.py")}
     own = {"gma_lib": gma_lib.__version__, "the code of gma_lib": hash_value(code)[:12]}
     return own | find_versions() | {"the processor": identify_processor()}

@@ -53,13 +53,26 @@ def hash_code(path: Path) -> str:
         not run here.
     """
     source = path.read_bytes()
+    _require_same_code(path, source)
+    return _hash_source(source)
+
+
+def require_loaded_code() -> None:
+    """Raise RuntimeError where a file of this package holds other code than this process has
+    loaded from it: a record would name a commit that did not make it.
+    """
+    for path in LOADED.sources:
+        with suppress(OSError):  # looked for, and not there
+            _require_same_code(path, path.read_bytes())
+
+
+def _require_same_code(path: Path, source: bytes) -> None:
     name, loaded = LOADED.sources.get(path, ("", source))
     if source != loaded and name in sys.modules and not _is_same_code(source, loaded):
         raise RuntimeError(
             f"{path.relative_to(PACKAGE.parent).as_posix()} changed after this process had loaded "
             "it: restart (in Jupyter, restart the kernel)"
         )
-    return _hash_source(source)
 
 
 def _is_same_code(source: bytes, loaded: bytes) -> bool:

@@ -5,10 +5,12 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -166,17 +168,31 @@ def find_memory() -> int:
 
 
 def find_versions(names: Iterable[str] = VERSIONED) -> dict[str, str]:
-    """Versions of those packages that are installed, by default those that decide numbers."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        # another distribution of cv2 may have been installed over this one
-        if name.startswith("opencv") and not found[name].startswith(cv2.__version__):
-            found[name] = cv2.__version__
-    return found
+    """Versions of those packages that are there, by default those that decide numbers: those that
+    this process has loaded, which may since have been replaced.
+    """
+    versions = {name: _find_version(name) for name in names}
+    return {name: version for name, version in versions.items() if version}
+
+
+def _find_version(name: str) -> str | None:
+    module = "cv2" if name.startswith("opencv") else name
+    loaded = getattr(sys.modules.get(module), "__version__", None)
+    try:
+        installed = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        installed = None
+    if (
+        not installed and not loaded and find_spec(module)
+    ):  # of another distribution, such as onnxruntime-gpu
+        others = metadata.packages_distributions().get(module, ())
+        installed = next(filter(None, map(metadata.version, others)), None)
+    # one of them may say more of the same version: 5.0.0.93 and 5.0.0, 2026.4.1 and 2026.4.1-22982
+    if loaded and installed:
+        short, long = sorted((loaded, installed), key=len)
+        if re.match(rf"{re.escape(short)}(?!\d)", long):
+            return installed
+    return loaded or installed
 
 
 def locate_machine_lock() -> Path:

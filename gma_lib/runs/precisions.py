@@ -1,5 +1,7 @@
 """The number formats that a network can run in, and what each runtime calls them."""
 
+import os
+
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 # Runtime -> precision -> its name there. PyTorch uses our names: getattr(torch, precision).
@@ -33,7 +35,17 @@ def read_back_precision(mode: str | None, mode_v2: str | None) -> str:
 
 def refuse_precision(backend: str, precision: str, possible: tuple[str, ...], why: str) -> None:
     """Raise ValueError for a precision that would silently run as another one."""
+    require_strict_float32()
     if precision not in possible:
         raise ValueError(
             f"{backend} here computes in {' or '.join(possible)}, not {precision}: {why}"
         )
+
+
+def require_strict_float32() -> None:
+    """Raise ValueError where the environment lets oneDNN, which OpenVINO and PyTorch compute with,
+    round the products of float32 to fewer bits.
+    """
+    for name in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+        if os.environ.get(name, "").upper() not in ("", "STRICT"):
+            raise ValueError(f"{name}={os.environ[name]} makes float32 less precise: unset it")

@@ -13,9 +13,9 @@ from gma_lib.verify.values import LAST, Value
 SOURCES = {6: published.GUIDE_SOURCE, 32: published.PTLFLOW_SOURCE}  # updates -> whose numbers
 
 
-def require_all_pairs(sintel: str) -> None:
-    """Raise ValueError unless a folder holds every training pair with its ground truth, for which
-    the numbers hold.
+def require_all_pairs(sintel: str, num_updates: int) -> None:
+    """Raise ValueError unless a folder holds what the numbers are of: every training pair with its
+    ground truth and, but for those of the guide (6 updates), the masks of invalid pixels.
     """
     for name in PASSES:
         pairs = find_pairs(Path(sintel), pass_name=name)
@@ -25,6 +25,11 @@ def require_all_pairs(sintel: str) -> None:
                 f"{sintel}: {len(pairs)} pairs in {name}, {scored} of them with ground truth "
                 f"(training/flow); the published numbers are of {PAIRS_IN_TRAINING_SPLIT} pairs "
                 "with ground truth. Give the complete data set"
+            )
+        if num_updates != 6 and any(pair.invalid is None for pair in pairs):
+            raise ValueError(
+                f"{sintel}: masks are missing in training/invalid, and the published numbers at "
+                f"{num_updates} updates leave out invalid pixels. Give the complete data set"
             )
 
 

@@ -107,9 +107,27 @@ def test_batch_sizes_are_compared(pairs, tmp_path):
             lambda a, b, value=value: np.full((len(a), 2, 128, 160), value, np.float32)
         )
         inference.infer(pairs, answer, run.flow_folder, batch_size=run.batch_size, key="k")
-    found = evaluation.compare_batch_sizes(pairs, runs[1], runs[:1])
+    written = read_hashes(runs[0].flow_folder)
+    found = evaluation.compare_batch_sizes(pairs, runs[1], {runs[0]: written})
     assert found["bs1"].max == pytest.approx(np.hypot(0.5, 0.5))
     assert not found["bs1"].is_rounding
+
+
+def test_flow_of_earlier_settings_is_not_compared(pairs, tmp_path):
+    """A batch size that was computed again with fewer pairs still has the files of the others."""
+    runs = open_runs(tmp_path)
+    for run in runs:
+        for pair in pairs[:2]:
+            path = flow_path(run.flow_folder, pair)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_left = run is runs[0] and pair is pairs[1]
+            write_flow(path, np.full((2, 128, 160), 5.0 if is_left else 0.0, np.float32))
+    theirs = {runs[0]: {pairs[0].name: "a digest"}}
+    found = evaluation.compare_batch_sizes(pairs[:2], runs[1], theirs)
+    assert found["bs1"].max == 0
+    theirs[runs[0]][pairs[1].name] = "another"
+    assert evaluation.compare_batch_sizes(pairs[:2], runs[1], theirs)["bs1"].max > 7
+    assert evaluation.compare_batch_sizes(pairs[:2], runs[1], {runs[0]: {}}) == {}
 
 
 def test_the_guides_numbers(sintel_sample, golden, tmp_path):
@@ -302,4 +320,4 @@ def test_batch_sizes_with_other_frames_name_the_files(pairs, tmp_path):
         path.parent.mkdir(parents=True)
         write_flow(path, np.zeros((2, 128, width), np.float32))
     with pytest.raises(ValueError, match=r"bs4.*frame_0001\.flo against .*bs1.*shape"):
-        evaluation.compare_batch_sizes(pairs[:1], runs[1], runs[:1])
+        evaluation.compare_batch_sizes(pairs[:1], runs[1], {runs[0]: {pairs[0].name: "a digest"}})

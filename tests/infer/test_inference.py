@@ -297,6 +297,12 @@ def test_a_truncated_frame_is_named(pairs, tmp_path):
     assert not list(tmp_path.glob("flow/**/*.flo"))
 
 
+def test_a_missing_frame_is_named_with_the_stage_that_lists_it(pairs, tmp_path):
+    pairs[-1].image2.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{pairs[-1].image2.name}.*01_data"):
+        inference.infer(pairs, FakeBackend(), tmp_path / "flow", batch_size=4, key="k")
+
+
 def test_a_frame_that_changes_before_it_is_read_is_refused(tiny_sintel, tmp_path):
     """The ledger would name the one that was there when the call began."""
     shutil.copytree(tiny_sintel, tmp_path / "sintel")

@@ -4,6 +4,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_a_cluster_that_there_is_not_is_refused_by_its_option(tmp_path):
     done = CliRunner().invoke(main, ["submit", "a", "-o", str(tmp_path / "b"), "--cluster", "ray"])
     assert done.exit_code == 2
     assert "'--cluster': ray should be serial" in done.output
+
+
+def test_the_ledger_of_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = tmp_path.with_name(f"{tmp_path.name}.jsonl")
+    assert submission.locate_beside(Path(), ".jsonl") == expected
 
 
 def test_what_is_whole_is_not_computed_again(test_split, tmp_path):

@@ -114,7 +114,7 @@ def test_flow_that_not_all_has_read_stays(finished, tmp_path):
 
 def test_what_could_not_be_compared_is_said(finished, outputs):
     run = open_tiny(outputs)
-    assert find_comparable(run) == []
+    assert find_comparable(run) == {}
     assert "bs3" in describe_uncompared(run, [])
     whole = open_tiny(finished)
     assert describe_uncompared(whole, ["bs3"]) == ""

@@ -304,7 +304,7 @@ def test_a_copied_or_renamed_folder_is_not_shown_as_what_its_name_says(outputs):
     shutil.rmtree(open_tiny(outputs, batch_size=3).folder)
     shutil.copytree(run.folder, run.folder.with_name("bs4"))
     shutil.copytree(run.folder, run.folder.with_name("bs2.bak"))
-    assert find_comparable(run) == []
+    assert find_comparable(run) == {}
     page = report.write_index(outputs, "tiny").read_text()
     assert "altered: run 02_export again" in page
     statuses = read_statuses(open_tiny(outputs, batch_size=4))
@@ -326,7 +326,7 @@ def test_an_index_page_that_was_edited_or_shows_a_run_that_is_gone_is_written_ag
 
 def test_only_runs_of_the_same_flow_are_compared(outputs):
     run, other = open_tiny(outputs), open_tiny(outputs, batch_size=3)
-    assert find_comparable(run) == [other]
+    assert list(find_comparable(run)) == [other]
     for name in ("02_export", "03_convert", "04_infer"):
         path = locate_record(name, other)
         record = read_json(path, made_by=name)
@@ -337,7 +337,7 @@ def test_only_runs_of_the_same_flow_are_compared(outputs):
             record["made_from"] = {name: digest_record(made) for name, made in records.items()}
         write_json(path, record)
     assert read_records(other, "05_evaluate")  # whole in itself, and of another flow
-    assert find_comparable(run) == []
+    assert find_comparable(run) == {}
 
 
 @pytest.mark.parametrize("damage", [b"[]", b"{}", b"null", b"\xff\xfe", b'{"stage": "02_export"'])

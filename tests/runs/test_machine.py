@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,7 +47,9 @@ def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch)
         (None, True),
     ],
 )
-def test_bfloat16_is_fast_with_amx_and_on_amd_s_processors_that_have_it(tmp_path, monkeypatch, text, is_fast):
+def test_bfloat16_is_fast_with_amx_and_on_amd_s_processors_that_have_it(
+    tmp_path, monkeypatch, text, is_fast
+):
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     if text:
         machine.CPUINFO.write_text(text)
@@ -83,6 +86,34 @@ def test_opencv_s_version_is_that_of_the_module(monkeypatch):
     assert machine.find_versions()[name] == installed
     monkeypatch.setattr(machine.cv2, "__version__", "4.12.0")
     assert machine.find_versions()[name] == "4.12.0"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "known"), [("2.13.0", True), ("2.13.0.dev1", True), ("2.1", False), ("2.14", False)]
+)
+def test_the_version_is_that_of_the_loaded_module(monkeypatch, loaded, known):
+    """pip may have replaced its files since; its metadata may say more, or less, of one version."""
+    monkeypatch.setattr(machine.metadata, "version", lambda _: "2.13.0+cpu")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=loaded))
+    if loaded.endswith("dev1"):
+        monkeypatch.setattr(machine.metadata, "version", lambda _: "2.13.0")
+    expected = machine.metadata.version("torch") if known else loaded
+    assert machine.find_versions(["torch"]) == {"torch": expected}
+
+
+def test_a_library_may_be_of_another_distribution(tmp_path, monkeypatch):
+    """Such as onnxruntime-gpu; an interrupted pip leaves metadata without a version."""
+    (tmp_path / "fast_library").mkdir()
+    (tmp_path / "fast_library" / "__init__.py").touch()
+    other = tmp_path / "fast_library_gpu-3.2.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Name: fast-library-gpu\nVersion: 3.2\n")
+    (other / "top_level.txt").write_text("fast_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.find_versions(["fast_library"]) == {"fast_library": "3.2"}
+    broken = tmp_path / "fast_library-3.1.dist-info"
+    broken.mkdir()
+    assert machine.find_versions(["fast_library"]) == {"fast_library": "3.2"}
 
 
 def test_versions_name_what_is_installed():

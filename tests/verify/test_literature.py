@@ -2,6 +2,7 @@
 not its outcome.
 """
 
+import shutil
 from statistics import mean
 
 import pytest
@@ -63,7 +64,7 @@ def test_what_is_missing_is_a_sentence_before_any_work(tiny_sintel, tmp_path):
     weights.write_bytes(b"weights")
     assert "4 pairs in clean" in gma(*asked, exit_code=1)
     with pytest.raises(FileNotFoundError):
-        require_all_pairs(str(tmp_path / "none"))
+        require_all_pairs(str(tmp_path / "none"), 6)
     gma("verify", "--sintel", tiny_sintel, exit_code=2)
 
 
@@ -85,3 +86,10 @@ def test_pairs_without_ground_truth_are_missed_before_any_work(tmp_path, monkeyp
     printed = gma("verify", "--profile", "sintel", *given, exit_code=138 if whole else 1)
     assert bool(started) == whole
     assert whole or f"{scored} of them" in printed
+    if whole:  # the numbers at 32 updates leave out what masks say is invalid
+        require_all_pairs(str(training.parent), 6)
+        with pytest.raises(ValueError, match="training/invalid"):
+            require_all_pairs(str(training.parent), 32)
+        shutil.copytree(training / "clean", training / "invalid")
+        (training / "invalid" / "alley_1" / f"frame_{scored + 1:04d}.png").unlink()
+        require_all_pairs(str(training.parent), 32)
