@@ -116,11 +116,18 @@ def test_stale_results_are_not_replayed(reported, tmp_path, monkeypatch, change,
     """
     copy = shutil.copytree(reported, tmp_path / "outputs")
     change(copy / "tiny/test/bs3")
+    computed = []
     monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
-    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: ["failed"])
+    monkeypatch.setattr(
+        verification, "run_stages", lambda runs, **_: computed.extend(runs) or ["failed"]
+    )
     printed = gma("replay", copy / "tiny", exit_code=1)
-    if word is None:
+    if word is None:  # here it fails later, as the stages that it then runs do
+        assert [one["batch_size"] for one in computed] == [2]
+        runs = unpack_records(copy / "tiny", tmp_path / "unpacked")
+        assert [(run.name, run.batch_size) for run in runs] == [("test", 2), ("test", 3)]
         return
+    assert not computed
     assert f"test, batch size 3: {word}" in printed or f"test, batch size 2: {word}" in printed
     assert len(printed.splitlines()) == 1
     with pytest.raises(BadFile, match=word):
