@@ -381,3 +381,16 @@ def test_a_damaged_summary(tmp_path, content):
     (tmp_path / "s.json").write_bytes(content)
     with pytest.raises(BadFile, match=r"s\.json: .*; expected a summary of ais_bench"):
         ais_bench.read_summary(tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("loop", [100, 50])
+def test_a_summary_of_another_number_of_calls_is_not_used(tmp_path, loop):
+    """Its throughput agrees with its times, and may be another call's."""
+    content = {"npu_compute_time_list": [10.0] * 100, "throughput": 200.0}
+    (tmp_path / "pure_summary.json").write_text(json.dumps(content))
+    asked = {"newer_than": 0.0, "batch_size": 2, "loop": loop}
+    if loop == 100:
+        assert ais_bench.read_loop(tmp_path / "pure", **asked).compute_ms == [10.0] * 100
+    else:
+        with pytest.raises(AisBenchError, match=r"\b100\b.*\b50\b"):
+            ais_bench.read_loop(tmp_path / "pure", **asked)

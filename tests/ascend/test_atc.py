@@ -3,7 +3,10 @@
 import subprocess
 from dataclasses import replace
 
+import onnx
 import pytest
+from onnx import helper
+from small_graphs import FLOAT, make
 
 from gma_lib.ascend import atc, errors
 from gma_lib.ascend.atc import AtcError, AtcOptions
@@ -187,3 +190,17 @@ def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
         atc.require_device_memory(manifest | {"memory": dict.fromkeys(manifest["memory"])}, 1, 16)
         is None
     )
+
+
+@pytest.mark.parametrize("batch_size", [2, "batch"])
+def test_an_input_without_a_fixed_shape_is_refused_by_its_name(tmp_path, batch_size):
+    values = [(name, FLOAT, [batch_size, 3]) for name in ("image1", "y")]
+    onnx.save(
+        make([helper.make_node("Neg", ["image1"], ["y"])], values[:1], values[1:]),
+        tmp_path / "m.onnx",
+    )
+    if batch_size == 2:
+        assert atc.read_input_shapes(tmp_path / "m.onnx") == {"image1": (2, 3)}
+    else:
+        with pytest.raises(ValueError, match=r"image1 of m\.onnx .*\(0, 3\)"):
+            atc.read_input_shapes(tmp_path / "m.onnx")

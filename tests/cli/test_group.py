@@ -186,6 +186,7 @@ def test_profiles_are_completed(command):
         "ascend dry-run --batch-size 0",
         "half-precision folder --most 0",
         "half-precision folder --most -1",
+        "half-precision folder --overwrite",
         "submit folder -o submission --split validation",
     ],
 )

@@ -39,3 +39,14 @@ def test_a_file_of_weights_is_that_of_the_current_folder(place, command, tmp_pat
     for name, expected in ((file, str(tmp_path / file)), ("seeded", "seeded")):
         gma(*command, name, exit_code=1)
         assert expected in given
+
+
+@pytest.mark.parametrize("options", [["--resume"], ["--weights", "seeded"]])
+def test_a_training_is_resumed_or_begun_and_not_both(options, monkeypatch):
+    trained = []
+    monkeypatch.setattr(train, "train", lambda *_, **named: trained.append(named))
+    gma("train", *CONFIG, *options)
+    gma("train", *CONFIG, "--resume", "--weights", "seeded", exit_code=2)
+    assert [(one["resume"], one["weights"]) for one in trained] == [
+        (options == ["--resume"], None if options == ["--resume"] else "seeded")
+    ]

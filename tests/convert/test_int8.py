@@ -5,6 +5,7 @@ they would be something else.
 import dataclasses
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 import torch
@@ -16,7 +17,7 @@ from nncf.quantization.range_estimator import StatisticsType
 from gma_lib import export
 from gma_lib.backends import load_backend
 from gma_lib.backends import openvino as openvino_backend
-from gma_lib.backends.openvino import is_quantized
+from gma_lib.backends.openvino import OpenVinoOptions, is_quantized
 from gma_lib.convert import convert
 from gma_lib.convert import int8 as quantization
 from gma_lib.doctor.checks import has_bf16
@@ -29,10 +30,8 @@ from gma_lib.runs import progress
 from gma_lib.runs.files import PROJECT
 from gma_lib.training.pairs import HELD_OUT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16"),
-]
+pytestmark = pytest.mark.slow
+computed_here = pytest.mark.skipif(not has_bf16(), reason="needs a processor with bfloat16")
 UPDATES = 1
 IN_USE = OV_REDUCERS_MAP[StatisticsType.QUANTILE]
 
@@ -55,12 +54,9 @@ def folder(tmp_path_factory, trained):
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": checkpoint}
     export.export_whole(to_deploy_form(model), place / "gma.onnx", **size)
     export.export_split(to_deploy_form(model), place, **size)
-    conversion = convert(
-        "openvino",
-        place,
-        checkpoint="gma-procedural",
-        precision="int8",
-    )
+    with pytest.MonkeyPatch.context() as patch:  # made anywhere; where it may run is asked again
+        patch.setattr("gma_lib.backends.list_precisions", lambda *_: ("float32", "int8"))
+        conversion = convert("openvino", place, checkpoint="gma-procedural", precision="int8")
     assert "8-bit integers" in conversion.changes
     return place
 
@@ -71,6 +67,7 @@ def test_the_feature_encoder_stays_as_it_is(folder):
     assert made == {"gma": True, "gma_features": False, "gma_context": True, "gma_refine": True}
 
 
+@computed_here
 def test_int8_is_near_and_is_not_float32(folder, trained, frames):
     reference = export.compute_reference(trained[0], *frames)
     with load_backend("openvino", folder, precision="int8") as backend:
@@ -87,6 +84,7 @@ def test_int8_is_near_and_is_not_float32(folder, trained, frames):
     np.testing.assert_array_equal(whole[0], whole[1])  # the same pair twice in the batch
 
 
+@computed_here
 @pytest.mark.parametrize(("is_fast", "features"), [(True, "bf16"), (False, "f32")])
 def test_the_feature_encoder_is_float32_where_that_is_faster(
     folder, monkeypatch, frames, is_fast, features
@@ -189,6 +187,7 @@ def test_calibration_that_would_not_fit_is_refused(monkeypatch):
         quantization.quantize(model, [], label="8-bit integers")
 
 
+@computed_here
 def test_a_warm_start_is_not_cut_off(folder, trained, frames):
     """Ranges that were seen from zero flow only would be far too small for a start that is not
     zero.
@@ -252,6 +251,7 @@ def _rounds(node) -> bool:
     return node.get_type_name() == "FakeQuantize"
 
 
+@computed_here
 def test_a_model_is_what_it_was_made_as(folder, tmp_path, trained):
     with pytest.raises(ValueError, match=r"float32.*03_convert"):
         load_backend("openvino", folder, precision="float32")
@@ -291,20 +291,22 @@ def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():
         quantization.render_calibration_frames(128, 128, pairs=2)
 
 
-def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
-    monkeypatch.setattr(
-        "gma_lib.backends.openvino.list_precisions", lambda core, device: ("float32",)
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"openvino.*int8",
-    ):
-        load_backend("openvino", folder, precision="int8")
-    monkeypatch.setattr("gma_lib.backends.list_precisions", lambda core, device: ("float32",))
+def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, tmp_path):
+    """Before any model is read, so that a graph of one operation serves."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "gma.onnx")
+
+    def allow(*precisions):
+        for place in ("gma_lib.backends.openvino", "gma_lib.backends"):
+            monkeypatch.setattr(f"{place}.list_precisions", lambda core, device: precisions)
+
+    allow("float32", "int8")
+    OpenVinoOptions(precision="int8").require()
+    allow("float32")
     with pytest.raises(ValueError, match=r"openvino.*int8"):
-        convert(
-            "openvino",
-            folder,
-            checkpoint="gma-procedural",
-            precision="int8",
-        )
+        load_backend("openvino", tmp_path, precision="int8")
+    with pytest.raises(ValueError, match=r"openvino.*int8"):
+        convert("openvino", tmp_path, checkpoint="gma-procedural", precision="int8")

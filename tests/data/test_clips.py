@@ -76,10 +76,10 @@ def test_a_list_of_pairs_is_bounded(tmp_path):
         clips.read_pair_list(path)
     with open(path, "wb") as file:
         file.truncate(2**33)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(BadFile, match="too long"):
         clips.read_pair_list(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("line", ["a.png b#.png", "a.png 'b#.png'", "a.png b\\#.png # x"])

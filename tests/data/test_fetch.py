@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
+import urllib3
 from command_line import gma
 
 from gma_lib.data import fetch
@@ -101,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
 def serve(monkeypatch):
     """Add answers of a server; returns its address and the Range of each request so far."""
     monkeypatch.setattr(fetch, "SECONDS_BETWEEN_TRIES", 0.0)
-    monkeypatch.setattr(fetch, "SECONDS", 0.2)
+    monkeypatch.setattr(fetch, "SECONDS", 5.0)  # longer than a busy machine needs to answer
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.answers, server.asked = [], []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -147,7 +149,9 @@ INTERRUPTIONS = {
 
 
 @pytest.mark.parametrize("first", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
-def test_what_came_is_not_asked_for_again(tmp_path, serve, first):
+def test_what_came_is_not_asked_for_again(tmp_path, serve, first, monkeypatch):
+    if first.stall is not None:
+        monkeypatch.setattr(fetch, "SECONDS", 0.2)
     urls, asked = serve(first, Answer(tag=first.tag))
     assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
     assert asked == [None, f"bytes={HALF}-"]
@@ -192,6 +196,28 @@ def test_redirects_are_followed(tmp_path, serve):
     serve(Answer(HTML, 302, headers={"Location": urls[0] + "?2"}), Answer())
     assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "is_refused"),
+    [("https", "http", True), ("https", "https", False), ("http", "https", False)],
+)
+def test_a_file_asked_for_with_https_does_not_come_without(
+    tmp_path, monkeypatch, asked, answered, is_refused
+):
+    """Whoever sits between could have changed it."""
+    answer = requests.Response()
+    answer.status_code, answer.url = 200, f"{answered}://other/a.zip"
+    answer.headers["Content-Length"] = str(len(GOOD))
+    answer.raw = urllib3.HTTPResponse(io.BytesIO(GOOD), preload_content=False)
+    monkeypatch.setattr(fetch.requests, "get", lambda *_, **__: answer)
+    if is_refused:
+        with pytest.raises(BadFile, match=f"{answered}://other"):
+            fetch.fetch_file(f"{asked}://one/a.zip", tmp_path / "a.zip")
+        assert names(tmp_path) == []
+    else:
+        fetch.fetch_file(f"{asked}://one/a.zip", tmp_path / "a.zip")
+        assert (tmp_path / "a.zip").read_bytes() == GOOD
 
 
 REFUSED = {

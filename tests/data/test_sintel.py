@@ -1,6 +1,7 @@
 """Frames on disk become pairs; what is missing or does not fit is named."""
 
 import os
+import re
 import shutil
 
 import cv2
@@ -31,6 +32,15 @@ def test_scenes_can_be_chosen(tiny_sintel):
     assert {pair.scene for pair in sintel.find_pairs(tiny_sintel, scenes=["cave"])} == {"cave"}
     with pytest.raises(ValueError, match=r"'street'.*alley, cave"):
         sintel.find_pairs(tiny_sintel, scenes=["street"])
+
+
+def test_a_pass_whose_folders_hold_no_frames_is_an_error(tiny_sintel):
+    clean = tiny_sintel / "training/clean"
+    for frame in clean.glob("*/*.png"):
+        frame.rename(frame.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError, match=re.escape(str(clean))):
+        sintel.find_pairs(tiny_sintel)
+    assert len(sintel.find_pairs(tiny_sintel, pass_name="final")) == 4
 
 
 def test_stray_files_are_ignored(tiny_sintel):

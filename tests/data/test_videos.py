@@ -113,6 +113,13 @@ def test_turned_and_flipped(turn, tmp_path):
     np.testing.assert_array_equal(read(path)[0], [shown(frame) for frame in make_frames(2)])
 
 
+def test_a_video_turned_by_half_a_quarter_is_refused_by_its_angle(tmp_path):
+    """It has no upright rectangle of pixels."""
+    path = write(tmp_path / "a.mp4", make_frames(2), **turn(45))
+    with pytest.raises(BadFile, match=r"a\.mp4: .*\b45\b"):
+        read(path)
+
+
 def test_turned_and_stored_as_rgb(tmp_path):
     """Nothing has to be converted then, and rows may be stored from the last one up."""
     path = write(

@@ -55,6 +55,15 @@ def test_a_missing_prediction_is_an_error(folders):
         match_files(folders[0], folders[1] / "a/one.flo")
 
 
+def test_a_folder_of_truth_without_a_flow_file_is_an_error(folders):
+    """No field at all would be a mean of nothing."""
+    for path in folders[1].rglob("*.*"):
+        path.rename(path.with_suffix(".txt"))
+    with pytest.raises(BadFile) as refused:
+        match_files(*folders)
+    assert refused.value.args[0] == folders[1]
+
+
 def test_the_same_field_twice_is_an_error(folders):
     np.save(folders[0] / "a/two.npy", np.zeros((2, 10, 12), np.float32))
     with pytest.raises(ValueError, match="same field twice"):

@@ -277,7 +277,8 @@ def test_a_pass_without_ground_truth_is_named(pairs, flow_folder):
     compared, left_out = evaluation.compare_methods(mixed, flow_folder)
     assert list(compared) == ["clean"]
     told = tables.describe_left_out(scores, compared, left_out)
-    assert told == "final: no pair was compared."
+    assert "final" in told
+    assert "clean" not in told
     assert evaluation.summarise_methods(compared, left_out)["network"].keys() >= {"clean", "all"}
     assert "final" not in evaluation.summarise_methods(compared, left_out)["network"]
 

@@ -91,7 +91,7 @@ def test_the_sentence_says_who_is_ahead():
     assert "refinement (1.00 px, 1px 80.0%) is ahead of DIS" in tables.describe_classical(both)
     assert tables.describe_classical({}).startswith("No pair was compared")
     alone = tables.describe_classical({"network": sums(2.5), "no motion": sums(2)})
-    assert alone == "Over all pixels the network has 2.50 px, 1px 80.0%."
+    assert re.findall(r"\d+\.\d+", alone) == ["2.50", "80.0"]  # no motion is no method
 
 
 def test_methods_have_a_row_each():
@@ -128,7 +128,8 @@ def test_methods_have_a_row_each():
 def test_passes_and_methods_without_scores_are_named():
     one = Comparison(1, {}, {})
     told = tables.describe_left_out(["clean", "final"], {"clean": one}, {"DIS": "clean/s: 3 px"})
-    assert told == "final: no pair was compared. DIS is left out: clean/s: 3 px."
+    assert re.findall(r"(?:clean|final|DIS)\b", told) == ["final", "DIS", "clean"]
+    assert "clean/s: 3 px" in told
     assert tables.describe_left_out(["clean"], {"clean": one}, {}) == ""
     assert tables.describe_left_out(["clean", "final"], {}, {}) == ""  # which is said elsewhere
 

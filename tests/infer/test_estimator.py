@@ -222,6 +222,14 @@ def test_large_frames_are_computed_smaller_and_it_is_said_with_the_factor(monkey
     np.testing.assert_allclose(flow[1], 8, atol=1e-5)
 
 
+def test_a_backend_that_does_not_run_in_parts_computes_pairs_and_no_sequence(monkeypatch):
+    one, _ = shrinking(monkeypatch, lambda image: np.zeros_like(image[:, :2]))
+    frames = [np.zeros((128, 160, 3), np.uint8)] * 3
+    assert one(*frames[:2]).shape == (2, 128, 160)
+    with pytest.raises(ValueError, match=f"{one.backend} .* parts"):
+        next(one.along(frames))
+
+
 def test_a_calls_seconds_are_not_those_of_its_model(monkeypatch):
     clock = [0]
 

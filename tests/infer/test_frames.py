@@ -57,9 +57,7 @@ def test_a_picture_of_pillow_is_upright_as_its_file(tmp_path, kind):
     Image.fromarray(colours).save(file, kind, exif=tags)
     with Image.open(file) as picture:
         shown = as_frames(picture, "frame1")[0]
-        size = picture.size
         np.testing.assert_array_equal(as_frames(picture, "frame1")[0], shown)
-    assert size in ((16, 24), (24, 16))
     assert shown.shape == (3, 16, 24)
     np.testing.assert_array_equal(shown, read_frame(file))
 

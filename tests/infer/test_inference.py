@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -191,21 +190,30 @@ def test_what_is_not_the_same_is_computed_again(pairs, tmp_path, change):
     )
 
 
-SLOW = """
+BLOCKED = """
 import sys, time
 import numpy as np
+from itertools import count
 from pathlib import Path
 from gma_lib.backends import FakeBackend
 from gma_lib.data import sintel
 from gma_lib.infer import inference
 
-def slow(image1, image2):
+numbers, folder = count(1), Path(sys.argv[2])
+
+def compute(image1, image2):
+    if next(numbers) == 3:
+        for _ in range(3000):  # the second is written by another thread
+            if len(inference.read_hashes(folder)) == 2:
+                break
+            time.sleep(0.01)
+        print("third", flush=True)
+        sys.stdin.read()
     print("call", flush=True)
-    time.sleep(0.15)
     return np.zeros((len(image1), 2, *image1.shape[2:]), np.float32)
 
 pairs = sintel.find_pairs(Path(sys.argv[1]))
-inference.infer(pairs, FakeBackend(slow), Path(sys.argv[2]), batch_size=1, key="k")
+inference.infer(pairs, FakeBackend(compute), folder, batch_size=1, key="k")
 """
 
 
@@ -215,24 +223,18 @@ def test_interrupted_and_started_again(tiny_sintel, tmp_path, how):
     """A real process, stopped for real in the middle: no stored pair is computed twice, none is
     missing.
     """
-    command = [sys.executable, "-c", SLOW, str(tiny_sintel), str(tmp_path / "flow")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    for _ in range(3):
-        assert process.stdout.readline() == "call\n"
-    time.sleep(0.05)
-    process.send_signal(how)
-    process.wait(timeout=30)
-    stored = inference.read_hashes(tmp_path / "flow")
-    assert len(stored) in (1, 2)  # the second is written while the third is computed
-    assert not [
-        path
-        for path in (tmp_path / "flow").rglob("*.flo")
-        if path.name.startswith(".") and how == signal.SIGINT
-    ]
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("call") == 4 - len(stored)
+    command = [sys.executable, "-c", BLOCKED, str(tiny_sintel), str(tmp_path / "flow")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert [process.stdout.readline() for _ in range(3)] == ["call\n", "call\n", "third\n"]
+        process.send_signal(how)
+        assert process.wait(timeout=30) != 0
+    assert len(inference.read_hashes(tmp_path / "flow")) == 2
+    flows = sorted(path.name for path in (tmp_path / "flow").rglob("*.flo"))
+    assert flows == ["frame_0001.flo", "frame_0002.flo"]
+    closed = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    again = subprocess.run(command, text=True, check=True, **closed)
+    assert again.stdout == "call\ncall\n"
     assert len(list((tmp_path / "flow").rglob("frame_*.flo"))) == 4
 
 

@@ -334,10 +334,10 @@ def test_a_huge_file_is_refused_unread(tmp_path):
     for name in ("a.pth", "a.safetensors"):
         with open(tmp_path / name, "wb") as file:
             file.truncate(2**32)
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(BadFile, match="at most"):
             checkpoints.load_checkpoint(tmp_path / name)
-        assert time.monotonic() - start < 1
+        assert time.process_time() - start < 1
 
 
 def test_a_script_is_not_weights(tmp_path, recwarn):

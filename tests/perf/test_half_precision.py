@@ -74,4 +74,27 @@ def test_the_table_says_what_is_not_finite():
     ).T
     assert "| a | 1.0000 |" in tabulate_study(table)
     assert "| b | not finite |" in tabulate_study(table)
-    assert half_precision.VARIANTS
+
+
+def test_each_variant_keeps_its_kind_of_node():
+    """The names are rows of a recorded study."""
+    nodes = [
+        helper.make_node(kind, ["x", "y"], ["z"], name=name)
+        for kind, name in (
+            ("InstanceNormalization", "/fnet/norm"),
+            ("Conv", "/fnet/conv"),
+            ("MatMul", "/MatMul"),
+            ("Add", "/Add"),
+        )
+    ]
+    kept = {
+        name: [node.name for node in nodes if keep(node)]
+        for name, keep in half_precision.VARIANTS.items()
+    }
+    assert kept == {
+        "everything float16": [],
+        "InstanceNorm float32 (the guide)": ["/fnet/norm"],
+        "+ coordinates float32": ["/fnet/norm", "/Add"],
+        "+ coordinates and correlation float32": ["/fnet/norm", "/MatMul", "/Add"],
+        "only coordinates and correlation float32": ["/MatMul", "/Add"],
+    }

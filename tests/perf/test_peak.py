@@ -21,9 +21,11 @@ def test_the_best_library_counts(monkeypatch):
 
     fast = peak.measure_peak("float32", size=256, rounds=3)
     monkeypatch.setattr(peak, "PRODUCTS", {"cpu": (slow,)})
-    assert peak.measure_peak("float32", size=256, rounds=3) < fast / 5
+    slow_only = peak.measure_peak("float32", size=256, rounds=3)
     monkeypatch.setattr(peak, "PRODUCTS", {"cpu": (slow, peak._make_numpy_product)})
-    assert peak.measure_peak("float32", size=256, rounds=3) > 1e8
+    both = peak.measure_peak("float32", size=256, rounds=3)
+    assert fast > 5 * slow_only
+    assert both > 5 * slow_only
 
 
 def test_openvino_offers_its_capabilities():

@@ -15,10 +15,7 @@ from conftest import list_command
 
 from gma_lib.flow.files import read_flow
 from gma_lib.pipeline.stages import STAGES
-from gma_lib.pipeline.stamps import digest_consumed
 from gma_lib.report import index as report
-from gma_lib.runs import run as runs
-from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PROJECT
 
 pytestmark = pytest.mark.exhaustive
@@ -172,13 +169,3 @@ def test_a_card_elsewhere_gives_the_same_records_and_pages(finished, tmp_path):
     assert "ascend-float16 (SIMULATED)" in page
     for stage in ("04_infer", "05_evaluate", "06_perf"):
         assert (tmp_path / f"tiny/ascend-float16/bs4/{stage}.html").is_file()
-
-
-def test_another_chip_named_means_converting_again(tmp_path):
-    """03 is up to date for one chip and one keep list only."""
-    run = runs.Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
-    asked = [{}, {}, {"soc": "310P1"}, {"soc": "310P3"}, {"keep": "coordinates"}]
-    digests = Digests(tmp_path / "digests.json")
-    found = [digest_consumed("03_convert", run, settings, digests) for settings in asked]
-    assert found[0] == found[1]
-    assert not any(other in found[1:place] for place, other in enumerate(found) if place > 1)

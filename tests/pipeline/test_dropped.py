@@ -9,7 +9,7 @@ from conftest import list_command, open_tiny, run_stage
 
 from gma_lib.pipeline import walk
 from gma_lib.pipeline.chain import describe_uncompared, find_comparable
-from gma_lib.pipeline.dropped import list_dropped, locate_note
+from gma_lib.pipeline.dropped import drop_flow, list_dropped, locate_note
 from gma_lib.pipeline.parameters import resolve_parameters
 from gma_lib.pipeline.stages import STAGES, locate_record
 from gma_lib.pipeline.stamps import read_statuses
@@ -137,3 +137,22 @@ def test_flow_stays_where_a_stage_failed(finished, tmp_path):
     run = open_tiny(outputs)
     assert [*run.flow_folder.glob("*/*/*.flo")]
     assert not locate_note(run).exists()
+
+
+def test_flow_that_no_record_names_is_not_dropped(tmp_path):
+    """A record that names none as it should is damaged, and deletes nothing."""
+    run = open_tiny(tmp_path)
+    path = run.flow_folder / "clean/a/frame_0001.flo"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"flow")
+    record = locate_record("04_infer", run)
+    write_json(record, {"flow": ["clean/a/frame_0001"]})
+    with pytest.raises(ValueError, match="flow"):
+        drop_flow(run)
+    assert path.exists()
+    assert not locate_note(run).exists()
+    write_json(record, {"flow": {"clean/a/frame_0001": "0" * 64}})
+    assert drop_flow(run) == 4
+    assert list_dropped(run) == {"flow/clean/a/frame_0001.flo": "0" * 64}
+    write_json(record, {"flow": ["clean/a/frame_0001"]})
+    assert list_dropped(run) == {}

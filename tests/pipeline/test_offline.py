@@ -6,13 +6,6 @@ import sys
 import pytest
 
 
-def test_notebooks_and_report_need_no_network(finished, offline):
-    """The finished run that other tests read was made without one."""
-    if not offline:
-        pytest.skip("needs unshare, and the right to use it")
-    assert (finished / "tiny/index.html").is_file()
-
-
 def test_there_is_no_network_but_the_loopback(offline):
     if not offline:
         pytest.skip("needs unshare, and the right to use it")

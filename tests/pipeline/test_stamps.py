@@ -24,8 +24,9 @@ from gma_lib.pipeline.stamps import Stamp, digest_consumed, read_stamp, read_sta
 from gma_lib.report import index as report
 from gma_lib.runs.code import hash_code
 from gma_lib.runs.digests import Digests
-from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.files import PROJECT, hash_file, hash_value
 from gma_lib.runs.records import read_json, write_json
+from gma_lib.runs.run import Run
 
 
 def content(path):
@@ -391,3 +392,14 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     assert page.count("<td>4/4</td>") == 2
     assert "stale" in page
     assert "✗ timed out" in page
+
+
+@pytest.mark.slow
+def test_another_chip_named_means_converting_again(tmp_path):
+    """03 is up to date for one chip and one keep list only."""
+    run = Run(tmp_path, "tiny", "ascend", "float16", 1, "ascend-float16")
+    asked = [{}, {}, {"soc": "310P1"}, {"soc": "310P3"}, {"keep": "coordinates"}]
+    digests = Digests(tmp_path / "digests.json")
+    found = [hash_value(digest_consumed("03_convert", run, one, digests)) for one in asked]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4

@@ -1,5 +1,7 @@
 """What make reproduce says of how far it is."""
 
+import re
+
 import pytest
 
 from gma_lib.pipeline import walk
@@ -51,6 +53,11 @@ def say_places(parameters, monkeypatch):
     return places
 
 
+def find_numbers(place):
+    """Those of a line, with their unit of time."""
+    return re.findall(r"\d+(?: (?:min|s)\b)?", place)
+
+
 def test_a_precision_that_this_machine_lacks_is_refused_before_anything_runs(parameters):
     """PyTorch has no int8; without one, the first stage would run."""
     asked = [one | {"backend": "torch", "precision": "int8"} for one in parameters]
@@ -62,16 +69,16 @@ def test_the_demo_s_usual_time_is_said_until_its_own_is_known(parameters, monkey
     places = say_places(parameters, monkeypatch)
     assert len(places) == 13
     minutes = sum(walk.USUAL_S.values()) * 2 - walk.USUAL_S["01_data"]
-    assert places[0] == f"stage 1 of 13, about {minutes / 60:.0f} min left: "
-    assert places[-1] == f"stage 13 of 13, about {walk.USUAL_S['06_perf']} s left: "
+    assert find_numbers(places[0]) == ["1", "13", f"{minutes / 60:.0f} min"]
+    assert find_numbers(places[-1]) == ["13", "13", f"{walk.USUAL_S['06_perf']} s"]
     run = make_run(parameters[0])
     write_stamp(run, Stamp("06_perf", "ok", "", 10.0, {}, {}, {}))
-    assert say_places(parameters, monkeypatch)[-1] == "stage 13 of 13, about 10 s left: "
+    assert find_numbers(say_places(parameters, monkeypatch)[-1]) == ["13", "13", "10 s"]
 
 
 def test_nothing_is_said_of_a_data_set_that_was_never_run(parameters, monkeypatch):
     sintel = [one | {"profile": "sintel"} for one in parameters]
-    assert say_places(sintel, monkeypatch)[0] == "stage 1 of 13: "
+    assert find_numbers(say_places(sintel, monkeypatch)[0]) == ["1", "13"]
 
 
 def test_room_for_the_flow_of_all_batch_sizes_is_asked_for_first(parameters, monkeypatch):

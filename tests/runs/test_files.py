@@ -63,7 +63,8 @@ def test_whatever_a_decoder_raises_is_a_bad_file(tmp_path):
     ):
         with pytest.raises(files.BadFile) as error, files.reading(file, "a note", "Write it"):
             raise fault
-        assert str(error.value) == f"{file}: {found}; expected a note. Write it."
+        assert error.value.args == (file, found, "a note", "Write it")
+        assert all(str(one) in str(error.value) for one in error.value.args)
         assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     with files.reading(file, "a note") as path:
         assert path.read_text() == "x"
@@ -73,10 +74,7 @@ def test_whatever_a_decoder_raises_is_a_bad_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\x1b[2Jb.png", "a\udcffb.png"])
 def test_a_name_that_cannot_be_printed_is_quoted(name):
-    assert (
-        str(files.BadFile(files.Path(name), "x", "y"))
-        == f"{name!r}: x; expected y. Replace the file."
-    )
+    assert str(files.BadFile(files.Path(name), "x", "y")).startswith(f"{name!r}: x")
     assert str(files.BadFile(files.Path("\u00e9 b"), "x", "y")).startswith("\u00e9 b: x")
 
 

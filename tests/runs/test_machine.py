@@ -122,6 +122,7 @@ def test_versions_name_what_is_installed():
 
 def test_the_commit_is_this_project_s(tmp_path, monkeypatch):
     """Not that of another repository whose hook runs, or that holds a copy of this one."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # the user may sign commits
     mine = machine.find_commit()
     other = tmp_path / "other"
     git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
@@ -140,6 +141,7 @@ def test_the_commit_is_this_project_s(tmp_path, monkeypatch):
 
 
 def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # the user may sign commits
     git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b")
     subprocess.run([*git, "init", "-q"], check=True)
     (tmp_path / "a.py").touch()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -96,11 +95,10 @@ def test_stages_share_the_machine_and_a_measurement_has_it_alone(tmp_path):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def test_a_lock_is_passed_on_only_while_it_is_held(tmp_path):
+def test_a_lock_is_passed_on_only_while_it_is_held(tmp_path, messages):
     with hold_lock(tmp_path / "lock", "nothing"):
         (number,) = processes.tie_child()["pass_fds"]
         assert os.fstat(number).st_ino == (tmp_path / "lock").stat().st_ino
     assert processes.tie_child()["pass_fds"] == ()
-    start = time.monotonic()
     with hold_lock(tmp_path / "lock", "nothing"):
-        assert time.monotonic() - start < 0.1
+        assert messages == []  # whoever waits says so

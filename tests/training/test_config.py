@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from gma_lib.runs.files import PROJECT
-from gma_lib.training.config import load_config, parse_config
+from gma_lib.training.config import Part, load_config, parse_config
 
 
 def test_the_shipped_configuration_is_fine():
@@ -65,6 +65,34 @@ def test_impossible_phases_are_refused_by_name(tiny, name, value, message):
     tiny["phases"][1][name] = value
     with pytest.raises(ValueError, match=message):
         parse_config(tiny)
+
+
+@pytest.mark.parametrize("matching", [0.1, 0.0])
+def test_a_phase_without_updates_learns_by_matching(tiny, matching):
+    """Nothing else would have a gradient."""
+    tiny["phases"][1] |= {"num_updates": 0, "matching": matching}
+    if matching:
+        assert parse_config(tiny).phases[1].num_updates == 0
+    else:
+        with pytest.raises(ValueError, match=r"matching .* above 0"):
+            parse_config(tiny)
+
+
+@pytest.mark.parametrize(
+    ("ways", "is_refused"),
+    [
+        ({"start": "a", "only": "fnet", "training": True}, False),
+        ({"start": "a", "mean": {"a": 1.0}}, True),
+        ({"only": "fnet", "training": True}, True),
+    ],
+)
+def test_only_a_part_that_is_trained_starts_from_another(config, ways, is_refused):
+    part = ways | ({"training": config} if "training" in ways else {})
+    if is_refused:
+        with pytest.raises(ValueError, match="b: start"):
+            Part("b", "x", **part)
+    else:
+        assert Part("b", "x", **part).sources == {"a"}
 
 
 def test_a_missing_entry_is_named(tiny):

@@ -109,7 +109,9 @@ def test_without_updates_only_the_features_learn(config):
     assert changed == {"fnet"}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)]
+)
 def test_updates_that_run_ahead_leave_no_gradient_and_those_after_them_do(config, precision):
     phase = dataclasses.replace(config.phases[1], num_updates=1, lead_updates=3, matching=0.0)
     trainer = Trainer(

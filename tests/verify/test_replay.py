@@ -116,11 +116,18 @@ def test_stale_results_are_not_replayed(reported, tmp_path, monkeypatch, change,
     """
     copy = shutil.copytree(reported, tmp_path / "outputs")
     change(copy / "tiny/test/bs3")
+    computed = []
     monkeypatch.setattr(verification, "REPLAYED", str(tmp_path / "home"))
-    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: ["failed"])
+    monkeypatch.setattr(
+        verification, "run_stages", lambda runs, **_: computed.extend(runs) or ["failed"]
+    )
     printed = gma("replay", copy / "tiny", exit_code=1)
-    if word is None:
+    if word is None:  # here it fails later, as the stages that it then runs do
+        assert [one["batch_size"] for one in computed] == [2]
+        runs = unpack_records(copy / "tiny", tmp_path / "unpacked")
+        assert [(run.name, run.batch_size) for run in runs] == [("test", 2), ("test", 3)]
         return
+    assert not computed
     assert f"test, batch size 3: {word}" in printed or f"test, batch size 2: {word}" in printed
     assert len(printed.splitlines()) == 1
     with pytest.raises(BadFile, match=word):
@@ -316,6 +323,45 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(BadFile):
         unpack_records(path, tmp_path / "unpacked")
+
+
+RECORD = "tiny/test/bs2/metrics.json"
+LISTED = {"@graph": [{"@id": RECORD}]}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("metadata", "copies", "word"),
+    [
+        (LISTED, 1, None),
+        (LISTED, 2, "twice"),
+        ({}, 1, "lists no files"),
+        ([LISTED], 1, "lists no files"),
+        ({"@graph": {"@id": RECORD}}, 1, "lists no files"),
+        ({"@graph": [RECORD]}, 1, "lists no files"),
+        ({"@graph": [{"@id": 1}]}, 1, "lists no files"),
+    ],
+)
+def test_an_archive_lists_each_of_its_records_once(tmp_path, metadata, copies, word):
+    """What is listed is unpacked, and only then refused for what it holds."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(METADATA, json.dumps(metadata))
+        for _ in range(copies):
+            file.writestr(RECORD, "{}")
+    with pytest.raises(BadFile, match=word):
+        unpack_records(tmp_path / "a.zip", tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / RECORD).exists() == (word is None)
+
+
+@pytest.mark.parametrize("is_too_large", [False, True])
+def test_records_of_a_folder_that_are_too_large_are_not_read(tmp_path, monkeypatch, is_too_large):
+    (record := tmp_path / "a" / RECORD).parent.mkdir(parents=True)
+    record.write_text("{}" + is_too_large * " ")
+    (tmp_path / "a" / METADATA).write_text(json.dumps(LISTED))
+    monkeypatch.setattr("gma_lib.verify.replay.MOST_BYTES", 2)
+    with pytest.raises(BadFile, match="3 bytes" if is_too_large else None):
+        unpack_records(tmp_path / "a", tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / RECORD).exists() != is_too_large
 
 
 @pytest.mark.parametrize(
