@@ -380,6 +380,7 @@ def test_old_numbers_do_not_outlive_what_they_came_from(finished, tmp_path):
     run = open_tiny(outputs)
     done = run_stage("04_infer", outputs, "full_batch_size=2", "limit_s=0.5")
     assert done.returncode == 124
+    assert "took longer than 0.5 s" in done.stdout
     assert not (run.folder / "infer.json").exists()
     assert list(read_statuses(run).values()) == [
         *("ok", "ok", "ok", "timeout", "stale", "ok", "stale")
