@@ -409,7 +409,7 @@ def test_a_part_that_an_earlier_version_began_from_drawn_weights_goes_on(
     assert set(how["device_minutes"]) == {"unknown"}
 
 
-def test_a_record_names_every_process_with_the_minutes_that_it_computed(trained, tmp_path, monkeypatch):
+def test_a_record_names_every_process_and_the_minutes_of_each(trained, tmp_path, monkeypatch):
     """Of three processes, two were killed; each has its own threads and device."""
     trained["parts"][0]["training"]["phases"][0]["steps"] = 3
     recipe, out = load_recipe(write(trained, tmp_path / "recipe.yaml")), tmp_path / "out"
