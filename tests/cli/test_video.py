@@ -156,19 +156,15 @@ def test_a_killed_run_goes_on_where_it_was(photos, tmp_path):
     assert not list((tmp_path / "out").glob("*.npz"))
 
 
-@pytest.mark.parametrize("change", ["values", "size", "another_pair", "start"])
+@pytest.mark.parametrize("change", ["values", "start"])
 def test_what_was_changed_since_is_computed_again(photos, tmp_path, change):
     arguments = ["video", photos, "-o", tmp_path / "out", "--warm", *FAST]
     leave_unfinished(*arguments)
     partial = tmp_path / "out.partial"
     whole = {path.name: path.read_bytes() for path in partial.glob("*.flo")}
-    first, second = partial / "frame_0001.flo", partial / "frame_0002.flo"
     if change == "values":
+        first = partial / "frame_0001.flo"
         write_flow(first, read_flow(first) + 50)
-    elif change == "size":
-        write_flow(first, np.zeros((2, 30, 40), np.float32))
-    elif change == "another_pair":
-        first.write_bytes(second.read_bytes())
     else:
         state = dict(np.load(partial / "warm.npz"))
         np.savez(partial / "warm.npz", **state | {"flow_low": state["flow_low"] + 50})
