@@ -130,6 +130,7 @@ def test_almost_black_frames_are_frames(tmp_path):
     gma("flow", *(tmp_path / "dark" / f"{n}.png" for n in (2, 3)), "-o", tmp_path / "a.flo", *FAST)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_goes_on_where_it_was(photos, tmp_path):
     """SIGKILL in the middle: what is written is kept, and the result is that of one run."""
     warm = ["--warm"]  # the pair at which it was killed may be computed again
@@ -280,15 +281,11 @@ def test_clips_that_are_none(photos, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_a_refined_clip_says_so_in_its_record(photos, tmp_path):
+def test_a_refined_clip_says_so_in_its_record_and_is_not_finished_without(photos, tmp_path):
     answer = gma("video", photos, "-o", tmp_path / "a", "--refine", "variational", *FAST)
     assert "flow of 3 pairs" in answer
     assert "; refined (variational)" in answer
     assert json.loads((tmp_path / "a" / "flow.json").read_text())["refine"] == "variational"
-
-
-def test_a_clip_begun_with_refinement_is_not_finished_without(photos, tmp_path):
-    gma("video", photos, "-o", tmp_path / "a", "--refine", "variational", *FAST)
     (tmp_path / "a").rename(tmp_path / "a.partial")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a.partial").iterdir()}
     answer = gma("video", photos, "-o", tmp_path / "a", *FAST, exit_code=1)
