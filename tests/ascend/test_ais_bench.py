@@ -19,6 +19,10 @@ from gma_lib.runs.files import BadFile
 from gma_lib.runs.run import DoesNotFit
 
 pytestmark = pytest.mark.slow
+# The first case of this file is slow with both tools, the others with the newer one
+EITHER_TOOL = pytest.mark.parametrize(
+    "generation", [pytest.param("T", marks=pytest.mark.exhaustive), "N"]
+)
 
 
 def gone(process: str) -> bool:
@@ -223,7 +227,7 @@ def test_another_chip_s_model(om, folders, tmp_path, standins):
         infer(om, folders, tmp_path / "out" / "bs2")
 
 
-@pytest.mark.parametrize("generation", ["T", "N"])
+@EITHER_TOOL
 def test_memory_that_runs_out_is_a_status(om, folders, tmp_path, standins, generation):
     """When a model is loaded (EL0004), when a buffer is allocated and when the model is executed,
     which leave outputs and no summary: the tool's own texts.
@@ -320,7 +324,7 @@ def test_outputs_that_nobody_asked_for(tmp_path):
         ais_bench.collect_outputs(tmp_path / "out", ["a"], (2, 4, 4))
 
 
-@pytest.mark.parametrize("generation", ["T", "N"])
+@EITHER_TOOL
 def test_the_loop_as_the_guide_measures(om, standins, generation):
     """ascend.md 1.2: throughput is 1000 x batch size / mean time, without transfers; 1.9: times of
     both generations.

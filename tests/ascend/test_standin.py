@@ -12,6 +12,8 @@ from gma_lib.ascend import ais_bench, atc
 from gma_lib.ascend.ais_bench import AisBenchError
 from gma_lib.ascend.atc import AtcOptions
 
+# Not exhaustive is what asks what the tool's wrapper makes of names and their order: its own tests
+# do not.
 pytestmark = pytest.mark.slow
 
 
@@ -25,6 +27,7 @@ def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
         infer(om, folders, tmp_path / "other" / "bs2")
 
 
+@pytest.mark.exhaustive
 def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path):
     """ascend.md 1.2."""
     raw(om, folders, tmp_path / "out" / "bs2")
@@ -50,6 +53,7 @@ def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path)
     assert list(content["filesinfo"]) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.exhaustive
 def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
     """ascend.md 1.3.4: five inputs at batch size 2 are three runs and five outputs."""
     done = raw(om, folders, tmp_path / "out" / "bs2")
@@ -57,6 +61,7 @@ def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
     assert len(list((tmp_path / "out" / "bs2").iterdir())) == 5
 
 
+@pytest.mark.exhaustive
 def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
     """ascend.md 1.3.7: a missing first file shifts every pair, exit code 0; the wrapper never
     starts.
@@ -70,7 +75,10 @@ def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize(("sort", "first"), [("natural", "2"), ("plain", "10")])
+@pytest.mark.parametrize(
+    ("sort", "first"),
+    [pytest.param("natural", "2", marks=pytest.mark.exhaustive), ("plain", "10")],
+)
 def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
     """ascend.md 1.4: samples are numbered in the tool's order; outputs are mapped by name all the
     same.
@@ -91,6 +99,7 @@ def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
     }
 
 
+@pytest.mark.exhaustive
 def test_contract_exit_codes(om, folders, tmp_path):
     """ascend.md 1.1, 1.5: 2 for a flag (an empty --batchsize among them, 7.6), 1 for a model."""
     assert raw(om, folders, tmp_path / "out" / "bs2", "--batchsize", "").returncode == 2
@@ -101,6 +110,7 @@ def test_contract_exit_codes(om, folders, tmp_path):
     assert "[1][ACL: invalid parameter]" in gone.stderr
 
 
+@pytest.mark.exhaustive
 def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
     """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare
     RuntimeError; 1.3.1 for the text.
@@ -120,6 +130,7 @@ def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
     assert "tensorsize: 491520 filesize: 7 not match" in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_contract_a_profiled_run_always_ends_with_zero(om, folders, tmp_path):
     """ascend.md 1.5: exit(0) is hard coded; only the summary that is missing tells."""
     done = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2", "--profiler", "1")
@@ -128,6 +139,7 @@ def test_contract_a_profiled_run_always_ends_with_zero(om, folders, tmp_path):
         ais_bench.find_summary(tmp_path / "out" / "bs2", newer_than=0)
 
 
+@pytest.mark.exhaustive
 def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_path, standins):
     """ascend.md 1.5, 1.6: exit code 1, and files that look like a result."""
     standins.setenv("STANDIN_FAULT", "ais-worker-died")
@@ -140,6 +152,7 @@ def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_
         )
 
 
+@pytest.mark.exhaustive
 def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models, folders, tmp_path):
     """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind;
     the wrapper never starts.
@@ -155,6 +168,7 @@ def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models,
         infer(one, folders, tmp_path / "other" / "bs1")
 
 
+@pytest.mark.exhaustive
 def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
     """ascend.md 1.2: pure_infer_data_0.bin."""
     command = list_ais_command(
@@ -173,6 +187,7 @@ def test_contract_pure_inference_with_an_output_folder(om, tmp_path):
     )
 
 
+@pytest.mark.exhaustive
 def test_contract_nothing_is_saved_without_an_output_folder(om, folders, tmp_path):
     """ascend.md 1.1 --output, --output_dirname."""
     command = list_ais_command(
@@ -212,6 +227,7 @@ def read_times(output):
     return json.loads(Path(f"{output}_summary.json").read_text())["npu_compute_time_list"]
 
 
+@pytest.mark.exhaustive
 def test_contract_paths_that_are_refused(om, folders, tmp_path, generation):
     """The newer tool's argparse ends with 2 and says so, the older one with 1."""
     for inputs, model in ((folders, om.with_name("gone.om")), ([folders[0], "/none"], om)):
@@ -220,6 +236,7 @@ def test_contract_paths_that_are_refused(om, folders, tmp_path, generation):
         assert ("is illegal. Please check." in done.stderr) == (generation == "N")
 
 
+@pytest.mark.exhaustive
 def test_contract_times_are_numbers(om, folders, tmp_path, generation):
     """Pairs only from the newer tool, with --threads and --pipeline."""
     assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
@@ -230,12 +247,14 @@ def test_contract_times_are_numbers(om, folders, tmp_path, generation):
         assert {type(item) for item in read_times(tmp_path / "piped" / "bs2")} == {list}
 
 
+@pytest.mark.exhaustive
 def test_contract_a_name_that_is_a_path(om, tmp_path, generation):
     done = measured(om, tmp_path / "x" / "y", "--output_dirname", str(tmp_path / "z"))
     refused = (1, True) if generation == "N" else (0, False)
     assert (done.returncode, "ValueError" in done.stderr) == refused
 
 
+@pytest.mark.exhaustive
 def test_contract_modes_of_what_is_written(om, folders, tmp_path, generation):
     """The newer tool also changes the mode of --output, and refuses what a group may write."""
     (tmp_path / "out").mkdir(mode=0o700)
@@ -248,18 +267,21 @@ def test_contract_modes_of_what_is_written(om, folders, tmp_path, generation):
     assert done.returncode == {"T": 0, "N": 2}[generation]
 
 
+@pytest.mark.exhaustive
 def test_contract_pure_inference_is_one_entry(om, tmp_path, generation):
     assert measured(om, tmp_path / "pure" / "bs2", "--loop", "3").returncode == 0
     summary = json.loads((tmp_path / "pure" / "bs2_summary.json").read_text())
     assert len(summary["filesinfo"]) == 1
 
 
+@pytest.mark.exhaustive
 def test_contract_lists_of_files_and_run_modes(om, folders, tmp_path, generation):
     files = [folder / f"{number:06d}.bin" for folder in folders for number in (0, 1)]
     assert raw(om, files, tmp_path / "list" / "bs2", "--run_mode", "array").returncode == 0
     assert len(list((tmp_path / "list" / "bs2").iterdir())) == 2
 
 
+@pytest.mark.exhaustive
 def test_contract_a_file_that_holds_a_whole_batch(om, folders, tmp_path, generation):
     for folder in folders:
         whole = tmp_path / "whole" / folder.name
@@ -271,6 +293,7 @@ def test_contract_a_file_that_holds_a_whole_batch(om, folders, tmp_path, generat
     assert (tmp_path / "batch" / "bs2" / "batch_0.bin").stat().st_size == 2 * 4 * 2 * 128 * 160
 
 
+@pytest.mark.exhaustive
 def test_contract_a_later_file_cut_short(om, folders, tmp_path, generation):
     (folders[1] / "000003.bin").write_bytes(b"cut")
     done = raw(om, folders, tmp_path / "cut" / "bs2")
@@ -278,6 +301,7 @@ def test_contract_a_later_file_cut_short(om, folders, tmp_path, generation):
     assert "[ERROR]" not in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_contract_fewer_files_in_the_second_folder(om, folders, tmp_path, generation):
     (folders[1] / "000004.bin").unlink()
     done = raw(om, folders, tmp_path / "fewer" / "bs2")

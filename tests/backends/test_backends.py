@@ -33,16 +33,14 @@ RUNTIMES = tuple(
 SMALL = {"height": 128, "width": 160}
 
 
-def prepare(
-    folder, network, *, height, width, batch_size, at_once=1, backends=RUNTIMES, parts=True
-):
+def prepare(folder, network, *, height, width, batch_size, backends=RUNTIMES, parts=True):
     model, checkpoint = network
     size = {"height": height, "width": width, "batch_size": batch_size}
     export.export_whole(to_deploy_form(model), folder / "gma.onnx", **size, checkpoint=checkpoint)
     if parts:
         export.export_split(to_deploy_form(model), folder, **size, checkpoint=checkpoint)
     for name in backends:
-        convert(name, folder, checkpoint="seeded", at_once=at_once)
+        convert(name, folder, checkpoint="seeded")
     return folder
 
 
@@ -71,10 +69,13 @@ def test_same_flow(name, models, small_frames, reference):
 
 
 @pytest.fixture(scope="module")
-def whole_batches(tmp_path_factory, shallow):
-    """As ``models``, but the pairs of a batch are computed together."""
+def whole_batches(tmp_path_factory, models):
+    """Of the same export as ``models``, but the pairs of a batch are computed together."""
     place = tmp_path_factory.mktemp("whole")
-    return prepare(place, shallow, **SMALL, batch_size=2, at_once=None, parts=False)
+    shutil.copy(models / "gma.onnx", place)
+    for name in RUNTIMES:
+        convert(name, place, checkpoint="seeded", at_once=None)
+    return place
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -16,6 +16,13 @@ from gma_lib.flow.metrics import Deviation
 pytestmark = pytest.mark.slow
 
 SPEC = ModelSpec("seeded", 128, 160, num_updates=1, batch_size=3)
+EACH_BACKEND = pytest.mark.parametrize(
+    "backend",
+    [
+        "openvino",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("onnxruntime", "torch")),
+    ],
+)
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_what_takes_too_long_or_too_much_memory_is_one_pair_and_says_so(
     assert "PyTorch needs" in batch.what
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+@EACH_BACKEND
 def test_a_small_batch_is_computed_together_and_gives_the_same_flow(backend, pairs, monkeypatch):
     opened = []
     monkeypatch.setattr(
@@ -91,7 +98,7 @@ def test_places_mixed_up_are_found(pairs, reference, tmp_path, monkeypatch):
     assert not Deviation.between(mixed[1:], batch.flow[1:]).is_rounding
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+@EACH_BACKEND
 def test_the_parts_that_compute_a_sequence_are_compared(backend, pairs, tmp_path):
     """The whole network may be right where its parts are of other weights."""
     spec = replace(SPEC, backend=backend, parts=True)

@@ -114,25 +114,23 @@ def test_an_export_that_does_not_say_its_form(prepared, tmp_path):
         convert("torch", tmp_path, checkpoint="seeded")
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_parts_of_an_older_export_are_never_run(tmp_path, small_frames, backend):
+def test_parts_of_an_older_export_are_never_run(tmp_path, small_frames):
     """They may be of other weights than the network that lies beside them."""
-    spec = dataclasses.replace(SPEC, backend=backend, num_updates=1)
+    spec = dataclasses.replace(SPEC, num_updates=1)
     prepare_model(dataclasses.replace(spec, parts=True), tmp_path)
     assert len(prepare_model(dataclasses.replace(spec, num_updates=2), tmp_path).files) == 1
     with (
-        load_backend(backend, tmp_path, precision="float32") as network,
+        load_backend("onnxruntime", tmp_path, precision="float32") as network,
         pytest.raises(FileNotFoundError, match="_features"),
     ):
         network.features(small_frames[0])
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_parts_of_another_export_are_not_converted(prepared, tmp_path, backend):
+def test_parts_of_another_export_are_not_converted(prepared, tmp_path):
     prepare_model(dataclasses.replace(SPEC, num_updates=1, parts=True), tmp_path)
     shutil.copy(prepared[0] / "gma.onnx", tmp_path)
     with pytest.raises(ValueError, match=r"gma_features\.onnx is of another export"):
-        convert(backend, tmp_path, checkpoint="seeded")
+        convert("onnxruntime", tmp_path, checkpoint="seeded")
 
 
 def test_the_same_graph_is_the_same_file(prepared):

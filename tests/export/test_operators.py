@@ -42,6 +42,24 @@ def test_work_of_each_part_is_what_the_arithmetic_says(exported):
     assert work["upsampling weights"] == pytest.approx(3.11, abs=0.01)
 
 
+def count_products(rows, columns):
+    """Multiply-accumulates, in units of 1e9, of one pair: of all pairs of cells, and of a lookup of
+    windows by products.
+    """
+    cells, levels = rows * columns, [(rows >> level, columns >> level) for level in range(4)]
+    all_pairs = sum(cells * high * wide * 256 for high, wide in levels)
+    windows = sum(cells * high * 9 * (wide + 9) for high, wide in levels)
+    return all_pairs / 1e9, windows / 1e9
+
+
+def test_all_pairs_are_multiplied_once_and_windows_in_every_update(exported):
+    lookup, path, _ = exported
+    work, (all_pairs, windows) = export.count_work(path), count_products(16, 20)
+    assert work["correlation"] == pytest.approx(2 * all_pairs)  # of two pairs
+    if lookup == "matmul":
+        assert work["lookup"] == pytest.approx(2 * 2 * windows)
+
+
 @pytest.mark.exhaustive
 def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
     """At 440x1024 with 6 updates; 286.8 GMAC without the pooled levels (4.0) and the lookup's
@@ -61,18 +79,15 @@ def test_work_is_what_the_arithmetic_says(tmp_path, seeded):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_lookup_in_a_frame_of_256_cells_a_side_is_no_correlation(tmp_path, seeded):
     """Its products then contract over as many values as there are channels."""
     _, checkpoint = seeded
     model, _ = load_model("seeded", GMAConfig(lookup="matmul", num_updates=1))
     size = {"height": 128, "width": 2048, "batch_size": 1}
     path = export.export_whole(model, tmp_path / "gma.onnx", **size, checkpoint=checkpoint)
-    work, cells = export.count_work(path), 16 * 256
-    levels = [(16 >> level, 256 >> level) for level in range(4)]
-    all_pairs = sum(cells * rows * columns * 256 for rows, columns in levels)
-    windows = sum(cells * rows * 9 * (columns + 9) for rows, columns in levels)
-    assert work["correlation"] == pytest.approx(all_pairs / 1e9)
-    assert work["lookup"] == pytest.approx(windows / 1e9)
+    work = export.count_work(path)
+    assert (work["correlation"], work["lookup"]) == pytest.approx(count_products(16, 256))
 
 
 def test_every_node_belongs_to_a_part(exported):

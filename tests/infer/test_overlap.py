@@ -150,8 +150,11 @@ inference.infer(pairs, FakeBackend(flow), Path(sys.argv[2]), batch_size=1, key="
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "seconds", "stored"),
-    [(signal.SIGKILL, 60, 1), (signal.SIGTERM, 60, 1), (signal.SIGINT, 1, 2)],
-    ids=["killed", "terminated", "interrupted"],
+    [
+        pytest.param(signal.SIGKILL, 60, 1, marks=pytest.mark.exhaustive, id="killed"),
+        pytest.param(signal.SIGTERM, 60, 1, marks=pytest.mark.exhaustive, id="terminated"),
+        pytest.param(signal.SIGINT, 1, 2, id="interrupted"),
+    ],
 )
 def test_stopped_while_a_flow_file_is_written(tiny_sintel, tmp_path, how, seconds, stored):
     """Stopped hard, the file is not there and not in the ledger; interrupted, it is finished. Then

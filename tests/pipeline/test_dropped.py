@@ -126,6 +126,7 @@ def test_what_could_not_be_compared_is_said(finished, outputs):
         (whole.folder.parent / "bs9").rmdir()
 
 
+@pytest.mark.exhaustive
 def test_flow_stays_where_a_stage_failed(finished, tmp_path):
     outputs = tmp_path / "outputs"
     shutil.copytree(finished, outputs)

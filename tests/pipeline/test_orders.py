@@ -11,6 +11,7 @@ from gma_lib.data.sintel import load_pairs
 from gma_lib.network import checkpoints
 from gma_lib.pipeline.chain import digest_record, read_index, read_records
 from gma_lib.pipeline.stages import STAGES, locate_record, read_cells
+from gma_lib.runs.files import hash_file
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.runs.run import open_run
 
@@ -54,6 +55,15 @@ def test_a_notebook_names_the_one_to_run_first(outputs, run):
             first = "02_export" if missing == "01_data" and stage != "02_export" else missing
             assert f"run {first} first" in said, (missing, stage)
             assert len(said.splitlines()) == 1
+
+
+def test_a_notebook_refuses_what_contradicts_its_run(finished):
+    """Nothing is computed, nothing is relabelled."""
+    folder = finished / "tiny/test/bs2"
+    before = {path: hash_file(path) for path in folder.rglob("*") if path.is_file()}
+    said = run_all("04_infer", finished, precision="bfloat16")
+    assert "precision is 'bfloat16' here, and 'float32' in" in said
+    assert {path: hash_file(path) for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_weights_that_were_replaced_since_02_are_noticed(outputs, monkeypatch):

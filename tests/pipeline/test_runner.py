@@ -346,14 +346,6 @@ def test_interrupted_and_started_again(finished, tmp_path):
     assert all(path.stat().st_mtime_ns == times[path] for path in times)
 
 
-@pytest.mark.exhaustive
-def test_what_takes_too_long_is_stopped(tmp_path):
-    done = run_stage("01_data", tmp_path, "limit_s=2.5", "demo_height=872", "demo_width=2048")
-    assert done.returncode == 124
-    assert "took longer than 2.5 s" in done.stdout
-    assert not (tmp_path / "tiny/data/index.json").exists()
-
-
 def start_stage(outputs, *settings, **options):
     """01_data in a process of its own: one that takes a while."""
     command = list_command(outputs, *settings, until="01_data")

@@ -125,7 +125,7 @@ def test_updates_are_packed_at_most_twelve_before_the_last(pairs, run):
     np.testing.assert_allclose(unpack(found["updates"][0], 128, 160), flows[0], atol=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_page_of_updates_is_below_5_mb_whatever_its_flow(run, tmp_path):
     """At Sintel's size, with flow of noise, as many updates as fit."""
     rng, shape = np.random.default_rng(0), (436, 1024)

@@ -57,6 +57,12 @@ def tiny() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def kept_tiny() -> dict[str, Any]:
+    """The same for fixtures of whole modules, which leave it as it is."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def config() -> TrainingConfig:
     return parse_config(TINY)
 

@@ -35,10 +35,9 @@ pytestmark = pytest.mark.slow
 BUNDLED = WEIGHTS_FOLDER / "gma-procedural.safetensors"
 
 
-@pytest.fixture
-def content(tiny, tmp_path):
+def describe(tiny, folder):
     """A recipe: a base, a part from it and the mean of both; nothing of it takes long to check."""
-    base = save_checkpoint(tmp_path / "base.safetensors", make_seeded_weights(seed=1))
+    base = save_checkpoint(folder / "base.safetensors", make_seeded_weights(seed=1))
     return {
         "settings": {name: value for name, value in tiny.items() if name not in ("phases", "seed")},
         "phase": tiny["phases"][0],
@@ -48,6 +47,11 @@ def content(tiny, tmp_path):
             {"name": "c", "what": "x", "mean": {"a": 0.25, "b": 0.75}},
         ],
     }
+
+
+@pytest.fixture
+def content(tiny, tmp_path):
+    return describe(tiny, tmp_path)
 
 
 def write(content, path):
@@ -232,18 +236,25 @@ def test_the_recipe_names_what_ships_and_a_short_one_nothing():
     assert shorten_recipe(recipe).sha256 is None
 
 
-@pytest.fixture
-def made(content, tmp_path, monkeypatch):
-    """The folder of a finished run of the card's recipe, and a card of other weights."""
+@pytest.fixture(scope="module")
+def finished_recipe(kept_tiny, tmp_path_factory):
+    """A folder with a recipe of one step and its finished run, which tests copy."""
+    place = tmp_path_factory.mktemp("recipe")
+    content = describe(kept_tiny, place)
     content["settings"] |= {"validation_pairs": 0}
     content["parts"][1]["training"]["phases"] = [{"steps": 1}]
-    recipe = load_recipe(write(content, tmp_path / "recipe.yaml"))
-    run_recipe(recipe, tmp_path / "out")
-    monkeypatch.setattr(card, "RECIPE", tmp_path / "recipe.yaml")
+    run_recipe(load_recipe(write(content, place / "recipe.yaml")), place / "out")
+    return place
+
+
+@pytest.fixture
+def made(finished_recipe, tmp_path, monkeypatch):
+    """The folder of a finished run of the card's recipe, and a card of other weights."""
+    monkeypatch.setattr(card, "RECIPE", finished_recipe / "recipe.yaml")
     monkeypatch.setattr(card.network, "WEIGHTS_FOLDER", tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     shutil.copy(BUNDLED.with_suffix(".json"), tmp_path / "weights")
-    return tmp_path / "out"
+    return shutil.copytree(finished_recipe / "out", tmp_path / "out")
 
 
 def test_the_card_takes_over_what_the_recipe_made(made, tmp_path, monkeypatch):
@@ -386,16 +397,21 @@ def test_a_part_that_an_earlier_version_began_from_drawn_weights_goes_on(
     (out / "b" / "begun.json").unlink()
     made = run_recipe(recipe, out)
     assert hash_file(made) == hash_file(run_recipe(recipe, tmp_path / "whole"))
-    record = json.loads((out / "recipe.json").read_text())["records"]["b"]
+    record, whole = (
+        json.loads((folder / "recipe.json").read_text())["records"]["b"]
+        for folder in (out, tmp_path / "whole")
+    )
+    assert "earlier" not in whole
     assert [one["threads"] for one in record["earlier"]] == ["unknown"]
     how = card.describe_making(recipe, {}, {"b": record | {"minutes": 0.0}})
     assert set(how["device_minutes"]) == {"unknown"}
 
 
-def test_minutes_are_of_the_process_that_computed_them(trained, tmp_path, monkeypatch):
+def test_a_record_names_every_process_and_the_minutes_of_each(trained, tmp_path, monkeypatch):
     """Of three processes, two were killed; each has its own threads and device."""
     trained["parts"][0]["training"]["phases"][0]["steps"] = 3
     recipe, out = load_recipe(write(trained, tmp_path / "recipe.yaml")), tmp_path / "out"
+    here = find_processor()
     kill_after_a_step(monkeypatch, recipe, out)
     note = out / "b" / "begun.json"
     monkeypatch.setattr("gma_lib.training.recipe.read_seconds", lambda path: 6000.0)
@@ -407,6 +423,8 @@ def test_minutes_are_of_the_process_that_computed_them(trained, tmp_path, monkey
     assert [one["after_s"] for one in read_json(note, made_by="")["processes"]] == [0, 6000, 6300]
     record = json.loads((out / "recipe.json").read_text())["records"]["b"]
     assert [one["minutes"] for one in record["earlier"]] == [100, 5]
+    assert [one["processor"] for one in record["earlier"]] == [here, "abacus"]
+    assert record["processor"] == "slide rule"
     first, second = record["earlier"]
     record |= {"minutes": 108.0, "threads": 2, "device": "cpu"}
     record["earlier"] = [first | {"threads": 8}, second | {"device": "cuda"}]
@@ -421,16 +439,3 @@ def test_a_checkpoint_names_the_seconds_of_its_training(trained, tmp_path, monke
     (tmp_path / "b" / "checkpoint.pt").write_bytes(b"none")
     with pytest.raises(BadFile, match="checkpoint of a training"):
         read_seconds(tmp_path / "b" / "checkpoint.pt")
-
-
-def test_a_record_names_every_process_that_computed_the_part(trained, tmp_path, monkeypatch):
-    recipe = load_recipe(write(trained, tmp_path / "recipe.yaml"))
-    here, out = find_processor(), tmp_path / "out"
-    kill_after_a_step(monkeypatch, recipe, out)
-    monkeypatch.setattr("gma_lib.runs.find_processor", lambda: "abacus")
-    run_recipe(recipe, out)
-    record = json.loads((out / "recipe.json").read_text())["records"]["b"]
-    assert record["processor"] == "abacus"
-    assert [one["processor"] for one in record["earlier"]] == [here]
-    run_recipe(recipe, tmp_path / "whole")
-    assert "earlier" not in json.loads((tmp_path / "whole/recipe.json").read_text())["records"]["b"]
