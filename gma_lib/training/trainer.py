@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from operator import not_
 from pathlib import Path
 from typing import cast
@@ -187,13 +187,9 @@ class Trainer:
     def _predict(
         self, batch: TrainingPair, features: tuple[Tensor, Tensor], phase: Phase
     ) -> Iterator[Tensor]:
-        """Yield the flow after each update that is learnt from."""
-        model, lead = self.model, self._draw_lead(phase)
-        context, count = model.context(batch.image1), lead + phase.num_updates
-        for hidden, flow in islice(
-            model.updates(*features, context, None, count, lead=lead), lead, None
-        ):
-            yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
+        """The flow after each update that is learnt from."""
+        context, lead = self.model.context(batch.image1), self._draw_lead(phase)
+        return self.model.flow_by_update(*features, context, lead + phase.num_updates, lead=lead)
 
     def _require_finite(self, what: str, value: Tensor, phase: Phase) -> None:
         if not torch.isfinite(value):
