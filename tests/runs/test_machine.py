@@ -46,7 +46,9 @@ def test_a_processor_is_known_by_its_instruction_sets_too(tmp_path, monkeypatch)
         (None, True),
     ],
 )
-def test_bfloat16_is_fast_with_amx_and_on_amd_s_processors_that_have_it(tmp_path, monkeypatch, text, is_fast):
+def test_bfloat16_is_fast_with_amx_and_on_amd_s_processors_that_have_it(
+    tmp_path, monkeypatch, text, is_fast
+):
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     if text:
         machine.CPUINFO.write_text(text)
