@@ -112,7 +112,7 @@ class BaselineError(RuntimeError):
     """The baseline of a group cannot run, or has ended, so that the group has no ratios."""
 
 
-def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Record:
+def compare(comparison: Comparison) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns
@@ -135,7 +135,7 @@ def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Re
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
     results: dict[str, runs.Record] = {}
-    with runs.exclusive_machine(lock_file), temporary_folder() as folder:
+    with runs.exclusive_machine(), temporary_folder() as folder:
         load = Load()
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):

@@ -194,13 +194,12 @@ def locate_machine_lock() -> Path:
     return Path(temporary, f"gma-{user}", "machine.lock")
 
 
-def exclusive_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
+def exclusive_machine() -> AbstractContextManager[None]:
     """Hold the machine alone, for a measurement; wait until no stage runs."""
-    lock_file = lock_file or locate_machine_lock()
-    return hold_lock(lock_file, "the machine: another stage works or measures")
+    return hold_lock(locate_machine_lock(), "the machine: another stage works or measures")
 
 
-def shared_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
+def shared_machine() -> AbstractContextManager[None]:
     """Hold the machine together with other stages; wait until no measurement runs."""
-    lock_file = lock_file or locate_machine_lock()
-    return hold_lock(lock_file, "the machine: another stage measures", LockFlags.SHARED)
+    what = "the machine: another stage measures"
+    return hold_lock(locate_machine_lock(), what, LockFlags.SHARED)
