@@ -83,6 +83,15 @@ def score_folder(
     }
 
 
+def select_passes(metrics: Record) -> dict[str, Record]:
+    """Select from a ``metrics.json``, which holds more, what ``score_folder`` returned."""
+    return {
+        name: found
+        for name, found in metrics.items()
+        if isinstance(found, dict) and "pairs_scored" in found
+    }
+
+
 def _summarise_pass(pairs: list[FramePair], sums: dict[str, dict[str, ErrorSums]]) -> Record:
     scored = [pair for pair in pairs if pair.name in sums]
     pooled = {"all": ErrorSums()} | pool_scores(sums[pair.name] for pair in scored)

@@ -23,6 +23,8 @@ from gma_lib.runs.run import Run
 logger = logging.getLogger(__name__)
 # Parameters that change no result: a moved folder holds the same, and so does other workers' work
 PLACES = ("outputs", "cluster")
+PAGE_ALTERED = "page altered"  # a stage's page or notebook is not what it left; its results are
+CURRENT = ("ok", PAGE_ALTERED)  # of a stage's results, as ``read_statuses`` has them
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -237,7 +239,7 @@ def read_statuses(run: Run) -> dict[str, str | None]:
             stale = consumed != before or any(
                 statuses[name] == "stale" or blocks(name, stage, run) for name in graph.reads
             )
-            fine = "page altered" if changed else "ok"
+            fine = PAGE_ALTERED if changed else "ok"
             statuses[stage] = "stale" if stale else fine
     return statuses
 
