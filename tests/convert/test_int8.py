@@ -19,7 +19,6 @@ from gma_lib.backends import openvino as openvino_backend
 from gma_lib.backends.openvino import is_quantized
 from gma_lib.convert import convert
 from gma_lib.convert import int8 as quantization
-from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.metrics import Deviation
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
@@ -27,6 +26,7 @@ from gma_lib.network.model import GMAConfig
 from gma_lib.perf.comparison import draw_demo_frames
 from gma_lib.runs import progress
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.machine import has_bf16
 from gma_lib.training.pairs import HELD_OUT
 
 pytestmark = [
