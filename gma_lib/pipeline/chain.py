@@ -86,10 +86,8 @@ def find_comparable(run: Run) -> list[Run]:
     """List the other batch sizes of a run that have to have the same flow: made from the same
     frames and weights with the same settings, and unchanged since.
     """
-    sizes = list_batch_sizes(run.folder.parent)
-    others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
     mine = _identify_flow(run)
-    return [other for other in others if mine and _identify_flow(other) == mine]
+    return [other for other in _list_others(run) if mine and _identify_flow(other) == mine]
 
 
 def describe_uncompared(run: Run, compared: Collection[str]) -> str:
@@ -100,8 +98,7 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     compared
         Folders of batch sizes (``bs1``) that it was compared with.
     """
-    sizes = list_batch_sizes(run.folder.parent)
-    others = [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
+    others = _list_others(run)
     if dropped := [one.folder.name for one in others if list_dropped(one)]:
         return f"Not compared: {', '.join(dropped)}, whose flow was deleted (keep_flow=false)."
     inferred = [one.folder.name for one in others if locate_record("04_infer", one).is_file()]
@@ -113,6 +110,12 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     if compared:
         return ""
     return "No other batch size was there; a later one compares itself with this one."
+
+
+def _list_others(run: Run) -> list[Run]:
+    """The other batch sizes of a run, whatever they hold."""
+    sizes = list_batch_sizes(run.folder.parent)
+    return [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
 
 
 def _identify_flow(run: Run) -> Record | None:
