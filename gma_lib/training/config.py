@@ -24,7 +24,7 @@ from pydantic_core import to_json
 from gma_lib import network, runs
 
 Checked = TypeVar("Checked")
-LARGEST_BATCH = 64  # scene numbers reserved for each step
+SCENES_A_STEP = 64  # numbers reserved for the scenes of each step, so the largest batch
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -82,7 +82,7 @@ class Phase:
     steps: PositiveInt
     height: int
     width: int
-    batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+    batch_size: Annotated[int, Field(gt=0, le=SCENES_A_STEP)]
     num_updates: NonNegativeInt
     lead_updates: NonNegativeInt
     loss_power: PositiveShare
