@@ -42,13 +42,13 @@ SCENES = dict.fromkeys(
 assert sum(SCENES.values()) == 1064
 
 
-def make_tree(root: Path, *, scenes: dict[str, int] = SCENES, **size: int) -> Path:
+def make_tree(root: Path) -> Path:
     """Render two scenes and copy their frames and truth to the scenes of Sintel."""
     rendered = root.with_name("rendered") / "training"
     if not rendered.is_dir():
         with runs.write_atomically(rendered.parent) as partial:
-            render_demo(partial, frames=max(scenes.values()), track=track, **size)
-    for number, (scene, frames) in enumerate(scenes.items()):
+            render_demo(partial, frames=max(SCENES.values()), track=track)
+    for number, (scene, frames) in enumerate(SCENES.items()):
         source = DEMO_SCENES[number % len(DEMO_SCENES)].name
         for kind in sorted(rendered.iterdir()):
             folder = root / "training" / kind.name / scene

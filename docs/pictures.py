@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gma_lib import load, runs
-from gma_lib.data.demo import DEMO_SCENES, make_scene
-from gma_lib.data.rendering import Renderer
+from gma_lib.data.demo import DEMO_SCENES
 from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, save_figure
@@ -25,7 +24,7 @@ UPDATES = 6
 
 def write_animation(path: Path) -> None:
     """Render a scene, compute its flow, and wipe from one to the other."""
-    renderer = Renderer(make_scene(RUSH.seed, height=HEIGHT, width=WIDTH, speed=RUSH.speed))
+    renderer = RUSH.make_renderer(height=HEIGHT, width=WIDTH)
     # Slow motion around the moment for which the scene is laid out
     frames = [renderer.render(time).clean for time in np.linspace(0, 6, PAIRS + 1)]
     network = load("gma-procedural", num_updates=UPDATES)
@@ -44,7 +43,7 @@ def write_animation(path: Path) -> None:
 
 def write_sheets(folder: Path) -> float:
     """Draw a pair of the demo, without and with its errors; return its EPE in pixels."""
-    renderer = Renderer(make_scene(DRIFT.seed, height=436, width=1024, speed=DRIFT.speed))
+    renderer = DRIFT.make_renderer(height=436, width=1024)
     pair = [renderer.render(number) for number in (1, 2)]
     frames = [one.clean for one in pair]
     flow = load("gma-procedural", num_updates=UPDATES)(*frames)

@@ -19,7 +19,7 @@ from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs.files import PROJECT
-from gma_lib.runs.run import Run, open_run
+from gma_lib.runs.run import open_run
 
 # A shell that starts the tests in the background ignores SIGINT, nohup ignores SIGHUP, and so would
 # every child.
@@ -168,14 +168,14 @@ def run_stage(stage, outputs, *settings, batch_size=2):
     return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
 
 
-def open_tiny(outputs, name="test", batch_size=2):
-    """The run of that command."""
+def open_tiny(outputs, batch_size=2):
+    """The run of that command, as in ``finished``."""
     return open_run(
         profile="tiny",
         backend="openvino",
         precision="float32",
         batch_size=batch_size,
-        run=name,
+        run="test",
         outputs=str(outputs),
     )
 
@@ -306,16 +306,4 @@ def _unexpected_skips(reporter) -> list[str]:
         f"{report.nodeid}: {reason}"
         for report in reporter.stats.get("skipped", [])
         if (reason := report.longrepr[2].removeprefix("Skipped: ")) not in allowed
-    )
-
-
-def open_finished(outputs: Path, batch_size: int = 2) -> Run:
-    """The run in ``finished``, or in a copy of it."""
-    return open_run(
-        profile="tiny",
-        backend="openvino",
-        precision="float32",
-        batch_size=batch_size,
-        run="test",
-        outputs=str(outputs),
     )

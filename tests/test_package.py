@@ -17,9 +17,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.images import write_frame
 from gma_lib.runs.files import PROJECT
+from gma_lib.runs.machine import has_bf16
 
 pytestmark = pytest.mark.exhaustive
 RESOURCES = (

@@ -15,7 +15,7 @@ from gma_lib.ascend.graphs import find_wide_values
 from gma_lib.ascend.keep import CHOICES
 from gma_lib.ascend.rewrite import rewrite_file, rewrite_with_vendor_tool
 from gma_lib.ascend.verify import in_a_sentence
-from gma_lib.cli.options import PATH_TEXT, GivenPath
+from gma_lib.cli.options import OUTPUTS, PATH_TEXT, GivenPath
 from gma_lib.cli.profiles import PROFILE
 from gma_lib.cli.reproduce import run_and_report
 from gma_lib.data import load_pairs
@@ -29,9 +29,6 @@ from gma_lib.runs.records import Record
 from gma_lib.runs.run import DoesNotFit, open_run
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUTPUTS = click.option(
-    "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
-)
 
 
 @click.group(epilog="Example: gma ascend collect outputs/demo/ascend-float16/ascend")

@@ -60,6 +60,9 @@ CHECKPOINT = click.option(
     callback=locate_weights,
     help="Bundled weights, or a .pth or .safetensors file.",
 )
+OUTPUTS = click.option(
+    "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
+)
 FLOW_FORMAT = click.option(
     "--format",
     "kind",

@@ -2,7 +2,7 @@
 
 import click
 
-from gma_lib.cli.options import PATH_TEXT
+from gma_lib.cli.options import OUTPUTS
 from gma_lib.cli.profiles import PROFILE
 from gma_lib.report.index import write_archive, write_index
 from gma_lib.runs.files import locate_path, shorten_path
@@ -10,9 +10,7 @@ from gma_lib.runs.files import locate_path, shorten_path
 
 @click.command("report", epilog="Example: gma report --profile demo --archive")
 @PROFILE
-@click.option(
-    "--outputs", default="outputs", show_default=True, type=PATH_TEXT, help="Folder of the results."
-)
+@OUTPUTS
 @click.option("--archive", is_flag=True, help="Also write the whole report as one zip file.")
 def main(profile: str, outputs: str, archive: bool) -> None:
     """Write the index page of a profile from existing results, and print its path."""

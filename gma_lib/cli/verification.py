@@ -117,7 +117,7 @@ def main(
             f"{profile} --reason TEXT"
         )
     expected = read_expected(expected_file)
-    parameters = _resolve(profile, VERIFIED)
+    parameters = _resolve(profile)
     require_same_plan(expected, parameters)
     _list_differences(expected["surroundings"])
     with _hold(VERIFIED, profile):
@@ -143,7 +143,7 @@ def _verify_published(sintel: str | None, checkpoint: str | None, updates: int) 
     given = {"sintel_root": sintel, "checkpoint": checkpoint, "num_updates": updates}
     given |= {"run": f"updates-{updates}", "weights_and_data_are_published": updates == 6}
     given |= {"split": "training", "passes": list(PASSES), "scenes": None}  # as was published
-    parameters = _resolve("sintel", VERIFIED, given)
+    parameters = _resolve("sintel", given)
     require_all_pairs(sintel, updates)
     with _hold(VERIFIED, "sintel"):
         folder = _start(VERIFIED, "sintel", f"updates-{updates}")
@@ -229,7 +229,7 @@ def record(profile: str, reason: str) -> None:
     require_posix("gma record")
     if not (reason.strip() and reason.isprintable()):
         raise click.UsageError("--reason: give one sentence, on one line")
-    path, wanted = locate_expected(profile), _resolve(profile, VERIFIED)
+    path, wanted = locate_expected(profile), _resolve(profile)
     require_writable(path.parent)
     earlier = read_expected(path) if path.is_file() else None
     with _hold(VERIFIED, profile):
@@ -249,9 +249,9 @@ def _list_differences(there: Record) -> None:
         click.echo(difference)
 
 
-def _resolve(profile: str, outputs: str, overrides: Record | None = None) -> Record:
+def _resolve(profile: str, overrides: Record | None = None) -> Record:
     try:
-        given = {"batch_size": 1} | (overrides or {}) | {"outputs": outputs}
+        given = {"batch_size": 1} | (overrides or {}) | {"outputs": VERIFIED}
         return resolve_parameters(profile, given)
     except WrongParameters as error:
         raise click.UsageError(str(error)) from None

@@ -15,6 +15,7 @@ from gma_lib.cli.options import (
     FLOW_FORMAT,
     NOISE,
     PATH,
+    FiniteRange,
     Network,
     describe_refinement,
     detail,
@@ -43,12 +44,6 @@ from gma_lib.runs.processes import lock_path
 from gma_lib.runs.progress import show_waiting
 
 FRAMES_PER_SECOND = 25.0
-
-
-def _check_rate(_: click.Context, __: click.Parameter, rate: float | None) -> float | None:
-    if rate is not None and not 0.01 <= rate <= 1000:  # NaN is refused too
-        raise click.BadParameter(f"{rate:g} is not from 0.01 to 1000 frames per second")
-    return rate
 
 
 def select_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,8 +77,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--above", is_flag=True, help="In the movie, put each frame above its flow.")
 @click.option(
     "--fps",
-    type=float,
-    callback=_check_rate,
+    type=FiniteRange(0.01, 1000),
     help="Movie's frame rate.  [default: as clip, or 25]",
 )
 @click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")

@@ -38,7 +38,6 @@ from gma_lib.training.config import load_config
 from gma_lib.training.pairs import PairSource
 
 CALIBRATION_PAIRS = 6
-FEWEST_PAIRS = 3
 TEXTURES = 24
 CALIBRATION_SEED = 20211010  # whatever is trained with; another one would make other models
 FIRST_SCENE = 2_000_000_000  # scene numbers of training start at 0, those held out at a billion
@@ -171,10 +170,6 @@ def render_calibration_frames(
     Both orders, because the two frames of a pair are encoded by the same weights and have to be
     rounded alike.
     """
-    if pairs < FEWEST_PAIRS:
-        raise ValueError(
-            f"calibration needs at least {FEWEST_PAIRS} pairs to know the ranges, not {pairs}"
-        )
     config = dataclasses.replace(
         load_config(RESOURCES / "params" / "train.yaml"), textures=TEXTURES, seed=CALIBRATION_SEED
     )

@@ -1,10 +1,8 @@
 from .demo import DEMO_SCENES as DEMO_SCENES
-from .demo import make_scene as make_scene
 from .guide_tensors import write_guide_tensors as write_guide_tensors
 from .padding import Padding as Padding
 from .padding import read_batch as read_batch
 from .rendering import Motion as Motion
-from .rendering import Renderer as Renderer
 from .sintel import PASSES as PASSES
 from .sintel import FramePair as FramePair
 from .sintel import LoadedPair as LoadedPair

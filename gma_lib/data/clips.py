@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gma_lib.data.videos import count_video_frames, read_video
-from gma_lib.flow.images import MAX_PIXELS, read_photo
+from gma_lib.flow.images import read_photo
 from gma_lib.runs.files import BadFile, hash_file, hash_value, name_file, reading
 
 IMAGE_SUFFIXES = {
@@ -36,7 +36,6 @@ def read_clip(
     *,
     select: slice = ALL,
     times: list[Fraction] | None = None,
-    max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = logger.warning,
 ) -> Iterator[np.ndarray]:
     """Yield frames (3, H, W), RGB, 0..255, one at a time: uint8 where they are stored so.
@@ -50,8 +49,6 @@ def read_clip(
         Which frames, counted from 0.
     times
         List that receives the time of each frame of a video, in seconds.
-    max_pixels
-        Refuse larger frames, by the header.
     say
         Callback for what a user should know about a video, or about the names of images: gaps, a
         doubtful order, and more than one sequence.
@@ -60,17 +57,17 @@ def read_clip(
     ------
     BadFile
         ``source`` does not exist, holds fewer than two of the frames selected, or holds a frame
-        that cannot be decoded or has another size than the first. The error comes when that frame
-        is reached.
+        that cannot be decoded, has more than 67 million pixels, or has another size than the first.
+        The error comes when that frame is reached.
     """
     source = Path(source)
     count = 0
     if source.is_dir():
-        for frame in _read_folder(source, select, max_pixels, say):
+        for frame in _read_folder(source, select, say):
             count += 1
             yield frame
     else:
-        timed = read_video(source, max_pixels=max_pixels, say=say)
+        timed = read_video(source, say=say)
         for time, frame in islice(timed, select.start, select.stop, select.step):
             count += 1
             if times is not None:
@@ -263,15 +260,13 @@ def _split(name: str, number: str) -> tuple[Any, ...]:
     return tuple(Fraction(part) if index % 2 else part for index, part in enumerate(parts))
 
 
-def _read_folder(
-    folder: Path, select: slice, max_pixels: int, say: Callable[[str], None]
-) -> Iterator[np.ndarray]:
+def _read_folder(folder: Path, select: slice, say: Callable[[str], None]) -> Iterator[np.ndarray]:
     size, said = None, set()
     paths = _list_images(folder)[select]
     for sentence in _doubt_order(paths) + _find_gaps(paths):
         say(f"{folder}: {sentence}")
     for path in paths:
-        frame, remarks = read_photo(path, max_pixels=max_pixels)
+        frame, remarks = read_photo(path)
         for sentence in remarks:
             if (told := sentence.removeprefix(name_file(path))) not in said:  # once, not per frame
                 said.add(told)

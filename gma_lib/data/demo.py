@@ -19,6 +19,7 @@ from gma_lib.data.rendering import (
 from gma_lib.flow import count_flow_bytes, write_flow, write_frame, write_mask
 from gma_lib.runs import Track, pass_silently, require_free_space
 
+SHAPES = 12  # of a scene, in front of its background
 _FRAME = re.compile(r"(clean|final|flow|occlusions|invalid)/[^/]+/frame_\d{4}\.(png|flo)")
 _PALETTES = (
     ((38, 44, 62), (214, 196, 160)),
@@ -31,15 +32,13 @@ _PALETTES = (
 )
 
 
-def make_scene(seed: int, *, height: int, width: int, speed: float, layers: int = 12) -> Scene:
+def make_scene(seed: int, *, height: int, width: int, speed: float) -> Scene:
     """Draw a scene from a seed.
 
     Parameters
     ----------
     speed
         Pixels per frame of the fastest layers at a width of 1024; most layers are slower.
-    layers
-        Shapes in front of the background.
     """
     rng = np.random.default_rng(seed)
     scale = width / 1024
@@ -50,8 +49,8 @@ def make_scene(seed: int, *, height: int, width: int, speed: float, layers: int 
         zoom=rng.uniform(-0.012, 0.012),
     )
     stack = [Layer(_draw_texture(rng, 0, scale), camera)]
-    for number in range(layers):
-        nearness = (number + 1) / layers
+    for number in range(SHAPES):
+        nearness = (number + 1) / SHAPES
         step = np.array(camera.step) + _draw_step(rng) * speed * scale * nearness
         motion = Motion(
             # kept away from the rim at time 1.5, so that most shapes are seen in most frames
@@ -101,14 +100,17 @@ class DemoScene:
     seed: int
     speed: float
 
+    def make_renderer(self, *, height: int, width: int) -> Renderer:
+        """Return what renders its frames at this size."""
+        return Renderer(make_scene(self.seed, height=height, width=width, speed=self.speed))
+
 
 DEMO_SCENES = (DemoScene("drift", 10, 8.0), DemoScene("rush", 34, 60.0))
 
 
 def render_pair(*, height: int = 436, width: int = 1024) -> tuple[np.ndarray, np.ndarray]:
     """Render the first two frames of the demo set's fast scene, float32 (3, H, W), RGB, 0..255."""
-    scene = DEMO_SCENES[-1]
-    renderer = Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
+    renderer = DEMO_SCENES[-1].make_renderer(height=height, width=width)
     return renderer.render(0).clean, renderer.render(1).clean
 
 
@@ -147,10 +149,7 @@ def render_demo(
     require_free_space(
         root, estimate_bytes(scenes=len(scenes), frames=frames, height=height, width=width)
     )
-    renderers = {
-        scene.name: Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
-        for scene in scenes
-    }
+    renderers = {one.name: one.make_renderer(height=height, width=width) for one in scenes}
     todo = [(name, number) for name in renderers for number in range(1, frames + 1)]
     folder, written = root / "training", set()
     for name, number in track(todo, label="rendering", unit="frame"):

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 TEXTURE_SIDE = 512  # samples; a texture repeats beyond
-
-
 # texture samples per frame pixel at zoom 1, so that linear interpolation loses little
 SAMPLES_PER_PIXEL = 2
-
-
+BLUR = 1.5  # samples; standard deviation of the low pass of textures
+HAZE = (178.0, 190.0, 205.0)  # RGB that the final pass fades towards, farther layers more
+SLOPE = 1.6  # noise falls as 1 / f**SLOPE
 EDGE = 0.7  # half width, in pixels, of the ramp that smooths an edge
 
 
@@ -133,23 +132,21 @@ class Texture:
         return np.asarray(dark + values[..., None] * (light - dark), np.float32)
 
 
-def _spectral_noise(rng: np.random.Generator, grain: float, slope: float = 1.6) -> np.ndarray:
-    """Noise, 0..1, whose spectrum falls as 1 / f**slope beyond features of size ``grain``."""
+def _spectral_noise(rng: np.random.Generator, grain: float) -> np.ndarray:
+    """Noise, 0..1, whose spectrum falls as 1 / f**SLOPE beyond features of size ``grain``."""
     frequency = np.fft.fftfreq(TEXTURE_SIDE)
     radius = np.hypot(frequency[:, None], frequency[None])
     spectrum = np.fft.fft2(rng.standard_normal((TEXTURE_SIDE, TEXTURE_SIDE)))
-    spectrum *= 1 / (1 + (radius * grain * 2) ** 2) ** (slope / 2) * np.exp(-((radius / 0.3) ** 2))
+    spectrum *= 1 / (1 + (radius * grain * 2) ** 2) ** (SLOPE / 2) * np.exp(-((radius / 0.3) ** 2))
     noise = np.fft.ifft2(spectrum).real
     low, high = np.percentile(noise, [1, 99])
     return np.asarray(np.clip((noise - low) / (high - low), 0, 1))
 
 
-def _smooth(values: np.ndarray, width: float = 1.5) -> np.ndarray:
-    """Gaussian low pass in samples, so that a texture's own edges are sampled well; then scaled
-    back to 0..1.
-    """
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Gaussian low pass, so that a texture's own edges are sampled well; cut to 0..1."""
     frequency = np.fft.fftfreq(TEXTURE_SIDE)
-    response = np.exp(-2 * (np.pi * width) ** 2 * (frequency[:, None] ** 2 + frequency[None] ** 2))
+    response = np.exp(-2 * (np.pi * BLUR) ** 2 * (frequency[:, None] ** 2 + frequency[None] ** 2))
     return np.clip(np.fft.ifft2(np.fft.fft2(values) * response).real, 0, 1)
 
 
@@ -208,8 +205,6 @@ class Scene:
 
     Attributes
     ----------
-    haze
-        RGB that the final pass fades towards, farther layers more.
     noise_seed
         Seed of the final pass's noise.
     """
@@ -217,7 +212,6 @@ class Scene:
     height: int
     width: int
     layers: tuple[Layer, ...]
-    haze: tuple[float, float, float] = (178.0, 190.0, 205.0)
     noise_seed: int = 0
 
 
@@ -317,7 +311,7 @@ class Renderer:
             for share in shutter
         ) / len(shutter)
         haze = 0.28 * (1 - depth) * np.ones_like(blurred)
-        hazy = (1 - haze) * blurred + haze * np.array(self.scene.haze)[:, None, None]
+        hazy = (1 - haze) * blurred + haze * np.array(HAZE)[:, None, None]
         rng = np.random.default_rng([self.scene.noise_seed, round(1000 * time)])
         return np.asarray(np.clip(hazy + rng.normal(0, 2.5, hazy.shape), 0, 255))
 

@@ -42,6 +42,8 @@ from gma_lib.runs.records import Record
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
 PAIRS_IN_TRAINING_SPLIT = 1041  # per pass, in the complete data set
+_FRAMES, _TRUTH = ("image1", "image2"), ("flow", "occlusion", "invalid")  # attributes of a pair
+_TRUTH_SUFFIX = {"flow": "flo", "occlusions": "png", "invalid": "png"}  # by folder
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,20 @@ class FramePair:
         """``clean/alley_1/frame_0002``: unique, and the stem of the pair's files."""
         return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Attribute -> path of its file, of those that exist."""
+        found = {kind: getattr(self, kind) for kind in (*_FRAMES, *_TRUTH)}
+        return {kind: path for kind, path in found.items() if path is not None}
+
     def move(self, locate: Callable[[Path], Path]) -> Self:
         """The same pair with its files in other places."""
-        files: Record = {
-            kind: locate(path) for kind in _FILES if (path := getattr(self, kind)) is not None
-        }
-        return replace(self, **files)
+        moved: Record = {kind: locate(path) for kind, path in self.files.items()}
+        return replace(self, **moved)
 
     def list_truth(self) -> dict[Path, str]:
         """Path -> SHA-256 of the ground truth that exists."""
-        files = {kind: path for kind in _FILES[2:] if (path := getattr(self, kind)) is not None}
+        files = {kind: path for kind, path in self.files.items() if kind in _TRUTH}
         return {path: self.sha256.get(kind) or hash_file(path) for kind, path in files.items()}
 
     def load(self) -> "LoadedPair":
@@ -294,9 +300,6 @@ def _pair_frames(
     ]
 
 
-_TRUTH_SUFFIX = {"flow": "flo", "occlusions": "png", "invalid": "png"}
-
-
 def frame_size(pairs: list[FramePair]) -> tuple[int, int]:
     """Return the one (height, width) of all frames and ground truth, from headers and file sizes.
 
@@ -362,12 +365,8 @@ def build_index(
     }
 
 
-_FILES = ("image1", "image2", "flow", "occlusion", "invalid")
-
-
 def _index_pair(pair: FramePair, root: Path) -> Record:
-    files = {kind: path for kind in _FILES if (path := getattr(pair, kind)) is not None}
-    for kind, path in files.items():
+    for kind, path in pair.files.items():
         check_whole(path)
         if kind != "flow":
             require_upright(path)
@@ -376,8 +375,8 @@ def _index_pair(pair: FramePair, root: Path) -> Record:
         "pass_name": pair.pass_name,
         "scene": pair.scene,
         "number": pair.number,
-        "files": {kind: str(path.relative_to(root)) for kind, path in files.items()},
-        "sha256": {kind: hash_file(path) for kind, path in files.items()},
+        "files": {kind: str(path.relative_to(root)) for kind, path in pair.files.items()},
+        "sha256": {kind: hash_file(path) for kind, path in pair.files.items()},
     }
 
 
@@ -415,7 +414,7 @@ def count_pairs(index: Record) -> list[Record]:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for pair in index["pairs"]:
         counts[pair["pass_name"], pair["scene"]].update(
-            ["pairs", *(kind for kind in _FILES[2:] if kind in pair["files"])]
+            ["pairs", *(kind for kind in _TRUTH if kind in pair["files"])]
         )
     return [
         {

@@ -55,15 +55,15 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-def count_video_frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> int | None:
+def count_video_frames(path: Path) -> int | None:
     """Number of frames by a video's header; None where that does not say.
 
     Raises
     ------
     BadFile
-        The file is no video, or its frames have more than ``max_pixels``.
+        The file is no video, or its frames have more than 67 million pixels.
     """
-    with _open(path, max_pixels) as (_, stream):
+    with _open(path) as (_, stream):
         if stream.duration and stream.time_base and stream.average_rate:
             return round(stream.duration * stream.time_base * stream.average_rate)
         return stream.frames or None
@@ -72,7 +72,6 @@ def count_video_frames(path: Path, *, max_pixels: int = MAX_PIXELS) -> int | Non
 def read_video(
     path: Path,
     *,
-    max_pixels: int = MAX_PIXELS,
     say: Callable[[str], None] = logger.warning,
 ) -> Iterator[tuple[Fraction, np.ndarray]]:
     """Yield the time, in seconds, and the pixels, uint8 (3, H, W), RGB, of one frame after another.
@@ -84,18 +83,17 @@ def read_video(
     ----------
     path
         A video, or an animated GIF or PNG.
-    max_pixels
-        Refuse larger frames, before they are decoded.
     say
         Callback for what a user should know about the conversion.
 
     Raises
     ------
     BadFile
-        The file is no video, damaged, truncated, or changes its size.
+        The file is no video, damaged, truncated, of more than 67 million pixels a frame, or changes
+        its size.
     """
     path = Path(path)
-    with _open(path, max_pixels) as (container, stream):
+    with _open(path) as (container, stream):
         for sentence in _describe_pixels(stream):
             say(f"{path}: {sentence}")
         step = 1 / Fraction(stream.guessed_rate or 25)
@@ -185,11 +183,11 @@ def write_movie(path: Path, pictures: Iterable[np.ndarray], times: Sequence[Frac
 
 
 @contextmanager
-def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     # FFmpeg opens no other file that this one names, as playlists do
     options = {
         "protocol_whitelist": "none",
-        "max_pixels": str(2 * max_pixels + 2**16),  # of the picture as it is padded
+        "max_pixels": str(2 * MAX_PIXELS + 2**16),  # of the picture as it is padded
         "err_detect": "crccheck+explode",
     }
     with reading(path, EXPECTED, REMEDY) as path, open(path, "rb") as file:
@@ -210,9 +208,9 @@ def _open(path: Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoSt
                 raise BadFile(path, found, EXPECTED, "Name another file")
             if stream.codec_context is None:
                 raise BadFile(path, "FFmpeg does not know its codec", EXPECTED, "Convert it first")
-            if stream.width * stream.height > max_pixels:
+            if stream.width * stream.height > MAX_PIXELS:
                 found = f"frames of {stream.width}x{stream.height} px"
-                raise BadFile(path, found, f"at most {max_pixels} pixels", "Scale the video first")
+                raise BadFile(path, found, f"at most {MAX_PIXELS} pixels", "Scale the video first")
             if stream.codec_context.name in STRICT_IS_WRONG:
                 options["err_detect"] = "crccheck"
             stream.codec_context.options = options

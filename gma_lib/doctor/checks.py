@@ -36,12 +36,12 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
     yield need(memory > 3e9, "memory", f"{memory / 1e9:.0f} GB", "batch size 1 needs about 2 GB")
     yield Finding("OK", "processor", f"{runs.find_processor()}, {runs.count_cores()} cores")
     yield offer(
-        has_bf16(),
+        runs.has_bf16(),
         "AVX-512 BF16 or AMX",
         "bfloat16 and int8",
         "bfloat16 and int8 are refused, except that PyTorch emulates bfloat16 slowly",
     )
-    if has_bf16():
+    if runs.has_bf16():
         slow = "slower than float32, because this Intel processor has no AMX"
         yield Finding("OK", "bfloat16", perf.advise() if runs.is_bfloat16_fast() else slow)
     yield _gpu()
@@ -109,15 +109,6 @@ def _kernel() -> Finding:
     return Finding(
         "OK", "Jupyter kernel python3", "" if where.startswith(sys.prefix) else f"from {where}"
     )
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _gpu() -> Finding:

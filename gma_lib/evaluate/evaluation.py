@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -80,6 +80,15 @@ def score_folder(
     return {
         name: _summarise_pass([pair for pair in pairs if pair.pass_name == name], sums)
         for name in dict.fromkeys(pair.pass_name for pair in pairs)
+    }
+
+
+def select_passes(metrics: Record) -> dict[str, Record]:
+    """Select from a ``metrics.json``, which holds more, what ``score_folder`` returned."""
+    return {
+        name: found
+        for name, found in metrics.items()
+        if isinstance(found, dict) and "pairs_scored" in found
     }
 
 
@@ -222,7 +231,7 @@ def _compare_files(path: Path, reference: Path) -> Deviation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods on the same pairs of one pass.
+    """Methods on the same pairs: one pair, or all that were chosen of a pass.
 
     Attributes
     ----------
@@ -252,7 +261,7 @@ def compare_methods(
         compute one of the pairs.
     """
     chosen = choose_evenly([pair for pair in pairs if pair.flow is not None], most)
-    trials = {pair.name: _Trials() for pair in chosen}
+    trials = {pair.name: Comparison(1, {}, {}) for pair in chosen}
     left_out: dict[str, str] = {}
     for pair in track(chosen, label="classical methods", unit="pair"):
         frames, truth, path = pair.load_frames(), Truth.load(pair), flow_path(folder, pair)
@@ -278,15 +287,7 @@ def compare_methods(
     return compared, left_out
 
 
-@dataclass(frozen=True)
-class _Trials:
-    """Scores and seconds of every method on one pair."""
-
-    scores: dict[str, dict[str, ErrorSums]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def _pool_trials(trials: list[_Trials], names: list[str]) -> Comparison:
+def _pool_trials(trials: list[Comparison], names: list[str]) -> Comparison:
     scores = {name: pool_scores(one.scores[name] for one in trials) for name in names}
     timed = [name for name in names if name != NETWORK]
     seconds = {name: sum(one.seconds[name] for one in trials) / len(trials) for name in timed}

@@ -5,11 +5,11 @@ Uses the PyTorch model, whatever backend computed the flow, so it needs PyTorch.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,9 +19,6 @@ from gma_lib.data import FramePair, Padding
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs import Record
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LIKE = 1.0  # px; cells whose true motion differs by less move alike
 
@@ -86,7 +83,10 @@ def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) ->
         silent.update_block.aggregator.gamma.zero_()
         encoded = model.features(image1), model.features(image2), model.context(image1)
         flows, flows_without = (
-            [padding.unpad(flow.numpy())[0] for flow in _flow_by_update(each, *encoded)]
+            [
+                padding.unpad(flow.numpy())[0]
+                for flow in each.flow_by_update(*encoded, model.config.num_updates)
+            ]
             for each in (model, silent)
         )
         return Inside(
@@ -96,15 +96,6 @@ def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) ->
             gamma=float(model.update_block.aggregator.gamma),
             padding=padding,
         )
-
-
-def _flow_by_update(
-    model: "network.GMA", features1: "Tensor", features2: "Tensor", context: "Tensor"
-) -> Iterator["Tensor"]:
-    for hidden, flow in model.updates(
-        features1, features2, context, None, model.config.num_updates
-    ):
-        yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
 
 
 # --- what it means --------------------------------------------------------------------------------

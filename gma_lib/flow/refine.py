@@ -6,7 +6,7 @@ import numpy as np
 from gma_lib.flow.consistency import check_warpable, follow, sample
 
 REFINEMENTS = ("variational",)
-SMALLEST_SIDE = 16
+SMALLEST_REFINED = 16  # px a side
 # Chosen on rendered held-out scenes (`gma held-out`), numbers 40 to 71, never on Sintel.
 _ALPHA, _GAMMA, _DELTA, _EPSILON = 50.0, 20.0, 0.5, 0.03
 _WARPS, _FIXED_POINT_ITERATIONS = 3, 5
@@ -27,9 +27,10 @@ def check_refinable(frames: np.ndarray, name: str) -> None:
     flow.
     """
     height, width = frames.shape[-2:]
-    if min(height, width) < SMALLEST_SIDE:
+    if min(height, width) < SMALLEST_REFINED:
         raise ValueError(
-            f"{name} has {width}x{height} px; refinement needs at least {SMALLEST_SIDE} px a side"
+            f"{name} has {width}x{height} px; refinement needs at least "
+            f"{SMALLEST_REFINED} px a side"
         )
     check_warpable(height, width)
     if not np.array_equal(frames, np.rint(frames)):
@@ -67,7 +68,7 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
         raise ValueError("flow or frames hold values that are not finite")
     grey1, grey2 = _smooth_grey(frame1), _smooth_grey(frame2)
     has_texture = min(np.ptp(grey1), np.ptp(grey2)) >= 1  # or only roughness would be minimised
-    if not has_texture or min(grey1.shape) < SMALLEST_SIDE:
+    if not has_texture or min(grey1.shape) < SMALLEST_REFINED:
         return flow.copy()
     method = cv2.VariationalRefinement_create()
     method.setAlpha(_ALPHA)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # At 1280x720, a first call, which exports with PyTorch, was measured to stay below 4 GB.
-MAX_PIXELS = 1280 * 720
+MOST_COMPUTED_PIXELS = 1280 * 720
 MEMORY_BYTES = 4e9
 
 Frame = TypeVar("Frame", np.ndarray, "torch.Tensor")
@@ -53,12 +53,12 @@ def cache_folder() -> Path:
 
 def affordable_pixels(backend: str, precision: str) -> int:
     """The largest frame, in pixels, that is predicted to need less than 4 GB, and no more than
-    ``MAX_PIXELS``.
+    ``MOST_COMPUTED_PIXELS``.
     """
-    side = math.isqrt(MAX_PIXELS)
+    side = math.isqrt(MOST_COMPUTED_PIXELS)
     while (network.predict_memory(backend, precision, 1, side, side) or 0) > MEMORY_BYTES:
         side -= STRIDE
-    return MAX_PIXELS if side == math.isqrt(MAX_PIXELS) else side**2
+    return MOST_COMPUTED_PIXELS if side == math.isqrt(MOST_COMPUTED_PIXELS) else side**2
 
 
 class Estimator:

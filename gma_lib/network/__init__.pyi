@@ -20,7 +20,6 @@ from .model import Encoder as Encoder
 from .model import GMAConfig as GMAConfig
 from .model import ResidualBlock as ResidualBlock
 from .model import correlation_pyramid as correlation_pyramid
-from .model import upsample_flow as upsample_flow
 from .sizes import ATTENTIONS as ATTENTIONS
 from .sizes import LARGEST_BATCH as LARGEST_BATCH
 from .sizes import MOST_UPDATES as MOST_UPDATES

@@ -13,6 +13,7 @@ Shapes use N for the batch, H x W for the frame, h x w for the feature grid at 1
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial, reduce
+from itertools import islice
 
 import numpy as np
 import torch
@@ -644,6 +645,22 @@ class GMA(nn.Module):
                 flow = flow + _float32(change)
             yield hidden, flow
 
+    def flow_by_update(
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        context: Tensor,
+        num_updates: int,
+        *,
+        lead: int = 0,
+    ) -> Iterator[Tensor]:
+        """Yield flow (N, 2, H, W) in pixels after each refinement but the first ``lead``, which
+        leave no gradient.
+        """
+        updates = self.updates(features1, features2, context, None, num_updates, lead=lead)
+        for hidden, flow in islice(updates, lead, None):
+            yield upsample_flow(flow, self.update_block.upsampling_weights(hidden))
+
     def refine(
         self,
         features1: Tensor,
@@ -718,17 +735,13 @@ class GMA(nn.Module):
         converges.
         """
         check_pair(image1, image2)
-        updates = self.updates(
+        flows = self.flow_by_update(
             self.features(image1),
             self.features(image2),
             self.context(image1),
-            None,
             num_updates or self.config.num_updates,
         )
-        return [
-            upsample_flow(flow, self.update_block.upsampling_weights(hidden))
-            for hidden, flow in updates
-        ]
+        return list(flows)
 
 
 def _scale(image: Tensor) -> Tensor:

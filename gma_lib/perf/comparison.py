@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from gma_lib import backends, convert, export, network, runs
-from gma_lib.data import DEMO_SCENES, Renderer, make_scene
+from gma_lib.data import DEMO_SCENES
 from gma_lib.flow.metrics import Deviation
 from gma_lib.perf.load import Load
 from gma_lib.perf.peak import prepare_peak
@@ -86,8 +86,7 @@ def prepare_variant(variant: Variant, folder: Path, comparison: Comparison) -> d
 
 def draw_demo_frames(height: int, width: int, count: int = 4) -> list[np.ndarray]:
     """Draw consecutive frames (1, 3, H, W) of a demo scene at this size."""
-    scene = DEMO_SCENES[0]
-    renderer = Renderer(make_scene(scene.seed, height=height, width=width, speed=scene.speed))
+    renderer = DEMO_SCENES[0].make_renderer(height=height, width=width)
     return [
         np.ascontiguousarray(renderer.render(number).clean[None], np.float32)
         for number in range(count)
@@ -112,7 +111,7 @@ class BaselineError(RuntimeError):
     """The baseline of a group cannot run, or has ended, so that the group has no ratios."""
 
 
-def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Record:
+def compare(comparison: Comparison) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns
@@ -135,7 +134,7 @@ def compare(comparison: Comparison, *, lock_file: Path | None = None) -> runs.Re
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
     results: dict[str, runs.Record] = {}
-    with runs.exclusive_machine(lock_file), temporary_folder() as folder:
+    with runs.exclusive_machine(), temporary_folder() as folder:
         load = Load()
         frames = draw_demo_frames(comparison.height, comparison.width)
         for number, group in enumerate(groups, 1):

@@ -78,13 +78,9 @@ def is_recommended(families: dict[str, dict[str, float]]) -> bool:
     )
 
 
-def measure_precisions(
-    weights: str, backend: str, precisions: Iterable[str], *, num_updates: int = 6
-) -> runs.Record:
+def measure_precisions(weights: str, backend: str, precisions: Iterable[str]) -> runs.Record:
     """Measure the cost of each precision on both held-out families."""
-    spec = convert.ModelSpec(
-        weights, SCENES.height, SCENES.width, backend=backend, num_updates=num_updates
-    )
+    spec = convert.ModelSpec(weights, SCENES.height, SCENES.width, backend=backend)
     model, checkpoint = spec.load_network()
     config = load_config(runs.RESOURCES / "params" / "train.yaml")
     families = render_held_out(config, SCENES)
@@ -113,7 +109,7 @@ def measure_precisions(
         "backend": backend,
         "weights": checkpoint.name,
         "weights_sha256": checkpoint.sha256,
-        "num_updates": num_updates,
+        "num_updates": spec.num_updates,
         "height": SCENES.height,
         "width": SCENES.width,
         "precisions": found,

@@ -70,21 +70,11 @@ class Task:
     gmac_per_pair: float
 
 
-def measure(
-    task: Task,
-    *,
-    lock_file: Path | None = None,
-    available_bytes: int | None = None,
-    card: Card | None = None,
-) -> Record:
-    """Measure a model alone on the machine.
+def measure(task: Task, *, card: Card | None = None) -> Record:
+    """Measure a model alone on the machine: no other stage runs meanwhile.
 
     Parameters
     ----------
-    lock_file
-        Held exclusively, so that no other stage runs during the measurement.
-    available_bytes
-        Memory to plan with; the machine's when None.
     card
         The Ascend card, for models of one.
 
@@ -106,14 +96,14 @@ def measure(
         "predicted_bytes": network.predict_memory(*shape),
     }
     try:
-        network.require_memory(*shape, available_bytes=available_bytes)
+        network.require_memory(*shape)
     except DoesNotFit as error:
         return result | {"status": "out_of_memory", "reason": f"not started: {error}"}
     if card and card.dry_run:  # another machine measured it
         return result | measure_on_card(
             Path(task.model_folder), task.precision, task.batch_size, card
         )
-    with exclusive_machine(lock_file):
+    with exclusive_machine():
         load = Load()
         if task.backend == "ascend":  # its own tool measures it, in a process of its own already
             folder = Path(task.model_folder)

@@ -88,11 +88,9 @@ def find_comparable(run: Run) -> dict[Run, Record]:
     frames and weights with the same settings, and unchanged since; each with its flow (pair ->
     SHA-256). Files that its folder holds beside are of earlier settings.
     """
-    sizes = list_batch_sizes(run.folder.parent)
-    others = [replace(run, batch_size=size) for size in sorted(sizes) if size != run.batch_size]
     if not (mine := _identify_flow(run)):
         return {}
-    theirs = {other: _identify_flow(other) for other in others}
+    theirs = {other: _identify_flow(other) for other in _list_others(run)}
     return {other: one[1] for other, one in theirs.items() if one and one[0] == mine[0]}
 
 
@@ -104,8 +102,7 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     compared
         Folders of batch sizes (``bs1``) that it was compared with.
     """
-    sizes = list_batch_sizes(run.folder.parent)
-    others = [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
+    others = _list_others(run)
     if dropped := [one.folder.name for one in others if list_dropped(one)]:
         return f"Not compared: {', '.join(dropped)}, whose flow was deleted (keep_flow=false)."
     inferred = [one.folder.name for one in others if locate_record("04_infer", one).is_file()]
@@ -117,6 +114,12 @@ def describe_uncompared(run: Run, compared: Collection[str]) -> str:
     if compared:
         return ""
     return "No other batch size was there; a later one compares itself with this one."
+
+
+def _list_others(run: Run) -> list[Run]:
+    """The other batch sizes of a run, whatever they hold."""
+    sizes = list_batch_sizes(run.folder.parent)
+    return [replace(run, batch_size=size) for size in sizes if size != run.batch_size]
 
 
 def _identify_flow(run: Run) -> tuple[Record, Record] | None:

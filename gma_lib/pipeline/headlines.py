@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from gma_lib.evaluate.evaluation import select_passes
 from gma_lib.runs.records import Record
 
 
@@ -32,17 +33,13 @@ def _of_inference(record: Record) -> str:
 
 
 def _of_scores(record: Record) -> str:
-    passes = {name: found for name, found in record.items() if _is_scored(found)}
     scores = [
         f"EPE {found['all']['epe']:.2f} px, 1px {found['all']['px1']:.1%} "
         f"({name}, {found['pairs_scored']} of {found['pairs_inferred']} pairs)"
-        for name, found in passes.items()
+        for name, found in select_passes(record).items()
+        if found["pairs_scored"]
     ]
     return "; ".join(scores) or "no ground truth"
-
-
-def _is_scored(found: object) -> bool:
-    return isinstance(found, dict) and bool(found.get("pairs_scored"))
 
 
 def _of_speed(record: Record) -> str:

@@ -6,7 +6,7 @@ from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from gma_lib.pipeline.chain import digest_record
@@ -17,12 +17,14 @@ from gma_lib.runs.code import locate_module
 from gma_lib.runs.digests import Digests
 from gma_lib.runs.files import PACKAGE, hash_value, shorten_path
 from gma_lib.runs.machine import count_cores, find_memory, find_versions, identify_processor
-from gma_lib.runs.records import SCHEMA, Record, read_json, write_json
+from gma_lib.runs.records import Record, read_json, write_json
 from gma_lib.runs.run import Run
 
 logger = logging.getLogger(__name__)
 # Parameters that change no result: a moved folder holds the same, and so does other workers' work
 PLACES = ("outputs", "cluster")
+PAGE_ALTERED = "page altered"  # a stage's page or notebook is not what it left; its results are
+CURRENT = ("ok", PAGE_ALTERED)  # of a stage's results, as ``read_statuses`` has them
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -48,8 +50,6 @@ class Stamp:
     parameters: Record
     consumed: dict[str, str]
     products: dict[str, str]
-    schema: int = Field(default=SCHEMA, ge=SCHEMA, le=SCHEMA)
-    provenance: Record | None = None
 
 
 def locate_stamp(stage: str, run: Run) -> Path:
@@ -63,7 +63,9 @@ def read_stamp(stage: str, run: Run) -> Stamp | None:
     """
     path = locate_stamp(stage, run)
     try:
-        return Stamp(**read_json(path, made_by=stage))
+        content = read_json(path, made_by=stage)
+        own = ("schema", "provenance")  # of every record
+        return Stamp(**{name: value for name, value in content.items() if name not in own})
     except FileNotFoundError:
         return None
     except ValueError:
@@ -105,9 +107,7 @@ def write_stamp(run: Run, stamp: Stamp) -> None:
     """Write the stamp: it promises that everything that it names is in place. A failed stage leaves
     one too, for the report.
     """
-    content = asdict(stamp)
-    del content["schema"], content["provenance"]
-    write_json(locate_stamp(stamp.stage, run), content)
+    write_json(locate_stamp(stamp.stage, run), asdict(stamp))
 
 
 def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) -> dict[str, str]:
@@ -237,7 +237,7 @@ def read_statuses(run: Run) -> dict[str, str | None]:
             stale = consumed != before or any(
                 statuses[name] == "stale" or blocks(name, stage, run) for name in graph.reads
             )
-            fine = "page altered" if changed else "ok"
+            fine = PAGE_ALTERED if changed else "ok"
             statuses[stage] = "stale" if stale else fine
     return statuses
 

@@ -12,7 +12,7 @@ from gma_lib.pipeline.dropped import drop_flow, list_dropped
 from gma_lib.pipeline.runner import EXIT, NotReady, WritePage, run_stage
 from gma_lib.pipeline.settings import make_run
 from gma_lib.pipeline.stages import STAGES, locate_record
-from gma_lib.pipeline.stamps import read_stamp, read_statuses
+from gma_lib.pipeline.stamps import CURRENT, read_stamp, read_statuses
 from gma_lib.runs.files import require_free_space, shorten_path
 from gma_lib.runs.processes import hold_lock
 from gma_lib.runs.records import Record
@@ -100,7 +100,7 @@ def _drop_scored_flow(runs: Sequence[Record]) -> None:
             continue
         with hold_lock(run.folder / ".lock", f"another run in {shorten_path(run.folder)}"):
             statuses = read_statuses(run)  # another run may have computed it again meanwhile
-            if not {statuses[name] for name in readers} <= {"ok", "page altered"}:
+            if not {statuses[name] for name in readers} <= {*CURRENT}:
                 logger.warning("flow bs%d: kept, as not all has read it", run.batch_size)
             elif freed := drop_flow(run):
                 logger.info(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gma_lib.evaluate.evaluation import select_passes
 from gma_lib.evaluate.guide import (
     StageRecords,
     compare_with_guide,
@@ -23,7 +24,7 @@ from gma_lib.evaluate.published import GUIDE_PAIRS_PER_SECOND
 from gma_lib.evaluate.tables import describe_counts, summarise_scores, tabulate_groups
 from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES, locate_record, locate_stage
-from gma_lib.pipeline.stamps import list_templates, read_stamp, read_statuses
+from gma_lib.pipeline.stamps import CURRENT, PAGE_ALTERED, list_templates, read_stamp, read_statuses
 from gma_lib.report.charts import plot_throughput, plot_timeline
 from gma_lib.report.crate import BIBTEX, describe_files, read_enclosed
 from gma_lib.report.figures import Picture, encode_figure
@@ -37,7 +38,6 @@ from gma_lib.verify.replay import METADATA
 SHOWN = ".index.json"  # digests of the page and of the stamps that it was written from
 SENT = (".html", ".ipynb", ".json", ".jpg", ".js")
 UNVOUCHED = ("altered", "stale")  # what such a stage left is neither shown nor sent
-PAGE_ALTERED = "page altered"  # its page and notebook are not; its results are
 WORDS = {
     "ok": ("✓ done", "ok"),
     "failed": ("✗ failed", "bad"),
@@ -64,7 +64,9 @@ def write_index(outputs: Path, profile: str) -> Path:
     runs: dict[str, list[StageRecords]] = {}
     for records in found:
         runs.setdefault(records.run.name, []).append(records)
-    passes = list(dict.fromkeys(name for records in found for name in _passes(records.metrics)))
+    passes = list(
+        dict.fromkeys(name for records in found for name in select_passes(records.metrics))
+    )
     passes = passes or ["clean", "final"]
     made_by = " ".join(describe_provenance(made) for made in _list_makers(_list_vouched(folder)))
     alike = group_by_settings(found)
@@ -212,7 +214,7 @@ def _read_records(run: Run, index: Record, statuses: Statuses) -> StageRecords:
 
 def _result(run: Run, stage: str, statuses: Statuses) -> Record:
     """The numbers of a stage; empty unless its results and all before are as they were left."""
-    known = statuses[stage] in ("ok", PAGE_ALTERED)
+    known = statuses[stage] in CURRENT
     return _read(locate_record(stage, run)) if known else {}
 
 
@@ -221,15 +223,6 @@ def _read(path: Path) -> Record:
         return read_json(path, made_by="its notebook")
     except (OSError, ValueError):
         return {}
-
-
-def _passes(metrics: Record) -> dict[str, Record]:
-    """The scored passes of a ``metrics.json``."""
-    return {
-        name: value
-        for name, value in metrics.items()
-        if isinstance(value, dict) and "pairs_scored" in value
-    }
 
 
 def _describe_data(index: Record) -> str:
@@ -300,7 +293,7 @@ def _percent(share: float | None) -> str:
 
 
 def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> Record:
-    perf, scores = records.perf, _passes(records.metrics)
+    perf, scores = records.perf, select_passes(records.metrics)
     everything = [scores.get(name, {}).get("all", {}) for name in passes]
     deviation = records.convert.get("deviation") or {}
     status, kind = _overall(statuses)
@@ -439,7 +432,7 @@ def _score_tables(group: list[StageRecords]) -> list[dict[str, str]]:
     that all agree.
     """
     for records in group:
-        if scores := _passes(records.metrics):
+        if scores := select_passes(records.metrics):
             html = table_to_html(tabulate_groups(scores), number="{:.2f}")
             title = f"Scores by group of pixels: {records.run.title}"
             counts = describe_counts(scores)

@@ -19,6 +19,7 @@ from .machine import exclusive_machine as exclusive_machine
 from .machine import find_memory as find_memory
 from .machine import find_processor as find_processor
 from .machine import find_versions as find_versions
+from .machine import has_bf16 as has_bf16
 from .machine import identify_processor as identify_processor
 from .machine import is_bfloat16_fast as is_bfloat16_fast
 from .precisions import PRECISION_NAMES as PRECISION_NAMES

@@ -159,7 +159,7 @@ def compute_shards(
     waiting: dict[Future[Answer | Exception], tuple[Shard, dict[str, bytes]]] = {}
 
     def submit(shard: Shard, sent: dict[str, bytes]) -> None:
-        future = executor.submit(_answer, software, compute, shard, sent)
+        future = executor.submit(compute_alike, software, compute, shard, sent)
         waiting[future] = shard, sent
 
     try:
@@ -205,23 +205,15 @@ def compute_alike(
     compute: Callable[[Shard, Sent], Answer],
     shard: Shard,
     sent: Mapping[str, bytes],
-) -> Answer:
-    """In a worker: compute a shard where the software is the same; else raise ValueError."""
-    _require_alike(describe_software(), software, platform.node())
-    return compute(shard, sent)
-
-
-def _answer(
-    software: Record,
-    compute: Callable[[Shard, Sent], Answer],
-    shard: Shard,
-    sent: Mapping[str, bytes],
 ) -> Answer | Exception:
-    """As ``compute_alike``, but return what this package says in a sentence: of an error that is
-    raised, Dask prints the traceback where the worker was started.
+    """In a worker: compute a shard where the software is the same; else answer with a ValueError.
+
+    What this package says in a sentence is returned: of an error that is raised, Dask prints the
+    traceback where the worker was started.
     """
     try:
-        return compute_alike(software, compute, shard, sent)
+        _require_alike(describe_software(), software, platform.node())
+        return compute(shard, sent)
     except (Lacking, OSError, ValueError) as error:
         error.add_note(format_exc())
         return error

@@ -92,26 +92,20 @@ def describe_computing() -> dict[str, str]:
 
 def find_processor() -> str:
     """Model name of the processor."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    if found := re.search(r"^model name.*?:(.*)", _read_cpuinfo(), re.MULTILINE):
+        return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def identify_processor() -> str:
     """Model name of the processor and its instruction sets, by which runtimes choose their code; of
     virtual machines the name alone does not tell them.
     """
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
+    if not (cpuinfo := _read_cpuinfo()):
         return find_processor()
-    flags = next((line for line in lines if re.match(r"(flags|Features)\s*:", line)), "")
-    known = "avx|amx|fma|f16c|sse|asimd|sve|bf16"
-    sets = [name for name in flags.split() if re.match(known, name)]
+    found = re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo, re.MULTILINE)
+    flags = found[1].split() if found else []
+    sets = [name for name in flags if re.match("avx|amx|fma|f16c|sse|asimd|sve|bf16", name)]
     return f"{find_processor()} ({' '.join(sorted(sets) + list_limits())})"
 
 
@@ -125,12 +119,23 @@ def is_bfloat16_fast() -> bool:
     AVX-512 BF16; Intel's with that alone are slower (docs/performance.md), and x86 processors
     without either emulate it. True where nothing tells.
     """
-    try:
-        found = CPUINFO.read_text()
-    except OSError:
-        return True
+    found = _read_cpuinfo()
     is_fast = "amx_bf16" in found or ("avx512_bf16" in found and "GenuineIntel" not in found)
     return is_fast or "vendor_id" not in found  # which x86 processors have
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself."""
+    found = _read_cpuinfo()
+    return "avx512_bf16" in found or "amx_bf16" in found
+
+
+def _read_cpuinfo() -> str:
+    """What Linux says of the processor; empty elsewhere."""
+    try:
+        return CPUINFO.read_text()
+    except OSError:
+        return ""
 
 
 def count_cores() -> int:
@@ -210,13 +215,12 @@ def locate_machine_lock() -> Path:
     return Path(temporary, f"gma-{user}", "machine.lock")
 
 
-def exclusive_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
+def exclusive_machine() -> AbstractContextManager[None]:
     """Hold the machine alone, for a measurement; wait until no stage runs."""
-    lock_file = lock_file or locate_machine_lock()
-    return hold_lock(lock_file, "the machine: another stage works or measures")
+    return hold_lock(locate_machine_lock(), "the machine: another stage works or measures")
 
 
-def shared_machine(lock_file: Path | None = None) -> AbstractContextManager[None]:
+def shared_machine() -> AbstractContextManager[None]:
     """Hold the machine together with other stages; wait until no measurement runs."""
-    lock_file = lock_file or locate_machine_lock()
-    return hold_lock(lock_file, "the machine: another stage measures", LockFlags.SHARED)
+    what = "the machine: another stage measures"
+    return hold_lock(locate_machine_lock(), what, LockFlags.SHARED)

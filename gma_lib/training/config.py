@@ -2,6 +2,7 @@
 several parts.
 """
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, cast
@@ -23,10 +24,12 @@ from pydantic_core import to_json
 from gma_lib import network, runs
 
 Checked = TypeVar("Checked")
-LARGEST_BATCH = 64  # scene numbers reserved for each step
+SCENES_A_STEP = 64  # numbers reserved for the scenes of each step, so the largest batch
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -79,7 +82,7 @@ class Phase:
     steps: PositiveInt
     height: int
     width: int
-    batch_size: Annotated[int, Field(gt=0, le=LARGEST_BATCH)]
+    batch_size: Annotated[int, Field(gt=0, le=SCENES_A_STEP)]
     num_updates: NonNegativeInt
     lead_updates: NonNegativeInt
     loss_power: PositiveShare
@@ -186,6 +189,16 @@ class TrainingConfig:
             return phase.learning_rate * (within + 1) / rise
         share = (within - rise) / max(1, phase.steps - rise)
         return phase.learning_rate + share * (phase.final_learning_rate - phase.learning_rate)
+
+
+def warn_of_slow_bfloat16(config: TrainingConfig, device: str) -> None:
+    """Say what is faster on a processor that computes bfloat16 more slowly than float32."""
+    uses_bfloat16 = config.precision == "bfloat16" or config.optimiser == "muon"
+    if device == "cpu" and uses_bfloat16 and not runs.is_bfloat16_fast():
+        logger.warning(
+            "this processor computes bfloat16 more slowly than float32: precision float32 and "
+            "optimiser adamw are faster here (muon, too, computes in bfloat16)"
+        )
 
 
 def load_config(path: Path) -> TrainingConfig:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gma_lib.runs.progress import track
-from gma_lib.training.config import LARGEST_BATCH, Phase, TrainingConfig
+from gma_lib.training.config import SCENES_A_STEP, Phase, TrainingConfig
 from gma_lib.training.scenes import SceneRenderer, TrainingPair, draw_scene, pixel_grid
 from gma_lib.training.textures import (
     HELD_OUT_TEXTURES,
@@ -74,7 +74,7 @@ class PairSource:
 
     def render_batch(self, step: int, phase: Phase) -> TrainingPair:
         """Render the pairs of a step, stacked along a leading batch dimension."""
-        first = LARGEST_BATCH * step
+        first = SCENES_A_STEP * step
         pairs = [
             vars(self.render_pair(number, phase))
             for number in range(first, first + phase.batch_size)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import compress, islice
+from itertools import compress
 from operator import not_
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,7 @@ from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.flow import pool_scores
 from gma_lib.network.checkpoints import MOST_BYTES, decode_tensors
 from gma_lib.runs.processes import lock_path
-from gma_lib.training.config import Phase, TrainingConfig, name_differences
+from gma_lib.training.config import Phase, TrainingConfig, name_differences, warn_of_slow_bfloat16
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import (
@@ -187,13 +187,9 @@ class Trainer:
     def _predict(
         self, batch: TrainingPair, features: tuple[Tensor, Tensor], phase: Phase
     ) -> Iterator[Tensor]:
-        """Yield the flow after each update that is learnt from."""
-        model, lead = self.model, self._draw_lead(phase)
-        context, count = model.context(batch.image1), lead + phase.num_updates
-        for hidden, flow in islice(
-            model.updates(*features, context, None, count, lead=lead), lead, None
-        ):
-            yield network.upsample_flow(flow, model.update_block.upsampling_weights(hidden))
+        """The flow after each update that is learnt from."""
+        context, lead = self.model.context(batch.image1), self._draw_lead(phase)
+        return self.model.flow_by_update(*features, context, lead + phase.num_updates, lead=lead)
 
     def _require_finite(self, what: str, value: Tensor, phase: Phase) -> None:
         if not torch.isfinite(value):
@@ -298,12 +294,7 @@ def train(
         if not resume:
             raise
         logger.warning(f"validation scores textures and outlines that this run learns: {error}")
-    uses_bfloat16 = config.precision == "bfloat16" or config.optimiser == "muon"
-    if device == "cpu" and uses_bfloat16 and not runs.is_bfloat16_fast():
-        logger.warning(
-            "this processor computes bfloat16 more slowly than float32: precision float32 and "
-            "optimiser adamw are faster here (muon, too, computes in bfloat16)"
-        )
+    warn_of_slow_bfloat16(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:

@@ -18,7 +18,7 @@ from gma_lib.network import SEEDED
 from gma_lib.pipeline.chain import RENDERED, read_index, read_records, require_sources
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import STAGES, locate_record
-from gma_lib.pipeline.stamps import read_statuses
+from gma_lib.pipeline.stamps import CURRENT, read_statuses
 from gma_lib.runs.files import (
     RESOURCES,
     BadFile,
@@ -45,8 +45,6 @@ METRICS = STAGES[LAST].products[0]
 FOLDER = r"[a-zA-Z0-9][\w.-]{0,99}"  # as check_folder_name has it
 MEMBER = re.compile(rf"{FOLDER}/(data|{FOLDER}/bs[1-9][0-9]{{0,3}})/[a-z]{{1,20}}\.json", re.ASCII)
 MOST_BYTES = 2**26  # of all records; full Sintel's metrics have 2**24, and need 20 times that
-
-CURRENT = ("ok", "page altered")  # of a stage's numbers, as read_statuses has them
 MOST_GROWTH = 100  # of records when they are unpacked; ours grow tenfold
 
 

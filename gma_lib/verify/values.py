@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gma_lib.data.sintel import load_pairs
+from gma_lib.evaluate.evaluation import select_passes
 from gma_lib.pipeline.chain import read_index, read_records
 from gma_lib.pipeline.settings import read_settings
 from gma_lib.pipeline.stages import locate_record
@@ -246,7 +247,7 @@ def collect_recorded(run: Run) -> dict[str, Value]:
     metrics = read_json(locate_record(LAST, run), made_by=LAST)
     return found | {
         f"{LAST}/{name}": value
-        for part in (*_list_passes(metrics), "classical")
+        for part in (*select_passes(metrics), "classical")
         for name, value in _collect_metrics(part, metrics[part])
     }
 
@@ -268,8 +269,8 @@ def collect_inside(run: Run) -> dict[str, Value]:
     metrics = read_json(locate_record(LAST, run), made_by=LAST)
     pixels = {
         f"{record['pair']}/{group}": scores["pixels"]
-        for name in _list_passes(metrics)
-        for pair in metrics[name]["pairs"]
+        for one in select_passes(metrics).values()
+        for pair in one["pairs"]
         for group, scores in pair.items()
         if isinstance(scores, dict)
     }
@@ -302,15 +303,6 @@ def is_whole_batch(path: str) -> bool:
     """
     part, _, rest = path.partition("/")
     return part == "compared" and rest.rpartition("/")[0].endswith((" px", ")"))
-
-
-def _list_passes(metrics: Record) -> list[str]:
-    """List the passes that ``metrics.json`` holds."""
-    return [
-        name
-        for name, content in metrics.items()
-        if isinstance(content, dict) and "pairs_scored" in content
-    ]
 
 
 def read_run_parameters(run: Run) -> Record:

@@ -16,13 +16,13 @@ from gma_lib.backends.openvino import OpenVinoBackend, OpenVinoOptions
 from gma_lib.backends.torch import load_network, name_device
 from gma_lib.convert import convert
 from gma_lib.data.padding import Padding
-from gma_lib.doctor.checks import has_bf16
 from gma_lib.flow.images import read_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer.estimator import Estimator
 from gma_lib.network.checkpoints import load_model
 from gma_lib.network.deploy import to_deploy_form
 from gma_lib.network.model import GMA, GMAConfig
+from gma_lib.runs.machine import has_bf16
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 from openvino import opset13
 
 from gma_lib.convert.int8_attention import attend_in_integers
-from gma_lib.doctor.checks import has_bf16
+from gma_lib.runs.machine import has_bf16
 
 CELLS, CHANNELS = 600, 8
 

@@ -122,7 +122,7 @@ BASELINE = Variant("onnxruntime", "float32", "gather", 16, (), 1, 1, 1, False)
 
 
 @pytest.fixture
-def compare_dying(monkeypatch, tmp_path):
+def compare_dying(monkeypatch):
     """Compare a baseline and eight others, four at a time, without computing anything; the workers
     of these numbers, counted from 1, end in their third call, and those ``refused`` do not start.
     """
@@ -165,7 +165,7 @@ def compare_dying(monkeypatch, tmp_path):
         )
         variants = dict.fromkeys(["base", *"abcdefgh"], BASELINE)
         compared = comparison.Comparison(128, 128, "seeded", 3, variants)
-        found = comparison.compare(compared, lock_file=tmp_path / "lock")["variants"]
+        found = comparison.compare(compared)["variants"]
         assert list(found) == list(variants)
         comparison.tabulate_comparison({"variants": found})
         return "".join(name for name, one in found.items() if "error" in one)

@@ -54,8 +54,8 @@ def small_peak(monkeypatch):
     monkeypatch.setattr(timing, "measure_peak", small)
 
 
-def test_a_measurement(model_folder, tmp_path, small_peak):
-    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock")
+def test_a_measurement(model_folder, small_peak):
+    found = timing.measure(task(model_folder))
     assert found["status"] == "ok"
     assert found["rounds"] == len(found["samples_s"]) >= 3
     assert found["pairs_per_second"] == pytest.approx(2 / np.median(found["samples_s"]), rel=1e-3)
@@ -73,8 +73,9 @@ def test_a_measurement(model_folder, tmp_path, small_peak):
     )
 
 
-def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
-    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock", available_bytes=10**8)
+def test_what_would_not_fit_is_not_started(model_folder, monkeypatch):
+    monkeypatch.setenv("GMA_MEMORY_BYTES", "100000000")
+    found = timing.measure(task(model_folder))
     assert found["status"] == "out_of_memory"
     assert "not started" in found["reason"]
     assert "median_s" not in found
@@ -82,7 +83,7 @@ def test_what_would_not_fit_is_not_started(model_folder, tmp_path):
 
 
 def test_a_failure_is_a_row_with_its_reason(tmp_path, small_peak):
-    found = timing.measure(task(tmp_path / "nowhere"), lock_file=tmp_path / "lock")
+    found = timing.measure(task(tmp_path / "nowhere"))
     assert found["status"] == "failed"
     assert "no such model" in found["reason"]
 
@@ -118,7 +119,7 @@ def test_memory_that_is_refused_is_out_of_memory_in_every_library_s_words(said, 
 def test_a_killed_measurement_is_out_of_memory(model_folder, tmp_path, small_peak, monkeypatch):
     """The kernel's way of ending a process that takes too much."""
     monkeypatch.setattr(timing.sys, "executable", str(_suicidal(tmp_path)))
-    found = timing.measure(task(model_folder), lock_file=tmp_path / "lock")
+    found = timing.measure(task(model_folder))
     assert found["status"] == "out_of_memory"
     assert "killed" in found["reason"]
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import open_finished
+from conftest import open_tiny
 
 from gma_lib.report import private
 from gma_lib.runs import clusters, parcels
@@ -115,5 +115,5 @@ def test_an_archive_names_no_folder_of_this_machine(reported, archive, tmp_path)
     assert str(reported) in (reported / "tiny/data/index.json").read_text()
     assert json.loads(texts["tiny/data/index.json"])["root"] == "outputs/tiny/data/frames"
     unpacked = unpack_records(archive, tmp_path)[0]
-    run = open_finished(reported)
+    run = open_tiny(reported)
     assert collect_recorded(unpacked) == collect_recorded(run)

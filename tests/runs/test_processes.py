@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from gma_lib.runs import processes
-from gma_lib.runs.machine import exclusive_machine, shared_machine
+from gma_lib.runs.machine import exclusive_machine, locate_machine_lock, shared_machine
 from gma_lib.runs.processes import hold_lock
 
 PARENT = """
@@ -87,11 +87,12 @@ def test_whoever_waits_says_for_what_and_for_how_long(tmp_path, messages, monkey
     assert len(more) >= 2
 
 
-def test_stages_share_the_machine_and_a_measurement_has_it_alone(tmp_path):
-    lock = tmp_path / "lock"
-    with shared_machine(lock), open(lock) as file:
+def test_stages_share_the_machine_and_a_measurement_has_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # none that another test holds
+    lock = locate_machine_lock()
+    with shared_machine(), open(lock) as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    with exclusive_machine(lock), open(lock) as file, pytest.raises(BlockingIOError):
+    with exclusive_machine(), open(lock) as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 

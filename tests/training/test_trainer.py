@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from gma_lib import runs
 from gma_lib.network.checkpoints import make_seeded_weights
 from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.runs.processes import lock_path
@@ -326,7 +327,7 @@ def test_a_processor_with_slow_bfloat16_is_told_of(
     config, tmp_path, monkeypatch, caplog, precision, optimiser, is_fast, is_told
 ):
     """A step takes many times as long where bfloat16 is emulated."""
-    monkeypatch.setattr(trainer.runs, "is_bfloat16_fast", lambda: is_fast)
+    monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
     monkeypatch.setattr(trainer, "_train_on", lambda *_: None)
     changed = dataclasses.replace(config, precision=precision, optimiser=optimiser)
     train(changed, tmp_path / "out")

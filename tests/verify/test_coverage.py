@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import open_finished
+from conftest import open_tiny
 
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify import coverage
@@ -18,12 +18,12 @@ def collect(run):
 @pytest.fixture(scope="module")
 def runs(finished):
     """Run -> its values, for two batch sizes, of which the second was compared with the first."""
-    return {run: collect(run) for size in (2, 3) for run in [open_finished(finished, size)]}
+    return {run: collect(run) for size in (2, 3) for run in [open_tiny(finished, batch_size=size)]}
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    return open_finished(shutil.copytree(finished, tmp_path / "outputs"))
+    return open_tiny(shutil.copytree(finished, tmp_path / "outputs"))
 
 
 def add(path, content):

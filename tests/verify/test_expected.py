@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from command_line import gma
-from conftest import open_finished
+from conftest import open_tiny
 
 from gma_lib.cli import verification
 from gma_lib.cli.verification import _judge
@@ -173,7 +173,7 @@ def test_without_digests_numbers_alone_count(values):
 
 
 def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
-    run = open_finished(finished)
+    run = open_tiny(finished)
     found = collect_values(run)
     metrics = json.loads((run.folder / "metrics.json").read_text())
     epe = found["05_evaluate/clean/all/epe"]
@@ -204,7 +204,7 @@ def test_every_number_of_a_run_is_an_entry(finished, tmp_path):
 
 def test_pooling_per_pair_is_noticed(finished):
     """A mean of the pairs' means differs from the mean over pixels where pairs differ in size."""
-    run = open_finished(finished)
+    run = open_tiny(finished)
     found = collect_values(run)
     pairs = json.loads((run.folder / "metrics.json").read_text())["clean"]["pairs"]
     name, group = "05_evaluate/clean/occluded/epe", "occluded"

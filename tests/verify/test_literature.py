@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 from command_line import gma
-from conftest import open_finished
+from conftest import open_tiny
 
 from gma_lib.cli import verification
 from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, PASSES
@@ -46,7 +46,7 @@ def test_ptlflows_epe_is_an_entry():
 
 
 def test_scores_are_pooled_as_their_source_pools_them(finished):
-    run = open_finished(finished)
+    run = open_tiny(finished)
     scores = read_json(run.folder / "metrics.json", made_by="05_evaluate")["clean"]
     assert collect_scores(run, 6)["clean/px1"].value == scores["all"]["px1"]
     per_pair = mean(pair["valid"]["px1"] for pair in scores["pairs"])
