@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gma_lib.data.sintel import FramePair, find_pairs
+from gma_lib.data.pair import FramePair
+from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
 from gma_lib.pipeline.stages import STAGES

@@ -2,10 +2,10 @@ from .demo import DEMO_SCENES as DEMO_SCENES
 from .guide_tensors import write_guide_tensors as write_guide_tensors
 from .padding import Padding as Padding
 from .padding import read_batch as read_batch
+from .pair import FramePair as FramePair
+from .pair import LoadedPair as LoadedPair
 from .rendering import Motion as Motion
 from .sintel import PASSES as PASSES
-from .sintel import FramePair as FramePair
-from .sintel import LoadedPair as LoadedPair
 from .sintel import find_pairs as find_pairs
 from .sintel import find_root as find_root
 from .sintel import load_pairs as load_pairs

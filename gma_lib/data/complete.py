@@ -2,16 +2,13 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gma_lib.flow.images import FEW_BITS, decode_image, has_few_bits, read_orientation
+from gma_lib.data.pair import FramePair
+from gma_lib.flow.images import FEW_BITS, decode_image, has_few_bits
 from gma_lib.runs.files import BadFile
 
-if TYPE_CHECKING:
-    from gma_lib.data.sintel import FramePair
 
-
-def require_masks(pairs: "list[FramePair]") -> None:
+def require_masks(pairs: list[FramePair]) -> None:
     """Raise where only some of the ground truth has a mask (groups of pixels would be of a part),
     and where a mask has no ground truth (a pair would not be scored).
     """
@@ -26,7 +23,7 @@ def require_masks(pairs: "list[FramePair]") -> None:
                 _refuse(mask.parents[2] / "flow", pair, "flo", mask)
 
 
-def require_same_pairs(pairs: "list[FramePair]") -> None:
+def require_same_pairs(pairs: list[FramePair]) -> None:
     """Raise where one pass lacks a pair that another has: they would not be of the same frames."""
     places = {(pair.scene, pair.number): pair.image1.parent for pair in pairs}
     held = {(pair.pass_name, pair.scene, pair.number) for pair in pairs}
@@ -39,14 +36,7 @@ def require_same_pairs(pairs: "list[FramePair]") -> None:
                 )
 
 
-def require_upright(path: Path) -> None:
-    """Raise BadFile for a frame or mask with a tag that turns it: its ground truth has none."""
-    if read_orientation(path) != 1:
-        expected = "a frame as it is stored, like its ground truth"
-        raise BadFile(path, "a tag that turns it", expected, "Save it without the tag")
-
-
-def require_all_bits(pairs: "list[FramePair]") -> None:
+def require_all_bits(pairs: list[FramePair]) -> None:
     """Raise where a scene's frames store values of 12 bits or fewer in 16: they would be read as
     almost black. Reads frames up to the first that does not.
     """
@@ -58,6 +48,6 @@ def require_all_bits(pairs: "list[FramePair]") -> None:
             raise BadFile(next(iter(frames)), found, expected, "Scale them to 16 bits")
 
 
-def _refuse(folder: Path, pair: "FramePair", suffix: str, present: Path) -> None:
+def _refuse(folder: Path, pair: FramePair, suffix: str, present: Path) -> None:
     file = folder / pair.scene / f"frame_{pair.number:04d}.{suffix}"
     raise FileNotFoundError(f"{file} is missing, and {present} is there: copy it")

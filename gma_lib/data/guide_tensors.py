@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.flow.images import read_frame
 from gma_lib.runs import (
     Track,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.network.sizes import SMALLEST_SIDE, STRIDE
 
 

@@ -19,22 +19,18 @@ ECCV 2012.
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Self
-
-import numpy as np
 
 from gma_lib.data.complete import (
     require_all_bits,
     require_masks,
     require_same_pairs,
-    require_upright,
 )
-from gma_lib.flow.files import check_whole, count_flow_bytes, find_known, read_flow
-from gma_lib.flow.images import read_frame, read_image_size, read_mask
+from gma_lib.data.pair import TRUTH, FramePair, require_upright
+from gma_lib.flow.files import check_whole, count_flow_bytes
+from gma_lib.flow.images import read_image_size
 from gma_lib.runs.files import PROJECT, BadFile, hash_file, locate_path, shorten_path
 from gma_lib.runs.progress import Track, pass_silently
 from gma_lib.runs.records import Record
@@ -42,121 +38,7 @@ from gma_lib.runs.records import Record
 PASSES = ("clean", "final")
 SPLITS = ("training", "test")
 PAIRS_IN_TRAINING_SPLIT = 1041  # per pass, in the complete data set
-_FRAMES, _TRUTH = ("image1", "image2"), ("flow", "occlusion", "invalid")  # attributes of a pair
 _TRUTH_SUFFIX = {"flow": "flo", "occlusions": "png", "invalid": "png"}  # by folder
-
-
-@dataclass(frozen=True)
-class FramePair:
-    """Two consecutive frames and the ground truth that exists for the first.
-
-    Attributes
-    ----------
-    pass_name, scene, number
-        ``clean``, ``alley_1``, 2 for the pair of frames 2 and 3.
-    image1, image2
-        Files of the two frames.
-    flow, occlusion, invalid
-        Ground-truth files, None where there is none.
-    sha256
-        Attribute -> SHA-256 of its file, from the index; a file that has changed is refused when
-        it is loaded. Empty without an index.
-    """
-
-    pass_name: str
-    scene: str
-    number: int
-    image1: Path
-    image2: Path
-    flow: Path | None = None
-    occlusion: Path | None = None
-    invalid: Path | None = None
-    sha256: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    @property
-    def name(self) -> str:
-        """``clean/alley_1/frame_0002``: unique, and the stem of the pair's files."""
-        return f"{self.pass_name}/{self.scene}/frame_{self.number:04d}"
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """Attribute -> path of its file, of those that exist."""
-        found = {kind: getattr(self, kind) for kind in (*_FRAMES, *_TRUTH)}
-        return {kind: path for kind, path in found.items() if path is not None}
-
-    def move(self, locate: Callable[[Path], Path]) -> Self:
-        """The same pair with its files in other places."""
-        moved: Record = {kind: locate(path) for kind, path in self.files.items()}
-        return replace(self, **moved)
-
-    def list_truth(self) -> dict[Path, str]:
-        """Path -> SHA-256 of the ground truth that exists."""
-        files = {kind: path for kind, path in self.files.items() if kind in _TRUTH}
-        return {path: self.sha256.get(kind) or hash_file(path) for kind, path in files.items()}
-
-    def load(self) -> "LoadedPair":
-        """Read the frames and all the ground truth that exists."""
-        flow = None if self.flow is None else self.load_flow()
-        return LoadedPair(*self.load_frames(), flow, self.load_occluded(), self.load_invalid())
-
-    def load_frames(self) -> tuple[np.ndarray, np.ndarray]:
-        """Read the two frames, float32 (3, H, W), RGB, 0..255."""
-        return read_frame(self._check("image1")), read_frame(self._check("image2"))
-
-    def load_flow(self) -> np.ndarray:
-        """Read the true flow, float32 (2, H, W), in pixels.
-
-        Raises
-        ------
-        FileNotFoundError
-            The pair has no ground truth.
-        BadFile
-            It leaves out pixels, which Sintel's never does; `gma evaluate` scores the others.
-        """
-        if self.flow is None:
-            raise FileNotFoundError(f"{self.name} has no ground truth")
-        flow = read_flow(self._check("flow"))
-        if not find_known(flow).all():
-            raise BadFile(self.flow, "leaves out pixels", "flow of every pixel", "Copy it again")
-        return flow
-
-    def load_occluded(self) -> np.ndarray | None:
-        """Read the mask of pixels that the next frame hides, bool (H, W); None without the file."""
-        return None if self.occlusion is None else read_mask(self._check("occlusion"))
-
-    def load_invalid(self) -> np.ndarray | None:
-        """Read the mask of pixels without a trusted flow, bool (H, W); None without the file."""
-        return None if self.invalid is None else read_mask(self._check("invalid"))
-
-    def _check(self, kind: str) -> Path:
-        """Return a file's path once it is known to be what the index says, and upright."""
-        path: Path = getattr(self, kind)
-        if self.sha256.get(kind, "") not in ("", path.exists() and hash_file(path)):
-            raise ValueError(f"{path} has changed or gone since 01_data: run 01_data again")
-        if kind != "flow":
-            require_upright(path)
-        return path
-
-
-@dataclass(frozen=True)
-class LoadedPair:
-    """Frames and ground truth of a pair as arrays.
-
-    Attributes
-    ----------
-    frame1, frame2
-        float32 (3, H, W), RGB, 0..255.
-    flow
-        float32 (2, H, W), in pixels, None without ground truth.
-    occluded, invalid
-        bool (H, W), None where the file is absent.
-    """
-
-    frame1: np.ndarray
-    frame2: np.ndarray
-    flow: np.ndarray | None = None
-    occluded: np.ndarray | None = None
-    invalid: np.ndarray | None = None
 
 
 def find_root(root: Path, split: str) -> Path:
@@ -248,7 +130,10 @@ def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files ``frame_NNNN.<suffix>`` by number; anything else is ignored."""
     numbered: dict[int, Path] = {}
     for path in _list_folder(folder):
-        if match := re.fullmatch(rf"frame_([0-9]{{4}})\.{suffix}", path.name, re.IGNORECASE):
+        if match := re.fullmatch(rf"frame_([0-9]{{4,}})\.{suffix}", path.name, re.IGNORECASE):
+            if len(match[1]) > 4:
+                found, do = "a number of more than four digits", "Start another scene before it"
+                raise BadFile(path, found, "a number up to 9999", do)
             other = numbered.setdefault(int(match[1]), path)
             if other != path:
                 raise BadFile(path, f"the same frame as {other.name}", "one", "Remove one of them")
@@ -414,7 +299,7 @@ def count_pairs(index: Record) -> list[Record]:
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for pair in index["pairs"]:
         counts[pair["pass_name"], pair["scene"]].update(
-            ["pairs", *(kind for kind in _TRUTH if kind in pair["files"])]
+            ["pairs", *(kind for kind in TRUTH if kind in pair["files"])]
         )
     return [
         {

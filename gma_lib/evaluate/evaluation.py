@@ -12,7 +12,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
 from gma_lib.flow.refine import check_refinable, refine_flow
 from gma_lib.infer.inference import flow_path

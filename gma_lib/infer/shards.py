@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 from gma_lib.backends.base import Backend
 from gma_lib.backends.kinds import find_backend, load_backend
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.runs.digests import require_files
 from gma_lib.runs.parcels import Sent, place_files
 from gma_lib.runs.records import Record

@@ -16,7 +16,8 @@ import numpy as np
 
 from gma_lib.data.complete import require_all_bits, require_same_pairs, require_upright
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import PASSES, FramePair, find_pairs, frame_size
+from gma_lib.data.pair import FramePair
+from gma_lib.data.sintel import PASSES, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_image_size, read_photo, write_flow
 from gma_lib.infer.estimator import Estimator
 from gma_lib.infer.means import describe_all_means, find_gpu

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.insight import (
     Examined,
     describe_aggregation,

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 
 import gma_lib
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
 from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, read_flow

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -51,6 +52,14 @@ def test_stray_files_are_ignored(tiny_sintel):
     (tiny_sintel / "training/clean/notes.txt").write_text("stray")
     (tiny_sintel / "training/clean/empty").mkdir()
     assert sintel.find_pairs(tiny_sintel) == before
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("frame_10000", True), ("frame_0004", False)])
+def test_frames_above_9999_are_refused_not_left_out(tiny_sintel, name, is_refused):
+    scene = tiny_sintel / "training/clean/alley"
+    shutil.copy(scene / "frame_0001.png", scene / f"{name}.png")
+    with pytest.raises(BadFile, match=name) if is_refused else nullcontext():
+        sintel.find_pairs(tiny_sintel, pass_name="clean")
 
 
 def test_digits_of_other_scripts_number_no_frame(tiny_sintel):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gma_lib.data.padding import Padding
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.evaluate import insight
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.network.model import GMAConfig

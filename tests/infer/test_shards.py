@@ -18,7 +18,7 @@ from dying import die_at_first
 from openvino import opset13 as operations
 
 from gma_lib.backends import FakeBackend
-from gma_lib.data.sintel import FramePair
+from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer.inference import LEDGER, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards

@@ -12,7 +12,8 @@ import yaml
 from click.testing import CliRunner
 
 from gma_lib.cli import main, train
-from gma_lib.data.sintel import LoadedPair, find_pairs
+from gma_lib.data.pair import LoadedPair
+from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
