@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.data.complete import require_all_bits, require_same_pairs, require_upright
+from gma_lib.data.complete import require_all_bits, require_same_pairs
 from gma_lib.data.padding import Padding
-from gma_lib.data.pair import FramePair
+from gma_lib.data.pair import FramePair, require_upright
 from gma_lib.data.sintel import PASSES, find_pairs, frame_size
 from gma_lib.flow import check_whole, count_flow_bytes, read_image_size, read_photo, write_flow
 from gma_lib.infer.estimator import Estimator
