@@ -19,12 +19,14 @@ from gma_lib.runs import (
     Record,
     hash_file,
     load_record,
+    make_plain,
     write_atomically,
     write_text,
 )
 from gma_lib.runs.leftovers import temporary_folder
 
 SUCCESS = "ATC run success"
+TIMEOUT_S = 7200  # a compilation that takes longer is stopped
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
 # wants. Others keep their name.
 IR_TYPES = {
@@ -42,16 +44,12 @@ class AtcError(RuntimeError):
 
 @dataclass(frozen=True)
 class AtcOptions:
-    """Every flag of ``atc`` that this package passes, with the guide's value as default.
+    """What ``atc`` is told of chip and precision, with the guide's value as default.
 
     Attributes
     ----------
     soc
         The chip; the prefix ``Ascend`` may be there or not.
-    framework
-        5: ONNX.
-    input_format
-        None: not passed, as in the guide (NCHW is atc's default for ONNX).
     precision_mode
         None: not passed, as in the guide; atc then takes ``force_fp16``. Also
         ``allow_mix_precision``, ``must_keep_origin_dtype``, ...
@@ -61,28 +59,12 @@ class AtcOptions:
     keep_dtype
         Lines of keep.cfg: what stays float32. ``OpType::`` and Ascend's name of an operator, or the
         name of a node.
-    op_precision_mode, fusion_switch_file, insert_op_conf
-        Files; None: not passed.
-    output_type
-        ``FP32``, ``FP16``; None: not passed.
-    log
-        ``debug``, ``info``, ``warning``, ``error``; None: not passed.
-    timeout_s
-        A compilation that takes longer is stopped.
     """
 
     soc: str
-    framework: int = 5
-    input_format: str | None = None
     precision_mode: str | None = None
     precision_mode_v2: str | None = None
     keep_dtype: tuple[str, ...] = ("OpType::InstanceNorm",)
-    op_precision_mode: str | None = None
-    fusion_switch_file: str | None = None
-    insert_op_conf: str | None = None
-    output_type: str | None = None
-    log: str | None = None
-    timeout_s: float = 7200
 
     def __post_init__(self) -> None:
         if self.precision_mode and self.precision_mode_v2:
@@ -123,26 +105,20 @@ def build_atc_command(
     ';' needs no quotes.
     """
     shape = ";".join(f"{name}:{','.join(map(str, sides))}" for name, sides in shapes.items())
-    arguments = [
+    modes = {
+        "precision_mode": options.precision_mode,
+        "precision_mode_v2": options.precision_mode_v2,
+    }
+    return [
         "atc",
-        f"--framework={options.framework}",
+        "--framework=5",  # ONNX
         f"--input_shape={shape}",
         f"--output={output}",
         f"--soc_version={to_soc_version(options.soc)}",
+        *([f"--keep_dtype={keep_file}"] if options.keep_dtype else []),
         f"--model={model}",
+        *(f"--{name}={mode}" for name, mode in modes.items() if mode is not None),
     ]
-    if options.keep_dtype:
-        arguments.insert(-1, f"--keep_dtype={keep_file}")
-    names = (
-        "input_format",
-        "precision_mode",
-        "precision_mode_v2",
-        "op_precision_mode",
-        "fusion_switch_file",
-        "insert_op_conf",
-    )
-    given = {name: getattr(options, name) for name in (*names, "output_type", "log")}
-    return arguments + [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def lint_keep(lines: tuple[str, ...], path: Path) -> None:
@@ -224,7 +200,7 @@ def convert_to_om(
         "cann": cann,
         "onnx_sha256": hash_file(source),
         "command": arguments,
-        "options": _lists(asdict(options)),
+        "options": make_plain(asdict(options)),
     }
     known = read_manifest(target)
     if (
@@ -264,7 +240,7 @@ def _compile(
         shutil.copyfile(source, folder / source.name)
         if options.keep_dtype:
             (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
-        text = run_atc(arguments, folder, options.timeout_s, environment, watch)
+        text = run_atc(arguments, folder, environment, watch)
         # some versions append the system and the processor to the name
         made = sorted(folder.glob(f"{target.stem}*.om"))
         if len(made) != 1 or made[0].stat().st_size == 0:
@@ -307,7 +283,6 @@ def is_simulated(om: Path) -> bool:
 def run_atc(
     arguments: list[str],
     folder: Path,
-    timeout_s: float,
     environment: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> str:
@@ -316,7 +291,7 @@ def run_atc(
     """
     try:
         code, text = run_tool(
-            arguments, timeout_s=timeout_s, folder=folder, environment=environment, watch=watch
+            arguments, timeout_s=TIMEOUT_S, folder=folder, environment=environment, watch=watch
         )
     except FileNotFoundError:
         raise AtcError(
@@ -380,10 +355,3 @@ def require_device_memory(
             f"{manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
         )
     return needed
-
-
-def _lists(options: Record) -> Record:
-    """Tuples as lists, as JSON will give them back."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
-    }
