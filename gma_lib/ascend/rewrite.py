@@ -9,7 +9,6 @@ graph keep their types; everything else stays as it is, with a reason.
 """
 
 import hashlib
-import logging
 import math
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from gma_lib.runs.files import put_in_place, write_atomically
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.processes import tie_child
 
-log = logging.getLogger(__name__)
+VENDOR_TIMEOUT_S = 3600
 
 
 def rewrite_file(
@@ -127,7 +126,6 @@ def rewrite_with_vendor_tool(
     python: str = "python3",
     feeds: Feeds | Sequence[Feeds] | None = None,
     sizes: dict[str, int] | None = None,
-    timeout_s: float = 3600,
 ) -> list[str]:
     """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe
     none of it before it is verified; return the branches that no comparison reached.
@@ -143,23 +141,15 @@ def rewrite_with_vendor_tool(
     """
     with temporary_folder() as folder:
         made = folder / "made.onnx"
-        command = [
-            python,
-            "-m",
-            "auto_optimizer",
-            "optimize",
-            str(Path(source).absolute()),
-            str(made),
-            "-k",
-            "4",
-        ]
+        files = [str(Path(source).absolute()), str(made)]
+        command = [python, "-m", "auto_optimizer", "optimize", *files, "-k", "4"]
         try:
             done = subprocess.run(
                 command,
                 capture_output=True,
                 text=True,
                 cwd=folder,
-                timeout=timeout_s,
+                timeout=VENDOR_TIMEOUT_S,
                 **tie_child(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -50,13 +50,10 @@ class AscendOptions:
         What the ``.om`` was made with; read back from its manifest.
     card
         Which card, and the interpreter of its tools.
-    timeout_s
-        For one run over a folder.
     """
 
     precision: str = "float16"
     card: Card = field(default_factory=Card)
-    timeout_s: float = 36000
 
     def require(self) -> None:
         """Raise ValueError for a precision that atc is not told here; the card and its tools are
@@ -110,12 +107,8 @@ class AscendBackend(FolderBackend):
         environment = load_tool_environment(find_toolkit())
         card = self.options.card
         require_chip(self.manifest, environment)
-        self.tool = AisBench(
-            find_ais_python(card.ais_python, environment),
-            card.device or 0,
-            self.options.timeout_s,
-            environment,
-        )
+        python = find_ais_python(card.ais_python, environment)
+        self.tool = AisBench(python, card.device or 0, environment)
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         frames = check_frames(image1, image2, self.shape)
