@@ -77,23 +77,6 @@ class AtcOptions:
             raise ValueError(f"keep_dtype has no effect with {keeps_all.pop()}: give keep_dtype=()")
 
 
-@dataclass(frozen=True)
-class ModelMemory:
-    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and
-    the version it was made for; None where it says nothing.
-    """
-
-    memory_bytes: int | None
-    weight_bytes: int | None
-    soc: str | None
-    atc_version: str | None
-
-    @property
-    def total_bytes(self) -> int | None:
-        """Work space and weights."""
-        return None if self.memory_bytes is None else self.memory_bytes + (self.weight_bytes or 0)
-
-
 def build_atc_command(
     model: str,
     output: str,
@@ -185,7 +168,7 @@ def convert_to_om(
     -------
     dict
         The manifest: ``soc``, ``cann``, ``onnx_sha256``, ``om_sha256``, ``command``, ``options``,
-        ``memory`` and ``simulated``.
+        ``memory_bytes`` and ``simulated``.
 
     Raises
     ------
@@ -215,7 +198,7 @@ def convert_to_om(
     text, memory = _compile(source, target, arguments, options, environment, watch)
     manifest = wanted | {
         "om_sha256": hash_file(target),
-        "memory": asdict(memory),
+        "memory_bytes": memory,
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
     }
@@ -230,7 +213,7 @@ def _compile(
     options: AtcOptions,
     environment: Mapping[str, str] | None,
     watch: Watch | None,
-) -> tuple[str, ModelMemory]:
+) -> tuple[str, int | None]:
     """Run atc and move its model to ``target``; return what atc printed, and the model's memory.
 
     It runs in a folder made for it: atc leaves kernel_meta/ and other files where it runs, and
@@ -309,9 +292,9 @@ def _warnings(text: str) -> list[str]:
     return sorted(set(re.findall(r"\bW\d{5}\b[^\n]*", text)))[:20]
 
 
-def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> ModelMemory:
-    """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not
-    say is None.
+def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> int | None:
+    """Ask ``atc --mode=6`` how many bytes an ``.om`` needs; no card is needed for that. None where
+    it does not say.
     """
     om = Path(om)
     try:
@@ -326,20 +309,15 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
     return parse_memory(text)
 
 
-def parse_memory(text: str) -> ModelMemory:
-    """Read what ``atc --mode=6`` printed."""
-    found = {
-        name: re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text)
-        for name in ("memory_size", "weight_size", "soc_version", "atc_version")
-    }
-    numbers = {
-        name: int(re.sub(r"\D", "", match[1])) if match and re.search(r"\d", match[1]) else None
-        for name, match in found.items()
-    }
-    words = {name: match[1].strip() or None if match else None for name, match in found.items()}
-    return ModelMemory(
-        numbers["memory_size"], numbers["weight_size"], words["soc_version"], words["atc_version"]
+def parse_memory(text: str) -> int | None:
+    """Work space and weights, in bytes, of what ``atc --mode=6`` printed; None where it does not
+    say the work space.
+    """
+    found = (
+        re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text) for name in ("memory_size", "weight_size")
     )
+    work, weights = (re.sub(r"\D", "", match[1]) if match else "" for match in found)
+    return int(work) + int(weights or 0) if work else None
 
 
 def require_device_memory(
@@ -348,7 +326,7 @@ def require_device_memory(
     """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where
     the card has less.
     """
-    needed = ModelMemory(**manifest["memory"]).total_bytes
+    needed: int | None = manifest.get("memory_bytes")  # an older one has none
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
             f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); "

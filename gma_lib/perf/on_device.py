@@ -22,9 +22,11 @@ def measure_on_card(
         try:
             _require_memory(manifest, batch_size, card.device)
         except runs.DoesNotFit as error:
-            needed = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
-            reason = f"not started: {error}"
-            return about | {"status": "out_of_memory", "reason": reason, "predicted_bytes": needed}
+            return about | {
+                "status": "out_of_memory",
+                "reason": f"not started: {error}",
+                "predicted_bytes": manifest["memory_bytes"],
+            }
     elif not card.dry_run:
         return about | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     try:
@@ -44,7 +46,7 @@ def measure_on_card(
             "status": "ok",
             "reason": "",
             "simulated": about["simulated"] or timing.simulated,
-            "predicted_bytes": ascend.atc.ModelMemory(**manifest["memory"]).total_bytes,
+            "predicted_bytes": manifest.get("memory_bytes"),
             "pairs_per_second": timing.throughput,
             "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
             "h2d_ms": timing.h2d_ms,
