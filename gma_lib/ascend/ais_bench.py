@@ -153,15 +153,9 @@ def infer_folders(
 
 
 def time_on_zeros(
-    tool: AisBench,
-    om: Path,
-    *,
-    batch_size: int,
-    loop: int = LOOP,
-    warmup: int = WARMUP,
-    watch: Watch | None = None,
+    tool: AisBench, om: Path, *, batch_size: int, watch: Watch | None = None
 ) -> Timing:
-    """Time pure inference on zeros, ``loop`` calls after ``warmup`` more, as the guide measures.
+    """Time pure inference on zeros, as the guide measures.
 
     ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
     (``gma_lib.runs.progress.log_elapsed``).
@@ -172,29 +166,29 @@ def time_on_zeros(
         command = build_ais_command(
             tool,
             check_path(om, ends=".om"),
-            loop=loop,
-            warmup_count=warmup,
+            loop=LOOP,
+            warmup_count=WARMUP,
             batchsize=batch_size,
             output=folder,
             output_dirname=output.name,
         )
         started = time.time()
         _run(tool, command, batch_size, watch)
-        return read_loop(output, newer_than=started, batch_size=batch_size, loop=loop)
+        return read_loop(output, newer_than=started, batch_size=batch_size)
 
 
-def read_loop(output: Path, *, newer_than: float, batch_size: int, loop: int = LOOP) -> Timing:
+def read_loop(output: Path, *, newer_than: float, batch_size: int) -> Timing:
     """Read the summary of pure inference; AisBenchError where it contradicts itself."""
-    timing = read_summary(find_summary(output, newer_than=newer_than), loop=loop)
+    timing = read_summary(find_summary(output, newer_than=newer_than), loop=LOOP)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
         raise AisBenchError(
             f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its "
             f"throughput says {mean:.4g} ms: not used"
         )
-    if len(timing.compute_ms) != loop:
+    if len(timing.compute_ms) != LOOP:
         raise AisBenchError(
-            f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for"
+            f"the summary holds {len(timing.compute_ms)} times where {LOOP} calls were asked for"
         )
     return timing
 

@@ -143,14 +143,13 @@ class AscendBackend(FolderBackend):
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
 
-    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+    def time_on_zeros(self) -> ais_bench.Timing:
         """Time calls on zeros, as the guide measures."""
         return ais_bench.time_on_zeros(
             self.tool,
             self.path,
             batch_size=self.shape[0],
-            loop=loop,
-            watch=partial(log_elapsed, label=f"ais_bench, {loop} calls"),
+            watch=partial(log_elapsed, label=f"ais_bench, {ais_bench.LOOP} calls"),
         )
 
 
@@ -180,7 +179,7 @@ class DryRunBackend(AscendBackend):
                 )
             yield file.stem, read_tensor(found, (2, *self.shape[2:]))
 
-    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+    def time_on_zeros(self) -> ais_bench.Timing:
         return self.results.timing
 
 

@@ -9,7 +9,7 @@ from gma_lib.perf.summary import summarize
 
 
 def measure_on_card(
-    model_folder: Path, precision: str, batch_size: int, card: ascend.Card, *, loop: int = 100
+    model_folder: Path, precision: str, batch_size: int, card: ascend.Card
 ) -> runs.Record:
     """Measure a model with the tool's own loop on zeros, after a warm-up, and what transfers add;
     return fields of ``perf.json``. Running out of memory is a status.
@@ -31,7 +31,7 @@ def measure_on_card(
         return about | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     try:
         with backends.open_ascend(om, backends.AscendOptions(precision, card)) as backend:
-            timing, manifest = backend.time_on_zeros(loop), backend.manifest
+            timing, manifest = backend.time_on_zeros(), backend.manifest
     except runs.DoesNotFit as error:
         if card.dry_run:
             about["simulated"] = ascend.brought_back.says_simulated(Path(card.dry_run), batch_size)
