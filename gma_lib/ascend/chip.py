@@ -82,13 +82,6 @@ class Card:
             dry_run=dry_run and str(locate_path(dry_run)),
         )
 
-    def __post_init__(self) -> None:
-        if not 0 <= (self.device or 0) <= 255:
-            raise ValueError(
-                f"device is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), "
-                f"not {self.device}"
-            )
-
     def require_made_for(self, soc: str, keep: str | None, precision_mode_v2: str | None) -> None:
         """Raise ValueError unless a model that was made so is this card's: for its chip, if that is
         given, keeping the same in float32, told the precision alike.
