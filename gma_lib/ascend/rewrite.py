@@ -108,12 +108,13 @@ def _read_model(source: Path, name: str, folder: Path) -> ModelProto:
     return model
 
 
-def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
+def rewrite_where_needed(source: Path, target: Path) -> str:
     """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a
     sentence.
     """
     if computes_wide(source):
-        return rewrite_file(source, target, largest_batch=largest_batch).sentence()
+        # a batch of a card's size would need a card's memory to be compared in
+        return rewrite_file(source, target, largest_batch=2).sentence()
     with write_atomically(target) as partial:
         shutil.copyfile(source, partial)
     return "no rewrite needed: the graph computes no int64 and no float64 value."

@@ -37,8 +37,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     """
     if card.dry_run:
         return _take_over(folder, Path(card.dry_run), card)
-    # a batch of a card's size would need a card's memory to be compared in
-    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
+    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx")
     made = compile_for_card(folder, precision, card)
     kept = describe_kept(made["options"]["keep_dtype"]) or "everything"
     changes = (
