@@ -17,9 +17,7 @@ from .kinds import find_backend as find_backend
 from .kinds import load_backend as load_backend
 from .onnxruntime import OnnxRuntimeBackend as OnnxRuntimeBackend
 from .onnxruntime import OnnxRuntimeOptions as OnnxRuntimeOptions
-from .openvino import WHAT_INT8_NEEDS as WHAT_INT8_NEEDS
 from .openvino import OpenVinoBackend as OpenVinoBackend
 from .openvino import OpenVinoOptions as OpenVinoOptions
-from .openvino import list_precisions as list_precisions
 from .torch import TorchBackend as TorchBackend
 from .torch import TorchOptions as TorchOptions
