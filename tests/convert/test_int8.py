@@ -292,9 +292,7 @@ def test_calibration_frames_are_in_both_orders_and_of_scenes_of_their_own():
 
 
 def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, folder):
-    monkeypatch.setattr(
-        "gma_lib.backends.openvino.list_precisions", lambda core, device: ("float32",)
-    )
+    monkeypatch.setattr("gma_lib.backends.openvino.list_precisions", lambda: ("float32",))
     with pytest.raises(
         ValueError,
         match=r"openvino.*int8",
