@@ -3,8 +3,6 @@ from .ascend import AscendOptions as AscendOptions
 from .ascend import open_ascend as open_ascend
 from .base import AlongSequence as AlongSequence
 from .base import Backend as Backend
-from .base import FolderBackend as FolderBackend
-from .base import Options as Options
 from .base import SplitBackend as SplitBackend
 from .base import is_for_sequences as is_for_sequences
 from .cuda import GPUS as GPUS
@@ -12,7 +10,6 @@ from .cuda import CudaBackend as CudaBackend
 from .cuda import CudaOptions as CudaOptions
 from .fake import FakeBackend as FakeBackend
 from .kinds import BACKENDS as BACKENDS
-from .kinds import BackendKind as BackendKind
 from .kinds import find_backend as find_backend
 from .kinds import load_backend as load_backend
 from .onnxruntime import OnnxRuntimeBackend as OnnxRuntimeBackend

@@ -9,5 +9,4 @@ from .sintel import PASSES as PASSES
 from .sintel import FramePair as FramePair
 from .sintel import LoadedPair as LoadedPair
 from .sintel import find_pairs as find_pairs
-from .sintel import find_root as find_root
 from .sintel import load_pairs as load_pairs
