@@ -113,9 +113,9 @@ def folders(tmp_path):
     return made
 
 
-def infer(om, folders, output, python=sys.executable, **more):
+def infer(om, folders, output, python=sys.executable, device=0):
     return ais_bench.infer_folders(
-        AisBench(python, **more),
+        AisBench(python, device),
         om,
         folders,
         output,

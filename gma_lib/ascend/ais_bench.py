@@ -32,6 +32,7 @@ from gma_lib.runs import DoesNotFit, Track, read_whole, reading
 from gma_lib.runs.leftovers import temporary_folder
 
 LOOP, WARMUP = 100, 5  # calls on zeros that are timed, as in the guide, and calls before them
+TIMEOUT_S = 36000  # a run that takes longer is stopped
 
 
 class AisBenchError(RuntimeError):
@@ -48,15 +49,12 @@ class AisBench:
         The interpreter that has it.
     device
         Logic ID of the chip.
-    timeout_s
-        A run that takes longer is stopped.
     environment
         Environment of the process; this one's when None.
     """
 
     python: str = "python3"
     device: int = 0
-    timeout_s: float = 36000
     environment: Mapping[str, str] | None = field(default=None, compare=False)
 
 
@@ -155,15 +153,9 @@ def infer_folders(
 
 
 def time_on_zeros(
-    tool: AisBench,
-    om: Path,
-    *,
-    batch_size: int,
-    loop: int = LOOP,
-    warmup: int = WARMUP,
-    watch: Watch | None = None,
+    tool: AisBench, om: Path, *, batch_size: int, watch: Watch | None = None
 ) -> Timing:
-    """Time pure inference on zeros, ``loop`` calls after ``warmup`` more, as the guide measures.
+    """Time pure inference on zeros, as the guide measures.
 
     ``watch`` is given the seconds so far while the tool works, which says nothing until it ends
     (``gma_lib.runs.progress.log_elapsed``).
@@ -174,29 +166,29 @@ def time_on_zeros(
         command = build_ais_command(
             tool,
             check_path(om, ends=".om"),
-            loop=loop,
-            warmup_count=warmup,
+            loop=LOOP,
+            warmup_count=WARMUP,
             batchsize=batch_size,
             output=folder,
             output_dirname=output.name,
         )
         started = time.time()
         _run(tool, command, batch_size, watch)
-        return read_loop(output, newer_than=started, batch_size=batch_size, loop=loop)
+        return read_loop(output, newer_than=started, batch_size=batch_size)
 
 
-def read_loop(output: Path, *, newer_than: float, batch_size: int, loop: int = LOOP) -> Timing:
+def read_loop(output: Path, *, newer_than: float, batch_size: int) -> Timing:
     """Read the summary of pure inference; AisBenchError where it contradicts itself."""
-    timing = read_summary(find_summary(output, newer_than=newer_than), loop=loop)
+    timing = read_summary(find_summary(output, newer_than=newer_than), loop=LOOP)
     mean = 1000 * batch_size / timing.throughput if timing.throughput > 0 else 0.0
     if not np.isclose(np.mean(timing.compute_ms), mean, rtol=0.01):
         raise AisBenchError(
             f"the summary's times have a mean of {np.mean(timing.compute_ms):.4g} ms, and its "
             f"throughput says {mean:.4g} ms: not used"
         )
-    if len(timing.compute_ms) != loop:
+    if len(timing.compute_ms) != LOOP:
         raise AisBenchError(
-            f"the summary holds {len(timing.compute_ms)} times where {loop} calls were asked for"
+            f"the summary holds {len(timing.compute_ms)} times where {LOOP} calls were asked for"
         )
     return timing
 
@@ -261,10 +253,11 @@ def check_path(path: Path, *, ends: str) -> Path:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _started(tool: AisBench, arguments: list[str], watch: Watch | None = None) -> tuple[int, str]:
+def _run(tool: AisBench, arguments: list[str], batch_size: int, watch: Watch | None) -> None:
+    started = time.time()
     try:
-        return run_tool(
-            arguments, timeout_s=tool.timeout_s, environment=tool.environment, watch=watch
+        code, text = run_tool(
+            arguments, timeout_s=TIMEOUT_S, environment=tool.environment, watch=watch
         )
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         raise AisBenchError(
@@ -272,16 +265,6 @@ def _started(tool: AisBench, arguments: list[str], watch: Watch | None = None) -
         ) from None
     except TimeoutError as error:
         raise AisBenchError(f"ais_bench {error}") from None
-
-
-def _run(
-    tool: AisBench,
-    arguments: list[str],
-    batch_size: int,
-    watch: Watch | None,
-) -> None:
-    started = time.time()
-    code, text = _started(tool, arguments, watch)
     if code != 0:  # every failure to load prints the same; the log has the cause
         told = text + _recent_log(tool.environment, since=started)
         refuse_failure(f"(exit code {code})", told, text, batch_size)

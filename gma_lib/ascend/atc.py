@@ -19,12 +19,14 @@ from gma_lib.runs import (
     Record,
     hash_file,
     load_record,
+    make_plain,
     write_atomically,
     write_text,
 )
 from gma_lib.runs.leftovers import temporary_folder
 
 SUCCESS = "ATC run success"
+TIMEOUT_S = 7200  # a compilation that takes longer is stopped
 # ONNX operator -> the names that Ascend's own representation gives it, which is what keep.cfg
 # wants. Others keep their name.
 IR_TYPES = {
@@ -42,16 +44,12 @@ class AtcError(RuntimeError):
 
 @dataclass(frozen=True)
 class AtcOptions:
-    """Every flag of ``atc`` that this package passes, with the guide's value as default.
+    """What ``atc`` is told of chip and precision, with the guide's value as default.
 
     Attributes
     ----------
     soc
         The chip; the prefix ``Ascend`` may be there or not.
-    framework
-        5: ONNX.
-    input_format
-        None: not passed, as in the guide (NCHW is atc's default for ONNX).
     precision_mode
         None: not passed, as in the guide; atc then takes ``force_fp16``. Also
         ``allow_mix_precision``, ``must_keep_origin_dtype``, ...
@@ -61,28 +59,12 @@ class AtcOptions:
     keep_dtype
         Lines of keep.cfg: what stays float32. ``OpType::`` and Ascend's name of an operator, or the
         name of a node.
-    op_precision_mode, fusion_switch_file, insert_op_conf
-        Files; None: not passed.
-    output_type
-        ``FP32``, ``FP16``; None: not passed.
-    log
-        ``debug``, ``info``, ``warning``, ``error``; None: not passed.
-    timeout_s
-        A compilation that takes longer is stopped.
     """
 
     soc: str
-    framework: int = 5
-    input_format: str | None = None
     precision_mode: str | None = None
     precision_mode_v2: str | None = None
     keep_dtype: tuple[str, ...] = ("OpType::InstanceNorm",)
-    op_precision_mode: str | None = None
-    fusion_switch_file: str | None = None
-    insert_op_conf: str | None = None
-    output_type: str | None = None
-    log: str | None = None
-    timeout_s: float = 7200
 
     def __post_init__(self) -> None:
         if self.precision_mode and self.precision_mode_v2:
@@ -93,23 +75,6 @@ class AtcOptions:
         }
         if keeps_all and self.keep_dtype:
             raise ValueError(f"keep_dtype has no effect with {keeps_all.pop()}: give keep_dtype=()")
-
-
-@dataclass(frozen=True)
-class ModelMemory:
-    """What ``atc --mode=6`` says of an ``.om``: bytes of work space and of weights, the chip and
-    the version it was made for; None where it says nothing.
-    """
-
-    memory_bytes: int | None
-    weight_bytes: int | None
-    soc: str | None
-    atc_version: str | None
-
-    @property
-    def total_bytes(self) -> int | None:
-        """Work space and weights."""
-        return None if self.memory_bytes is None else self.memory_bytes + (self.weight_bytes or 0)
 
 
 def build_atc_command(
@@ -123,26 +88,20 @@ def build_atc_command(
     ';' needs no quotes.
     """
     shape = ";".join(f"{name}:{','.join(map(str, sides))}" for name, sides in shapes.items())
-    arguments = [
+    modes = {
+        "precision_mode": options.precision_mode,
+        "precision_mode_v2": options.precision_mode_v2,
+    }
+    return [
         "atc",
-        f"--framework={options.framework}",
+        "--framework=5",  # ONNX
         f"--input_shape={shape}",
         f"--output={output}",
         f"--soc_version={to_soc_version(options.soc)}",
+        *([f"--keep_dtype={keep_file}"] if options.keep_dtype else []),
         f"--model={model}",
+        *(f"--{name}={mode}" for name, mode in modes.items() if mode is not None),
     ]
-    if options.keep_dtype:
-        arguments.insert(-1, f"--keep_dtype={keep_file}")
-    names = (
-        "input_format",
-        "precision_mode",
-        "precision_mode_v2",
-        "op_precision_mode",
-        "fusion_switch_file",
-        "insert_op_conf",
-    )
-    given = {name: getattr(options, name) for name in (*names, "output_type", "log")}
-    return arguments + [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def lint_keep(lines: tuple[str, ...], path: Path) -> None:
@@ -209,7 +168,7 @@ def convert_to_om(
     -------
     dict
         The manifest: ``soc``, ``cann``, ``onnx_sha256``, ``om_sha256``, ``command``, ``options``,
-        ``memory`` and ``simulated``.
+        ``memory_bytes`` and ``simulated``.
 
     Raises
     ------
@@ -224,7 +183,7 @@ def convert_to_om(
         "cann": cann,
         "onnx_sha256": hash_file(source),
         "command": arguments,
-        "options": _lists(asdict(options)),
+        "options": make_plain(asdict(options)),
     }
     known = read_manifest(target)
     if (
@@ -239,7 +198,7 @@ def convert_to_om(
     text, memory = _compile(source, target, arguments, options, environment, watch)
     manifest = wanted | {
         "om_sha256": hash_file(target),
-        "memory": asdict(memory),
+        "memory_bytes": memory,
         "simulated": is_simulated(target),
         "warnings": _warnings(text),
     }
@@ -254,7 +213,7 @@ def _compile(
     options: AtcOptions,
     environment: Mapping[str, str] | None,
     watch: Watch | None,
-) -> tuple[str, ModelMemory]:
+) -> tuple[str, int | None]:
     """Run atc and move its model to ``target``; return what atc printed, and the model's memory.
 
     It runs in a folder made for it: atc leaves kernel_meta/ and other files where it runs, and
@@ -264,7 +223,7 @@ def _compile(
         shutil.copyfile(source, folder / source.name)
         if options.keep_dtype:
             (folder / "keep.cfg").write_text("".join(f"{line}\n" for line in options.keep_dtype))
-        text = run_atc(arguments, folder, options.timeout_s, environment, watch)
+        text = run_atc(arguments, folder, environment, watch)
         # some versions append the system and the processor to the name
         made = sorted(folder.glob(f"{target.stem}*.om"))
         if len(made) != 1 or made[0].stat().st_size == 0:
@@ -307,7 +266,6 @@ def is_simulated(om: Path) -> bool:
 def run_atc(
     arguments: list[str],
     folder: Path,
-    timeout_s: float,
     environment: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> str:
@@ -316,7 +274,7 @@ def run_atc(
     """
     try:
         code, text = run_tool(
-            arguments, timeout_s=timeout_s, folder=folder, environment=environment, watch=watch
+            arguments, timeout_s=TIMEOUT_S, folder=folder, environment=environment, watch=watch
         )
     except FileNotFoundError:
         raise AtcError(
@@ -334,9 +292,9 @@ def _warnings(text: str) -> list[str]:
     return sorted(set(re.findall(r"\bW\d{5}\b[^\n]*", text)))[:20]
 
 
-def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> ModelMemory:
-    """Ask ``atc --mode=6`` what an ``.om`` needs; no card is needed for that. Whatever it does not
-    say is None.
+def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> int | None:
+    """Ask ``atc --mode=6`` how many bytes an ``.om`` needs; no card is needed for that. None where
+    it does not say.
     """
     om = Path(om)
     try:
@@ -351,20 +309,15 @@ def read_memory(om: Path, environment: Mapping[str, str] | None = None) -> Model
     return parse_memory(text)
 
 
-def parse_memory(text: str) -> ModelMemory:
-    """Read what ``atc --mode=6`` printed."""
-    found = {
-        name: re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text)
-        for name in ("memory_size", "weight_size", "soc_version", "atc_version")
-    }
-    numbers = {
-        name: int(re.sub(r"\D", "", match[1])) if match and re.search(r"\d", match[1]) else None
-        for name, match in found.items()
-    }
-    words = {name: match[1].strip() or None if match else None for name, match in found.items()}
-    return ModelMemory(
-        numbers["memory_size"], numbers["weight_size"], words["soc_version"], words["atc_version"]
+def parse_memory(text: str) -> int | None:
+    """Work space and weights, in bytes, of what ``atc --mode=6`` printed; None where it does not
+    say the work space.
+    """
+    found = (
+        re.search(rf"\b{name}\[([^\]]{{0,100}})\]", text) for name in ("memory_size", "weight_size")
     )
+    work, weights = (re.sub(r"\D", "", match[1]) if match else "" for match in found)
+    return int(work) + int(weights or 0) if work else None
 
 
 def require_device_memory(
@@ -373,17 +326,10 @@ def require_device_memory(
     """The bytes that the model will take on the card, None if unknown; raise ``DoesNotFit`` where
     the card has less.
     """
-    needed = ModelMemory(**manifest["memory"]).total_bytes
+    needed: int | None = manifest.get("memory_bytes")  # an older one has none
     if needed is not None and available_bytes is not None and needed > available_bytes:
         raise DoesNotFit(
             f"batch size {batch_size} needs {needed / 1e9:.1f} GB on the card (atc --mode=6); "
             f"{manifest['soc']} here has {available_bytes / 1e9:.1f} GB"
         )
     return needed
-
-
-def _lists(options: Record) -> Record:
-    """Tuples as lists, as JSON will give them back."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
-    }

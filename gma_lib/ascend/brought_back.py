@@ -4,7 +4,7 @@ that is here.
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -122,7 +122,7 @@ def read_brought_back(folder: Path, batch_size: int) -> BroughtBack:
         | {
             "cann": read_version(folder / cann),
             "om_sha256": om_sha256,
-            "memory": asdict(parse_memory(_read_text(folder / cann / MEMORY))),
+            "memory_bytes": parse_memory(_read_text(folder / cann / MEMORY)),
             "simulated": any(timing.simulated for timing in timings),
             "warnings": [],
             "brought_back": sums,

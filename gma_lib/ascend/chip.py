@@ -1,15 +1,14 @@
 """Which Ascend chip this is, as the tools name it."""
 
-import os
 import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+from gma_lib.ascend.tool import run_briefly
 from gma_lib.runs import Record
 from gma_lib.runs.files import locate_path
-from gma_lib.runs.processes import tie_child
 
 NAME = re.compile(r"(?:Ascend ?)?(?:310|910|950)[A-Za-z0-9_-]*")
 # NPU ID, chip ID, logic ID, perhaps another number, and the name
@@ -81,13 +80,6 @@ class Card:
             **{name: settings[name] for name in names},
             dry_run=dry_run and str(locate_path(dry_run)),
         )
-
-    def __post_init__(self) -> None:
-        if not 0 <= (self.device or 0) <= 255:
-            raise ValueError(
-                f"device is the logic ID of one chip, 0 to 255 (npu-smi info -m shows it), "
-                f"not {self.device}"
-            )
 
     def require_made_for(self, soc: str, keep: str | None, precision_mode_v2: str | None) -> None:
         """Raise ValueError unless a model that was made so is this card's: for its chip, if that is
@@ -192,14 +184,7 @@ def _with_memory(chip: Chip, in_table: list[Chip]) -> Chip:
 def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str | None:
     code = "import acl; print('soc:', acl.get_soc_name())"
     try:
-        done = subprocess.run(
-            [python, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment,
-            **tie_child(),
-        )
+        done = run_briefly([python, "-c", code], environment)
     except (OSError, subprocess.TimeoutExpired):
         return None
     named = re.search(r"^soc: *(\S.*)$", done.stdout, re.M) if done.returncode == 0 else None
@@ -212,14 +197,7 @@ def _soc_of_runtime(python: str, environment: Mapping[str, str] | None) -> str |
 def _npu_smi(arguments: list[str], environment: Mapping[str, str] | None) -> tuple[str, str]:
     """(what it printed, what is wrong); one of them is empty."""
     try:
-        done = subprocess.run(
-            ["npu-smi", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            env=environment or os.environ,
-            **tie_child(),
-        )
+        done = run_briefly(["npu-smi", *arguments], environment)
     except FileNotFoundError:
         return "", "not installed (it comes with the driver)"
     except (OSError, subprocess.TimeoutExpired) as error:

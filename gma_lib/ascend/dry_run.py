@@ -127,7 +127,7 @@ def write_commands(
     shapes = atc.read_input_shapes(source)
     batch_size, _, height, width = shapes["image1"]
     model = target / f"GMA_m_{batch_size}.onnx"
-    rewritten = rewrite_where_needed(source, model, largest_batch=2)
+    rewritten = rewrite_where_needed(source, model)
     soc = to_soc_version(str(card.soc))
     options = choose_options(soc, precision, model, card.keep, card.precision_mode_v2)
     atc.lint_keep(options.keep_dtype, model)

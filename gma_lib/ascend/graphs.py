@@ -106,17 +106,9 @@ def list_bodies(node: NodeProto) -> list[GraphProto]:
 
 def find_captured(node: NodeProto) -> set[str]:
     """Find the names that the bodies of a node may read from outside."""
-    return {
-        name
-        for body in list_bodies(node)
-        for graph in walk_graphs(body)
-        for name in [*list_read(graph), *(value.name for value in graph.output)]
-    }
-
-
-def list_read(graph: GraphProto) -> list[str]:
-    """List what the nodes of a graph read, once for each time."""
-    return [name for node in graph.node for name in node.input if name]
+    graphs = [graph for body in list_bodies(node) for graph in walk_graphs(body)]
+    read = {name for graph in graphs for part in graph.node for name in part.input if name}
+    return read | {value.name for graph in graphs for value in graph.output}
 
 
 def collect_names(graph: GraphProto) -> set[str]:
@@ -126,11 +118,6 @@ def collect_names(graph: GraphProto) -> set[str]:
         names |= {name for node in part.node for name in [node.name, *node.input, *node.output]}
         names |= set(read_value_types(part))
     return names
-
-
-def count_nodes(graph: GraphProto) -> int:
-    """Count the nodes of a graph and its bodies, constants left out."""
-    return sum(node.op_type != "Constant" for part in walk_graphs(graph) for node in part.node)
 
 
 def read_value_types(graph: GraphProto) -> dict[str, int]:

@@ -22,18 +22,15 @@ def is_outside_modules(node: NodeProto) -> bool:
     return "/" not in node.name.strip("/")
 
 
-def is_correlation(node: NodeProto) -> bool:
-    """The products outside the modules: all pairs, and the lookup's. Kept alone they change
-    nothing: the next node rounds their result.
-    """
-    return is_outside_modules(node) and node.op_type == "MatMul"
-
-
 def is_norm_or_coordinate(node: NodeProto) -> bool:
     """What ``gma_lib.perf.half_precision`` finds worth keeping: the distance from float32 flow
     falls fourteenfold.
+
+    Of what is outside the modules not the products, all pairs and the lookup's: kept, they change
+    nothing, because the next node rounds their result.
     """
-    return is_instance_norm(node) or (is_outside_modules(node) and not is_correlation(node))
+    is_product = node.op_type == "MatMul"
+    return is_instance_norm(node) or (is_outside_modules(node) and not is_product)
 
 
 CHOICES: dict[str, Callable[[NodeProto], bool]] = {

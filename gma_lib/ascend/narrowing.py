@@ -20,7 +20,6 @@ from gma_lib.ascend.graphs import (
     UNKNOWN,
     Slot,
     collect_names,
-    count_nodes,
     find_captured,
     find_wide_values,
     list_bodies,
@@ -50,9 +49,7 @@ def narrow_model(
         When the graph is not valid, or of an opset that this onnx does not know.
     """
     source = _normalise(model)
-    report = RewriteReport(
-        nodes_before=count_nodes(source.graph), wide_before=len(find_wide_values(source.graph))
-    )
+    report = RewriteReport(wide_before=len(find_wide_values(source.graph)))
     result = _fold(source)
     opsets = {entry.domain: entry.version for entry in result.opset_import}
     facts = Facts(result, result.graph, {})
@@ -80,7 +77,7 @@ def narrow_model(
     ):
         del kept[:]  # inference fills in shapes that were left open
         kept.extend(declared)
-    report.nodes_after, report.wide_after = count_nodes(result.graph), len(wide)
+    report.wide_after = len(wide)
     report.left = _explain_wide_values(result.graph, opsets, wide)
     return result, report
 

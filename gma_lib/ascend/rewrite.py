@@ -9,7 +9,6 @@ graph keep their types; everything else stays as it is, with a reason.
 """
 
 import hashlib
-import logging
 import math
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from gma_lib.runs.files import put_in_place, write_atomically
 from gma_lib.runs.leftovers import temporary_folder
 from gma_lib.runs.processes import tie_child
 
-log = logging.getLogger(__name__)
+VENDOR_TIMEOUT_S = 3600
 
 
 def rewrite_file(
@@ -109,12 +108,13 @@ def _read_model(source: Path, name: str, folder: Path) -> ModelProto:
     return model
 
 
-def rewrite_where_needed(source: Path, target: Path, *, largest_batch: int | None = None) -> str:
+def rewrite_where_needed(source: Path, target: Path) -> str:
     """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a
     sentence.
     """
     if computes_wide(source):
-        return rewrite_file(source, target, largest_batch=largest_batch).sentence()
+        # a batch of a card's size would need a card's memory to be compared in
+        return rewrite_file(source, target, largest_batch=2).sentence()
     with write_atomically(target) as partial:
         shutil.copyfile(source, partial)
     return "no rewrite needed: the graph computes no int64 and no float64 value."
@@ -127,7 +127,6 @@ def rewrite_with_vendor_tool(
     python: str = "python3",
     feeds: Feeds | Sequence[Feeds] | None = None,
     sizes: dict[str, int] | None = None,
-    timeout_s: float = 3600,
 ) -> list[str]:
     """Ask ``auto_optimizer`` for its KnowledgeTypeCast (``-k 4``, as in the guide), and believe
     none of it before it is verified; return the branches that no comparison reached.
@@ -143,23 +142,15 @@ def rewrite_with_vendor_tool(
     """
     with temporary_folder() as folder:
         made = folder / "made.onnx"
-        command = [
-            python,
-            "-m",
-            "auto_optimizer",
-            "optimize",
-            str(Path(source).absolute()),
-            str(made),
-            "-k",
-            "4",
-        ]
+        files = [str(Path(source).absolute()), str(made)]
+        command = [python, "-m", "auto_optimizer", "optimize", *files, "-k", "4"]
         try:
             done = subprocess.run(
                 command,
                 capture_output=True,
                 text=True,
                 cwd=folder,
-                timeout=timeout_s,
+                timeout=VENDOR_TIMEOUT_S,
                 **tie_child(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:

@@ -70,6 +70,23 @@ def run_tool(
         return process.returncode, printed.read().decode(errors="replace")
 
 
+def run_briefly(
+    command: list[str], environment: Mapping[str, str] | None
+) -> subprocess.CompletedProcess[str]:
+    """Run what answers at once and starts no helpers; raise OSError or TimeoutExpired where it does
+    not.
+    """
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=60,
+        env=environment,
+        **tie_child(),
+    )
+
+
 @contextmanager
 def _process_group() -> Iterator[int]:
     """Yield a process group that is killed when the block ends, or this process, by any signal."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gma_lib.runs.processes import tie_child
+from gma_lib.ascend.tool import run_briefly
 
 ROOT = Path("/usr/local/Ascend")
 # From 8.5 on, up to 8.3, and the two packages that hold the runtime only
@@ -80,17 +80,10 @@ def load_tool_environment(
     if toolkit is None or shutil.which("atc", path=base.get("PATH")):
         return base
     command = ["bash", "-c", 'source "$1" >/dev/null 2>&1; env -0', "set_env", str(toolkit.script)]
-    done = subprocess.run(command, capture_output=True, env=base, timeout=60, **tie_child())
+    done = run_briefly(command, base)
     if done.returncode != 0:
-        raise RuntimeError(
-            f"{toolkit.script} could not be read: "
-            f"{done.stderr.decode(errors='replace').strip()[:200]}"
-        )
-    return dict(
-        line.split("=", 1)
-        for line in done.stdout.decode(errors="replace").split("\0")
-        if "=" in line
-    )
+        raise RuntimeError(f"{toolkit.script} could not be read: {done.stderr.strip()[:200]}")
+    return dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
 
 
 def find_ais_python(named: str | None = None, environment: Mapping[str, str] | None = None) -> str:
@@ -117,10 +110,6 @@ def has_modules(python: str, environment: Mapping[str, str] | None, *names: str)
     """Whether an interpreter runs and has modules, which are not loaded."""
     code = "import sys, importlib.util as u\nfor name in sys.argv[1:]: u.find_spec(name).name"
     try:
-        command = [python, "-c", code, *names]
-        done = subprocess.run(
-            command, capture_output=True, env=environment, timeout=60, **tie_child()
-        )
+        return run_briefly([python, "-c", code, *names], environment).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return done.returncode == 0

@@ -20,8 +20,6 @@ class RewriteReport:
 
     Attributes
     ----------
-    nodes_before, nodes_after
-        Number of nodes, bodies of If, Loop and Scan included.
     casts_added, casts_removed
         Cast nodes put in at borders, and those that had nothing left to convert.
     clamps_moved
@@ -38,8 +36,6 @@ class RewriteReport:
         Branches of If that no comparison could reach.
     """
 
-    nodes_before: int = 0
-    nodes_after: int = 0
     casts_added: int = 0
     casts_removed: int = 0
     clamps_moved: int = 0

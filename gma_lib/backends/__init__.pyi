@@ -3,8 +3,6 @@ from .ascend import AscendOptions as AscendOptions
 from .ascend import open_ascend as open_ascend
 from .base import AlongSequence as AlongSequence
 from .base import Backend as Backend
-from .base import FolderBackend as FolderBackend
-from .base import Options as Options
 from .base import SplitBackend as SplitBackend
 from .base import is_for_sequences as is_for_sequences
 from .cuda import GPUS as GPUS
@@ -12,14 +10,11 @@ from .cuda import CudaBackend as CudaBackend
 from .cuda import CudaOptions as CudaOptions
 from .fake import FakeBackend as FakeBackend
 from .kinds import BACKENDS as BACKENDS
-from .kinds import BackendKind as BackendKind
 from .kinds import find_backend as find_backend
 from .kinds import load_backend as load_backend
 from .onnxruntime import OnnxRuntimeBackend as OnnxRuntimeBackend
 from .onnxruntime import OnnxRuntimeOptions as OnnxRuntimeOptions
-from .openvino import WHAT_INT8_NEEDS as WHAT_INT8_NEEDS
 from .openvino import OpenVinoBackend as OpenVinoBackend
 from .openvino import OpenVinoOptions as OpenVinoOptions
-from .openvino import list_precisions as list_precisions
 from .torch import TorchBackend as TorchBackend
 from .torch import TorchOptions as TorchOptions

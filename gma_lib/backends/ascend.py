@@ -50,13 +50,10 @@ class AscendOptions:
         What the ``.om`` was made with; read back from its manifest.
     card
         Which card, and the interpreter of its tools.
-    timeout_s
-        For one run over a folder.
     """
 
     precision: str = "float16"
     card: Card = field(default_factory=Card)
-    timeout_s: float = 36000
 
     def require(self) -> None:
         """Raise ValueError for a precision that atc is not told here; the card and its tools are
@@ -110,12 +107,8 @@ class AscendBackend(FolderBackend):
         environment = load_tool_environment(find_toolkit())
         card = self.options.card
         require_chip(self.manifest, environment)
-        self.tool = AisBench(
-            find_ais_python(card.ais_python, environment),
-            card.device or 0,
-            self.options.timeout_s,
-            environment,
-        )
+        python = find_ais_python(card.ais_python, environment)
+        self.tool = AisBench(python, card.device or 0, environment)
 
     def predict(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         frames = check_frames(image1, image2, self.shape)
@@ -150,14 +143,13 @@ class AscendBackend(FolderBackend):
             for stem, file in files.items():
                 yield stem, read_tensor(file, (2, height, width))
 
-    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+    def time_on_zeros(self) -> ais_bench.Timing:
         """Time calls on zeros, as the guide measures."""
         return ais_bench.time_on_zeros(
             self.tool,
             self.path,
             batch_size=self.shape[0],
-            loop=loop,
-            watch=partial(log_elapsed, label=f"ais_bench, {loop} calls"),
+            watch=partial(log_elapsed, label=f"ais_bench, {ais_bench.LOOP} calls"),
         )
 
 
@@ -187,7 +179,7 @@ class DryRunBackend(AscendBackend):
                 )
             yield file.stem, read_tensor(found, (2, *self.shape[2:]))
 
-    def time_on_zeros(self, loop: int) -> ais_bench.Timing:
+    def time_on_zeros(self) -> ais_bench.Timing:
         return self.results.timing
 
 

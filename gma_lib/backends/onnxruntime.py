@@ -25,15 +25,11 @@ class OnnxRuntimeOptions:
         precision is known how to set; never replaced by another one.
     threads
         None takes every core.
-    cache
-        Keep optimised models next to the model, where the next start finds them; on the
-        CPU only.
     """
 
     precision: str = "float32"
     provider: str = CPU
     threads: int | None = None
-    cache: bool = True
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
@@ -71,8 +67,7 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
     def _load(self, path: Path) -> onnxruntime.InferenceSession:
         """Load on the provider that was asked for, and on no other."""
         provider = self.options.provider
-        cached = self.options.cache and provider == CPU
-        session = self._load_optimised(path) if cached else self._open(path)
+        session = self._load_optimised(path) if provider == CPU else self._open(path)
         if session.get_providers()[0] != provider:
             raise RuntimeError(
                 f"{provider} was asked for, and {session.get_providers()[0]} would run"
@@ -109,7 +104,9 @@ class OnnxRuntimeBackend(FileBackend[onnxruntime.InferenceSession]):
         return {"precision_mode": PRECISION_NAMES["cann"][self.options.precision]}
 
     def _load_optimised(self, path: Path) -> onnxruntime.InferenceSession:
-        """Load the model as this version optimised it for this processor, on its first start."""
+        """Load the model as this version optimised it for this processor, on its first start, and
+        kept it next to the model.
+        """
         made_from = {"runtime": onnxruntime.__version__, "processor": identify_processor()}
         folder = open_compiled(
             path,

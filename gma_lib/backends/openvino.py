@@ -16,15 +16,16 @@ from gma_lib.runs import (
     refuse_precision,
 )
 
+DEVICE = "CPU"
 WHAT_INT8_NEEDS = (
     "int8 needs a processor with bfloat16 for what lies between the convolutions; without, float32 "
     "would run there"
 )
 
 
-def list_precisions(core: openvino.Core, device: str) -> tuple[str, ...]:
-    """List the precisions that this device computes in itself."""
-    found = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+def list_precisions() -> tuple[str, ...]:
+    """List the precisions that this processor computes in itself."""
+    found = openvino.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
     names = PRECISION_NAMES["openvino_device"]
     return tuple(precision for precision, name in names.items() if name in found) + (
         ("int8",) if {"BF16", "INT8"} <= set(found) else ()
@@ -39,25 +40,17 @@ class OpenVinoOptions:
     ----------
     precision
         Always passed on: left alone, OpenVINO computes in bfloat16 wherever the processor can.
-    device
-        ``CPU``, ``GPU``, ...
     threads
         None takes every core.
-    cache
-        Keep compiled models next to the model, where the next start finds them.
     """
 
     precision: str = "float32"
-    device: str = "CPU"
     threads: int | None = None
-    cache: bool = True
 
     def require(self) -> None:
         """Raise ValueError where this machine cannot compute so; needs no model."""
-        why = WHAT_INT8_NEEDS if self.precision == "int8" else f"the {self.device} has no other"
-        refuse_precision(
-            "openvino", self.precision, list_precisions(openvino.Core(), self.device), why
-        )
+        why = WHAT_INT8_NEEDS if self.precision == "int8" else "the processor has no other"
+        refuse_precision("openvino", self.precision, list_precisions(), why)
 
 
 class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
@@ -78,7 +71,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         # Read, not compiled: along a sequence, only its parts compute
         self.shape = tuple(self._core.read_model(whole).input("image1").shape)
         self.at_once = self.shape[0]
-        self.device = self._core.get_property(self.options.device, "FULL_DEVICE_NAME")
+        self.device = self._core.get_property(DEVICE, "FULL_DEVICE_NAME")
         self.precision = self.options.precision  # or nothing is loaded
 
     def _load(self, path: Path) -> openvino.CompiledModel:
@@ -92,22 +85,20 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         return compiled
 
     def _compile(self, path: Path) -> openvino.CompiledModel:
-        device, settings = self.options.device, self._settings(path)
-        able = self._core.get_property(device, "OPTIMIZATION_CAPABILITIES")
-        if not self.options.cache or "EXPORT_IMPORT" not in able:
-            return self._core.compile_model(str(path), device, settings)
+        """Compile for this processor, or load what an earlier start has kept next to the model."""
+        settings = self._settings(path)
 
         def compile_into(folder: Path) -> None:
-            compiled = self._core.compile_model(str(path), device, settings)
+            compiled = self._core.compile_model(str(path), DEVICE, settings)
             (folder / "model.blob").write_bytes(compiled.export_model().getvalue())
 
         made_from = settings | {
             "runtime": openvino.get_version(),
             "processor": identify_processor(),
-            "device": self._core.get_property(device, "FULL_DEVICE_NAME"),
+            "device": self.device,
         }
         blob = open_compiled(path, made_from, compile_into) / "model.blob"
-        return self._core.import_model(blob.read_bytes(), device, settings)
+        return self._core.import_model(blob.read_bytes(), DEVICE, settings)
 
     def _settings(self, path: Path) -> Record:
         return {
@@ -124,9 +115,8 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         The frames are those of as many pairs as are computed at once.
         """
         settings = self._settings(self.path) | {"PERF_COUNT": True}
-        request = self._core.compile_model(
-            str(self.path), self.options.device, settings
-        ).create_infer_request()
+        compiled = self._core.compile_model(str(self.path), DEVICE, settings)
+        request = compiled.create_infer_request()
         request.infer([image1, image2])
         times: dict[str, list[float]] = {}
         for _ in range(rounds):

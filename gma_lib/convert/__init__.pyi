@@ -7,7 +7,6 @@ from .conversion import convert as convert
 from .conversion import export_model as export_model
 from .conversion import prepare_model as prepare_model
 from .conversion import read_spec as read_spec
-from .converted import Conversion as Conversion
 from .int8 import CALIBRATION_PAIRS as CALIBRATION_PAIRS
 from .int8 import quantize_models as quantize_models
 from .to_ascend import convert_to_ascend as convert_to_ascend

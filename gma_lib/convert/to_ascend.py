@@ -18,15 +18,9 @@ from gma_lib.ascend import (
     refuse_impossible,
     rewrite_where_needed,
 )
+from gma_lib.backends import AscendOptions
 from gma_lib.convert.converted import Conversion
-from gma_lib.runs import (
-    PRECISION_NAMES,
-    Record,
-    hash_file,
-    log_elapsed,
-    refuse_precision,
-    shorten_path,
-)
+from gma_lib.runs import Record, hash_file, log_elapsed, shorten_path
 
 
 def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
@@ -37,8 +31,7 @@ def convert_to_ascend(folder: Path, precision: str, card: Card) -> Conversion:
     """
     if card.dry_run:
         return _take_over(folder, Path(card.dry_run), card)
-    # a batch of a card's size would need a card's memory to be compared in
-    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx", largest_batch=2)
+    rewritten = rewrite_where_needed(folder / "gma.onnx", folder / "gma_atc.onnx")
     made = compile_for_card(folder, precision, card)
     kept = describe_kept(made["options"]["keep_dtype"]) or "everything"
     changes = (
@@ -80,12 +73,7 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
     DoesNotFit
         When ``atc --mode=6`` says that the model needs more memory than the card has.
     """
-    refuse_precision(
-        "ascend",
-        precision,
-        tuple(PRECISION_NAMES["atc"]),
-        "atc's precision modes are mapped for these",
-    )
+    AscendOptions(precision).require()
     toolkit = find_toolkit()
     environment = load_tool_environment(toolkit)
     python = card.ais_python or "python3"

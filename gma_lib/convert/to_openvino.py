@@ -19,8 +19,7 @@ def convert_to_openvino(folder: Path, precision: str, at_once: int) -> Conversio
     """Write ``gma.xml``, ``gma.bin`` and their parts; int8 takes minutes to calibrate."""
     rounded = ""
     if precision == "int8":
-        possible = backends.list_precisions(openvino.Core(), "CPU")
-        runs.refuse_precision("openvino", "int8", possible, backends.WHAT_INT8_NEEDS)
+        backends.OpenVinoOptions(precision).require()
     # as bytes, because the tool takes a path apart at commas
     models = {
         source: openvino.convert_model(BytesIO(source.read_bytes()))

@@ -7,5 +7,4 @@ from .pair import LoadedPair as LoadedPair
 from .rendering import Motion as Motion
 from .sintel import PASSES as PASSES
 from .sintel import find_pairs as find_pairs
-from .sintel import find_root as find_root
 from .sintel import load_pairs as load_pairs

@@ -12,7 +12,6 @@ from .files import read_flow_file as read_flow_file
 from .files import write_flow as write_flow
 from .files import write_flow_file as write_flow_file
 from .images import check_picture_suffix as check_picture_suffix
-from .images import read_frame as read_frame
 from .images import read_image_size as read_image_size
 from .images import read_mask as read_mask
 from .images import read_photo as read_photo

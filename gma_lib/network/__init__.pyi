@@ -3,7 +3,6 @@ from .bundled import find_bundled as find_bundled
 from .bundled import identify_safetensors as identify_safetensors
 from .bundled import require_bundled as require_bundled
 from .checkpoints import Checkpoint as Checkpoint
-from .checkpoints import list_checkpoints as list_checkpoints
 from .checkpoints import load_checkpoint as load_checkpoint
 from .checkpoints import load_model as load_model
 from .checkpoints import save_checkpoint as save_checkpoint

@@ -9,7 +9,7 @@ from gma_lib.perf.summary import summarize
 
 
 def measure_on_card(
-    model_folder: Path, precision: str, batch_size: int, card: ascend.Card, *, loop: int = 100
+    model_folder: Path, precision: str, batch_size: int, card: ascend.Card
 ) -> runs.Record:
     """Measure a model with the tool's own loop on zeros, after a warm-up, and what transfers add;
     return fields of ``perf.json``. Running out of memory is a status.
@@ -22,14 +22,16 @@ def measure_on_card(
         try:
             _require_memory(manifest, batch_size, card.device)
         except runs.DoesNotFit as error:
-            needed = ascend.atc.ModelMemory(**manifest["memory"]).total_bytes
-            reason = f"not started: {error}"
-            return about | {"status": "out_of_memory", "reason": reason, "predicted_bytes": needed}
+            return about | {
+                "status": "out_of_memory",
+                "reason": f"not started: {error}",
+                "predicted_bytes": manifest["memory_bytes"],
+            }
     elif not card.dry_run:
         return about | {"status": "failed", "reason": "there is no gma.om: run 03_convert first"}
     try:
         with backends.open_ascend(om, backends.AscendOptions(precision, card)) as backend:
-            timing, manifest = backend.time_on_zeros(loop), backend.manifest
+            timing, manifest = backend.time_on_zeros(), backend.manifest
     except runs.DoesNotFit as error:
         if card.dry_run:
             about["simulated"] = ascend.brought_back.says_simulated(Path(card.dry_run), batch_size)
@@ -44,7 +46,7 @@ def measure_on_card(
             "status": "ok",
             "reason": "",
             "simulated": about["simulated"] or timing.simulated,
-            "predicted_bytes": ascend.atc.ModelMemory(**manifest["memory"]).total_bytes,
+            "predicted_bytes": manifest.get("memory_bytes"),
             "pairs_per_second": timing.throughput,
             "pairs_per_second_with_transfers": 1000 * batch_size / with_transfers,
             "h2d_ms": timing.h2d_ms,

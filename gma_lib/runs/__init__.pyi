@@ -23,7 +23,6 @@ from .machine import has_bf16 as has_bf16
 from .machine import identify_processor as identify_processor
 from .machine import is_bfloat16_fast as is_bfloat16_fast
 from .precisions import PRECISION_NAMES as PRECISION_NAMES
-from .precisions import PRECISIONS_V2 as PRECISIONS_V2
 from .precisions import read_back_precision as read_back_precision
 from .precisions import refuse_precision as refuse_precision
 from .processes import end_with_parent as end_with_parent

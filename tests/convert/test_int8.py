@@ -55,7 +55,7 @@ def folder(tmp_path_factory, trained):
     export.export_whole(to_deploy_form(model), place / "gma.onnx", **size)
     export.export_split(to_deploy_form(model), place, **size)
     with pytest.MonkeyPatch.context() as patch:  # made anywhere; where it may run is asked again
-        patch.setattr("gma_lib.backends.list_precisions", lambda *_: ("float32", "int8"))
+        patch.setattr("gma_lib.backends.openvino.list_precisions", lambda: ("float32", "int8"))
         conversion = convert("openvino", place, checkpoint="gma-procedural", precision="int8")
     assert "8-bit integers" in conversion.changes
     return place
@@ -298,8 +298,7 @@ def test_int8_is_refused_where_float32_would_run_around_it(monkeypatch, tmp_path
     onnx.save(onnx.helper.make_model(graph), tmp_path / "gma.onnx")
 
     def allow(*precisions):
-        for place in ("gma_lib.backends.openvino", "gma_lib.backends"):
-            monkeypatch.setattr(f"{place}.list_precisions", lambda core, device: precisions)
+        monkeypatch.setattr("gma_lib.backends.openvino.list_precisions", lambda: precisions)
 
     allow("float32", "int8")
     OpenVinoOptions(precision="int8").require()
