@@ -32,6 +32,7 @@ from gma_lib.pipeline.stages import STAGES, locate_stage
 from gma_lib.pipeline.stamps import read_statuses
 from gma_lib.report.pages import notebook_to_html
 from gma_lib.runs.files import hash_file
+from gma_lib.runs.machine import has_bf16
 from gma_lib.runs.progress import show_messages
 from gma_lib.runs.records import Record, read_json, write_json
 
@@ -352,6 +353,8 @@ def change(settings: Record) -> str:
 def list_settings() -> Iterator[Case]:
     prepare()
     for settings in SETTINGS:
+        if settings.get("precision") == "bfloat16" and not has_bf16():
+            continue  # it would be refused
         name = ", ".join(f"{name} {value}" for name, value in settings.items())
         yield f"all {name}", lambda settings=settings: change(settings)
 
