@@ -10,7 +10,7 @@ import torch
 
 from gma_lib import runs
 from gma_lib.cli.options import PATH, PATH_TEXT, locate_weights
-from gma_lib.training.config import load_config, load_recipe
+from gma_lib.training.config import load_config, load_recipe, warn_of_slow_bfloat16
 from gma_lib.training.model_card import score_held_out, write_card
 from gma_lib.training.recipe import run_recipe, shorten_recipe
 from gma_lib.training.trainer import train
@@ -72,8 +72,10 @@ def train_weights(
             raise click.UsageError("--resume continues a run and --weights starts one: give one")
         if short:
             raise click.UsageError("--short belongs to --recipe")
-        folder = out or runs.PROJECT / "outputs" / "training"
-        train(load_config(config), folder, resume=resume, weights=weights, device=device)
+        folder, settings = out or runs.PROJECT / "outputs" / "training", load_config(config)
+        if not resume:  # which keeps its settings
+            warn_of_slow_bfloat16(settings, device)
+        train(settings, folder, resume=resume, weights=weights, device=device)
     if recipe:
         if resume or weights:
             raise click.UsageError("a recipe goes on by itself and says what it starts from")

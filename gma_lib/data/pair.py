@@ -119,7 +119,9 @@ class FramePair:
         return None if self.invalid is None else self._read("invalid", read_mask)
 
     def _read(self, kind: str, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-        """Read a file that is upright, and what the index says until it has been read."""
+        """Read a file; refuse one that a tag turns, and one that is not the indexed one before and
+        after.
+        """
         path: Path = getattr(self, kind)
         before = _identify(path)
         if self.sha256.get(kind, "") not in ("", before and hash_file(path)):
@@ -128,7 +130,8 @@ class FramePair:
             require_upright(path)
         content = read(path)
         if _identify(path) != before:
-            raise ValueError(f"{path} changed while it was read: run 01_data again")
+            do = "run 01_data again" if self.sha256 else "start again"
+            raise ValueError(f"{path} changed while it was read: {do}")
         return content
 
 

@@ -132,8 +132,8 @@ def _list_numbered(folder: Path, suffix: str) -> dict[int, Path]:
     for path in _list_folder(folder):
         if match := re.fullmatch(rf"frame_([0-9]{{4,}})\.{suffix}", path.name, re.IGNORECASE):
             if len(match[1]) > 4:
-                found, do = "a number of more than four digits", "Start another scene before it"
-                raise BadFile(path, found, "a number up to 9999", do)
+                do = "Start another scene" if int(match[1]) > 9999 else "Name it with four digits"
+                raise BadFile(path, "a number of more than four digits", "up to 9999", do)
             other = numbered.setdefault(int(match[1]), path)
             if other != path:
                 raise BadFile(path, f"the same frame as {other.name}", "one", "Remove one of them")

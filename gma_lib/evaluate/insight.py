@@ -76,6 +76,9 @@ def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) ->
     """
     import torch
 
+    from gma_lib.backends.torch import refuse_less_than_float32  # which imports PyTorch
+
+    refuse_less_than_float32()
     padding = Padding.for_size(*frame1.shape[1:])
     image1, image2 = (torch.from_numpy(padding.pad(frame)[None]) for frame in (frame1, frame2))
     silent = copy.deepcopy(model)

@@ -86,7 +86,7 @@ def require_sources(
 def find_comparable(run: Run) -> dict[Run, Record]:
     """Find the other batch sizes of a run that have to have the same flow: made from the same
     frames and weights with the same settings, and unchanged since; each with its flow (pair ->
-    SHA-256). Files that its folder holds beside are of earlier settings.
+    SHA-256). Other files in its folder are of earlier settings.
     """
     if not (mine := _identify_flow(run)):
         return {}

@@ -212,11 +212,19 @@ def compute_alike(
     traceback where the worker was started.
     """
     try:
+        _require_loaded_code(platform.node())
         _require_alike(describe_software(), software, platform.node())
         return compute(shard, sent)
     except (Lacking, OSError, ValueError) as error:
         error.add_note(format_exc())
         return error
+
+
+def _require_loaded_code(worker: str) -> None:
+    try:
+        require_loaded_code()
+    except RuntimeError as error:
+        raise ValueError(f"on the worker {worker}, {error}") from error
 
 
 def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
@@ -231,7 +239,6 @@ def _require_alike(theirs: Record, mine: Record, worker: str) -> None:
 @cache
 def describe_software() -> Record:
     """What decides numbers: versions of this package, of its code and of libraries; processor."""
-    require_loaded_code()
     code = {str(path.relative_to(PACKAGE)): hash_file(path) for path in PACKAGE.rglob("*.py")}
     own = {"gma_lib": gma_lib.__version__, "the code of gma_lib": hash_value(code)[:12]}
     return own | find_versions() | {"the processor": identify_processor()}

@@ -61,7 +61,7 @@ def require_loaded_code() -> None:
     """Raise RuntimeError where a file of this package holds other code than this process has
     loaded from it: a record would name a commit that did not make it.
     """
-    for path in LOADED.sources:
+    for path in [*LOADED.sources]:  # another thread may import
         with suppress(OSError):  # looked for, and not there
             _require_same_code(path, path.read_bytes())
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,8 +173,8 @@ def find_memory() -> int:
 
 
 def find_versions(names: Iterable[str] = VERSIONED) -> dict[str, str]:
-    """Versions of those packages that are there, by default those that decide numbers: those that
-    this process has loaded, which may since have been replaced.
+    """Versions of those packages that are installed, by default of those that decide numbers. Of a
+    package that this process has loaded, the loaded version: its files may have been replaced.
     """
     versions = {name: _find_version(name) for name in names}
     return {name: version for name, version in versions.items() if version}
@@ -187,15 +187,16 @@ def _find_version(name: str) -> str | None:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
         installed = None
-    if (
-        not installed and not loaded and find_spec(module)
-    ):  # of another distribution, such as onnxruntime-gpu
-        others = metadata.packages_distributions().get(module, ())
-        installed = next(filter(None, map(metadata.version, others)), None)
+    # another distribution may hold the module, as onnxruntime-gpu holds onnxruntime
+    if not installed and not loaded and find_spec(module):
+        installed = "unknown"
+        with suppress(OSError):  # metadata that an interrupted installation has left
+            others = metadata.packages_distributions().get(module, ())
+            installed = next(filter(None, map(metadata.version, others)), installed)
     # one of them may say more of the same version: 5.0.0.93 and 5.0.0, 2026.4.1 and 2026.4.1-22982
     if loaded and installed:
         short, long = sorted((loaded, installed), key=len)
-        if re.match(rf"{re.escape(short)}(?!\d)", long):
+        if re.match(rf"{re.escape(short)}(?!\d|\.?(?:a|b|rc|dev|post)\d)", long):
             return installed
     return loaded or installed
 

@@ -196,8 +196,8 @@ def warn_of_slow_bfloat16(config: TrainingConfig, device: str) -> None:
     uses_bfloat16 = config.precision == "bfloat16" or config.optimiser == "muon"
     if device == "cpu" and uses_bfloat16 and not runs.is_bfloat16_fast():
         logger.warning(
-            "this processor computes bfloat16 more slowly than float32: precision float32 and "
-            "optimiser adamw are faster here (muon, too, computes in bfloat16)"
+            "this processor computes bfloat16 more slowly than float32: in the configuration, "
+            "precision: float32 and optimiser: adamw are faster (muon, too, computes in bfloat16)"
         )
 
 

@@ -27,7 +27,7 @@ from gma_lib.backends.torch import refuse_less_than_float32
 from gma_lib.flow import pool_scores
 from gma_lib.network.checkpoints import MOST_BYTES, decode_tensors
 from gma_lib.runs.processes import lock_path
-from gma_lib.training.config import Phase, TrainingConfig, name_differences, warn_of_slow_bfloat16
+from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import (
@@ -294,7 +294,6 @@ def train(
         if not resume:
             raise
         logger.warning(f"validation scores textures and outlines that this run learns: {error}")
-    warn_of_slow_bfloat16(config, device)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:

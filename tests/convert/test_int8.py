@@ -54,7 +54,7 @@ def folder(tmp_path_factory, trained):
     size = {"height": 128, "width": 160, "batch_size": 2, "checkpoint": checkpoint}
     export.export_whole(to_deploy_form(model), place / "gma.onnx", **size)
     export.export_split(to_deploy_form(model), place, **size)
-    with pytest.MonkeyPatch.context() as patch:  # made anywhere; where it may run is asked again
+    with pytest.MonkeyPatch.context() as patch:  # int8 models can be made on any processor
         patch.setattr("gma_lib.backends.openvino.list_precisions", lambda: ("float32", "int8"))
         conversion = convert("openvino", place, checkpoint="gma-procedural", precision="int8")
     assert "8-bit integers" in conversion.changes

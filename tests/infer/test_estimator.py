@@ -450,3 +450,20 @@ def test_prepared_models_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert estimator.cache_folder() == tmp_path / ".cache" / "gma"
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "is_fast", "is_told"),
+    [
+        ("torch", "bfloat16", False, True),
+        ("torch", "float32", False, False),
+        ("torch", "bfloat16", True, False),
+    ],
+)
+def test_a_precision_that_is_slower_here_is_told_of(
+    monkeypatch, backend, precision, is_fast, is_told
+):
+    said = []
+    monkeypatch.setattr("gma_lib.infer.estimator.is_bfloat16_fast", lambda: is_fast)
+    Estimator("seeded", backend=backend, precision=precision, say=said.append)
+    assert any(precision in sentence for sentence in said) == is_told

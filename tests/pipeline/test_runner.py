@@ -404,6 +404,19 @@ def test_a_stage_holds_the_lock_of_every_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_kernels_are_those_of_this_environment(tmp_path, monkeypatch):
+    """A path of other kernels comes before it, and so does the library that they import."""
+    seen = []
+    monkeypatch.setattr(
+        papermill, "execute_notebook", lambda *_, **__: seen.append(os.environ.get("JUPYTER_PATH"))
+    )
+    monkeypatch.setenv("JUPYTER_PATH", "/of/another/site")
+    command = ["reproduce", "--profile=tiny", "--until=01_data", f"--set=outputs={tmp_path}"]
+    gma(*command, exit_code=1)  # as no notebook ran
+    assert seen == [None]
+
+
+@pytest.mark.slow
 def test_no_loopback_is_a_sentence_at_once(tmp_path):
     """A network namespace of its own, whose loopback is down."""
     tool = shutil.which("unshare")

@@ -1,6 +1,7 @@
 """Workers of every kind: what they are refused for, and what happens when they die."""
 
 import os
+import platform
 import re
 import socket
 import time
@@ -77,6 +78,19 @@ def test_other_software_is_refused_by_both_names():
         assert isinstance(refused, ValueError)
         said = rf"{package} is {here.get(package)} on .*, and {version} here"
         assert re.match(said, str(refused))
+
+
+def test_a_worker_whose_code_has_changed_is_named(monkeypatch):
+    here = clusters.describe_software()
+
+    def refuse():
+        raise RuntimeError("a.py changed after this process had loaded it")
+
+    monkeypatch.setattr(clusters, "require_loaded_code", refuse)
+    refused = compute_alike(here, name, 3, {})
+    assert isinstance(refused, ValueError)
+    assert platform.node() in str(refused)
+    assert "a.py" in str(refused)
 
 
 def test_another_file_of_the_package_is_other_software(tmp_path, monkeypatch):

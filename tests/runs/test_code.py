@@ -79,13 +79,17 @@ text = file.read_text()
 assert old in text
 from gma_lib.infer.means import describe_means
 from gma_lib.runs import open_sealed
+from gma_lib.pipeline.chain import write_record
 from gma_lib.runs.code import require_loaded_code
+from gma_lib.runs.run import Run
 def make(name):
     open_sealed(Path(name).resolve(), {}, lambda folder: (folder / "a").touch(), with_code=True)
 make("before")
 file.write_text(text.replace(old, new))
 import gma_lib.flow.warm_start
-for compare in (lambda: make("after"), describe_means, require_loaded_code):
+run = Run(Path("outputs").resolve(), "tiny", "openvino", "float32", 1, "one")
+write = lambda: write_record(run, "05_evaluate", {}, {})
+for compare in (lambda: make("after"), describe_means, require_loaded_code, write):
     try:
         compare()
         print("done")
@@ -118,6 +122,6 @@ def test_code_that_an_open_process_has_not_loaded_is_not_vouched_for(
         text=True,
     )
     found = re.findall(r"^(?:done$|gma_lib/[\w/]+\.py\b)", done.stdout, re.M)
-    assert found == [f"gma_lib/{file}" if refused else "done"] * 3, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 3
+    assert found == [f"gma_lib/{file}" if refused else "done"] * 4, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 4
     assert (tmp_path / "after").exists() is not refused

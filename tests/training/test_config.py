@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import yaml
 
+from gma_lib import runs
 from gma_lib.runs.files import PROJECT
-from gma_lib.training.config import Part, load_config, parse_config
+from gma_lib.training.config import Part, load_config, parse_config, warn_of_slow_bfloat16
 
 
 def test_the_shipped_configuration_is_fine():
@@ -111,3 +112,23 @@ def test_the_learning_rate_rises_and_falls_within_each_phase(config):
     assert rates[:100] == rates[100:]
     assert rates[0] < rates[4]
     assert rates[99] == pytest.approx(phase.final_learning_rate, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimiser", "device", "is_fast", "is_told"),
+    [
+        ("bfloat16", "adamw", "cpu", False, True),
+        ("float32", "muon", "cpu", False, True),
+        ("float32", "adamw", "cpu", False, False),
+        ("bfloat16", "muon", "cpu", True, False),
+        ("bfloat16", "muon", "cuda", False, False),
+    ],
+)
+def test_a_processor_with_slow_bfloat16_is_told_of(
+    config, monkeypatch, caplog, precision, optimiser, device, is_fast, is_told
+):
+    """A step takes many times as long where bfloat16 is emulated."""
+    monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
+    changed = dataclasses.replace(config, precision=precision, optimiser=optimiser)
+    warn_of_slow_bfloat16(changed, device)
+    assert any("bfloat16" in record.message for record in caplog.records) == is_told

@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-from gma_lib import runs
 from gma_lib.network.checkpoints import make_seeded_weights
 from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.runs.processes import lock_path
@@ -312,26 +311,6 @@ def test_a_damaged_checkpoint_is_not_resumed(spoil, config, tmp_path):
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(BadFile, match=r"checkpoint\.pt"):
         run.resume(path)
-
-
-@pytest.mark.parametrize(
-    ("precision", "optimiser", "is_fast", "is_told"),
-    [
-        ("bfloat16", "adamw", False, True),
-        ("float32", "muon", False, True),
-        ("float32", "adamw", False, False),
-        ("bfloat16", "muon", True, False),
-    ],
-)
-def test_a_processor_with_slow_bfloat16_is_told_of(
-    config, tmp_path, monkeypatch, caplog, precision, optimiser, is_fast, is_told
-):
-    """A step takes many times as long where bfloat16 is emulated."""
-    monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
-    monkeypatch.setattr(trainer, "_train_on", lambda *_: None)
-    changed = dataclasses.replace(config, precision=precision, optimiser=optimiser)
-    train(changed, tmp_path / "out")
-    assert any("bfloat16" in record.message for record in caplog.records) == is_told
 
 
 @pytest.mark.parametrize("seed", [HELD_OUT_SEED, HELD_OUT_SEED + 1])

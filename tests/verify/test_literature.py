@@ -72,7 +72,9 @@ def test_what_is_missing_is_a_sentence_before_any_work(tiny_sintel, tmp_path):
 def test_pairs_without_ground_truth_are_missed_before_any_work(tmp_path, monkeypatch, scored):
     started = []
     monkeypatch.setattr(verification, "VERIFIED", str(tmp_path / "outputs"))
-    monkeypatch.setattr(verification, "run_stages", lambda *_, **__: started.append(1) or ["died"])
+    monkeypatch.setattr(
+        verification, "run_stages", lambda runs, **_: started.extend(runs) or ["died"]
+    )
     training, weights = tmp_path / "sintel" / "training", tmp_path / "authors.pth"
     weights.touch()
     counts = {training / name: PAIRS_IN_TRAINING_SPLIT + 1 for name in PASSES}
@@ -85,6 +87,9 @@ def test_pairs_without_ground_truth_are_missed_before_any_work(tmp_path, monkeyp
     given = ["--sintel", training.parent, "--checkpoint", weights]
     printed = gma("verify", "--profile", "sintel", *given, exit_code=138 if whole else 1)
     assert bool(started) == whole
+    for parameters in started:  # whatever params/ say
+        assert parameters["passes"] == list(PASSES)
+        assert (parameters["split"], parameters["scenes"]) == ("training", None)
     assert whole or f"{scored} of them" in printed
     if whole:  # the numbers at 32 updates leave out what masks say is invalid
         require_all_pairs(str(training.parent), 6)
