@@ -19,6 +19,7 @@ from gma_lib.data import FramePair, Padding
 from gma_lib.flow.metrics import endpoint_error, leaves_frame
 from gma_lib.network.sizes import STRIDE
 from gma_lib.runs import Record
+from gma_lib.runs.precisions import require_strict_float32
 
 LIKE = 1.0  # px; cells whose true motion differs by less move alike
 
@@ -76,9 +77,7 @@ def look_inside(model: "network.GMA", frame1: np.ndarray, frame2: np.ndarray) ->
     """
     import torch
 
-    from gma_lib.backends.torch import refuse_less_than_float32  # which imports PyTorch
-
-    refuse_less_than_float32()
+    require_strict_float32()
     padding = Padding.for_size(*frame1.shape[1:])
     image1, image2 = (torch.from_numpy(padding.pad(frame)[None]) for frame in (frame1, frame2))
     silent = copy.deepcopy(model)
