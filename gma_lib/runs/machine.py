@@ -187,18 +187,23 @@ def _find_version(name: str) -> str | None:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
         installed = None
-    # another distribution may hold the module, as onnxruntime-gpu holds onnxruntime
     if not installed and not loaded and find_spec(module):
-        installed = "unknown"
-        with suppress(OSError):  # metadata that an interrupted installation has left
-            others = metadata.packages_distributions().get(module, ())
-            installed = next(filter(None, map(metadata.version, others)), installed)
+        installed = _find_version_by_files(module)
     # one of them may say more of the same version: 5.0.0.93 and 5.0.0, 2026.4.1 and 2026.4.1-22982
     if loaded and installed:
         short, long = sorted((loaded, installed), key=len)
         if re.match(rf"{re.escape(short)}(?!\d|\.?(?:a|b|rc|dev|post)\d)", long):
             return installed
     return loaded or installed
+
+
+def _find_version_by_files(module: str) -> str:
+    """Version of whatever distribution holds a module, as onnxruntime-gpu holds onnxruntime."""
+    for one in metadata.distributions():
+        with suppress(OSError):  # of what an interrupted installation has left
+            if any(file.parts[0] == module for file in one.files or ()):
+                return one.version
+    return "unknown"
 
 
 def locate_machine_lock() -> Path:

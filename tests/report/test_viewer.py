@@ -137,7 +137,7 @@ def test_a_page_of_updates_is_below_5_mb_whatever_its_flow(run, tmp_path):
     truth = np.zeros_like(flows[0])
     write_flow(tmp_path / "noise.flo", truth)
     files = tmp_path / "noise.png", tmp_path / "noise.png", tmp_path / "noise.flo"
-    pair = sintel.FramePair("clean", "noise", 1, *files)
+    pair = FramePair("clean", "noise", 1, *files)
     examined = Examined(pair, frame, truth, None, inside)
     page = viewer.write_update_viewer(run, examined)
     (found,) = read_pairs(page)

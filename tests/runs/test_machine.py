@@ -115,12 +115,14 @@ def test_a_library_may_be_of_another_distribution(tmp_path, monkeypatch):
     other = tmp_path / "fast_library_gpu-3.2.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Name: fast-library-gpu\nVersion: 3.2\n")
-    (other / "top_level.txt").write_text("fast_library\n")
+    (other / "RECORD").write_text("fast_library/__init__.py,,\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert machine.find_versions(["fast_library"]) == {"fast_library": "3.2"}
     broken = tmp_path / "fast_library-3.1.dist-info"
     broken.mkdir()
-    assert machine.find_versions(["fast_library"])["fast_library"] in ("3.2", "unknown")
+    assert machine.find_versions(["fast_library"]) == {"fast_library": "3.2"}
+    (other / "RECORD").unlink()
+    assert machine.find_versions(["fast_library"]) == {"fast_library": "unknown"}
 
 
 def test_versions_name_what_is_installed():
