@@ -410,7 +410,7 @@ def test_kernels_are_those_of_this_environment(tmp_path, monkeypatch):
     monkeypatch.setattr(
         papermill, "execute_notebook", lambda *_, **__: seen.append(os.environ.get("JUPYTER_PATH"))
     )
-    monkeypatch.setenv("JUPYTER_PATH", "/of/another/site")
+    monkeypatch.setattr(os, "environ", os.environ | {"JUPYTER_PATH": "/of/another/site"})
     command = ["reproduce", "--profile=tiny", "--until=01_data", f"--set=outputs={tmp_path}"]
     gma(*command, exit_code=1)  # as no notebook ran
     assert seen == [None]

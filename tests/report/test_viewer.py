@@ -10,6 +10,7 @@ import pytest
 
 from gma_lib.data import sintel
 from gma_lib.data.padding import Padding
+from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.insight import Examined, Inside
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame
