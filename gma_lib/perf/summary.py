@@ -154,7 +154,7 @@ def _tabulate_memory(perf: runs.Record) -> list[Row]:
 
 def advise_run(backend: str, exported: runs.Record) -> str:
     """As ``advise`` for a run whose backend, weights and updates (``export.json``) are those that
-    were measured; else say that the cost is not known.
+    were measured, with what this processor lacks; else say that the cost is not known.
     """
     if not PRECISION_RESULTS.is_file():
         return advise()
@@ -165,7 +165,9 @@ def advise_run(backend: str, exported: runs.Record) -> str:
             f"Not measured: {_name_measured(found)} was; 03 and 05 show what a precision costs in "
             "this run."
         )
-    return advise()
+    if not runs.has_bf16():
+        return f"Not on this processor, but with AVX-512 BF16 or AMX: {advise()}"
+    return advise() if runs.is_bfloat16_fast() else f"bfloat16 is slower here; {advise()}"
 
 
 def advise(results: Path = PRECISION_RESULTS) -> str:

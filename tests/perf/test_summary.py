@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from gma_lib import network
+from gma_lib import network, runs
 from gma_lib.perf.summary import (
     advise,
     advise_run,
@@ -68,6 +68,17 @@ def test_advice_is_not_given_for_what_was_not_measured():
         assert "Not measured" in advise_run(backend, exported)
     for other in ({"num_updates": 12}, {"checkpoint": {"sha256": "of seeded weights"}}):
         assert "Not measured" in advise_run("openvino", exported | other)
+
+
+@pytest.mark.parametrize(("has", "is_fast"), [(True, True), (True, False), (False, False)])
+def test_advice_tells_what_this_processor_lacks(monkeypatch, has, is_fast):
+    bundled = {"sha256": network.load_checkpoint("gma-procedural").sha256}
+    monkeypatch.setattr(runs, "has_bf16", lambda: has)
+    monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
+    advice = advise_run("openvino", {"num_updates": 6, "checkpoint": bundled})
+    assert advice.endswith(advise())
+    assert (advice == advise()) == is_fast
+    assert ("AMX" in advice) != has
 
 
 def test_parts_are_shares_of_the_median_call():
