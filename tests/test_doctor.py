@@ -76,16 +76,19 @@ def test_what_only_notebooks_need_may_be_absent(check):
     assert "gma-lib[notebooks]" in detail
 
 
-def test_a_version_that_is_not_the_locked_one_is_named(check, tmp_path):
+def test_a_version_that_is_not_the_locked_one_is_named(check, tmp_path, monkeypatch):
+    (tmp_path / "broken_package-1.0.dist-info").mkdir()  # as an interrupted installation leaves it
+    monkeypatch.syspath_prepend(tmp_path)
     lock = tmp_path / "lock"
     lock.write_text(
         "# of a tool\nclick==0.1 \\\n    --hash=sha256:1\nabsent-package==1.0\n"
+        "broken-package==1.0\n"
         f"pytest=={pytest.__version__}\nabsent-there==1.0 ; sys_platform == 'none'\n"
     )
     found = check(exit_code=1, LOCK=lock)
     assert found["click"][0] == "differs"
     assert "==0.1 in requirements.lock" in found["click"][1]
-    assert found["absent-package"][0] == "NOT OK"
+    assert found["absent-package"][0] == found["broken-package"][0] == "NOT OK"
     assert not {"pytest", "absent-there"} & set(found)
 
 

@@ -4,6 +4,7 @@ import importlib
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -84,9 +85,10 @@ def _differences_from_lock() -> Iterator[Finding]:
         if wanted.marker and not wanted.marker.evaluate():
             continue
         locked = f"{wanted.specifier}"
-        try:
+        found = None
+        with suppress(metadata.PackageNotFoundError, OSError):
             found = metadata.version(wanted.name)
-        except metadata.PackageNotFoundError:
+        if not found:  # nor of what an interrupted installation has left
             if runs.IN_CHECKOUT:
                 remedy = f"not installed; requirements.lock has {locked}"
                 yield Finding("NOT OK", wanted.name, remedy)

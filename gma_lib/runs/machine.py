@@ -185,7 +185,7 @@ def _find_version(name: str) -> str | None:
     loaded = getattr(sys.modules.get(module), "__version__", None)
     try:
         installed = metadata.version(name)
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, OSError):  # the latter of an interrupted installation
         installed = None
     if not installed and not loaded and find_spec(module):
         installed = _find_version_by_files(module)
