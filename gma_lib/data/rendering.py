@@ -152,14 +152,14 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _draw_leaves(rng: np.random.Generator, grain: float) -> np.ndarray:
     """Overlapping discs of many sizes (dead leaves), each of one brightness, with some noise."""
-    y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE].astype(np.float32)
+    sides = np.arange(TEXTURE_SIDE, dtype=np.float32)
     values = np.full((TEXTURE_SIDE, TEXTURE_SIDE), 0.5, np.float32)
     for _ in range(260):
         radius = grain * rng.uniform(0.4, 1) / rng.uniform(0.25, 1)
         middle = rng.uniform(0, TEXTURE_SIDE, 2)
-        dx = (x - middle[0] + TEXTURE_SIDE / 2) % TEXTURE_SIDE - TEXTURE_SIDE / 2
-        dy = (y - middle[1] + TEXTURE_SIDE / 2) % TEXTURE_SIDE - TEXTURE_SIDE / 2
-        values[dx**2 + dy**2 < radius**2] = rng.uniform(0, 1)
+        away = (sides - middle[:, None] + TEXTURE_SIDE / 2) % TEXTURE_SIDE - TEXTURE_SIDE / 2
+        dx, dy = np.square(away)
+        values[dx + dy[:, None] < radius**2] = rng.uniform(0, 1)
     return _smooth(0.85 * values + 0.15 * _spectral_noise(rng, grain / 4))
 
 
