@@ -171,7 +171,9 @@ def collect(outputs: Path) -> runs.Record:
             "epe": {name: metrics[name]["all"]["epe"] for name in PASSES},
             "px1": {name: metrics[name]["all"]["px1"] for name in PASSES},
             "distance": {
-                name: max(made["deviation"][name] for made, _, _ in found.values())
+                name: max(
+                    one[name] for made, _, _ in found.values() for one in made["compared"].values()
+                )
                 for name in ("mean", "max")
             },
             "peak_rss_bytes": {

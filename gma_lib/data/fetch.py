@@ -100,14 +100,14 @@ def fetch_sintel(
                 if is_last:
                     raise
                 logger.warning("%s Fetching it again.", error)
-        _require_whole(root, archive)
+        _require_whole(root, archive, track)
         known = _read_note(note)
         if archive.is_file() and "sha256" not in known:
             write_text(note, json.dumps(known | {"sha256": hash_file(archive)}))
     return root
 
 
-def _require_whole(root: Path, archive: Path) -> None:
+def _require_whole(root: Path, archive: Path, track: Track) -> None:
     """Raise BadFile for a data set that lacks frames of its archive or, without one, pairs."""
     if not (root / "training").is_dir() or not any((root / "training").glob("*/*/frame_*")):
         raise BadFile(root, "holds no frames", "MPI Sintel", f"Remove it and {archive}")
@@ -116,7 +116,8 @@ def _require_whole(root: Path, archive: Path) -> None:
         with reading(archive, "a zip file of MPI Sintel", f"Remove it, or {root} as well"):
             entries = zipfile.ZipFile(archive).infolist()
         needed = [one for one in entries if one.filename.startswith(("training/", "test/"))]
-        lacking = [one for one in needed if not _has_size(root / one.filename, one)]
+        checked = track(needed, label=f"checking {root.name}", unit="file")
+        lacking = [one for one in checked if not _is_there(root / one.filename, one)]
         if lacking:
             found = f"lacks, or has changed, {len(lacking)} of {len(needed)} files, such as "
             found += lacking[0].filename

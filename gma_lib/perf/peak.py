@@ -94,6 +94,7 @@ def _make_torch_product(
         return None
     if device == "cuda" and not torch.cuda.is_available():
         return None
+    torch.backends.cuda.matmul.allow_tf32 = False  # as where the model runs, whatever was set
     left, right = (
         torch.from_numpy(matrix).to(device, getattr(torch, precision)) for matrix in (a, b)
     )

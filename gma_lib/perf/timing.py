@@ -38,6 +38,7 @@ FEWEST_ROUNDS = 3
 # Of Python, C++, C++ on Windows; PyTorch, ONNX Runtime and the system begin in different words.
 OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "bad allocation", "allocate memory")
 NOT_LOADED = "allocate memory in static TLS block"  # of a library, however much memory there is
+VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _measure_in_process(task: Task) -> Record:
     computes_on = find_backend(task.backend).computes_on
     peak_before = measure_peak(task.precision, computes_on)
     limit = 600 + 30 * task.budget_s
+    kills_before = _count_memory_kills()
     with temporary_folder() as folder:
         answer = folder / "answer.json"
         task_and_answer = [json.dumps(asdict(task)), str(answer)]
@@ -129,21 +131,39 @@ def _measure_in_process(task: Task) -> Record:
         except subprocess.TimeoutExpired:
             return {"status": "failed", "reason": f"no answer after {limit:.0f} s"}
         if not answer.is_file():
-            return _explain_failure(done)
+            new_kills = kills_before is None or _count_memory_kills() != kills_before
+            return _explain_failure(done, for_memory=new_kills)
         measured: Record = json.loads(answer.read_text(encoding="utf-8"))
     peaks = (peak_before, measure_peak(task.precision, computes_on))
     share = _compute_share(task, measured["pairs_per_second"], *peaks)
     return {"status": "ok", "reason": ""} | measured | share
 
 
-def _explain_failure(done: subprocess.CompletedProcess[str]) -> Record:
-    """Status and reason of a process that has left no answer."""
+def _explain_failure(done: subprocess.CompletedProcess[str], *, for_memory: bool) -> Record:
+    """Status and reason of a process that has left no answer.
+
+    Parameters
+    ----------
+    for_memory
+        Whether the system may have killed it for its memory, if it was killed.
+    """
+    said = done.stderr.replace(NOT_LOADED, "")
+    out_of_memory = any(words in said for words in OUT_OF_MEMORY)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
     if done.returncode == -9:
-        reason = "the system killed the measurement, most likely for its memory"
-    said = done.stderr.replace(NOT_LOADED, "")
-    out_of_memory = done.returncode == -9 or any(words in said for words in OUT_OF_MEMORY)
+        out_of_memory = for_memory
+        who = "the system" if for_memory else "another program"
+        why = "most likely for its memory" if for_memory else "run 06_perf again"
+        reason = f"{who} killed the measurement: {why}"
     return {"status": "out_of_memory" if out_of_memory else "failed", "reason": reason}
+
+
+def _count_memory_kills() -> int | None:
+    """How many processes Linux has killed for their memory since it started; None elsewhere."""
+    with suppress(OSError, StopIteration):
+        lines = VMSTAT.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
+    return None
 
 
 def _compute_share(

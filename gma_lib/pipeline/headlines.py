@@ -16,14 +16,16 @@ def _of_data(record: Record) -> str:
     return f"{len(record['pairs'])} pairs of {record['width']}x{record['height']} px"
 
 
-def _of_deviation(record: Record) -> str:
-    largest = max(found["max"] for found in record["deviation"].values())
-    return f"at most {largest:.1e} px from PyTorch"
+def _of_export(record: Record) -> str:
+    return _tell_farthest(record["deviation"])
 
 
 def _of_conversion(record: Record) -> str:
-    how_far = f"at most {record['deviation']['max']:.1e} px from PyTorch"
-    return f"{record['backend']} in {record['precision']}, {how_far}"
+    return f"{record['backend']} in {record['precision']}, {_tell_farthest(record['compared'])}"
+
+
+def _tell_farthest(compared: Record) -> str:
+    return f"at most {max(found['max'] for found in compared.values()):.1e} px from PyTorch"
 
 
 def _of_inference(record: Record) -> str:
@@ -57,7 +59,7 @@ def _of_inside(record: Record) -> str:
 
 _HEADLINES: dict[str, Callable[[Record], str]] = {
     "01_data": _of_data,
-    "02_export": _of_deviation,
+    "02_export": _of_export,
     "03_convert": _of_conversion,
     "04_infer": _of_inference,
     "05_evaluate": _of_scores,

@@ -51,10 +51,10 @@ def _list_frames(parameters: Record) -> list[Path]:
 
 
 def _list_weights(parameters: Record) -> list[Path]:
-    """The weights: a file of the user, or bundled ones with their card."""
-    name = parameters["checkpoint"]
-    bundled = [RESOURCES / "weights" / f"{name}{suffix}" for suffix in (".safetensors", ".json")]
-    return [locate_path(name), *bundled]
+    """The weights, a file of the user or bundled, with their card."""
+    given = locate_path(parameters["checkpoint"])
+    bundled = RESOURCES / "weights" / f"{parameters['checkpoint']}.safetensors"
+    return [path for one in (given, bundled) for path in (one, one.with_suffix(".json"))]
 
 
 def _list_for_conversion(parameters: Record) -> list[Path]:

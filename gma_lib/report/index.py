@@ -295,7 +295,7 @@ def _percent(share: float | None) -> str:
 def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> Record:
     perf, scores = records.perf, select_passes(records.metrics)
     everything = [scores.get(name, {}).get("all", {}) for name in passes]
-    deviation = records.convert.get("deviation") or {}
+    compared = records.convert.get("compared", {}).values()  # also the parts, which 04 may run
     status, kind = _overall(statuses)
     return {
         "run": records.label,
@@ -315,7 +315,9 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
         "memory": _number(peak / 1e9 if (peak := find_peak_memory(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
         "caution": bool(perf.get("caution")),
-        "deviation": f"{deviation['mean']:.1e} / {deviation['max']:.1e}" if deviation else "",
+        "deviation": " / ".join(
+            f"{max(found[name] for found in compared):.1e}" for name in ("mean", "max") if compared
+        ),
     }
 
 

@@ -51,7 +51,9 @@ def find_commit() -> str | None:
         return None
     # None is no answer: a damaged index, a wrong setting, a disk too slow
     state = {b"": "", None: "+unknown"}
-    return commit + state.get(ask_git("status", "--porcelain"), "+changes")
+    return commit + state.get(
+        ask_git("status", "--porcelain", "--untracked-files=normal"), "+changes"
+    )
 
 
 def ask_git(*arguments: str) -> bytes | None:

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import re
 import sys
 from collections import Counter
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ SCHEMA = 3
 SEAL = "record_sha256"
 DEEPEST = 20  # levels of a YAML file
 LONGEST_YAML = 50_000  # characters, which take about a second
+DECIMAL = re.compile(r"[-+]?((0|[1-9]\d*)|(\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\.(inf|nan))", re.I)
 Record = dict[str, Any]  # a JSON object
 
 
@@ -135,20 +137,25 @@ def parse_yaml(text: str) -> object:
                 raise ValueError(f"aliases (*name), or more than {DEEPEST} levels")
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        _require_names_once(node)
+        _require_clear(node)
         return node and loader.construct_document(node)
     except Exception as error:  # its constructors raise anything
         raise ValueError(f"not readable YAML: {' '.join(str(error).split())[:200]}") from error
 
 
-def _require_names_once(node: object) -> None:
-    """Raise ValueError where a mapping of a YAML text holds a name twice."""
+def _require_clear(node: object) -> None:
+    """Raise ValueError where a mapping of a YAML text holds a name twice, or a number is another
+    one than it looks, as 012 is ten and 1:30 is ninety.
+    """
+    is_number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
+    if is_number and not DECIMAL.fullmatch(node.value):
+        raise ValueError(f"{node.value!a} is not a decimal number; put quotes around a text")
     inside = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
         _require_unique([(str(name.value), None) for name, _ in inside])
         inside = [one for pair in inside for one in pair]
     for one in inside:
-        _require_names_once(one)
+        _require_clear(one)
 
 
 def trace_provenance() -> Record:

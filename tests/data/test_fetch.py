@@ -419,9 +419,10 @@ def test_a_folder_that_lacks_files_of_its_archive_is_not_the_data_set(serve, tmp
     root = fetch.fetch_sintel(tmp_path, urls=urls)
     (root / "README.txt").write_bytes(b"read")  # a user's own business
     assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA
-    (root / FRAME).write_bytes(DATA[:-1])
-    with pytest.raises(BadFile, match=FRAME):
-        fetch.fetch_sintel(tmp_path, urls=urls)
+    for damaged in (DATA[:-1], DATA[:-1] + bytes([DATA[-1] ^ 1])):
+        (root / FRAME).write_bytes(damaged)
+        with pytest.raises(BadFile, match=FRAME):
+            fetch.fetch_sintel(tmp_path, urls=urls)
     assert len(asked) == 1
     shutil.rmtree(root)
     assert read(fetch.fetch_sintel(tmp_path, urls=urls)) == DATA

@@ -113,20 +113,35 @@ def test_a_measurement_holds_the_lock_of_every_run(tmp_path, monkeypatch):
 )
 def test_memory_that_is_refused_is_out_of_memory_in_every_library_s_words(said, status):
     done = subprocess.CompletedProcess([], 1, "", f"Traceback\n{said}\n")
-    assert timing._explain_failure(done)["status"] == status
+    assert timing._explain_failure(done, for_memory=True)["status"] == status
 
 
-def test_a_killed_measurement_is_out_of_memory(model_folder, tmp_path, small_peak, monkeypatch):
-    """The kernel's way of ending a process that takes too much."""
-    monkeypatch.setattr(timing.sys, "executable", str(_suicidal(tmp_path)))
+@pytest.mark.parametrize(
+    ("before", "counts", "status"),
+    [
+        ("oom_kill 3", "oom_kill 4", "out_of_memory"),
+        ("oom_kill 3", "oom_kill 3", "failed"),
+        ("", "", "out_of_memory"),
+    ],
+    ids=["by Linux", "by someone", "no count"],
+)
+def test_a_killed_measurement_is_out_of_memory_where_linux_counts_it(
+    before, counts, status, model_folder, tmp_path, small_peak, monkeypatch
+):
+    """Linux ends a process that takes too much by the signal that anyone may send."""
+    vmstat = tmp_path / "vmstat"
+    vmstat.write_text(f"nr_free_pages 9\n{before}\n")
+    monkeypatch.setattr(timing, "VMSTAT", vmstat)
+    killed = _write_suicidal(tmp_path, f"echo '{counts}' > {vmstat}")
+    monkeypatch.setattr(timing.sys, "executable", str(killed))
     found = timing.measure(task(model_folder))
-    assert found["status"] == "out_of_memory"
+    assert found["status"] == status
     assert "killed" in found["reason"]
 
 
-def _suicidal(folder: Path) -> Path:
+def _write_suicidal(folder: Path, first: str) -> Path:
     script = folder / "dies"
-    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.write_text(f"#!/bin/sh\n{first}\nkill -9 $$\n")
     script.chmod(0o755)
     return script
 

@@ -94,7 +94,17 @@ def test_what_a_stage_consumes(finished, monkeypatch, tmp_path):
     weights.write_bytes(b"1")
     one = consumed("02_export", checkpoint=str(weights))
     weights.write_bytes(b"2")
-    assert consumed("02_export", checkpoint=str(weights)) != one
+    other = consumed("02_export", checkpoint=str(weights))
+    weights.with_suffix(".json").write_text("{}")  # their card, whose note the pages show
+    assert (
+        len(
+            {
+                hash_value(found)
+                for found in (one, other, consumed("02_export", checkpoint=str(weights)))
+            }
+        )
+        == 3
+    )
     frame = tmp_path / "sintel/training/clean/cave/frame_0001.png"
     data = {"sintel_root": str(tmp_path / "sintel"), "split": "training", "passes": ["clean"]}
     empty = consumed("01_data", **data)

@@ -126,6 +126,9 @@ def test_headlines_say_of_how_many_and_with_which_caution():
     inferred = {"summary": {"pairs": 3, "reused": 0}, "subset": "a declared subset: 3 of 9 pairs"}
     assert "3 of 9 pairs" in describe_result("04_infer", inferred)
     assert "9 pairs" not in describe_result("04_infer", inferred | {"subset": None})
+    distances = {"together": {"max": 0.5}, "in parts": {"max": 2.25}}
+    converted = {"backend": "openvino", "precision": "int8", "compared": distances}
+    assert "2.2e+00 px" in describe_result("03_convert", converted | {"deviation": {"max": 0.5}})
     perf = {"pairs_per_second": 0.77, "caution": "the machine was busy"}
     assert "busy" in describe_result("06_perf", perf)
     for stage, record in (("06_perf", perf), ("05_evaluate", {"clean": clean})):

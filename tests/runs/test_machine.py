@@ -162,6 +162,11 @@ def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(tmp_path, mo
     assert commit.isalnum()
     (tmp_path / "a.py").write_text("changed = 1")
     assert machine.find_commit() == f"{commit}+changes"
+    (tmp_path / "a.py").write_text("")
+    assert machine.find_commit() == commit
+    (tmp_path / "b.py").touch()
+    subprocess.run([*git, "config", "status.showUntrackedFiles", "no"], check=True)
+    assert machine.find_commit() == f"{commit}+changes"
     (tmp_path / ".git/index").write_bytes(b"damaged")
     assert machine.find_commit() == f"{commit}+unknown"
 

@@ -119,6 +119,11 @@ def test_provenance_is_a_sentence():
         "a" * 60_000,
         "a: 1\nb: 2\na: 3",
         "a: {b: 1, b: 1}",
+        "a: 012",
+        "a: [0x10]",
+        "a: 1_0",
+        "a: 1:30",
+        "a: 0b11",
     ],
 )
 def test_yaml_that_cannot_be_read_is_a_value_error(text):
@@ -126,6 +131,7 @@ def test_yaml_that_cannot_be_read_is_a_value_error(text):
         records.parse_yaml(text)
     assert records.parse_yaml("a: [[[1]]]") == {"a": [[[1]]]}
     assert records.parse_yaml("a: [1, 2.5, null]\nb: x") == {"a": [1, 2.5, None], "b": "x"}
+    assert records.parse_yaml("[0, -1, .5, 5., 1.0e-4, '012']") == [0, -1, 0.5, 5.0, 1e-4, "012"]
 
 
 @pytest.mark.parametrize("loaded", [True, False])
