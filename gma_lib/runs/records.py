@@ -147,9 +147,10 @@ def _require_clear(node: object) -> None:
     """Raise ValueError where a mapping of a YAML text holds a name twice, or a number is another
     one than it looks, as 012 is ten and 1:30 is ninety.
     """
-    is_number = isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float"))
-    if is_number and not DECIMAL.fullmatch(node.value):
-        raise ValueError(f"{node.value!a} is not a decimal number; put quotes around a text")
+    if isinstance(node, yaml.ScalarNode):
+        is_number = node.tag.endswith((":int", ":float"))
+        if is_number and not DECIMAL.fullmatch(node.value):
+            raise ValueError(f"{node.value!a} is not a decimal number; put quotes around a text")
     inside = node.value if isinstance(node, yaml.CollectionNode) else []
     if isinstance(node, yaml.MappingNode):
         _require_unique([(str(name.value), None) for name, _ in inside])
