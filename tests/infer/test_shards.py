@@ -17,9 +17,10 @@ import pytest
 from dying import die_at_first
 from openvino import opset13 as operations
 
-from gma_lib.backends import FakeBackend
+from gma_lib.backends import FakeBackend, OpenVinoBackend
 from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import score_folder
+from gma_lib.infer import shards
 from gma_lib.infer.inference import LEDGER, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
 from gma_lib.runs import pool
@@ -146,6 +147,20 @@ def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
         with pytest.raises(ValueError, match=r"gma_refine\.bin has SHA-256"):
             infer(pairs, changed, tmp_path / "flow", **more)
     assert not (tmp_path / "flow").exists()
+
+
+def test_this_process_computes_on_no_other_device_either(pairs, model, tmp_path, monkeypatch):
+    """A call that was resumed on another GPU went on under the key of the first."""
+    opened, load = [], shards.load_backend
+    monkeypatch.setattr(
+        shards, "load_backend", lambda *a, **b: opened.append(load(*a, **b)) or opened[-1]
+    )
+    monkeypatch.setattr(OpenVinoBackend, "close", lambda backend: opened.remove(backend))
+    other = dataclasses.replace(model, device="Another CPU")
+    with pytest.raises(ValueError, match=r"on Another CPU in 03_convert: .*run 03_convert again"):
+        infer(pairs, other, tmp_path / "flow", batch_size=1, key="k")
+    assert not (tmp_path / "flow").exists()
+    assert not opened
 
 
 @contextmanager
