@@ -21,7 +21,7 @@ from gma_lib.backends import FakeBackend, OpenVinoBackend
 from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer import shards
-from gma_lib.infer.inference import LEDGER, infer, read_hashes
+from gma_lib.infer.inference import LEDGER, StoredFlow, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
 from gma_lib.runs import pool
 from gma_lib.runs.clusters import open_cluster
@@ -103,7 +103,8 @@ def compute(pairs, model, folder, executor=None):
     summary = infer(pairs, model, folder, batch_size=1, key="k", executor=executor)
     written = read_hashes(folder)
     assert len((folder / LEDGER).read_text().split()) == 6 * len(pairs)  # words of an entry
-    return written, repr(score_folder(pairs, folder, written=written, executor=executor)), summary
+    scores = score_folder(pairs, StoredFlow(folder, written), executor=executor)
+    return written, repr(scores), summary
 
 
 class Dying(Executor):
