@@ -1,7 +1,5 @@
 """From pairs of frames to flow files: streamed, in batches of a fixed size, resumable."""
 
-import os
-import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +31,7 @@ from gma_lib.runs.clusters import compute_shards
 from gma_lib.runs.digests import read_recorded
 from gma_lib.runs.ledger import NAME as LEDGER
 from gma_lib.runs.ledger import Ledger
-from gma_lib.runs.leftovers import temporary_folder
+from gma_lib.runs.leftovers import name_process, temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
 
 
@@ -279,7 +277,7 @@ def _predict_batches(
         _check_flow(flow, images1, batch)
         ended = tell_time()
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
-            yield Computed(pair, pair_flow, seconds, _name_process(), begun, ended)
+            yield Computed(pair, pair_flow, seconds, name_process(), begun, ended)
         begun = tell_time()
 
 
@@ -318,7 +316,7 @@ def _predict_folders(
         ):
             pair, seconds = numbered[number], time.monotonic() - before
             cut = Padding.for_size(*read_image_size(pair.image1)).unpad(flow)
-            yield Computed(pair, cut, seconds, _name_process(), begun, tell_time())
+            yield Computed(pair, cut, seconds, name_process(), begun, tell_time())
             begun, before = tell_time(), time.monotonic()
 
 
@@ -328,10 +326,6 @@ def _start_clock() -> Callable[[], float]:
     """
     ahead = time.time() - time.monotonic()
     return lambda: ahead + time.monotonic()
-
-
-def _name_process() -> str:
-    return f"{platform.node()} {os.getpid()}"
 
 
 def _name_workers(done: list[Computed]) -> dict[str, str]:

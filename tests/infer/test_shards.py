@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from gma_lib.evaluate.evaluation import score_folder
 from gma_lib.infer import shards
 from gma_lib.infer.inference import LEDGER, StoredFlow, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
-from gma_lib.runs import pool
+from gma_lib.runs import leftovers, pool
 from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.digests import hash_files
 from gma_lib.runs.files import PROJECT
@@ -131,6 +131,29 @@ def test_any_executor_gives_the_same(pairs, model, tmp_path):
             assert backend.options.threads == 1
         again = infer(pairs, model, tmp_path / "threads", batch_size=1, key="k", executor=executor)
     assert (again.computed, again.reused) == (0, 8)
+
+
+class Containers(Executor):
+    """Two workers in turn, whose containers have the same host name and count processes alike."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.turn = not getattr(self, "turn", False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leftovers, "_name_host", lambda: f"000{self.turn:d}")
+            leftovers._name_owner.cache_clear()
+            future = Future()
+            future.set_result(fn(*args, **kwargs))
+        leftovers._name_owner.cache_clear()
+        return future
+
+
+def test_workers_of_one_host_name_and_number_are_told_apart(pairs, model, tmp_path):
+    summary = infer(pairs, model, tmp_path / "flow", batch_size=1, key="k", executor=Containers())
+    assert {name: one["pairs"] for name, one in summary.workers.items()} == {
+        "worker 1": 4,
+        "worker 2": 4,
+    }
+    assert [one["worker"] for one in summary.shards] == ["worker 1", "worker 2"] * 2
 
 
 def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
