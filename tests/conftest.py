@@ -18,8 +18,9 @@ from gma_lib.data.pair import FramePair
 from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.files import write_flow
 from gma_lib.flow.images import write_frame, write_mask
+from gma_lib.infer.inference import StoredFlow, flow_path
 from gma_lib.pipeline.stages import STAGES
-from gma_lib.runs.files import PROJECT
+from gma_lib.runs.files import PROJECT, hash_file
 from gma_lib.runs.run import open_run
 
 # A shell that starts the tests in the background ignores SIGINT, nohup ignores SIGHUP, and so would
@@ -104,6 +105,11 @@ def write_tiny_sintel(root: Path) -> Path:
                 np.zeros_like(occluded),
             )
     return root
+
+
+def record_flow(pairs, folder) -> StoredFlow:
+    """The flow that lies in a folder, as if inference had written it."""
+    return StoredFlow(folder, {pair.name: hash_file(flow_path(folder, pair)) for pair in pairs})
 
 
 class _Messages(logging.Handler):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from gma_lib.flow.files import find_known, read_flow
 from gma_lib.flow.images import read_frame, read_mask, read_orientation
+from gma_lib.runs.digests import read_recorded
 from gma_lib.runs.files import BadFile, hash_file
 from gma_lib.runs.records import Record
 
@@ -122,26 +124,15 @@ class FramePair:
         """Read a file; refuse one that a tag turns, and one that is not the indexed one before and
         after.
         """
-        path: Path = getattr(self, kind)
-        before = _identify(path)
-        if self.sha256.get(kind, "") not in ("", before and hash_file(path)):
-            raise ValueError(f"{path} has changed or gone since 01_data: run 01_data again")
         if kind != "flow":
-            require_upright(path)
-        content = read(path)
-        if _identify(path) != before:
-            do = "run 01_data again" if self.sha256 else "start again"
-            raise ValueError(f"{path} changed while it was read: {do}")
-        return content
+            read = partial(_read_upright, read)
+        digest = self.sha256.get(kind) or None
+        return read_recorded(getattr(self, kind), read, digest, made_by="01_data")
 
 
-def _identify(path: Path) -> tuple[int, ...] | None:
-    """What differs once a file is written or replaced; None where there is none."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+def _read_upright(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    require_upright(path)
+    return read(path)
 
 
 def require_upright(path: Path) -> None:

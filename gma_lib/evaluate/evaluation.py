@@ -1,6 +1,6 @@
 """Score flow files against ground truth; a missing pair is an error, never a smaller average."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from gma_lib.data.pair import FramePair
-from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, read_flow, sum_errors
+from gma_lib.flow import CLASSICAL, Deviation, ErrorSums, pool_scores, sum_errors
 from gma_lib.flow.refine import check_refinable, refine_flow
-from gma_lib.infer.inference import flow_path
+from gma_lib.infer.inference import StoredFlow, flow_path
 from gma_lib.infer.shards import Shard, cut_shards
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
 from gma_lib.runs.clusters import compute_shards
@@ -27,9 +27,8 @@ NETWORK, REFINED = "network", "network + variational refinement"
 
 def score_folder(
     pairs: list[FramePair],
-    folder: Path,
+    stored: StoredFlow,
     *,
-    written: Mapping[str, str],
     executor: Executor | None = None,
     track: Track = pass_silently,
 ) -> dict[str, Record]:
@@ -39,10 +38,8 @@ def score_folder(
     ----------
     pairs
         All pairs that inference was asked for, of any passes.
-    folder
-        Its flow folder.
-    written
-        Pair -> SHA-256 of its file, as inference recorded them.
+    stored
+        Their flow.
     executor
         Scores shards. A worker reads its own copies of the files, or is sent them. The sums of the
         pairs are added here, in the given order.
@@ -61,17 +58,17 @@ def score_folder(
     ValueError
         When a file is not what inference wrote, or does not fit its ground truth.
     """
-    check_complete(pairs, folder, written)
+    check_complete(pairs, stored)
     scored = [pair for pair in pairs if pair.flow is not None]
     shards = [
         Shard(
             shard,
-            {flow_path(folder, pair): written[pair.name] for pair in shard}
+            {stored.locate(pair): stored.written[pair.name] for pair in shard}
             | {path: digest for pair in shard for path, digest in pair.list_truth().items()},
         )
         for shard in cut_shards(scored)
     ]
-    answers = compute_shards(executor, partial(score_shard, folder), shards)
+    answers = compute_shards(executor, partial(score_shard, stored.folder), shards)
     found = chain.from_iterable(zip(one.pairs, sums, strict=True) for one, sums in answers)
     sums = {
         pair.name: groups
@@ -124,14 +121,15 @@ def _to_metrics(sums: dict[str, ErrorSums]) -> dict[str, Record]:
 
 def score_shard(folder: Path, shard: Shard, sent: Sent) -> list[dict[str, ErrorSums]]:
     """In a worker: ``score_pair`` for every pair."""
+    written = {pair.name: shard.files[flow_path(folder, pair)] for pair in shard.pairs}
     with place_files(shard.files, sent) as locate:
-        return [score_pair(pair.move(locate), locate(folder)) for pair in shard.pairs]
+        stored = StoredFlow(locate(folder), written)
+        return [score_pair(pair.move(locate), stored) for pair in shard.pairs]
 
 
-def score_pair(pair: FramePair, folder: Path) -> dict[str, ErrorSums]:
+def score_pair(pair: FramePair, stored: StoredFlow) -> dict[str, ErrorSums]:
     """Return the error sums of the network's flow of one pair for every group of pixels."""
-    path = flow_path(folder, pair)
-    return Truth.load(pair).score(read_flow(path), path)
+    return Truth.load(pair).score(stored.read(pair), stored.locate(pair))
 
 
 @dataclass(frozen=True)
@@ -178,55 +176,59 @@ class Truth:
             )
 
 
-def check_complete(pairs: list[FramePair], folder: Path, written: Mapping[str, str]) -> None:
+def check_complete(pairs: list[FramePair], stored: StoredFlow) -> None:
     """Raise unless the folder holds, for every pair, the file that inference wrote."""
     if not pairs:
         raise ValueError("there are no pairs to score")
-    missing = [pair.name for pair in pairs if not flow_path(folder, pair).is_file()]
+    missing = [pair.name for pair in pairs if not stored.locate(pair).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: {len(missing)} of {len(pairs)} pairs have no flow (first: {missing[0]}). "
-            "Run 04_infer to its end."
+            f"{stored.folder}: {len(missing)} of {len(pairs)} pairs have no flow "
+            f"(first: {missing[0]}). Run 04_infer to its end."
         )
     changed = [
-        pair.name for pair in pairs if written.get(pair.name) != hash_file(flow_path(folder, pair))
+        pair.name
+        for pair in pairs
+        if stored.written.get(pair.name) != hash_file(stored.locate(pair))
     ]
     if changed:
         raise ValueError(
-            f"{folder}: {len(changed)} flow files are not what 04_infer wrote "
+            f"{stored.folder}: {len(changed)} flow files are not what 04_infer wrote "
             f"(first: {changed[0]}). Run 04_infer again."
         )
 
 
 def compare_batch_sizes(
-    pairs: list[FramePair], run: Run, others: Mapping[Run, Collection[str]]
+    pairs: list[FramePair], stored: StoredFlow, others: Mapping[Run, Mapping[str, str]]
 ) -> dict[str, Deviation]:
     """Return the largest deviations from the flow of other batch sizes, by their folder (``bs1``),
     over the pairs that both have; a batch size that shares none is left out.
 
     Parameters
     ----------
-    pairs
-        Those of ``run``.
+    pairs, stored
+        Those of a run, and their flow.
     others
-        Runs that should have the same flow, with the pairs that each has:
+        Runs that should have the same flow, with what each has (pair -> SHA-256):
         ``gma_lib.pipeline.chain.find_comparable``.
     """
     found = {}
     for other, theirs in others.items():
         both = [pair for pair in pairs if pair.name in theirs]
-        files = [[flow_path(one.flow_folder, pair) for one in (run, other)] for pair in both]
-        if deviations := [_compare_files(*one) for one in files]:
+        reference = StoredFlow(other.flow_folder, theirs)
+        if deviations := [_compare_pair(pair, stored, reference) for pair in both]:
             largest = np.max([astuple(one) for one in deviations], axis=0).tolist()
             found[other.folder.name] = Deviation(*largest)
     return found
 
 
-def _compare_files(path: Path, reference: Path) -> Deviation:
+def _compare_pair(pair: FramePair, stored: StoredFlow, reference: StoredFlow) -> Deviation:
+    flows = stored.read(pair), reference.read(pair)
     try:
-        return Deviation.between(read_flow(path), read_flow(reference))
+        return Deviation.between(*flows)
     except ValueError as error:
-        raise ValueError(f"{path} against {reference}: {error}") from error
+        files = f"{stored.locate(pair)} against {reference.locate(pair)}"
+        raise ValueError(f"{files}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class Comparison:
 
 
 def compare_methods(
-    pairs: list[FramePair], folder: Path, *, most: int = 100, track: Track = pass_silently
+    pairs: list[FramePair], stored: StoredFlow, *, most: int = 100, track: Track = pass_silently
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Score the network, its flow after variational refinement, and OpenCV's classical methods on
     the same pairs with ground truth, at most ``most`` of all passes, evenly chosen.
@@ -264,9 +266,9 @@ def compare_methods(
     trials = {pair.name: Comparison(1, {}, {}) for pair in chosen}
     left_out: dict[str, str] = {}
     for pair in track(chosen, label="classical methods", unit="pair"):
-        frames, truth, path = pair.load_frames(), Truth.load(pair), flow_path(folder, pair)
-        network, found = read_flow(path), trials[pair.name]
-        found.scores[NETWORK] = truth.score(network, path)
+        frames, truth, network = pair.load_frames(), Truth.load(pair), stored.read(pair)
+        found = trials[pair.name]
+        found.scores[NETWORK] = truth.score(network, stored.locate(pair))
         truth.require_fit(frames, pair.name)
         methods = {REFINED: partial(_refine, flow=network)} | CLASSICAL
         for name in [name for name in methods if name not in left_out]:

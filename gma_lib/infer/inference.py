@@ -1,10 +1,8 @@
 """From pairs of frames to flow files: streamed, in batches of a fixed size, resumable."""
 
-import os
-import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +16,7 @@ import numpy as np
 
 from gma_lib.backends.base import AlongSequence, Backend, FolderBackend, is_for_sequences
 from gma_lib.data import FramePair, Padding, read_batch, write_guide_tensors
-from gma_lib.flow import count_flow_bytes, read_image_size, write_flow
+from gma_lib.flow import count_flow_bytes, read_flow, read_image_size, write_flow
 from gma_lib.infer.means import describe_means, describe_threads
 from gma_lib.infer.shards import Shard, StoredModel, borrow_backend, cut_shards, list_frames
 from gma_lib.runs import (
@@ -30,9 +28,10 @@ from gma_lib.runs import (
     require_free_space,
 )
 from gma_lib.runs.clusters import compute_shards
+from gma_lib.runs.digests import read_recorded
 from gma_lib.runs.ledger import NAME as LEDGER
 from gma_lib.runs.ledger import Ledger
-from gma_lib.runs.leftovers import temporary_folder
+from gma_lib.runs.leftovers import name_process, temporary_folder
 from gma_lib.runs.parcels import Sent, place_files
 
 
@@ -278,7 +277,7 @@ def _predict_batches(
         _check_flow(flow, images1, batch)
         ended = tell_time()
         for pair, pair_flow in zip(batch, padding.unpad(flow), strict=False):  # without the copies
-            yield Computed(pair, pair_flow, seconds, _name_process(), begun, ended)
+            yield Computed(pair, pair_flow, seconds, name_process(), begun, ended)
         begun = tell_time()
 
 
@@ -317,7 +316,7 @@ def _predict_folders(
         ):
             pair, seconds = numbered[number], time.monotonic() - before
             cut = Padding.for_size(*read_image_size(pair.image1)).unpad(flow)
-            yield Computed(pair, cut, seconds, _name_process(), begun, tell_time())
+            yield Computed(pair, cut, seconds, name_process(), begun, tell_time())
             begun, before = tell_time(), time.monotonic()
 
 
@@ -327,10 +326,6 @@ def _start_clock() -> Callable[[], float]:
     """
     ahead = time.time() - time.monotonic()
     return lambda: ahead + time.monotonic()
-
-
-def _name_process() -> str:
-    return f"{platform.node()} {os.getpid()}"
 
 
 def _name_workers(done: list[Computed]) -> dict[str, str]:
@@ -377,6 +372,33 @@ def inference_key(converted: Record) -> str:
 def flow_path(folder: Path, pair: FramePair) -> Path:
     """Where the flow of a pair lies in a run's flow folder."""
     return Path(folder) / f"{pair.name}.flo"
+
+
+@dataclass(frozen=True)
+class StoredFlow:
+    """The flow of a run, which is read only as inference wrote it.
+
+    Attributes
+    ----------
+    folder
+        The run's flow folder.
+    written
+        Pair -> SHA-256 of its file, as inference recorded them.
+    """
+
+    folder: Path
+    written: Mapping[str, str]
+
+    def locate(self, pair: FramePair) -> Path:
+        """Where the flow of a pair lies."""
+        return flow_path(self.folder, pair)
+
+    def read(self, pair: FramePair) -> np.ndarray:
+        """Read the flow of a pair, float32 (2, H, W), in pixels; ValueError unless its file is the
+        recorded one before and after.
+        """
+        digest = self.written.get(pair.name, "")  # which no file has
+        return read_recorded(self.locate(pair), read_flow, digest, made_by="04_infer")
 
 
 def _check_flow(flow: np.ndarray, image: np.ndarray, batch: list[FramePair]) -> None:

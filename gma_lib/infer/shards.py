@@ -55,7 +55,7 @@ class StoredModel:
     files
         Name -> SHA-256, as 03_convert recorded them; other files are refused.
     device
-        What 03_convert computed on, as the runtime names it; workers with another are refused.
+        What 03_convert computed on, as the runtime names it; another is refused.
     threads
         Of the worker, on a CPU; None: as many as it has cores.
     options
@@ -84,15 +84,25 @@ class StoredModel:
         find_backend(self.backend).classes()
 
     def load(self) -> Backend:
-        """Load it after checking its files; FileNotFoundError or ValueError names what to run."""
+        """Load it after checking its files; FileNotFoundError or ValueError names what to run, the
+        latter also where another device than 03_convert's computes.
+        """
         require_files(self.folder, dict(self.files), made_by="03_convert")
-        return load_backend(
+        backend = load_backend(
             self.backend,
             self.folder,
             precision=self.precision,
             threads=self.threads,
             **self.options,
         )
+        if backend.device != self.device:
+            backend.close()
+            raise ValueError(
+                f"{self.backend} computes on {backend.device}, and computed on {self.device} in "
+                "03_convert: use a device like that one, also in all workers, or run 03_convert "
+                "again"
+            )
+        return backend
 
 
 _in_turn = threading.Lock()  # a Dask worker may have several threads, and one model
@@ -118,10 +128,5 @@ def borrow_backend(model: StoredModel, sent: Sent) -> Iterator[Backend]:
                 files = {model.folder / name: digest for name, digest in model.files.items()}
                 locate = stack.enter_context(place_files(files, sent))
                 backend = stack.enter_context(replace(model, folder=locate(model.folder)).load())
-                if backend.device != model.device:
-                    raise ValueError(
-                        f"{model.backend} computes on {backend.device} in a worker, and on "
-                        f"{model.device} in 03_convert: use workers like that one"
-                    )
                 _kept.append((model, backend, stack.pop_all()))
         yield _kept[0][1]

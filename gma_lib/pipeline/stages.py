@@ -31,6 +31,8 @@ class Stage:
         Runs once per profile, for all batch sizes and backends.
     is_measurement
         Asks for the machine itself, and records what does not fit instead of being skipped.
+    is_on_device
+        Runs the converted model, on the backend's device.
     """
 
     reads: tuple[str, ...]
@@ -39,6 +41,7 @@ class Stage:
     extras: tuple[str, ...] = ()
     is_shared: bool = False
     is_measurement: bool = False
+    is_on_device: bool = False
 
 
 def _list_frames(parameters: Record) -> list[Path]:
@@ -97,11 +100,15 @@ STAGES = {
     ),
     # Folders in model/ hold compiled models, which any stage may add.
     "03_convert": Stage(
-        ("01_data", "02_export"), ("convert.json", "model/*"), _list_for_conversion
+        ("01_data", "02_export"),
+        ("convert.json", "model/*"),
+        _list_for_conversion,
+        is_on_device=True,
     ),
     "04_infer": Stage(
         ("01_data", "02_export", "03_convert"),
         ("infer.json", "flow/*/*/*.flo"),
+        is_on_device=True,
     ),
     "05_evaluate": Stage(
         ("01_data", "02_export", "03_convert", "04_infer"),
@@ -113,6 +120,7 @@ STAGES = {
         ("perf.json",),
         _list_for_measurement,
         is_measurement=True,
+        is_on_device=True,
     ),
     "07_inside": Stage(
         ("01_data", "02_export", "03_convert", "04_infer"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from gma_lib.infer.means import find_gpu
 from gma_lib.pipeline.chain import digest_record
 from gma_lib.pipeline.dropped import list_dropped
 from gma_lib.pipeline.settings import read_settings_record
@@ -115,11 +116,14 @@ def digest_consumed(stage: str, run: Run, parameters: Record, digests: Digests) 
 
     Its notebook and parameters, files from outside the outputs, what the stages before left, the
     library's modules (all of them: ``of_modules`` keeps those that the stage loaded), the versions
-    of other libraries, the processor; for what is timed, the number of cores and the memory, too,
-    and for what writes pages of its own, their templates.
+    of other libraries, the processor; for what runs the converted model, the GPU, too; for what is
+    timed, the number of cores and the memory, and for what writes pages of its own, their
+    templates.
     """
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_cells(stage)]
     consumed = {"notebook": hash_value(cells), "processor": identify_processor()}
+    if STAGES[stage].is_on_device and (gpu := find_gpu(run.backend)):
+        consumed["GPU"] = gpu
     if STAGES[stage].is_measurement:
         consumed["number of cores"] = str(count_cores())
         consumed["memory"] = f"{find_memory() / 1e9:.0f} GB"

@@ -66,7 +66,7 @@ def run_stages(
         and not (place and STAGES[stage].is_shared)
     ]
     if "03_convert" in wanted:
-        _require_precision(runs)
+        _require_device(runs)
     ended: list[str] = []
     for number, (stage, parameters) in enumerate(plan):
         place = f"stage {number + 1} of {len(plan)}{_estimate_left(plan, number)}: "
@@ -110,14 +110,15 @@ def _drop_scored_flow(runs: Sequence[Record]) -> None:
                 )
 
 
-def _require_precision(runs: Sequence[Record]) -> None:
-    """Raise ValueError, before a network is exported, for a reduced precision that this machine
-    does not compute in. 03_convert says itself what a card needs.
+def _require_device(runs: Sequence[Record]) -> None:
+    """Raise ValueError, before a network is exported, without the GPU that a backend needs, which
+    stages are asked for, or for a reduced precision that this machine does not compute in.
+    03_convert says itself what a card needs.
     """
-    asked = {(one["backend"], one["precision"]) for one in runs if one.get("precision")}
-    for backend, precision in asked:
-        if backend != "ascend":
-            find_backend(backend).options(precision=precision).require()
+    for backend, precision in {(one["backend"], one.get("precision")) for one in runs}:
+        kind = find_backend(backend)
+        if backend != "ascend" and (precision or kind.computes_on == "cuda"):
+            kind.options(precision=precision or "float32").require()
 
 
 def _require_space(runs: Sequence[Record]) -> None:

@@ -14,8 +14,7 @@ from gma_lib.evaluate.insight import (
     describe_updates,
     find_hidden_point,
 )
-from gma_lib.flow.files import read_flow
-from gma_lib.infer.inference import flow_path
+from gma_lib.infer.inference import StoredFlow
 from gma_lib.report.figures import (
     Picture,
     draw_aggregation,
@@ -88,11 +87,11 @@ def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "midd
 
 
 def show_flows(
-    pairs: Sequence[FramePair], folder: Path, *, most: int = 4, palette: str = "middlebury"
+    pairs: Sequence[FramePair], stored: StoredFlow, *, most: int = 4, palette: str = "middlebury"
 ) -> None:
     """Show the computed flow of one pair of every scene, at most ``most`` of them."""
     for pair in choose_from_scenes(pairs)[:most]:
-        frame, flow = pair.load_frames()[0], read_flow(flow_path(folder, pair))
+        frame, flow = pair.load_frames()[0], stored.read(pair)
         show(draw_flow(frame, flow, title=pair.name, palette=palette), photo=True)
 
 
@@ -120,7 +119,7 @@ def show_page(page: Path, text: str) -> None:
 
 
 def show_overview(
-    roles: Mapping[str, FramePair], folder: Path, path: Path, *, palette: str = "middlebury"
+    roles: Mapping[str, FramePair], stored: StoredFlow, path: Path, *, palette: str = "middlebury"
 ) -> None:
     """Show pairs with a role each (best, median, worst), a row each; save the picture, and one
     for phones beside it.
@@ -128,11 +127,7 @@ def show_overview(
     if not roles:
         return  # no pair has ground truth
     examples = {
-        f"{role}: {pair.name}": (
-            pair.load_frames()[0],
-            pair.load_flow(),
-            read_flow(flow_path(folder, pair)),
-        )
+        f"{role}: {pair.name}": (pair.load_frames()[0], pair.load_flow(), stored.read(pair))
         for role, pair in roles.items()
     }
     picture = draw_overview(examples, palette=palette)

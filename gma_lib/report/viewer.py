@@ -17,9 +17,9 @@ import gma_lib
 from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
-from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, read_flow
+from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb
 from gma_lib.flow.files import find_known
-from gma_lib.infer.inference import flow_path
+from gma_lib.infer.inference import StoredFlow
 from gma_lib.network.sizes import STRIDE
 from gma_lib.report.figures import (
     ERROR_RANGE,
@@ -42,6 +42,7 @@ _LARGEST, _UNKNOWN = 32767, -32768  # of 16 bits; viewer.js knows the second
 
 def write_viewer(
     run: Run,
+    stored: StoredFlow,
     roles: Mapping[str, FramePair],
     pairs: Sequence[FramePair],
     *,
@@ -53,6 +54,8 @@ def write_viewer(
 
     Parameters
     ----------
+    stored
+        The run's flow.
     roles
         Role (best, median, worst) -> pair, embedded in the page.
     pairs
@@ -69,7 +72,7 @@ def write_viewer(
     entries: list[Record] = []
     pictures, room, files = [], MOST_LETTERS, 0
     for title, pair in (named | {pair.name: pair for pair in others}).items():
-        flow = read_flow(flow_path(run.flow_folder, pair))
+        flow = stored.read(pair)
         entry = _pack_pair(title, pair, flow, num_updates)
         if title in named:
             pictures.append(_draw_sheet(title, pair, flow, palette))

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from gma_lib.runs.code import hash_code
 from gma_lib.runs.files import PROJECT, hash_file, shorten_path, write_atomically
 from gma_lib.runs.machine import count_cores
 
+Content = TypeVar("Content")
 CLOCK_GRANULARITY_S = 2.0  # of the coarsest file system in use (FAT)
 
 
@@ -98,3 +100,34 @@ def require_files(folder: Path, digests: dict[str, str], *, made_by: str) -> Non
         if not path.is_file() or hash_file(path) != digest:
             state = "has changed" if path.is_file() else "is missing"
             raise ValueError(f"{shorten_path(path)} {state} since {made_by}: run {made_by} again")
+
+
+def read_recorded(
+    path: Path, read: Callable[[Path], Content], digest: str | None, *, made_by: str
+) -> Content:
+    """Return what ``read`` finds in a file, which has to be the recorded one before and after.
+
+    Parameters
+    ----------
+    digest
+        SHA-256 of the file; None: nothing is recorded, and it must only stay as it is.
+    made_by
+        The notebook that recorded it, for the message of the ValueError.
+    """
+    before = _identify(path)
+    if digest is not None and digest != (before and hash_file(path)):
+        raise ValueError(f"{path} has changed or gone since {made_by}: run {made_by} again")
+    content = read(path)
+    if _identify(path) != before:
+        do = "start again" if digest is None else f"run {made_by} again"
+        raise ValueError(f"{path} changed while it was read: {do}")
+    return content
+
+
+def _identify(path: Path) -> tuple[int, ...] | None:
+    """What differs once a file is written or replaced; None where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

@@ -24,7 +24,14 @@ def name_partial(path: Path) -> Path:
     name = path.name
     if len(os.fsencode(name)) > 200:  # file systems take 255
         name = hashlib.sha256(os.fsencode(name)).hexdigest() + path.suffix
-    return path.with_name(f".gma-{_name_owner(os.getpid())}.{name}")
+    return path.with_name(f".gma-{name_process()}.{name}")
+
+
+def name_process() -> str:
+    """Return what tells this process from those of other machines and containers, which may have
+    its number and its host's name.
+    """
+    return _name_owner(os.getpid())
 
 
 @contextmanager
@@ -38,7 +45,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """
     parent = parent or Path(tempfile.gettempdir())
     remove_leftovers_once(parent)
-    prefix = f".gma-{_name_owner(os.getpid())}."
+    prefix = f".gma-{name_process()}."
     with tempfile.TemporaryDirectory("", prefix, parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from gma_lib import export
 from gma_lib.backends import BACKENDS, FakeBackend, SplitBackend, load_backend
 from gma_lib.convert import convert
 from gma_lib.data import sintel
-from gma_lib.flow.files import read_flow
+from gma_lib.flow.files import read_flow, write_flow
 from gma_lib.flow.images import read_frame, write_frame
 from gma_lib.flow.metrics import Deviation
 from gma_lib.infer import inference, means
@@ -270,6 +271,33 @@ def test_flow_of_other_threads_is_kept_where_it_is_the_same(
     assert infer(backend=model).computed == 8
     assert infer(backend=model).computed == 0
     assert infer(backend=replace(model, threads=1)).computed == computed
+
+
+@pytest.mark.parametrize("when", ["before", "while", "never"])
+def test_flow_that_is_replaced_until_it_has_been_read_is_refused(
+    pairs, tmp_path, monkeypatch, when
+):
+    inference.infer(pairs[:2], FakeBackend(), tmp_path, batch_size=1, key="k")
+    stored = inference.StoredFlow(tmp_path, inference.read_hashes(tmp_path))
+
+    def replace_it():
+        write_flow(stored.locate(pairs[0]), np.full((2, 128, 160), 40, np.float32))
+
+    def read(path):
+        flow = read_flow(path)
+        if when == "while":
+            replace_it()
+        return flow
+
+    if when == "before":
+        replace_it()
+    monkeypatch.setattr(inference, "read_flow", read)
+    with (
+        nullcontext() if when == "never" else pytest.raises(ValueError, match="run 04_infer again")
+    ):
+        assert not stored.read(pairs[0]).any()
+    with pytest.raises(ValueError, match="run 04_infer again"):
+        stored.read(pairs[2])  # nobody recorded it
 
 
 def test_flow_that_is_not_finite_is_refused(pairs, tmp_path):

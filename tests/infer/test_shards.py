@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import pytest
 from dying import die_at_first
 from openvino import opset13 as operations
 
-from gma_lib.backends import FakeBackend
+from gma_lib.backends import FakeBackend, OpenVinoBackend
 from gma_lib.data.pair import FramePair
 from gma_lib.evaluate.evaluation import score_folder
-from gma_lib.infer.inference import LEDGER, infer, read_hashes
+from gma_lib.infer import shards
+from gma_lib.infer.inference import LEDGER, StoredFlow, infer, read_hashes
 from gma_lib.infer.shards import StoredModel, borrow_backend, cut_shards
-from gma_lib.runs import pool
+from gma_lib.runs import leftovers, pool
 from gma_lib.runs.clusters import open_cluster
 from gma_lib.runs.digests import hash_files
 from gma_lib.runs.files import PROJECT
@@ -102,7 +103,8 @@ def compute(pairs, model, folder, executor=None):
     summary = infer(pairs, model, folder, batch_size=1, key="k", executor=executor)
     written = read_hashes(folder)
     assert len((folder / LEDGER).read_text().split()) == 6 * len(pairs)  # words of an entry
-    return written, repr(score_folder(pairs, folder, written=written, executor=executor)), summary
+    scores = score_folder(pairs, StoredFlow(folder, written), executor=executor)
+    return written, repr(scores), summary
 
 
 class Dying(Executor):
@@ -131,6 +133,29 @@ def test_any_executor_gives_the_same(pairs, model, tmp_path):
     assert (again.computed, again.reused) == (0, 8)
 
 
+class Containers(Executor):
+    """Two workers in turn, whose containers have the same host name and count processes alike."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.turn = not getattr(self, "turn", False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(leftovers, "_name_host", lambda: f"000{self.turn:d}")
+            leftovers._name_owner.cache_clear()
+            future = Future()
+            future.set_result(fn(*args, **kwargs))
+        leftovers._name_owner.cache_clear()
+        return future
+
+
+def test_workers_of_one_host_name_and_number_are_told_apart(pairs, model, tmp_path):
+    summary = infer(pairs, model, tmp_path / "flow", batch_size=1, key="k", executor=Containers())
+    assert {name: one["pairs"] for name, one in summary.workers.items()} == {
+        "worker 1": 4,
+        "worker 2": 4,
+    }
+    assert [one["worker"] for one in summary.shards] == ["worker 1", "worker 2"] * 2
+
+
 def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
     """Neither one of another content, nor on another device, nor one that was handed over."""
     with ThreadPoolExecutor(1) as executor:
@@ -146,6 +171,20 @@ def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
         with pytest.raises(ValueError, match=r"gma_refine\.bin has SHA-256"):
             infer(pairs, changed, tmp_path / "flow", **more)
     assert not (tmp_path / "flow").exists()
+
+
+def test_this_process_computes_on_no_other_device_either(pairs, model, tmp_path, monkeypatch):
+    """A call that was resumed on another GPU went on under the key of the first."""
+    opened, load = [], shards.load_backend
+    monkeypatch.setattr(
+        shards, "load_backend", lambda *a, **b: opened.append(load(*a, **b)) or opened[-1]
+    )
+    monkeypatch.setattr(OpenVinoBackend, "close", lambda backend: opened.remove(backend))
+    other = dataclasses.replace(model, device="Another CPU")
+    with pytest.raises(ValueError, match=r"on Another CPU in 03_convert: .*run 03_convert again"):
+        infer(pairs, other, tmp_path / "flow", batch_size=1, key="k")
+    assert not (tmp_path / "flow").exists()
+    assert not opened
 
 
 @contextmanager

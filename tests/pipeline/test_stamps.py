@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import copy_until, list_command, open_tiny, run_stage
 
 from gma_lib.flow.files import read_flow, write_flow
@@ -123,6 +125,41 @@ def test_what_is_timed_depends_on_the_number_of_cores(finished, monkeypatch, tmp
             patch.setattr(stamps, what, lambda value=value: value)
             after = {stage: digest_consumed(stage, run, given, digests) for stage in STAGES}
         assert [stage for stage in STAGES if after[stage] != before[stage]] == ["06_perf"]
+
+
+def test_what_a_gpu_computes_depends_on_its_name(tmp_path, monkeypatch):
+    """04 was resumed on another GPU, and its page named the first."""
+    run, digests = Run(tmp_path, "tiny", "cuda", "float32", 1, "r"), Digests(tmp_path / "d.json")
+    given, found = {"checkpoint": "seeded"}, []
+    monkeypatch.setattr(Digests, "digest_code", lambda *_: "")  # which takes seconds
+    for name in "AB":
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device, name=name: name)
+        found.append({stage: digest_consumed(stage, run, given, digests) for stage in STAGES})
+    changed = [stage for stage in STAGES if found[0][stage] != found[1][stage]]
+    assert changed == ["03_convert", "04_infer", "06_perf"]
+
+
+WITHOUT_A_GPU = """
+import sys
+from pathlib import Path
+from gma_lib.pipeline.stages import STAGES
+from gma_lib.pipeline.stamps import digest_consumed
+from gma_lib.runs.digests import Digests
+from gma_lib.runs.run import Run
+
+run = Run(Path(sys.argv[1]), "tiny", "openvino", "float32", 1, "r")
+for stage in STAGES:
+    consumed = digest_consumed(stage, run, {"checkpoint": "seeded"}, Digests(run.outputs / "d"))
+    assert "GPU" not in consumed
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_runner_loads_no_pytorch(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_A_GPU, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_pages_depend_on_their_templates(finished, monkeypatch, tmp_path):

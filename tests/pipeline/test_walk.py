@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from gma_lib.pipeline import walk
 from gma_lib.pipeline.headlines import describe_result
@@ -62,6 +63,18 @@ def test_a_precision_that_this_machine_lacks_is_refused_before_anything_runs(par
     """PyTorch has no int8; without one, the first stage would run."""
     asked = [one | {"backend": "torch", "precision": "int8"} for one in parameters]
     with pytest.raises(ValueError, match="int8"):
+        walk.run_stages(asked, write_page=None)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "eager_cuda"])
+def test_a_gpu_that_this_machine_lacks_is_missed_before_anything_runs(
+    parameters, monkeypatch, backend
+):
+    """What stages consumed names it; without a precision, 02_export ran."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(walk, "run_stage", lambda *_, **__: pytest.fail("ran"))
+    asked = [one | {"backend": backend, "precision": None} for one in parameters]
+    with pytest.raises(ValueError, match=r"PyTorch.* finds"):
         walk.run_stages(asked, write_page=None)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import record_flow
 
 from gma_lib.data.sintel import find_pairs
 from gma_lib.flow.files import write_flow
@@ -225,7 +226,8 @@ def test_hovering_over_a_pixel_reads_its_flow_and_error(visit, tiny_sintel, tmp_
     flow = rng.normal(0, 20, (2, 128, 160)).astype(np.float32)
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), flow)
-    page = write_viewer(run, {"best": pairs[0]}, pairs, most=2, num_updates=6)
+    stored = record_flow(pairs, run.flow_folder)
+    page = write_viewer(run, stored, {"best": pairs[0]}, pairs, most=2, num_updates=6)
     pixels = [[0, 0], [159, 127], [3, 90], [100, 5], [80, 64]]
     page.write_text(page.read_text().replace("</body>", HOVER.replace("PIXELS", str(pixels))))
     found = visit(page)
@@ -248,7 +250,8 @@ def test_within_jupyterlab_only_embedded_pairs_are_offered(visit, tiny_sintel, t
     run, pairs = make_run(tmp_path), find_pairs(tiny_sintel)[:3]
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
-    viewer = write_viewer(run, {"best": pairs[0]}, pairs, most=3, num_updates=6)
+    stored = record_flow(pairs, run.flow_folder)
+    viewer = write_viewer(run, stored, {"best": pairs[0]}, pairs, most=3, num_updates=6)
     page, read = (
         tmp_path / "notebook.html",
         (
@@ -303,7 +306,8 @@ def test_a_pair_is_shown_under_its_own_name(visit, tiny_sintel, tmp_path):
     for number, pair in enumerate(pairs):
         write_flow(flow_path(run.flow_folder, pair), np.full((2, 128, 160), number, np.float32))
     others = [pairs[place] for place in (1, 2, 4, 3)]  # the last has neither truth nor mask
-    page = write_viewer(run, {"best": pairs[0]}, others, most=4, num_updates=6)
+    stored = record_flow(pairs, run.flow_folder)
+    page = write_viewer(run, stored, {"best": pairs[0]}, others, most=4, num_updates=6)
     (run.folder / "viewer/3.js").unlink()
     page.write_text(page.read_text().replace("</body>", CHOOSE))
     read = re.search(r'data-read="([^"]*)"', visit(page).document)

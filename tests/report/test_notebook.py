@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import record_flow
 
 from gma_lib.data import sintel
 from gma_lib.data.padding import Padding
@@ -40,12 +41,24 @@ def test_data_and_flows_are_shown(pairs, shown, tmp_path):
     for pair in pairs:
         write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
     notebook.show_data(pairs)
-    notebook.show_flows(pairs, tmp_path, most=1)
+    notebook.show_flows(pairs, record_flow(pairs, tmp_path), most=1)
     assert [text.split(":")[0] for text in shown] == [
         "clean/alley/frame_0001",
         "clean/cave/frame_0001",
         "clean/alley/frame_0001",
     ]
+
+
+def test_flow_that_changed_since_it_was_computed_is_not_shown(pairs, shown, tmp_path):
+    for pair in pairs:
+        write_flow(flow_path(tmp_path, pair), np.zeros((2, 128, 160), np.float32))
+    stored = record_flow(pairs, tmp_path)
+    write_flow(stored.locate(pairs[0]), np.full((2, 128, 160), 40, np.float32))
+    with pytest.raises(ValueError, match=r"frame_0001\.flo has changed .* run 04_infer again"):
+        notebook.show_flows(pairs, stored)
+    with pytest.raises(ValueError, match=r"frame_0001\.flo has changed .* run 04_infer again"):
+        notebook.show_overview({"best": pairs[0]}, stored, tmp_path / "overview.jpg")
+    assert not shown
 
 
 def test_a_page_is_shown_by_its_name_and_in_jupyterlab_by_its_content(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import record_flow
 
 from gma_lib.data import sintel
 from gma_lib.data.padding import Padding
@@ -73,8 +74,9 @@ def read_pairs(page):
 def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkeypatch):
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    stored = record_flow(pairs, run.flow_folder)
     write = {"most": 4, "num_updates": 6}
-    page = viewer.write_viewer(run, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+    page = viewer.write_viewer(run, stored, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
     first, second, beside, _ = read_pairs(page)
     assert first["title"] == "best: clean/alley/frame_0001"
     assert second["title"] == "<worst>: clean/cave/frame_0001"
@@ -83,7 +85,7 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkey
     assert page.read_text().count("EPE 5.00 px") == 2  # pictures for those without JavaScript
     assert "best: <" not in page.read_text()
     before = page.read_bytes()
-    viewer.write_viewer(run, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
+    viewer.write_viewer(run, stored, {"best": pairs[0], "<worst>": pairs[2]}, pairs, **write)
     assert page.read_bytes() == before  # so that a stage that runs again changes nothing
     assert "<title>Pair viewer · test, batch size 2</title>" in page.read_text()
     assert (page.parent / re.search('href="([^"]*index.html)"', page.read_text())[1]).resolve() == (
@@ -91,7 +93,7 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkey
     )
     assert "4 of 4 pairs" in page.read_text()
     monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")  # JupyterLab, without pages around it
-    viewer.write_viewer(run, {"best": pairs[0]}, pairs, **write | {"most": 0})
+    viewer.write_viewer(run, stored, {"best": pairs[0]}, pairs, **write | {"most": 0})
     assert "index.html" not in page.read_text()
     assert "1 of 4 pairs" in page.read_text()
     assert not (run.folder / "viewer/1.js").exists()
@@ -100,19 +102,31 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkey
 def test_a_page_embeds_what_fits(pairs, run, monkeypatch):
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    stored = record_flow(pairs, run.flow_folder)
     one = len(viewer._to_json(viewer._pack_pair("best", pairs[0], pairs[0].load().flow, 6)))
     monkeypatch.setattr(viewer, "MOST_LETTERS", 1.5 * one)
     roles = {"best": pairs[0], "worst": pairs[2]}
-    page = viewer.write_viewer(run, roles, pairs, most=1, num_updates=6)
+    page = viewer.write_viewer(run, stored, roles, pairs, most=1, num_updates=6)
     assert [entry.get("file") for entry in read_pairs(page)] == [None, "viewer/1.js"]
 
 
 def test_a_pair_without_truth_is_shown(tiny_sintel, run):
     pair = sintel.find_pairs(tiny_sintel, pass_name="clean")[3]
     write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
-    page = viewer.write_viewer(run, {"first": pair}, [pair], most=0, num_updates=6)
+    page = viewer.write_viewer(
+        run, record_flow([pair], run.flow_folder), {"first": pair}, [pair], most=0, num_updates=6
+    )
     (found,) = read_pairs(page)
     assert found["truth"] is found["occluded"] is None
+
+
+def test_flow_that_changed_since_it_was_scored_is_not_shown(pairs, run):
+    for pair in pairs:
+        write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
+    stored = record_flow(pairs, run.flow_folder)
+    write_flow(stored.locate(pairs[2]), np.full((2, 128, 160), 40, np.float32))
+    with pytest.raises(ValueError, match=r"cave/frame_0001\.flo has changed .* run 04_infer again"):
+        viewer.write_viewer(run, stored, {"best": pairs[0]}, pairs, most=4, num_updates=6)
 
 
 def test_updates_are_packed_at_most_twelve_before_the_last(pairs, run):

@@ -75,6 +75,19 @@ def test_the_same_numbers_after_a_restart_are_another_process(writer, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_containers_with_one_host_name_have_processes_of_different_names(monkeypatch):
+    """Also where both count the same number for a process that started at the same time."""
+    named = []
+    for space in ("pid:[1]", "pid:[2]", "pid:[1]"):
+        monkeypatch.setattr(leftovers.os, "readlink", lambda path, space=space: space)
+        for cached in (leftovers._name_host, leftovers._name_owner):
+            cached.cache_clear()
+        named.append(leftovers.name_process())
+    leftovers._name_host.cache_clear()
+    leftovers._name_owner.cache_clear()
+    assert named[0] == named[2] != named[1]
+
+
 def test_files_of_another_machine_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(leftovers, "_name_host", lambda: "0000")
     elsewhere = tmp_path / ".gma-0001-1-1.file.txt"
