@@ -95,7 +95,7 @@ class Trainer:
         # of all lookups, the one whose gradient is cheapest
         self.model = network.GMA(network.GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
-            self.model.load_state_dict(network.load_checkpoint(weights).state)
+            network.load_checkpoint(weights).load_into(self.model)
         validated = network.GMA().to(self.device).eval().requires_grad_(False)
         self.averaged = AveragedModel(
             validated, avg_fn=partial(_average, config.ema_decay), use_buffers=True

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from gma_lib.network.checkpoints import make_seeded_weights
+from gma_lib.network.checkpoints import make_seeded_weights, save_checkpoint
 from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.runs.processes import lock_path
 from gma_lib.training import trainer
@@ -62,6 +62,13 @@ def test_every_parameter_is_moved_by_one_optimiser(config):
         if "pos_emb" in name or name.endswith(("to_qk.weight", "to_v.weight"))
     }
     assert moved == set(before) - still
+
+
+def test_training_does_not_go_on_from_weights_for_another_attention(config, tmp_path):
+    about = {"attention": "position"}
+    file = save_checkpoint(tmp_path / "a.safetensors", make_seeded_weights(), metadata=about)
+    with pytest.raises(BadFile, match=r"position.*content"):
+        Trainer(config, weights=file)
 
 
 def test_without_updates_only_the_features_learn(config):
