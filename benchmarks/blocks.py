@@ -17,6 +17,7 @@ from gma_lib.perf.comparison import tabulate_comparison
 from gma_lib.perf.half_precision import tabulate_study
 from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES
+from gma_lib.runs.machine import name_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -69,13 +70,11 @@ def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> st
     unless ``short`` also the note that it has.
     """
     made = record["provenance"]
-    commit, _, state = (made["commit"] or "unknown").partition("+")  # None outside a checkout
-    state = {"": "", "changes": " with changes"}.get(state, f" (state {state})")
     machine = made["machine"]
     note = f"; {record['note']}" if record.get("note") and not short else ""
     busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
     return (
-        f"`{command}`, commit {commit[:7]}{state}, "
+        f"`{command}`, commit {name_commit(made['commit'])}, "
         f"{machine['processor']}, {machine['cores']} cores, {made['created'][:10]}{note}{busy}."
     )
 

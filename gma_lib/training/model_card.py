@@ -28,6 +28,7 @@ from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
+from gma_lib.runs.machine import name_commit
 from gma_lib.runs.records import trace_provenance
 from gma_lib.training.config import (
     Recipe,
@@ -340,7 +341,11 @@ def make_page(card: runs.Record) -> str:
         expected = f"{card['how']['recipe_sha256']}, the recipe of {card['name']}"
         raise runs.BadFile(RECIPE, f"its settings have the SHA-256 {found}", expected, remedy)
     return pages.get_template("card.md.j2").render(
-        card=card, recipe=recipe, time=describe_time(card["how"]), name_frames=name_frames
+        card=card,
+        recipe=recipe,
+        time=describe_time(card["how"]),
+        name_commit=name_commit,
+        name_frames=name_frames,
     )
 
 

@@ -61,6 +61,23 @@ def test_another_number_is_another_page():
     assert card.make_page(changed) != card.make_page(NUMBERS)
 
 
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        ("0123456789", "commit 0123456, "),
+        ("0123456789+changes", "commit 0123456 with changes, "),
+        ("0123456789+unknown", "commit 0123456 (state unknown), "),
+        (None, "commit unknown, "),
+    ],
+)
+def test_the_page_says_where_the_code_was_not_that_of_the_commit(commit, told):
+    changed = json.loads(json.dumps(NUMBERS))
+    changed["provenance"]["commit"] = commit
+    assert f"Scored by `gma card --score`, {told}" in card.make_page(changed)
+    changed["scores"]["sintel_frames"]["provenance"] |= {"commit": commit, "created": "2026"}
+    assert f"Scored by an earlier call, {told}" in card.make_page(changed)
+
+
 def test_the_curve_shows_every_part_to_its_end():
     curve = [point for one in NUMBERS["how"]["records"].values() for point in one["curve"]]
     axes = plot_training(curve).axes[0]
