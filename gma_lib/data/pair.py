@@ -124,14 +124,14 @@ class FramePair:
         """
         path: Path = getattr(self, kind)
         before = _identify(path)
+        again = "run 01_data, or `gma card`, again" if self.sha256 else "start again"
         if self.sha256.get(kind, "") not in ("", before and hash_file(path)):
-            raise ValueError(f"{path} has changed or gone since 01_data: run 01_data again")
+            raise ValueError(f"{path} has changed or gone since it was listed: {again}")
         if kind != "flow":
             require_upright(path)
         content = read(path)
         if _identify(path) != before:
-            do = "run 01_data again" if self.sha256 else "start again"
-            raise ValueError(f"{path} changed while it was read: {do}")
+            raise ValueError(f"{path} changed while it was read: {again}")
         return content
 
 
