@@ -28,7 +28,7 @@ DEMO = Path(__file__).resolve().parents[1] / "outputs" / "demo" / "data" / "fram
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(frames: Path, out: Path | None) -> None:
     """Score both on the pairs of FRAMES, and print EPE by pass and group of pixels."""
-    model = load_model(NAME)[0]
+    model, weights = load_model(NAME)
     without = copy.deepcopy(model)
     with torch.no_grad():
         without.update_block.aggregator.gamma.zero_()
@@ -49,7 +49,8 @@ def main(frames: Path, out: Path | None) -> None:
         for group, epe in found[name].items():
             print(f"| {name} | {group} | {epe['with']:.2f} | {epe['without']:.2f} |", flush=True)
     if out:
-        runs.write_json(out, {"num_updates": UPDATES, "pairs": len(pairs), "epe": found})
+        about = {"checkpoint_sha256": weights.sha256, "num_updates": UPDATES}
+        runs.write_json(out, about | {"pairs": len(pairs), "epe": found})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from gma_lib.perf.comparison import tabulate_comparison
 from gma_lib.perf.half_precision import tabulate_study
 from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES
+from gma_lib.runs.machine import name_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,18 +66,22 @@ def require(name: str, is_so: bool, found: str, wanted: str) -> None:
 
 
 def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> str:
-    """Return command, commit, machine and date of a measurement, and whether others disturbed it;
-    unless ``short`` also the note that it has.
+    """Return command, commit, machine and date of a measurement, whether others disturbed it, and
+    which weights were measured where those are not the bundled ones now; unless ``short`` also the
+    note that it has.
     """
     made = record["provenance"]
-    commit, _, state = (made["commit"] or "unknown").partition("+")  # None outside a checkout
-    state = {"": "", "changes": " with changes"}.get(state, f" (state {state})")
     machine = made["machine"]
     note = f"; {record['note']}" if record.get("note") and not short else ""
     busy = "; **the machine was busy**" if record.get("load", {}).get("busy") else ""
+    # older records name no weights; gma precision has a name of its own for them
+    weights = record.get("checkpoint_sha256") or record.get("weights_sha256")
+    is_other = weights not in (None, read("card")["sha256"])
+    other = f"; **other weights than today's, SHA-256 {weights[:12]}**" if is_other else ""
     return (
-        f"`{command}`, commit {commit[:7]}{state}, "
-        f"{machine['processor']}, {machine['cores']} cores, {made['created'][:10]}{note}{busy}."
+        f"`{command}`, commit {name_commit(made['commit'])}, "
+        f"{machine['processor']}, {machine['cores']} cores, "
+        f"{made['created'][:10]}{note}{other}{busy}."
     )
 
 

@@ -7,7 +7,8 @@ environment variables. It renders the demo's frames and computes the flow of the
 and is compared with the first setting. Each has two threads on two cores unless it says otherwise.
 The int8 model is compiled by each, and calibrated by those that imitate another processor; the
 others take the first one's.
-A setting that is done is not computed again; those of other code or libraries are refused.
+A setting that is done is not computed again; those of other code, libraries or weights are
+refused.
 """
 
 import os
@@ -40,6 +41,7 @@ SETTINGS = {
     f"NPY_DISABLE_CPU_FEATURES=X86_V3 {AVX512}": {"NPY_DISABLE_CPU_FEATURES": f"X86_V3 {AVX512}"},
     "OPENCV_CPU_DISABLE=AVX2,FMA3,AVX512_SKX": {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX512_SKX"},
 }
+WEIGHTS = "gma-procedural"
 TORCH = "torch float32"
 VARIANTS = [
     ("torch", "float32"),
@@ -69,7 +71,7 @@ def compute(folder: Path) -> None:
             share_models(first / "cache", folder / "int8")
             os.environ["GMA_CACHE"] = str(folder / "int8")
         try:
-            estimator = load(num_updates=6, backend=backend, precision=precision)
+            estimator = load(WEIGHTS, num_updates=6, backend=backend, precision=precision)
             for pair in pairs:
                 found[f"{backend} {precision}/{pair.name}"] = estimator(*pair.load_frames())
         except (RuntimeError, ValueError) as error:  # no kernels for this precision
@@ -97,7 +99,7 @@ def measure_attention(pair: "FramePair") -> np.ndarray:
     """Measure what 07_inside measures: shares of attention, and what chance would give."""
     from gma_lib.evaluate.insight import examine, summarise_inside
 
-    looks = summarise_inside(examine(pair, "gma-procedural", num_updates=6), "")["attention"]
+    looks = summarise_inside(examine(pair, WEIGHTS, num_updates=6), "")["attention"]
     return np.array([list(look.values()) for look in looks if look])
 
 
@@ -110,18 +112,20 @@ def choose_cores(count: int) -> list[int]:
 
 
 def require_same_software(folder: Path) -> None:
-    """Keep what decides the arrays of a folder; SystemExit where they are of other code, libraries
-    or another processor.
+    """Keep what decides the arrays of a folder; SystemExit where they are of other code, libraries,
+    weights or parameters, or another processor.
     """
-    from gma_lib.runs import hash_file, hash_value
+    from gma_lib.network import WEIGHTS_FOLDER
+    from gma_lib.runs import RESOURCES, hash_files, hash_value
     from gma_lib.runs.clusters import describe_software
 
     folder.mkdir(parents=True, exist_ok=True)
-    software = hash_value([describe_software(), hash_file(Path(__file__))])
+    given = [*WEIGHTS_FOLDER.glob("*.safetensors"), *(RESOURCES / "params").glob("*.yaml")]
+    software = hash_value([describe_software(), hash_files([Path(__file__), *given])])
     file = folder / "software.txt"
     is_done = (folder / "computed.npz").is_file()
     if is_done and (not file.is_file() or file.read_text() != software):
-        raise SystemExit(f"{folder} is of other code, libraries or processor: delete it")
+        raise SystemExit(f"{folder} is of other code, libraries, weights or processor: delete it")
     file.write_text(software)
 
 
@@ -135,10 +139,11 @@ def main(outputs: Path, out: Path | None, is_setting: bool) -> None:
         compute(outputs)
         return
     files = {name: compute_setting(outputs, name) for name in SETTINGS}
-    from gma_lib import runs
+    from gma_lib import network, runs
 
+    weights = runs.hash_file(network.WEIGHTS_FOLDER / f"{WEIGHTS}.safetensors")
     record = compare_settings({name: group_by_kind(file) for name, file in files.items()})
-    runs.write_json(out or outputs / "determinism.json", record)
+    runs.write_json(out or outputs / "determinism.json", {"checkpoint_sha256": weights} | record)
 
 
 def compute_setting(outputs: Path, name: str) -> Path:

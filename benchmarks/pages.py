@@ -24,6 +24,7 @@ from blocks import BACKEND, BLOCKS, ROOT, locate, read
 
 from gma_lib import runs
 from gma_lib.data import PASSES
+from gma_lib.network import WEIGHTS_FOLDER
 from gma_lib.perf.load import Load
 from gma_lib.perf.summary import UNSTABLE_SPREAD, find_peak_memory
 from gma_lib.runs.clusters import describe_software
@@ -37,7 +38,12 @@ BLOCK = re.compile(rf"({START}(\S+) -->)(\n?)((?:(?!<!-- ).)*?)(\n?)({END})", re
 BEGUN = ROOT / "outputs" / "numbers.json"  # the run that goes on
 PRECISIONS = {"float32": (1, 4), "bfloat16": (1,), "int8": (1,)}  # batch sizes on the demo set
 RESUMED = ("determinism", "torture")  # in outputs: what goes on where it stopped, in one run
-COLLECTED = {"convert": "03_convert", "metrics": "05_evaluate", "perf": "06_perf"}
+COLLECTED = {
+    "export": "02_export",
+    "convert": "03_convert",
+    "metrics": "05_evaluate",
+    "perf": "06_perf",
+}
 
 
 class Measurement(NamedTuple):
@@ -154,10 +160,11 @@ def collect(outputs: Path) -> runs.Record:
     Raises
     ------
     BadFile
-        A record is missing, was altered, or is of another commit than the one at hand.
+        A record is missing, was altered, or is of another commit than the one at hand; the runs
+        have several weights.
     """
     rows: dict[str, runs.Record] = {}
-    busy = False
+    busy, weights = False, set()
     for precision, sizes in PRECISIONS.items():
         found = {
             size: [
@@ -166,22 +173,25 @@ def collect(outputs: Path) -> runs.Record:
             ]
             for size in sizes
         }
-        _, metrics, _ = found[sizes[0]]
+        _, _, metrics, _ = found[sizes[0]]
         rows[precision] = {
             "epe": {name: metrics[name]["all"]["epe"] for name in PASSES},
             "px1": {name: metrics[name]["all"]["px1"] for name in PASSES},
             "distance": {
                 name: max(
-                    one[name] for made, _, _ in found.values() for one in made["compared"].values()
+                    one[name] for _, made, *_ in found.values() for one in made["compared"].values()
                 )
                 for name in ("mean", "max")
             },
             "peak_rss_bytes": {
-                str(size): find_peak_memory(perf) for size, (_, _, perf) in found.items()
+                str(size): find_peak_memory(perf) for size, (*_, perf) in found.items()
             },
         }
-        busy = busy or any(perf["load"]["busy"] for _, _, perf in found.values())
-    return {"rows": rows, "load": {"busy": busy}}
+        busy = busy or any(perf["load"]["busy"] for *_, perf in found.values())
+        weights |= {exported["checkpoint"]["sha256"] for exported, *_ in found.values()}
+    if len(weights) > 1:
+        raise runs.BadFile(outputs, "runs of several weights", "one", "Measure them again")
+    return {"rows": rows, "checkpoint_sha256": weights.pop(), "load": {"busy": busy}}
 
 
 def _read_stage(folder: Path, name: str, stage: str) -> runs.Record:
@@ -207,6 +217,8 @@ def require_quiet() -> None:
 def choose(names: tuple[str, ...], sintel: Path | None) -> list[str]:
     """Return what can be measured and was not yet measured by the run that goes on."""
     settings = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.yaml")]
+    settings += WEIGHTS_FOLDER.glob("*.safetensors")
+    settings += (runs.RESOURCES / "params").glob("*.yaml")
     software = describe_software() | runs.hash_files(settings)
     begun = json.loads(BEGUN.read_text()) if BEGUN.is_file() else {}
     if begun.get("software") != software:

@@ -23,12 +23,14 @@ import psutil
 from gma_lib import runs
 from gma_lib.data.demo import DEMO_SCENES, render_demo
 from gma_lib.data.sintel import PASSES
+from gma_lib.network import WEIGHTS_FOLDER
 from gma_lib.perf.load import Load
 from gma_lib.pipeline.stages import STAGES
 from gma_lib.runs import track
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "outputs" / "rehearsal"
+WEIGHTS = WEIGHTS_FOLDER / "gma-procedural.safetensors"  # of params/sintel.yaml
 SECONDS_BETWEEN_LOOKS = 2.0
 SCENES = dict.fromkeys(
     (
@@ -112,6 +114,7 @@ def main(precision: str, cluster: str, out: Path | None) -> None:
         print(stage, json.dumps(stages[stage]), flush=True)
     found = load.add_to({"stages": stages, "data_bytes": measure_disk(tree)})
     found |= {"pairs": 2 * (1064 - len(SCENES)), "precision": precision, "cluster": cluster}
+    found["checkpoint_sha256"] = runs.hash_file(WEIGHTS)
     runs.write_json(out or HOME / "rehearsal.json", found)
 
 

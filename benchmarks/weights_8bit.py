@@ -49,13 +49,13 @@ def main(sintel: Path | None, out: Path | None) -> None:
         state = load_checkpoint(shipped).state
         state |= {name: round_channels(one) for name, one in state.items() if one.ndim == 4}
         file = save_checkpoint(Path(folder) / "rounded.safetensors", state)
-        models = [load_model(weights)[0] for weights in (shipped, file)]
+        (model, weights), (rounded, _) = map(load_model, (shipped, file))
     found: runs.Record = {}
     print("| frames | pairs | EPE, px | with 8 bits | 1px, % | with 8 bits |\n" + "|---" * 6 + "|")
     for name, pairs in scored.items():
         found[name] = {"pairs": len(pairs)}
-        for label, model in zip(("shipped", "rounded"), models, strict=True):
-            scores = score_pairs(partial(predict_updates, model, (UPDATES,)), pairs)
+        for label, one in (("shipped", model), ("rounded", rounded)):
+            scores = score_pairs(partial(predict_updates, one, (UPDATES,)), pairs)
             metrics = pool_scores(scores[str(UPDATES)])["all"].to_metrics()
             found[name][label] = {metric: metrics[metric] for metric in ("epe", "px1")}
         before, after = found[name]["shipped"], found[name]["rounded"]
@@ -63,7 +63,8 @@ def main(sintel: Path | None, out: Path | None) -> None:
         cells += [f"{100 * one['px1']:.2f}" for one in (before, after)]
         print(f"| {name} | {len(pairs)} | " + " | ".join(cells) + " |", flush=True)
     if out:
-        runs.write_json(out, {"num_updates": UPDATES, "frames": found})
+        about = {"checkpoint_sha256": weights.sha256, "num_updates": UPDATES}
+        runs.write_json(out, about | {"frames": found})
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from gma_lib import load, runs
 from gma_lib.data.demo import DEMO_SCENES
 from gma_lib.flow.colours import choose_radius, flow_to_rgb
 from gma_lib.flow.metrics import endpoint_error
+from gma_lib.network import load_checkpoint
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, save_figure
 
 HERE = Path(__file__).resolve().parent
 HEIGHT, WIDTH, PAIRS = 272, 640, 18
 DRIFT, RUSH = DEMO_SCENES
-UPDATES = 6
+WEIGHTS, UPDATES = "gma-procedural", 6
 
 
 def write_animation(path: Path) -> None:
@@ -27,7 +28,7 @@ def write_animation(path: Path) -> None:
     renderer = RUSH.make_renderer(height=HEIGHT, width=WIDTH)
     # Slow motion around the moment for which the scene is laid out
     frames = [renderer.render(time).clean for time in np.linspace(0, 6, PAIRS + 1)]
-    network = load("gma-procedural", num_updates=UPDATES)
+    network = load(WEIGHTS, num_updates=UPDATES)
     flows = [network(*pair) for pair in itertools.pairwise(frames)]
     radius = choose_radius(*flows) / 2  # half: the background's slow motion shows as well
     pictures = []
@@ -46,7 +47,7 @@ def write_sheets(folder: Path) -> float:
     renderer = DRIFT.make_renderer(height=436, width=1024)
     pair = [renderer.render(number) for number in (1, 2)]
     frames = [one.clean for one in pair]
-    flow = load("gma-procedural", num_updates=UPDATES)(*frames)
+    flow = load(WEIGHTS, num_updates=UPDATES)(*frames)
     truth = pair[0].flow
     _save(draw_flow(frames[0], flow, title="two frames of the demo"), folder / "flow.jpg")
     sheet = draw_errors(
@@ -70,4 +71,5 @@ if __name__ == "__main__":
     write_animation(HERE / "flow.webp")
     epe = write_sheets(HERE)
     results = HERE.parent / "benchmarks" / "results" / "pictures.json"
-    runs.write_json(results, {"num_updates": UPDATES, "epe": epe})
+    weights = load_checkpoint(WEIGHTS).sha256
+    runs.write_json(results, {"checkpoint_sha256": weights, "num_updates": UPDATES, "epe": epe})

@@ -40,6 +40,19 @@ def test_what_other_code_computed_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(clusters, "describe_software", lambda: {"the code": "a"})
     with pytest.raises(SystemExit, match="other code"):
         determinism.require_same_software(folder)
+    monkeypatch.setattr(clusters, "describe_software", lambda: {"the code": "b"})
+    determinism.require_same_software(folder)
+    for name in ("weights/gma-procedural.safetensors", "params/train.yaml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("other")
+    with monkeypatch.context() as patch:
+        patch.setattr("gma_lib.network.WEIGHTS_FOLDER", tmp_path / "weights")
+        with pytest.raises(SystemExit, match="weights"):
+            determinism.require_same_software(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("gma_lib.runs.RESOURCES", tmp_path)
+        with pytest.raises(SystemExit, match="weights"):
+            determinism.require_same_software(folder)
     (folder / "software.txt").unlink()  # as older ones were left
     with pytest.raises(SystemExit, match="other code"):
         determinism.require_same_software(folder)

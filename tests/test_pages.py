@@ -190,6 +190,35 @@ def test_the_origin_of_a_table(elsewhere, busy):
     assert ("busy" in told) is busy
 
 
+@pytest.mark.parametrize("key", ["checkpoint_sha256", "weights_sha256"])
+def test_the_origin_names_weights_that_are_not_the_bundled_ones_now(elsewhere, key):
+    """Also where no note is; an older record does not say which it has."""
+    now = json.loads(blocks.CARD.read_text())["sha256"]
+    for about in ({}, {key: now}):
+        keep(about)
+        assert "weights" not in blocks.tell_origin("gma x", blocks.read("a"))
+    keep({key: "0123456789abcdef", "note": "n"})
+    for short in (False, True):
+        told = blocks.tell_origin("gma x", blocks.read("a"), short=short)
+        assert "; **other weights than today's, SHA-256 0123456789ab**." in told
+
+
+@pytest.mark.parametrize("file", ["weights/gma-procedural.safetensors", "params/train.yaml"])
+def test_what_other_weights_or_parameters_gave_is_measured_again(elsewhere, monkeypatch, file):
+    """New weights of the same name got the numbers of the old."""
+    monkeypatch.setattr(pages, "WEIGHTS_FOLDER", pages.ROOT / "weights")
+    monkeypatch.setattr(pages.runs, "RESOURCES", pages.ROOT)
+    changed = pages.ROOT / file
+    changed.parent.mkdir()
+    changed.write_text("old")
+    keep({}, "pictures", created="2998")
+    assert pages.choose(("pictures",), None) == []
+    monkeypatch.setattr(pages, "datetime", Later)
+    assert pages.choose(("pictures",), None) == []
+    changed.write_text("new")
+    assert pages.choose(("pictures",), None) == ["pictures"]
+
+
 def test_what_other_code_measured_is_measured_again(elsewhere, monkeypatch):
     """Also where it was changed and not committed."""
     (pages.ROOT / "outputs/torture").mkdir(parents=True)
@@ -324,6 +353,26 @@ def test_the_demo_s_row_is_what_its_run_found(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "find_commit", lambda: "another")
     with pytest.raises(BadFile, match="of commit"):
         pages.collect(tmp_path / "tiny")
+
+
+def test_runs_of_several_weights_are_no_row(monkeypatch, tmp_path):
+    records = {
+        "02_export": {"checkpoint": {"sha256": "a"}},
+        "03_convert": {"deviation": {"mean": 0.0, "max": 0.0}},
+        "05_evaluate": {name: {"all": {"epe": 1.0, "px1": 0.5}} for name in pages.PASSES},
+        "06_perf": {"load": {"busy": False}},
+    }
+    monkeypatch.setattr(pages, "_read_stage", lambda folder, name, stage: records[stage])
+    monkeypatch.setattr(pages, "find_peak_memory", lambda perf: 1)
+    assert pages.collect(tmp_path)["checkpoint_sha256"] == "a"
+
+    def read(folder, name, stage):
+        other = {"checkpoint": {"sha256": folder.parent.name}}
+        return other if stage == "02_export" else records[stage]
+
+    monkeypatch.setattr(pages, "_read_stage", read)
+    with pytest.raises(BadFile, match="several weights"):
+        pages.collect(tmp_path)
 
 
 def test_only_what_is_known_can_be_measured():

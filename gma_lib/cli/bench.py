@@ -6,6 +6,7 @@ import click
 
 from gma_lib.backends import BACKENDS
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_existing
+from gma_lib.network import load_checkpoint
 from gma_lib.perf.comparison import compare, load_comparison, tabulate_comparison
 from gma_lib.perf.half_precision import choose_pairs, study_variants, tabulate_study
 from gma_lib.perf.precision import measure_precisions
@@ -96,8 +97,9 @@ def emulate_half(
     pairs = choose_pairs(sintel.absolute(), most)
     names = [pair.name for pair in pairs]
     click.echo(f"{len(pairs)} pairs: {', '.join(names)}; {checkpoint}\n")
+    about = {"checkpoint": checkpoint, "checkpoint_sha256": load_checkpoint(checkpoint).sha256}
     study = study_variants(pairs, checkpoint, track=track)
     click.echo(tabulate_study(study))
     if out:
         rows = study.to_dict("index")
-        write_json(out, {"checkpoint": checkpoint, "pairs": names, "variants": rows})
+        write_json(out, about | {"pairs": names, "variants": rows})

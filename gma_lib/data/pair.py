@@ -127,7 +127,7 @@ class FramePair:
         if kind != "flow":
             read = partial(_read_upright, read)
         digest = self.sha256.get(kind) or None
-        return read_recorded(getattr(self, kind), read, digest, made_by="01_data")
+        return read_recorded(getattr(self, kind), read, digest, made_by="01_data (or `gma card`)")
 
 
 def _read_upright(read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:

@@ -108,8 +108,8 @@ class Estimator:
     ValueError
         For an unknown backend or value, or a precision that this machine lacks.
     BadFile
-        For weights that are missing or damaged. Those of another network may fail at the first call
-        only.
+        For weights that are missing or damaged. Those of another network, or for another attention,
+        may fail at the first call only.
     """
 
     def __init__(

@@ -33,6 +33,7 @@ from gma_lib.network.bundled import (
 from gma_lib.network.model import GMA, GMAConfig
 from gma_lib.network.sizes import SEEDED
 from gma_lib.runs.files import (
+    BadFile,
     MissingFile,
     hash_value,
     locate_path,
@@ -73,6 +74,9 @@ class Checkpoint:
         Complete state dict of ``GMA``; floats in float32.
     card
         Contents of the ``.json`` file of the weights; empty if there is none.
+    attention
+        What the file says that its weights are for, as ``gma.safetensors`` of a run does (see
+        ``GMAConfig``); None where it says nothing.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Checkpoint:
     trained: bool
     state: dict[str, Tensor] = field(repr=False)
     card: Record = field(repr=False, default_factory=dict)
+    attention: str | None = None
 
     @property
     def note(self) -> str:
@@ -101,6 +106,19 @@ class Checkpoint:
             "trained": self.trained,
             "note": self.note,
         }
+
+    def load_into(self, model: GMA) -> None:
+        """Give a network these weights; BadFile where their file names another attention."""
+        used = model.config.attention
+        if self.attention not in (None, used):
+            raise BadFile(
+                Path(self.source),
+                f"weights for attention={self.attention}",
+                f"attention={used}, which is to be computed",
+                f"Set attention={self.attention} (in a run, --set; in Python, GMAConfig; "
+                "`gma flow` and load() compute content alone), or give other weights",
+            )
+        model.load_state_dict(self.state)
 
 
 def list_checkpoints() -> list[str]:
@@ -140,6 +158,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
     with reading(path, "a weights file (.pth or .safetensors)", "Save or download it again"):
         content = read_whole(path, largest=MOST_BYTES)
         state = _complete_state(_unwrap(decode_tensors(content, path.suffix.lower())))
+        attention = _find_attention(content)
     digest = hashlib.sha256(content).hexdigest()
     if path == named:
         require_bundled(path, digest)
@@ -150,6 +169,7 @@ def load_checkpoint(checkpoint: str | Path) -> Checkpoint:
         trained=not _is_seeded(state),
         state=state,
         card=read_card(path),
+        attention=attention,
     )
 
 
@@ -168,11 +188,12 @@ def load_model(checkpoint: str | Path, config: GMAConfig | None = None) -> tuple
     """Return the network with a checkpoint's weights, and the checkpoint.
 
     The network is on the CPU, in evaluation mode, and needs no gradients. Without ``config`` it
-    runs 6 updates (``gma_lib.load``: 12). Raises errors as ``load_checkpoint``.
+    runs 6 updates (``gma_lib.load``: 12). Raises errors as ``load_checkpoint``, and BadFile where
+    the file names another attention than ``config``.
     """
     loaded = load_checkpoint(checkpoint)
     model = GMA(config).eval().requires_grad_(False)
-    model.load_state_dict(loaded.state)
+    loaded.load_into(model)
     return model, loaded
 
 
@@ -207,6 +228,15 @@ def decode_tensors(content: bytes, suffix: str) -> object:
         raise
     except Exception as error:  # whatever a pickle does; a TorchScript archive is a RuntimeError
         raise ValueError("damaged, or it holds other things than tensors") from error
+
+
+def _find_attention(content: bytes) -> str | None:
+    """The attention that the metadata of a readable safetensors file name, if any."""
+    if content[8:9] != b"{":
+        return None
+    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    named: str | None = head.get("__metadata__", {}).get("attention")
+    return named
 
 
 def _check_names(pickled: IO[bytes]) -> None:

@@ -122,7 +122,7 @@ def compare(comparison: Comparison) -> runs.Record:
         ``load_s`` of ``loaded_parts`` (none: the whole network), ``first_call_s``, ``gmac``,
         ``share_of_peak`` (null for int8, whose peak is not measured); or ``error``, a sentence,
         where it could not run, or ended while it was measured. ``load`` and ``caution`` say what
-        else the machine computed.
+        else the machine computed, ``checkpoint_sha256`` which weights were used.
 
     Raises
     ------
@@ -134,6 +134,7 @@ def compare(comparison: Comparison) -> runs.Record:
     firsts = range(0, max(len(others), 1), AT_A_TIME)
     groups = [others[first : first + AT_A_TIME] for first in firsts]
     results: dict[str, runs.Record] = {}
+    sha256 = network.load_checkpoint(comparison.checkpoint).sha256
     with runs.exclusive_machine(), temporary_folder() as folder:
         load = Load()
         frames = draw_demo_frames(comparison.height, comparison.width)
@@ -155,6 +156,7 @@ def compare(comparison: Comparison) -> runs.Record:
             "height": comparison.height,
             "width": comparison.width,
             "checkpoint": comparison.checkpoint,
+            "checkpoint_sha256": sha256,
             "baseline": baseline,
             "variants": {name: results[name] for name in comparison.variants},
         }

@@ -56,6 +56,13 @@ def find_commit() -> str | None:
     )
 
 
+def name_commit(commit: str | None) -> str:
+    """Return a commit as pages name it: seven characters of it, and in words what follows the +."""
+    name, _, state = (commit or "unknown").partition("+")
+    told = {"": "", "changes": " with changes"}.get(state, f" (state {state})")
+    return f"{name[:7]}{told}"
+
+
 def ask_git(*arguments: str) -> bytes | None:
     """Return what git answers in the project; None where it refuses, or is not installed."""
     elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set while another one's hook runs

@@ -133,7 +133,8 @@ class TrainingConfig:
         (``pip install 'gma-lib[training]'``). Validation never shows them.
     optimiser
         ``adamw``, or ``muon``: Muon for convolution kernels and AdamW for the rest
-        (``gma_lib.training.trainer.KernelMuon``), at the same learning rates.
+        (``gma_lib.training.muon.KernelMuon``), at the same learning rates; requires PyTorch 2.9
+        (``pip install 'gma-lib[training]'``).
     sequence_gamma
         Weight of an update's loss relative to the next update's (RAFT, equation 7); above 0, at
         most 1.

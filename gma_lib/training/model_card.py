@@ -23,12 +23,14 @@ import torch
 
 from gma_lib import network, runs
 from gma_lib.backends.torch import refuse_less_than_float32
-from gma_lib.data import PASSES, FramePair, LoadedPair, Padding, find_pairs
-from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index
+from gma_lib.data import PASSES, FramePair, LoadedPair, Padding
+from gma_lib.data.sintel import PAIRS_IN_TRAINING_SPLIT, build_index, load_pairs
 from gma_lib.flow import ErrorSums, dis, pool_scores, sum_errors
 from gma_lib.flow.refine import refine_flow
 from gma_lib.runs.code import digest_module
+from gma_lib.runs.machine import name_commit
 from gma_lib.runs.records import trace_provenance
+from gma_lib.runs.resumed import map_resumably
 from gma_lib.training.config import (
     Recipe,
     TrainingConfig,
@@ -121,25 +123,13 @@ def _score_with_dis(
         }
 
     scores = {}
-    found = _map_resumably(score, pairs, label, kept and kept / f"{label}.json")
+    found = map_resumably(score, pairs, label, kept and kept / f"{label}.json")
     for method in found[0]:
         each = [{group: ErrorSums(**one) for group, one in pair[method].items()} for pair in found]
         sums = pool_scores(each)
         scores[method] = {name: sums[name].to_metrics() for name in SCORED_GROUPS}
         scores[method]["all"] |= estimate_intervals([groups["all"] for groups in each])
     return scores
-
-
-def _map_resumably(
-    compute: Callable[[Pair], runs.Record], pairs: Sequence[Pair], label: str, kept: Path | None
-) -> list[runs.Record]:
-    """Compute a record per pair; the file ``kept`` holds those of a killed run."""
-    done = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else []
-    for pair in runs.track(pairs[len(done) :], label=label, unit="pair"):
-        done.append(compute(pair))
-        if kept:
-            runs.write_text(kept, json.dumps(done))
-    return done
 
 
 def estimate_intervals(pairs: list[ErrorSums]) -> runs.Record:
@@ -172,15 +162,16 @@ def score_held_out(
 
 
 def score_sintel(
-    weights: str, root: Path, *, kept: Path | None = None
+    weights: str, index: runs.Record, *, kept: Path | None = None
 ) -> dict[str, dict[str, runs.Record]]:
-    """Score weights and DIS on the pairs with ground truth below ``root``, pass by pass; a killed
-    run continues from the folder ``kept``.
+    """Score weights and DIS on the pairs of an index that have ground truth, pass by pass; a killed
+    run continues from the folder ``kept``. ValueError for a file that has changed since.
     """
     model, _ = network.load_model(weights)
+    known = [pair for pair in load_pairs(index) if pair.flow is not None]
     scores = {}
     for pass_name in PASSES:
-        pairs = [pair for pair in find_pairs(root, pass_name=pass_name) if pair.flow is not None]
+        pairs = [pair for pair in known if pair.pass_name == pass_name]
         scores[pass_name] = _score_with_dis(
             model, pairs, FramePair.load, label=f"Sintel {pass_name}", kept=kept
         )
@@ -207,14 +198,16 @@ def update_scores(card: runs.Record, *, sintel: Path | None = None) -> runs.Reco
     code = [digest_module(name) for name in runs.list_loaded_modules()]
     index = sintel and _index_sintel(sintel)
     frames = index and index["pairs"]
-    key = runs.hash_value([weights.sha256, asdict(config), code, runs.find_versions(), frames])
+    machine = [runs.identify_processor(), torch.get_num_threads()]
+    made_from = [weights.sha256, asdict(config), code, runs.find_versions(), *machine, frames]
+    key = runs.hash_value(made_from)
     kept = runs.PROJECT / "outputs" / "card" / key[:16]
     families = score_held_out(config, str(file), kept=kept)
     known = card.get("scores", {"sintel_excerpt": {}, "sintel_frames": {}})
     excerpt, made = known["sintel_excerpt"], trace_provenance()
     about = known["sintel_frames"]
-    if sintel and index:
-        excerpt = score_sintel(str(file), sintel, kept=kept)
+    if index:
+        excerpt = score_sintel(str(file), index, kept=kept)
         about = describe_frames(index) | {"provenance": made}
     shutil.rmtree(kept)
     return card | {
@@ -340,7 +333,11 @@ def make_page(card: runs.Record) -> str:
         expected = f"{card['how']['recipe_sha256']}, the recipe of {card['name']}"
         raise runs.BadFile(RECIPE, f"its settings have the SHA-256 {found}", expected, remedy)
     return pages.get_template("card.md.j2").render(
-        card=card, recipe=recipe, time=describe_time(card["how"]), name_frames=name_frames
+        card=card,
+        recipe=recipe,
+        time=describe_time(card["how"]),
+        name_commit=name_commit,
+        name_frames=name_frames,
     )
 
 

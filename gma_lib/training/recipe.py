@@ -152,6 +152,8 @@ def _require_feasible(parts: list[Part], folder: Path) -> None:
             raise ValueError(f"{name}: {error}") from error
     if any(training.photographs for _, training in trained):
         importlib.import_module("skimage")
+    if any(training.optimiser == "muon" for _, training in trained):
+        importlib.import_module("gma_lib.training.muon")
     for part in parts:
         if part.base:
             _require_base(part.name, part.base)

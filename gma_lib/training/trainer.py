@@ -9,8 +9,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -50,37 +51,11 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-class KernelMuon(torch.optim.Muon):
-    """Muon (https://kellerjordan.github.io/posts/muon/) for convolutions: a kernel is the matrix
-    (output channels, all the rest).
-
-    Every direction of a matrix moves by the same amount, not every number in it, so that a few
-    strong directions of a small batch do not hide the others. Steps are as large as AdamW's (Liu et
-    al., https://arxiv.org/abs/2502.16982).
-    """
-
-    def __init__(self, kernels: Sequence[Tensor], *, weight_decay: float):
-        self.kernels = kernels
-        self.matrices = [kernel.detach().flatten(1) for kernel in kernels]  # the same memory
-        # the gradients' norm may lie far below the usual epsilon, see ``make_optimisers``
-        super().__init__(
-            self.matrices,
-            lr=1e-9,
-            weight_decay=weight_decay,
-            eps=1e-30,
-            adjust_lr_fn="match_rms_adamw",
-        )
-
-    def step(self) -> None:  # type: ignore[override]  # no closure: the losses need none
-        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
-        super().step()  # type: ignore[no-untyped-call]  # PyTorch gives Muon.step no types
-        for matrix in self.matrices:
-            matrix.grad = None
-
-
 def make_optimisers(model: network.GMA, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimisers of a configuration; each parameter belongs to one of them."""
+    """Return the optimisers of a configuration; each parameter belongs to one of them.
+
+    ImportError, with the remedy, where PyTorch has no Muon and the configuration names it.
+    """
     parameters = list(model.parameters())
     # kernels with fewer than 16 rows or columns stay with AdamW
     is_moved_by_muon = [
@@ -92,7 +67,10 @@ def make_optimisers(model: network.GMA, config: TrainingConfig) -> list[torch.op
     # Before the recurrent part reads the correlation, its clipped gradients are of the order of
     # AdamW's usual epsilon (1e-8), which would stop it from learning.
     adamw = torch.optim.AdamW(others, lr=1e-9, weight_decay=config.weight_decay, eps=1e-11)
-    return [KernelMuon(kernels, weight_decay=config.weight_decay), adamw] if kernels else [adamw]
+    if not kernels:
+        return [adamw]
+    muon = import_module("gma_lib.training.muon")  # not in PyTorch before 2.9
+    return [muon.KernelMuon(kernels, weight_decay=config.weight_decay), adamw]
 
 
 class Trainer:
@@ -117,7 +95,7 @@ class Trainer:
         # of all lookups, the one whose gradient is cheapest
         self.model = network.GMA(network.GMAConfig(lookup="grid_sample")).to(self.device)
         if weights is not None:
-            self.model.load_state_dict(network.load_checkpoint(weights).state)
+            network.load_checkpoint(weights).load_into(self.model)
         validated = network.GMA().to(self.device).eval().requires_grad_(False)
         self.averaged = AveragedModel(
             validated, avg_fn=partial(_average, config.ema_decay), use_buffers=True

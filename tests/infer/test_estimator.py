@@ -24,7 +24,7 @@ from gma_lib.network.checkpoints import load_checkpoint, save_checkpoint
 from gma_lib.network.memory import predict_memory
 from gma_lib.network.model import GMAConfig
 from gma_lib.runs import files
-from gma_lib.runs.files import PROJECT, hash_file
+from gma_lib.runs.files import PROJECT, BadFile, hash_file
 
 pytestmark = pytest.mark.slow
 
@@ -437,6 +437,18 @@ def test_weights_that_were_replaced_before_the_first_call_are_refused(images, ca
     before = set(cache.iterdir())
     with pytest.raises(ValueError, match=r"last\.safetensors has been replaced"):
         net(*images)
+    assert set(cache.iterdir()) == before
+
+
+def test_weights_of_a_run_with_another_attention_are_refused(images, cache, tmp_path):
+    """Their flow was computed with content, 0.0045 px off on average, without a word."""
+    about = {"attention": "position"}
+    file = save_checkpoint(
+        tmp_path / "gma.safetensors", load_checkpoint("seeded").state, metadata=about
+    )
+    before = set(cache.iterdir())
+    with pytest.raises(BadFile, match=r"position.*content"):
+        gma_lib.load(file, num_updates=1, say=lambda sentence: None)(*images)
     assert set(cache.iterdir()) == before
 
 

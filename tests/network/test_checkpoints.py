@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from gma_lib.infer import estimator
 from gma_lib.network import bundled, checkpoints
+from gma_lib.network.model import GMAConfig
 from gma_lib.runs.files import BadFile
 
 
@@ -353,3 +354,16 @@ def test_safetensors_under_another_name(tmp_path, state):
     path = checkpoints.save_checkpoint(tmp_path / "a.safetensors", state)
     path.rename(tmp_path / "a.pth")
     assert equal(checkpoints.load_checkpoint(tmp_path / "a.pth").state, state)
+
+
+def test_weights_for_another_attention_than_is_computed_are_refused(tmp_path, state):
+    """A state dict does not tell, but ``gma.safetensors`` of a run does: its flow was another."""
+    file, other = tmp_path / "gma.safetensors", tmp_path / "other.safetensors"
+    checkpoints.save_checkpoint(file, state, metadata={"attention": "position"})
+    checkpoints.save_checkpoint(other, state, metadata={"note": "x"})
+    position = GMAConfig(attention="position")
+    with pytest.raises(BadFile, match=r"gma\.safetensors.*=position.*=content.* --set"):
+        checkpoints.load_model(file)
+    assert equal(checkpoints.load_model(file, position)[0].state_dict(), state)
+    for config in (None, position):
+        assert equal(checkpoints.load_model(other, config)[0].state_dict(), state)

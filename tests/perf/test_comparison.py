@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from gma_lib.network.checkpoints import load_checkpoint
 from gma_lib.perf import comparison
 from gma_lib.perf.worker import PARTS, Variant, Worker
 from gma_lib.runs.files import PROJECT
@@ -165,7 +166,9 @@ def compare_dying(monkeypatch):
         )
         variants = dict.fromkeys(["base", *"abcdefgh"], BASELINE)
         compared = comparison.Comparison(128, 128, "seeded", 3, variants)
-        found = comparison.compare(compared)["variants"]
+        found = comparison.compare(compared)
+        assert found["checkpoint_sha256"] == load_checkpoint("seeded").sha256
+        found = found["variants"]
         assert list(found) == list(variants)
         comparison.tabulate_comparison({"variants": found})
         return "".join(name for name, one in found.items() if "error" in one)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from gma_lib.cli import main, train
 from gma_lib.data.pair import LoadedPair
-from gma_lib.data.sintel import find_pairs
+from gma_lib.data.sintel import build_index, find_pairs
 from gma_lib.flow.classical import dis
 from gma_lib.flow.metrics import ErrorSums, pool_scores
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
@@ -59,6 +59,23 @@ def test_another_number_is_another_page():
     changed["scores"]["held_out_families"]["layers"]["6"]["all"]["epe"] = 98.765
     assert "98.77" in card.make_page(changed)
     assert card.make_page(changed) != card.make_page(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        ("0123456789", "commit 0123456, "),
+        ("0123456789+changes", "commit 0123456 with changes, "),
+        ("0123456789+unknown", "commit 0123456 (state unknown), "),
+        (None, "commit unknown, "),
+    ],
+)
+def test_the_page_says_where_the_code_was_not_that_of_the_commit(commit, told):
+    changed = json.loads(json.dumps(NUMBERS))
+    changed["provenance"]["commit"] = commit
+    assert f"Scored by `gma card --score`, {told}" in card.make_page(changed)
+    changed["scores"]["sintel_frames"]["provenance"] |= {"commit": commit, "created": "2026"}
+    assert f"Scored by an earlier call, {told}" in card.make_page(changed)
 
 
 def test_the_curve_shows_every_part_to_its_end():
@@ -169,13 +186,23 @@ def test_refinement_pays_if_nothing_gets_worse():
 
 def test_sintel_is_scored_pass_by_pass_over_all_pixels(tiny_sintel, monkeypatch):
     monkeypatch.setattr(card, "SCORED_UPDATES", (1,))
-    found = score_sintel("seeded", tiny_sintel)
+    found = score_sintel("seeded", build_index(tiny_sintel, description=""))
     assert set(found) == {"clean", "final"}
     for pass_name, methods in found.items():
         assert set(methods) == {"1", "dis"}
         pairs = find_pairs(tiny_sintel, pass_name=pass_name)
         pixels = sum(pair.load_flow()[0].size for pair in pairs if pair.flow is not None)
         assert methods["1"]["all"]["pixels"] == methods["dis"]["all"]["pixels"] == pixels
+
+
+def test_frames_that_change_after_they_were_listed_are_noticed(tiny_sintel, monkeypatch):
+    """The card would name the scores of others as those of the frames in its key."""
+    monkeypatch.setattr(card, "SCORED_UPDATES", (1,))
+    index = build_index(tiny_sintel, description="")
+    frames = tiny_sintel / "training" / "final" / "cave"
+    shutil.copy(frames / "frame_0003.png", frames / "frame_0002.png")
+    with pytest.raises(ValueError, match=r"frame_0002\.png has changed"):
+        score_sintel("seeded", index)
 
 
 @pytest.fixture
@@ -214,7 +241,9 @@ def test_scores_are_of_float32(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32
 
 
-def test_scores_of_other_frames_scenes_or_versions_are_not_continued(small_excerpt, monkeypatch):
+def test_scores_of_other_frames_scenes_versions_or_machines_are_not_continued(
+    small_excerpt, monkeypatch
+):
     class Known(Exception):
         """Where the scores are kept is known."""
 
@@ -237,7 +266,11 @@ def test_scores_of_other_frames_scenes_or_versions_are_not_continued(small_excer
     places.append(find_kept())
     monkeypatch.setattr(card.runs, "find_versions", lambda: {"torch": "0"})
     places.append(find_kept())
-    assert len(set(places)) == 4
+    monkeypatch.setattr(card.runs, "identify_processor", lambda: "another")
+    places.append(find_kept())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    places.append(find_kept())
+    assert len(set(places)) == 6
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ import pytest
 import torch
 import yaml
 
-from gma_lib.network.checkpoints import make_seeded_weights
+from gma_lib.network.checkpoints import make_seeded_weights, save_checkpoint
 from gma_lib.runs.files import PROJECT, BadFile
 from gma_lib.runs.processes import lock_path
 from gma_lib.training import trainer
 from gma_lib.training.pairs import HELD_OUT_SEED
 from gma_lib.training.trainer import (
-    KernelMuon,
     Trainer,
     TrainingDivergedError,
     cut_log,
@@ -31,36 +30,6 @@ from gma_lib.training.trainer import (
 )
 
 pytestmark = pytest.mark.slow
-
-
-def test_muon_moves_every_direction_of_a_kernel_alike_by_steps_as_large_as_adamw():
-    torch.manual_seed(0)
-    # one direction's gradient is fifty times the others'
-    gradient = torch.randn(32, 16, 3, 3) * 1e-12
-    gradient[0] *= 50
-    kernels = {name: torch.nn.Parameter(torch.zeros(32, 16, 3, 3)) for name in ("muon", "adamw")}
-    optimisers = {
-        "muon": KernelMuon([kernels["muon"]], weight_decay=0.0),
-        "adamw": torch.optim.AdamW([kernels["adamw"]], eps=1e-30),
-    }
-    for name, optimiser in optimisers.items():
-        optimiser.param_groups[0]["lr"] = 1e-3
-        kernels[name].grad = gradient.clone()
-        optimiser.step()
-    stretches, before = (
-        torch.linalg.svdvals(values.detach().flatten(1)) for values in (kernels["muon"], gradient)
-    )
-    assert before[0] > 20 * before[1]  # what it is there for
-    assert stretches.max() < 3 * stretches.min()
-    sizes = {
-        name: kernel.detach().square().mean().sqrt().item() for name, kernel in kernels.items()
-    }
-    assert sizes["adamw"] == pytest.approx(
-        1e-3, rel=0.01
-    )  # the very first step, when every number's mean is its own
-    assert sizes["muon"] == pytest.approx(
-        0.2e-3, rel=0.2
-    )  # the size that AdamW's steps have later on
 
 
 def test_every_parameter_is_moved_by_one_optimiser(config):
@@ -93,6 +62,13 @@ def test_every_parameter_is_moved_by_one_optimiser(config):
         if "pos_emb" in name or name.endswith(("to_qk.weight", "to_v.weight"))
     }
     assert moved == set(before) - still
+
+
+def test_training_does_not_go_on_from_weights_for_another_attention(config, tmp_path):
+    about = {"attention": "position"}
+    file = save_checkpoint(tmp_path / "a.safetensors", make_seeded_weights(), metadata=about)
+    with pytest.raises(BadFile, match=r"position.*content"):
+        Trainer(config, weights=file)
 
 
 def test_without_updates_only_the_features_learn(config):
