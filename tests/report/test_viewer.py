@@ -100,7 +100,8 @@ def test_pairs_with_a_role_are_embedded_and_others_lie_beside(pairs, run, monkey
 def test_a_page_embeds_what_fits(pairs, run, monkeypatch):
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
-    one = len(viewer._to_json(viewer._pack_pair("best", pairs[0], pairs[0].load().flow, 6)))
+    loaded = pairs[0].load()
+    one = len(viewer._to_json(viewer._pack_pair("best", loaded, loaded.flow, 6)))
     monkeypatch.setattr(viewer, "MOST_LETTERS", 1.5 * one)
     roles = {"best": pairs[0], "worst": pairs[2]}
     page = viewer.write_viewer(run, roles, pairs, most=1, num_updates=6)
