@@ -335,10 +335,15 @@ def has_few_bits(stored: np.ndarray) -> bool:
 def write_frame(path: Path, frame: np.ndarray) -> None:
     """Write a frame (3, H, W), RGB, in 8 bits, in the format of the path's suffix.
 
-    Values are clipped to 0..255 and rounded. Raises BadFile as ``encode_image`` does.
+    Values are those of ``to_picture``. Raises BadFile as ``encode_image`` does.
     """
-    pixels = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
-    encode_image(path, np.ascontiguousarray(pixels[:, :, ::-1]))
+    encode_image(path, to_picture(frame)[:, :, ::-1])
+
+
+def to_picture(frame: np.ndarray) -> np.ndarray:
+    """Return a frame (3, H, W) as a picture, uint8 (H, W, 3): clipped to 0..255 and rounded."""
+    pixels = np.clip(frame, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -19,6 +19,7 @@ from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
 from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, read_flow
 from gma_lib.flow.files import find_known
+from gma_lib.flow.images import to_picture
 from gma_lib.infer.inference import flow_path
 from gma_lib.network.sizes import STRIDE
 from gma_lib.report.figures import (
@@ -238,8 +239,8 @@ def _to_json(value: Record) -> str:
 
 def _to_jpeg(frame: np.ndarray) -> str:
     """A frame (3, H, W) as a data URL."""
-    picture = np.clip(frame, 0, 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    blue_first = to_picture(frame)[:, :, ::-1]
+    _, data = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return f"data:image/jpeg;base64,{_to_base64(data.tobytes())}"
 
 

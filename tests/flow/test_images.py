@@ -29,6 +29,15 @@ def test_frame_is_red_green_blue(tmp_path):
     assert cv2.imread(str(tmp_path / "a.png"))[0, 0].tolist() == [0, 0, 255]
 
 
+def test_a_picture_of_a_frame_is_rounded():
+    """16 bits are scaled to values between whole ones: truncated, they are darker than stored."""
+    frame = np.broadcast_to(np.array([-3, 99.4, 254.6, 300], np.float32), (3, 2, 4))
+    picture = images.to_picture(frame)
+    assert (picture.dtype, picture.shape) == (np.uint8, (2, 4, 3))
+    assert picture[1, :, 2].tolist() == [0, 99, 255, 255]
+    assert images.to_picture(picture.transpose(2, 0, 1)).tolist() == picture.tolist()
+
+
 def test_truncated_png_is_an_error(tmp_path):
     """libpng would fill the missing rows and only warn."""
     path = tmp_path / "a.png"

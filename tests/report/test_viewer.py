@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 
@@ -106,6 +107,12 @@ def test_a_page_embeds_what_fits(pairs, run, monkeypatch):
     roles = {"best": pairs[0], "worst": pairs[2]}
     page = viewer.write_viewer(run, roles, pairs, most=1, num_updates=6)
     assert [entry.get("file") for entry in read_pairs(page)] == [None, "viewer/1.js"]
+
+
+def test_a_frame_between_two_grey_levels_is_shown_as_the_nearer():
+    data = viewer._to_jpeg(np.full((3, 8, 8), 99.6)).partition(",")[2]
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert (shown == 100).all()
 
 
 def test_a_pair_without_truth_is_shown(tiny_sintel, run):
