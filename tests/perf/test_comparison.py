@@ -164,7 +164,7 @@ def compare_dying(monkeypatch):
             comparison.export, "compute_reference", lambda *about: np.zeros((1, 2, 8, 8))
         )
         variants = dict.fromkeys(["base", *"abcdefgh"], BASELINE)
-        compared = comparison.Comparison(128, 128, "seeded", 3, variants)
+        compared = comparison.BenchPlan(128, 128, "seeded", 3, variants)
         found = comparison.compare(compared)["variants"]
         assert list(found) == list(variants)
         comparison.tabulate_comparison({"variants": found})
