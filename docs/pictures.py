@@ -13,6 +13,7 @@ from PIL import Image
 from gma_lib import load, runs
 from gma_lib.data.demo import DEMO_SCENES
 from gma_lib.flow.colours import choose_radius, flow_to_rgb
+from gma_lib.flow.images import to_picture
 from gma_lib.flow.metrics import endpoint_error
 from gma_lib.network import load_checkpoint
 from gma_lib.report.figures import Picture, draw_errors, draw_flow, save_figure
@@ -33,7 +34,7 @@ def write_animation(path: Path) -> None:
     radius = choose_radius(*flows) / 2  # half: the background's slow motion shows as well
     pictures = []
     for number, (frame, flow) in enumerate(zip(frames, flows, strict=False)):
-        picture = frame.transpose(1, 2, 0).round().astype(np.uint8)
+        picture = to_picture(frame)
         edge = round(WIDTH * np.clip((number - 3) / (PAIRS - 6), 0, 1))
         picture[:, :edge] = flow_to_rgb(flow, radius)[:, :edge]
         picture[:, max(edge - 2, 0) : edge] = 255

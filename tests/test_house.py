@@ -147,7 +147,7 @@ def test_a_name_has_one_meaning():
     places = defaultdict(set)
     for path in LIBRARY:
         for node in parse(path).body:
-            if isinstance(node, FUNCTIONS) and node.name[0] != "_":
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and node.name[0] != "_":
                 places[node.name].add(short(path))
     assert {name: where for name, where in places.items() if len(where) > 1}.keys() == SHARED_NAMES
 

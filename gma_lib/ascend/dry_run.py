@@ -151,7 +151,7 @@ def write_commands(
             AisBench(), Path(om), output=MEASURED, loop=LOOP, warmup_count=WARMUP, **flags
         )
     ]
-    notes = [rewritten, *(_verdicts(model, version) for version in ("6.0", "7.0", "8.0", "9.0"))]
+    notes = [rewritten, *(_support(model, version) for version in ("6.0", "7.0", "8.0", "9.0"))]
     head = "".join(f"# {note}\n" for note in notes)
     script = target / f"commands_bs{batch_size}.sh"
     write_text(script, f"#!/bin/bash\n{head}{_write_script(compile_it, om, commands, places)}")
@@ -209,9 +209,9 @@ def _write_script(
     return script
 
 
-def _verdicts(model: Path, cann: str) -> str:
+def _support(model: Path, cann: str) -> str:
     words = {
-        word: [verdict.what for verdict in check_operators(model, cann) if verdict.word == word]
+        word: [one.what for one in check_operators(model, cann) if one.word == word]
         for word in (REFUSED, UNKNOWN)
     }
     return f"CANN {cann}: " + "; ".join(

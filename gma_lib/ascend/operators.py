@@ -67,7 +67,7 @@ ABSENT_BEFORE_7 = {"GridSample", "Einsum"}
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Support:
     """What is known of one operator (or of the opset) on one version: the word, and why."""
 
     what: str
@@ -75,7 +75,7 @@ class Verdict:
     why: str
 
 
-def check_operators(path: Path, cann: str | None) -> list[Verdict]:
+def check_operators(path: Path, cann: str | None) -> list[Support]:
     """Judge a graph for a version of CANN: the opset first, then every operator once, those of the
     bodies of If and the like too.
 
@@ -96,37 +96,37 @@ def check_operators(path: Path, cann: str | None) -> list[Verdict]:
     ]
 
 
-def _opset(opset: int, major: str, cann: str | None) -> Verdict:
+def _opset(opset: int, major: str, cann: str | None) -> Support:
     what = f"opset {opset}"
     if opset >= 19:
-        return Verdict(
+        return Support(
             what,
             REFUSED,
             "no version registers a parser for opset 19 or newer: every operator would fail; "
             "export with opset 11 to 18",
         )
     if major not in OPSETS:
-        return Verdict(
+        return Support(
             what,
             UNKNOWN,
             f"nothing is known of CANN {cann}" if cann else "the version of CANN is not known",
         )
     allowed = OPSETS[major]
     if opset in allowed:
-        return Verdict(what, FINE, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}")
-    return Verdict(
+        return Support(what, FINE, f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}")
+    return Support(
         what,
         REFUSED,
         f"CANN {major} reads opset {allowed[0]} to {allowed[-1]}: export with one of those",
     )
 
 
-def _operator(name: str, domain: str, opset: int, major: str) -> Verdict:
+def _operator(name: str, domain: str, opset: int, major: str) -> Support:
     if domain not in ("", "ai.onnx"):
-        return Verdict(f"{domain}::{name}", UNKNOWN, "an operator of somebody's own domain")
+        return Support(f"{domain}::{name}", UNKNOWN, "an operator of somebody's own domain")
     if name in NEVER:
-        return Verdict(name, REFUSED, "no version has it: unroll the loop when exporting")
-    return Verdict(name, *_judge(name, opset, major))
+        return Support(name, REFUSED, "no version has it: unroll the loop when exporting")
+    return Support(name, *_judge(name, opset, major))
 
 
 def _judge(name: str, opset: int, major: str) -> tuple[str, str]:
@@ -149,8 +149,8 @@ def _judge(name: str, opset: int, major: str) -> tuple[str, str]:
     return FINE, "; ".join(filter(None, [f"registered for opset {opset}", NOTES.get(name)]))
 
 
-def refuse_impossible(verdicts: list[Verdict]) -> None:
+def refuse_impossible(found: list[Support]) -> None:
     """Raise ValueError with every refusal; atc would take minutes to say less."""
-    refused = [f"{verdict.what}: {verdict.why}" for verdict in verdicts if verdict.word == REFUSED]
+    refused = [f"{one.what}: {one.why}" for one in found if one.word == REFUSED]
     if refused:
         raise ValueError("this graph cannot be converted: " + "; ".join(refused))

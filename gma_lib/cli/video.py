@@ -31,6 +31,7 @@ from gma_lib.flow import (
     choose_radius,
     flow_to_rgb,
     read_flow_file,
+    to_picture,
     write_flow_file,
 )
 from gma_lib.infer.estimator import Estimator, load
@@ -269,9 +270,6 @@ def _write_flow_movie(
     pictures = (flow_to_rgb(read_flow_file(file)[0], radius) for file in shown)
     if frames is not None:  # one more than flow
         both = zip(frames, pictures, strict=False)
-        pictures = (
-            np.vstack([frame.astype(np.uint8).transpose(1, 2, 0), picture])
-            for frame, picture in both
-        )
+        pictures = (np.vstack([to_picture(frame), picture]) for frame, picture in both)
     write_movie(path, pictures, times)
     remark(f"{path.name}: colours up to {radius:.0f} px per frame")

@@ -81,8 +81,8 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
     chip = choose_chip(chips, card.device)
     source, target = Path(folder) / "gma_atc.onnx", Path(folder) / "gma.om"
     cann = toolkit.version if toolkit else None
-    verdicts = check_operators(source, cann)
-    refuse_impossible(verdicts)
+    operators = check_operators(source, cann)
+    refuse_impossible(operators)
     manifest = atc.convert_to_om(
         source,
         target,
@@ -95,6 +95,6 @@ def compile_for_card(folder: Path, precision: str, card: Card) -> Record:
         manifest, chip.memory_bytes, atc.read_input_shapes(source)["image1"][0]
     )
     return manifest | {
-        "unknown_operators": [verdict.what for verdict in verdicts if verdict.word == "unknown"],
+        "unknown_operators": [one.what for one in operators if one.word == "unknown"],
         "chip_source": chip.source,
     }

@@ -1,6 +1,7 @@
 """Pad frames to what the network takes, and cut flow back exactly; fill a partial batch up."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -36,10 +37,10 @@ class Padding:
         rows, columns = _missing(height), _missing(width)
         return cls(rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
 
-    def pad(self, frames: np.ndarray) -> np.ndarray:
-        """Replicate the edges of frames (..., H, W)."""
+    def pad(self, frames: np.ndarray, mode: Literal["constant", "edge"] = "edge") -> np.ndarray:
+        """Replicate the edges of frames (..., H, W); ``constant``: surround them with zeros."""
         around = [(0, 0)] * (frames.ndim - 2) + [(self.top, self.bottom), (self.left, self.right)]
-        return np.pad(frames, around, mode="edge")
+        return np.pad(frames, around, mode=mode)
 
     def unpad(self, arrays: np.ndarray) -> np.ndarray:
         """Cut (..., H, W) back to the size that was padded."""

@@ -44,7 +44,8 @@ def check_machine(ais_python: str | None = None) -> Iterator[Finding]:
     )
     if runs.has_bf16():
         slow = "slower than float32, because this Intel processor has no AMX"
-        yield Finding("OK", "bfloat16", perf.advise() if runs.is_bfloat16_fast() else slow)
+        advice = perf.advise(perf.load_precisions()) if runs.is_bfloat16_fast() else slow
+        yield Finding("OK", "bfloat16", advice)
     yield _gpu()
     yield from _ascend(ais_python)
 

@@ -15,6 +15,7 @@ from gma_lib.flow import (
     read_flow_file,
     read_mask,
 )
+from gma_lib.flow.metrics import sum_groups
 from gma_lib.runs.files import BadFile, MissingFile
 from gma_lib.runs.progress import Track, pass_silently
 
@@ -179,8 +180,5 @@ def _score(prediction: Path, truth: Path, mask: Path | None) -> tuple[dict[str, 
     error, speed = endpoint_error(flow, wanted), np.hypot(*wanted)
     groups = group_pixels(wanted, occluded)
     del groups["valid"]  # the same as all: unknown pixels are left out everywhere
-    sums = {
-        name: ErrorSums.of(error[group & known], speed[group & known])
-        for name, group in groups.items()
-    }
+    sums = sum_groups(error, speed, {name: group & known for name, group in groups.items()})
     return sums, int((~known).sum())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -139,7 +139,8 @@ def measure_attention(
     at_point, hidden
         For one point, and the means over all occluded cells; None where none is occluded.
     """
-    motion = np.stack([_cells(component, inside) for component in truth])
+    padding = inside.padding
+    motion = _middles(padding.pad(truth))
 
     def look(cell: int) -> Looking:
         like = np.hypot(*(motion - motion[:, cell : cell + 1])) < LIKE
@@ -148,23 +149,17 @@ def measure_attention(
     at_point = look(inside.cell_of(point))
     if occluded is None:
         return at_point, None
-    in_frame = _cells(np.ones(truth.shape[1:], np.float32), inside, mode="constant") > 0
-    cells = np.flatnonzero((_cells(occluded.astype(np.float32), inside) > 0.5) & in_frame).tolist()
+    in_frame = _middles(padding.pad(np.ones(occluded.shape, bool), mode="constant"))
+    cells = np.flatnonzero(_middles(padding.pad(occluded)) & in_frame).tolist()
     hidden = [look(cell) for cell in cells]
     means = [float(np.mean(values)) for values in zip(*hidden, strict=True)]
     return at_point, Looking(*means) if hidden else None
 
 
-def _cells(
-    values: np.ndarray, inside: Inside, mode: Literal["constant", "edge"] = "edge"
-) -> np.ndarray:
-    """A map (H, W) of the frame at the middle of every cell, (P,)."""
-    around = (
-        (inside.padding.top, inside.padding.bottom),
-        (inside.padding.left, inside.padding.right),
-    )
-    padded = np.pad(values, around, mode=mode)
-    return padded[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].ravel()
+def _middles(padded: np.ndarray) -> np.ndarray:
+    """Maps (..., H, W) of the padded frame at the middle of every cell, (..., P)."""
+    middles = padded[..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    return middles.reshape(*padded.shape[:-2], -1)
 
 
 # --- for the notebooks ----------------------------------------------------------------------------
@@ -224,9 +219,8 @@ def examine(
     model, _ = network.load_model(
         checkpoint, network.GMAConfig(num_updates=num_updates, attention=attention)
     )
-    loaded, truth = pair.load(), pair.load_flow()
-    inside = look_inside(model, loaded.frame1, loaded.frame2)
-    return Examined(pair, loaded.frame1, truth, loaded.occluded, inside)
+    frames, truth, occluded = pair.load_frames(), pair.load_flow(), pair.load_occluded()
+    return Examined(pair, frames[0], truth, occluded, look_inside(model, *frames))
 
 
 def summarise_inside(examined: Examined | None, reason: str) -> Record:
@@ -316,7 +310,7 @@ def describe_aggregation(examined: Examined) -> str:
             f"{text}. This pair has no {'occlusion mask' if hidden is None else 'occluded pixel'}."
         )
     epe, epe_without = float(with_it[hidden].mean()), float(without[hidden].mean())
-    gain = float(without[hidden].mean() - with_it[hidden].mean())
+    gain = epe_without - epe
     if abs(gain) < 0.01 * epe_without:
         verdict = "with these weights it makes next to no difference there"
     elif gain > 0:

@@ -15,6 +15,7 @@ from .images import check_picture_suffix as check_picture_suffix
 from .images import read_image_size as read_image_size
 from .images import read_mask as read_mask
 from .images import read_photo as read_photo
+from .images import to_picture as to_picture
 from .images import write_frame as write_frame
 from .images import write_mask as write_mask
 from .metrics import Deviation as Deviation

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
+from gma_lib.flow.images import to_picture
+
 DIS_SMALLEST_SIDE = 16  # px; below it, OpenCV raises or crashes
 
 
@@ -54,8 +56,7 @@ CLASSICAL: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _grey(frame: np.ndarray) -> np.ndarray:
-    colours = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
-    grey: np.ndarray = cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_RGB2GRAY)
+    grey: np.ndarray = cv2.cvtColor(to_picture(frame), cv2.COLOR_RGB2GRAY)
     return grey
 
 

@@ -11,13 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gma_lib.flow.images import (
-    MAX_PIXELS,
-    PNG_SIGNATURE,
-    check_pixels,
-    decode_values,
-    encode_image,
-)
+from gma_lib.flow.images import PNG_SIGNATURE, check_pixels, decode_values, encode_image
 from gma_lib.runs.files import BadFile, reading, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -52,7 +46,7 @@ def check_whole(path: Path) -> None:
             raise ValueError(f"not a .flo file: its first bytes are {head[:4]!r}, not b'PIEH'")
 
 
-def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_flow(path: Path) -> np.ndarray:
     """Read a Middlebury ``.flo`` file as float32 (2, H, W), in pixels.
 
     Pixels of unknown flow keep their stored values, above 1e9 (see ``find_known``).
@@ -61,7 +55,7 @@ def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     ------
     BadFile
         The file is missing, has another tag, is longer or shorter than its header says, or holds
-        more than ``max_pixels`` (67 million by default).
+        more than 67 million pixels (``images.MAX_PIXELS``).
     """
     with reading(path, "a .flo file") as path, open(path, "rb") as file:
         head = file.read(FLO_HEADER_BYTES)
@@ -70,7 +64,7 @@ def read_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         tag, width, height = struct.unpack("<fii", head)
         if tag != FLO_TAG:
             raise ValueError(f"its tag is {tag!r}, not {FLO_TAG}")
-        check_pixels(height, width, max_pixels)
+        check_pixels(height, width)
         found, wanted = path.stat().st_size, count_flow_bytes(height, width)
         if found != wanted:
             raise ValueError(f"{found} bytes, where {width}x{height} flow has {wanted}")
@@ -97,7 +91,7 @@ def count_flow_bytes(height: int, width: int) -> int:
     return FLO_HEADER_BYTES + 8 * height * width
 
 
-def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+def read_kitti_flow(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read KITTI's 16-bit PNG of 64 * flow + 2**15.
 
     Returns
@@ -113,7 +107,7 @@ def read_kitti_flow(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.nda
         The file is missing or damaged, no 16-bit PNG of three channels, or its third channel holds
         several values besides zero.
     """
-    stored = decode_values(path, max_pixels=max_pixels)
+    stored = decode_values(path)
     expected = "KITTI's flow, a 16-bit PNG of three channels, the third one value or zero"
     if stored.dtype != np.uint16 or stored.ndim != 3:
         raise BadFile(path, f"{stored.dtype} of shape {stored.shape}", expected)
@@ -142,7 +136,7 @@ def write_kitti_flow(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     encode_image(path, np.stack([valid.astype(np.uint16), steps[1], steps[0]], axis=-1))
 
 
-def read_flow_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, np.ndarray]:
+def read_flow_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read ``.flo``, ``.npy`` (floats of shape (2, H, W)) or KITTI's 16-bit ``.png``.
 
     Returns
@@ -155,13 +149,13 @@ def read_flow_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndar
     Raises
     ------
     BadFile
-        Another suffix, or a file that is missing, damaged, or larger than ``max_pixels``.
+        Another suffix, or a file that is missing, damaged, or larger than ``read_flow`` reads.
     """
     check_flow_suffix(path)
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
-        return read_kitti_flow(path, max_pixels=max_pixels)
-    flow = (read_flow if suffix == ".flo" else _read_npy)(path, max_pixels=max_pixels)
+        return read_kitti_flow(path)
+    flow = (read_flow if suffix == ".flo" else _read_npy)(path)
     return flow, find_known(flow)
 
 
@@ -195,7 +189,7 @@ def check_flow_suffix(path: Path) -> None:
         raise BadFile(path, found, f"{expected} (KITTI's 16-bit PNG)", "Name another file")
 
 
-def _read_npy(path: Path, *, max_pixels: int) -> np.ndarray:
+def _read_npy(path: Path) -> np.ndarray:
     form = "a .npy file with a flow field: floats of shape (2, H, W)"
     with reading(path, form) as path, open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
@@ -204,7 +198,7 @@ def _read_npy(path: Path, *, max_pixels: int) -> np.ndarray:
         shape, by_column, dtype = NPY_HEADERS[version](file)
         if len(shape) != 3 or shape[0] != 2 or dtype.kind != "f":
             raise ValueError(f"{dtype} of shape {shape}")
-        check_pixels(*shape[1:], max_pixels)
+        check_pixels(*shape[1:])
         found, wanted = path.stat().st_size - file.tell(), math.prod(shape) * dtype.itemsize
         if found != wanted:
             raise ValueError(f"{found} bytes of values, where its header says {wanted}")

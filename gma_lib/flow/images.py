@@ -33,22 +33,22 @@ MOST_SCANS = 100  # of a JPEG; encoders write about ten
 AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH  # without alpha, upright
 
 
-def check_pixels(height: int, width: int, max_pixels: int) -> None:
-    """Raise ValueError for an empty size, or one of more than ``max_pixels`` pixels."""
+def check_pixels(height: int, width: int) -> None:
+    """Raise ValueError for an empty size, or one of more than ``MAX_PIXELS`` pixels."""
     if min(height, width) < 1:
         raise ValueError(f"{width}x{height} px, which is no size")
-    if height * width > max_pixels:
-        raise ValueError(f"{width}x{height} px; at most {max_pixels:,} pixels are read")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} px; at most {MAX_PIXELS:,} pixels are read")
 
 
-def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def read_header(path: Path) -> ImageFile.ImageFile:
     """Read an image's header: ``size``, ``mode`` and ``format`` of the returned, closed image.
 
     Raises
     ------
     BadFile
         The file is missing, not PNG, JPEG, TIFF, PPM, BMP, WebP or GIF, holds several images,
-        begins with a preview, or has more than ``max_pixels`` (67 million by default).
+        begins with a preview, or has more than ``MAX_PIXELS`` (67 million).
     """
     with reading(path, "a picture", "Save it as PNG") as path, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about tags that no decoder here reads
@@ -58,9 +58,9 @@ def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageF
             found = f"not a readable image ({path.stat().st_size} bytes)"
             raise BadFile(path, found, ", ".join(FORMATS), "Save it as PNG") from None
         except Image.DecompressionBombError:  # beyond Pillow's own limit, 178 million
-            raise ValueError(f"at most {max_pixels:,} pixels are read") from None
+            raise ValueError(f"at most {MAX_PIXELS:,} pixels are read") from None
         with header:
-            check_pixels(header.height, header.width, max_pixels)
+            check_pixels(header.height, header.width)
             _require_one_picture(path, header)
     return header
 
@@ -75,9 +75,7 @@ def _require_one_picture(path: Path, header: ImageFile.ImageFile) -> None:
         raise BadFile(path, "begins with a preview", "the picture itself", "Save it as PNG")
 
 
-def decode_image(
-    path: Path, *, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, ImageFile.ImageFile]:
+def decode_image(path: Path) -> tuple[np.ndarray, ImageFile.ImageFile]:
     """Decode an image at its stored bit depth, rotated by its orientation tag, without alpha.
 
     Returns
@@ -92,7 +90,7 @@ def decode_image(
     BadFile
         As ``read_header``; also for damaged files and forms that are not read.
     """
-    first = read_header(path, max_pixels=max_pixels)
+    first = read_header(path)
     with reading(path, "a picture", "Save it again, as PNG") as path, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         content = _read_content(path, first)
@@ -267,10 +265,10 @@ def read_frame(path: Path) -> np.ndarray:
     return read_photo(path)[0].astype(np.float32)
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, list[str]]:
+def read_photo(path: Path) -> tuple[np.ndarray, list[str]]:
     """Read an image file (PNG, JPEG, TIFF, PPM, BMP, WebP, GIF; 8 or 16 bits) as a frame.
 
-    ``max_pixels`` (67 million by default) refuses larger images before they are decoded.
+    Images of more than ``MAX_PIXELS`` (67 million) are refused before they are decoded.
 
     Returns
     -------
@@ -287,7 +285,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray,
         As ``decode_image``; also for LAB colours and values of other types, such as floats, whose
         range is unknown.
     """
-    stored, header = decode_image(path, max_pixels=max_pixels)
+    stored, header = decode_image(path)
     if stored.dtype not in (np.uint8, np.uint16) or header.mode == "LAB":
         found = "LAB colours" if header.mode == "LAB" else stored.dtype
         raise BadFile(path, f"stores {found}", "RGB or grey of 8 or 16 bits", "Save it as PNG")
@@ -337,10 +335,15 @@ def has_few_bits(stored: np.ndarray) -> bool:
 def write_frame(path: Path, frame: np.ndarray) -> None:
     """Write a frame (3, H, W), RGB, in 8 bits, in the format of the path's suffix.
 
-    Values are clipped to 0..255 and rounded. Raises BadFile as ``encode_image`` does.
+    Values are those of ``to_picture``. Raises BadFile as ``encode_image`` does.
     """
-    pixels = np.rint(np.clip(frame, 0, 255)).astype(np.uint8).transpose(1, 2, 0)
-    encode_image(path, np.ascontiguousarray(pixels[:, :, ::-1]))
+    encode_image(path, to_picture(frame)[:, :, ::-1])
+
+
+def to_picture(frame: np.ndarray) -> np.ndarray:
+    """Return a frame (3, H, W) as a picture, uint8 (H, W, 3): clipped to 0..255 and rounded."""
+    pixels = np.clip(frame, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -357,7 +360,7 @@ def read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_values(path: Path) -> np.ndarray:
     """Decode an image that stores flow or a mask: the array that ``decode_image`` returns.
 
     Raises
@@ -366,7 +369,7 @@ def decode_values(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         As ``decode_image``; also for values that are not unsigned integers, lossy compression,
         pixels that are not opaque, or an orientation tag: rotation would not turn the vectors.
     """
-    stored, header = decode_image(path, max_pixels=max_pixels)
+    stored, header = decode_image(path)
     wanted = "values stored without loss, opaque and upright"
     with reading(path, wanted, "Save it as PNG, grey or RGB") as path:
         if header.format in LOSSY or header.info.get("compression") in LOSSY:

@@ -138,11 +138,6 @@ class ErrorSums:
     outliers: int = 0
     at_most: tuple[int, ...] = (0,) * len(_WAUC_STEPS)
 
-    @classmethod
-    def of(cls, error: np.ndarray, speed: np.ndarray) -> "ErrorSums":
-        """Sum endpoint errors and true speeds, both in pixels, of one shape."""
-        return sum_groups(error, speed, {"": np.ones(error.shape, bool)})[""]
-
     def __add__(self, other: "ErrorSums") -> "ErrorSums":
         return ErrorSums(
             self.pixels + other.pixels,

@@ -728,21 +728,6 @@ class GMA(nn.Module):
         )
         return flow
 
-    def predict_sequence(
-        self, image1: Tensor, image2: Tensor, num_updates: int | None = None
-    ) -> list[Tensor]:
-        """Flow (N, 2, H, W) after every refinement, for training and for looking at how it
-        converges.
-        """
-        check_pair(image1, image2)
-        flows = self.flow_by_update(
-            self.features(image1),
-            self.features(image2),
-            self.context(image1),
-            num_updates or self.config.num_updates,
-        )
-        return list(flows)
-
 
 def _scale(image: Tensor) -> Tensor:
     return 2 * (image / 255) - 1

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class Comparison:
+class BenchPlan:
     """Variants by name, the first being the baseline, and what they all share; ``rounds`` are
     counted after one to warm up.
     """
@@ -49,7 +49,7 @@ class Comparison:
     variants: Annotated[dict[str, Variant], Field(min_length=1)]
 
 
-def load_comparison(path: Path) -> Comparison:
+def load_comparison(path: Path) -> BenchPlan:
     """Read a file such as ``benchmarks/cpu.yaml``, whose first variant names every setting and is
     what the others start from; BadFile names what is unknown or missing.
     """
@@ -58,13 +58,13 @@ def load_comparison(path: Path) -> Comparison:
         given: dict[str, runs.Record] = content.get("variants") or {}
         baseline: runs.Record = next(iter(given.values()), {})
         variants = {name: baseline | settings for name, settings in given.items()}
-        return check_entries(Comparison, content | {"variants": variants})
+        return check_entries(BenchPlan, content | {"variants": variants})
 
 
 # --- preparing ------------------------------------------------------------------------------------
 
 
-def prepare_variant(variant: Variant, folder: Path, comparison: Comparison) -> dict[str, float]:
+def prepare_variant(variant: Variant, folder: Path, comparison: BenchPlan) -> dict[str, float]:
     """Export and convert a variant's model into ``folder``; return its work by part
     (``count_work``).
     """
@@ -93,7 +93,7 @@ def draw_demo_frames(height: int, width: int, count: int = 4) -> list[np.ndarray
     ]
 
 
-def count_needed_work(work: Mapping[str, float], comparison: Comparison, variant: Variant) -> float:
+def count_needed_work(work: Mapping[str, float], comparison: BenchPlan, variant: Variant) -> float:
     """Count the multiply-accumulates of a pair, 1e9, that any implementation has to make.
 
     The lookup's products and the coarser levels of the correlation are one way of doing what needs
@@ -111,7 +111,7 @@ class BaselineError(RuntimeError):
     """The baseline of a group cannot run, or has ended, so that the group has no ratios."""
 
 
-def compare(comparison: Comparison) -> runs.Record:
+def compare(comparison: BenchPlan) -> runs.Record:
     """Measure all variants against the first, a few at a time.
 
     Returns
@@ -164,7 +164,7 @@ def compare(comparison: Comparison) -> runs.Record:
 
 
 def _compare_group(
-    names: Sequence[str], folder: Path, comparison: Comparison, frames: Sequence[np.ndarray]
+    names: Sequence[str], folder: Path, comparison: BenchPlan, frames: Sequence[np.ndarray]
 ) -> dict[str, runs.Record]:
     """Measure variants in turns; the first is the baseline."""
     variants = {name: comparison.variants[name] for name in names}

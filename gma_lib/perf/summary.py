@@ -2,9 +2,7 @@
 them.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -152,31 +150,37 @@ def _tabulate_memory(perf: runs.Record) -> list[Row]:
     ]
 
 
+def load_precisions() -> runs.Record:
+    """Return what ``measure_precisions`` found for the package; nothing where it was not run."""
+    if not PRECISION_RESULTS.is_file():
+        return {}
+    return runs.load_record(PRECISION_RESULTS, "results of make bench")
+
+
 def advise_run(backend: str, exported: runs.Record) -> str:
     """As ``advise`` for a run whose backend, weights and updates (``export.json``) are those that
     were measured, with what this processor lacks; else say that the cost is not known.
     """
-    if not PRECISION_RESULTS.is_file():
-        return advise()
-    found = runs.load_record(PRECISION_RESULTS, "results of make bench")
+    found = load_precisions()
+    if not found:
+        return advise(found)
     measured = (found["backend"], found["num_updates"], found["weights_sha256"])
     if measured != (backend, exported["num_updates"], exported["checkpoint"]["sha256"]):
         return (
             f"Not measured: {_name_measured(found)} was; 03 and 05 show what a precision costs in "
             "this run."
         )
+    advice = advise(found)
     if not runs.has_bf16():
-        return f"Not on this processor, but with AVX-512 BF16 or AMX: {advise()}"
-    return advise() if runs.is_bfloat16_fast() else f"bfloat16 is slower here; {advise()}"
+        return f"Not on this processor, but with AVX-512 BF16 or AMX: {advice}"
+    return advice if runs.is_bfloat16_fast() else f"bfloat16 is slower here; {advice}"
 
 
-def advise(results: Path = PRECISION_RESULTS) -> str:
-    """Return a sentence for each reduced precision that was measured: whether to use it with the
-    bundled weights.
+def advise(found: runs.Record) -> str:
+    """Return a sentence for each reduced precision of ``load_precisions``: whether to use it with
+    the bundled weights.
     """
-    try:
-        found = json.loads(results.read_text(encoding="utf-8"))
-    except OSError:
+    if not found:
         return "not measured: make bench"
     if found["weights"] != network.SEEDED and not network.find_bundled(found["weights"]):
         return f"measured with {found['weights']}, which is not bundled: make bench"

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,19 @@ CLOCKS_AGREE = 0.1  # s
 
 def _make_chart(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _add_legend(
+    axes: Axes, scored: Collection[str], place: Literal["best", "lower right"] = "best"
+) -> None:
+    """A legend for what was scored; where nothing was, say why the chart is empty."""
+    if scored:
+        axes.legend(loc=place)
+    else:
+        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
 
 
 def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
@@ -51,11 +64,7 @@ def plot_scenes(epe: Mapping[str, Mapping[str, float]]) -> Picture:
     )
     axes.set(xlabel="EPE over all pixels, px")
     axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    if scored:
-        axes.legend(loc="lower right")
-    else:
-        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
+    _add_legend(axes, scored, "lower right")
     worst = f"; largest in {scenes[-1]}" if scenes else ""
     return figure, f"EPE by scene and pass, {len(scenes)} scenes{worst}."
 
@@ -77,10 +86,7 @@ def plot_error_curves(
         xlim=(0, max(thresholds)),
     )
     axes.grid(alpha=0.3)
-    if curves:
-        axes.legend()
-    else:
-        axes.text(0.5, 0.5, "no pair has ground truth", transform=axes.transAxes, ha="center")
+    _add_legend(axes, curves)
     middle = int(np.argmin(np.abs(np.asarray(thresholds) - 1)))
     within = ", ".join(f"{label} {100 * shares[middle]:.1f} %" for label, shares in curves.items())
     return figure, (
@@ -97,7 +103,6 @@ def plot_work(work: Mapping[str, float]) -> Picture:
     labels = [f"{work[part]:.1f}  ({work[part] / total:.0%})" for part in parts]
     axes.bar_label(bars, labels, padding=3, fontsize=9)
     axes.set(xlabel="multiply-accumulates per pair, 1e9", xlim=(0, 1.2 * max(work.values())))
-    axes.spines[["top", "right"]].set_visible(False)
     most = f"{parts[-1]} ({work[parts[-1]]:.0f} GMAC)"
     return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {most}."
 
@@ -141,7 +146,6 @@ def plot_parts(
         xlim=(0, 1150 * max(measured_s.values())),
     )
     axes.legend(loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
     most = f"{parts[-1]} ({measured[-1]:.0f} ms)"
     return figure, f"Time per pair by part, {total}{least}; most in {most}."
 
@@ -189,7 +193,6 @@ def plot_timeline(shards: Sequence[Record], seconds: float) -> Picture:
     axes.set(xlabel="seconds since the start, a bar per shard", xlim=(0, max(ends)))
     axes.set_yticks(range(len(workers)), workers)
     axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
     text = f"{len(shards)} shards on {len(workers)} workers in {max(ends):.1f} s"
     if wrong := [name for name in workers if abs(shifts[name]) > CLOCKS_AGREE]:
         return figure, f"{text}; bars are shifted where a clock differs: {', '.join(wrong)}."
@@ -299,7 +302,6 @@ def plot_deviations(ratios: Mapping[str, Sequence[float]]) -> Picture:
     axes.set_yticks(
         range(len(ratios)), [f"{kind} ({len(values)})" for kind, values in ratios.items()]
     )
-    axes.spines[["top", "right"]].set_visible(False)
     outside = sum(value > 1 for values in ratios.values() for value in values)
     total = sum(map(len, ratios.values()))
     return figure, f"Difference over tolerance of {total} values; {outside} are above 1."

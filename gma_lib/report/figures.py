@@ -19,7 +19,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb
+from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, to_picture
 from gma_lib.runs import Record, write_atomically
 
 Picture = tuple[Figure, str]  # a figure and its alternative text
@@ -61,7 +61,7 @@ def add_image(
 
 def add_frame(axes: Axes, frame: np.ndarray, title: str) -> None:
     """Fill a panel with a frame (3, H, W)."""
-    add_image(axes, np.clip(frame, 0, 255).astype(np.uint8).transpose(1, 2, 0), title)
+    add_image(axes, to_picture(frame), title)
 
 
 def add_flow(axes: Axes, flow: np.ndarray, radius: float, title: str, palette: str) -> None:

@@ -14,11 +14,12 @@ import matplotlib
 import numpy as np
 
 import gma_lib
-from gma_lib.data.pair import FramePair
+from gma_lib.data.pair import FramePair, LoadedPair
 from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
 from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb
 from gma_lib.flow.files import find_known
+from gma_lib.flow.images import to_picture
 from gma_lib.infer.inference import StoredFlow
 from gma_lib.network.sizes import STRIDE
 from gma_lib.report.figures import (
@@ -72,10 +73,10 @@ def write_viewer(
     entries: list[Record] = []
     pictures, room, files = [], MOST_LETTERS, 0
     for title, pair in (named | {pair.name: pair for pair in others}).items():
-        flow = stored.read(pair)
-        entry = _pack_pair(title, pair, flow, num_updates)
+        flow, loaded = stored.read(pair), pair.load()
+        entry = _pack_pair(title, loaded, flow, num_updates)
         if title in named:
-            pictures.append(_draw_sheet(title, pair, flow, palette))
+            pictures.append(_draw_sheet(title, loaded, flow, palette))
             room -= len(_to_json(entry))
         if title not in named or (entries and room < 0):
             files += 1
@@ -95,7 +96,7 @@ def write_update_viewer(run: Run, examined: Examined, *, palette: str = "middleb
     """
     pair, flows = examined.pair, examined.inside.flows
     chosen = choose_evenly(range(1, len(flows)), MOST_UPDATES)
-    packed = _pack_pair(pair.name, pair, flows[-1], len(flows))
+    packed = _pack_pair(pair.name, pair.load(), flows[-1], len(flows))
     packed["updates"] = [
         {"number": number} | _pack_scored(flows[number - 1], examined.truth, COARSE_STEP)
         for number in chosen
@@ -159,8 +160,7 @@ def _pack_attention(inside: Inside) -> Record:
     }
 
 
-def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) -> Record:
-    loaded = pair.load()
+def _pack_pair(title: str, loaded: LoadedPair, flow: np.ndarray, num_updates: int) -> Record:
     mask = loaded.occluded
     return {
         "title": title,
@@ -180,9 +180,8 @@ def _pack_pair(title: str, pair: FramePair, flow: np.ndarray, num_updates: int) 
     }
 
 
-def _draw_sheet(title: str, pair: FramePair, flow: np.ndarray, palette: str) -> Picture:
+def _draw_sheet(title: str, loaded: LoadedPair, flow: np.ndarray, palette: str) -> Picture:
     """What the page shows without JavaScript, and on paper."""
-    loaded = pair.load()
     if loaded.flow is None:
         return draw_flow(loaded.frame1, flow, title=title, palette=palette)
     return draw_errors(
@@ -242,8 +241,8 @@ def _to_json(value: Record) -> str:
 
 def _to_jpeg(frame: np.ndarray) -> str:
     """A frame (3, H, W) as a data URL."""
-    picture = np.clip(frame, 0, 255).astype(np.uint8)[::-1].transpose(1, 2, 0)
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    blue_first = to_picture(frame)[:, :, ::-1]
+    _, data = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, 90])
     return f"data:image/jpeg;base64,{_to_base64(data.tobytes())}"
 
 

@@ -92,7 +92,8 @@ def predict_updates(
         torch.from_numpy(padding.pad(frame)[None]).to(device) for frame in (frame1, frame2)
     )
     with torch.inference_mode():
-        flows = model.predict_sequence(image1, image2, num_updates=max(updates))
+        encoded = model.features(image1), model.features(image2), model.context(image1)
+        flows = list(model.flow_by_update(*encoded, max(updates)))
     arrays = {str(count): flows[count - 1][0].float().cpu().numpy() for count in updates}
     return {name: np.ascontiguousarray(padding.unpad(flow)) for name, flow in arrays.items()}
 

@@ -82,6 +82,18 @@ def test_a_movie_with_the_frames_above_their_flow(photos, tmp_path):
     gma("video", photos, "-o", tmp_path / "b", "--above", exit_code=2)
 
 
+def test_a_movie_of_frames_between_two_grey_levels_shows_the_nearer(tmp_path, monkeypatch):
+    """As those of 16 bits are."""
+    write_flow(tmp_path / "a.flo", np.ones((2, 4, 4), np.float32))
+    shown = []
+    monkeypatch.setattr(
+        video, "write_movie", lambda _path, pictures, _times: shown.extend(pictures)
+    )
+    frames = iter([np.full((3, 4, 4), 99.6, np.float32)])
+    video._write_flow_movie(tmp_path / "a.mp4", [tmp_path / "a.flo"], [Fraction(0)], frames)
+    assert (shown[0][:4] == 100).all()
+
+
 def test_a_clip_s_record_on_the_command_line(photos, tmp_path):
     answer = gma("video", photos, "-o", tmp_path / "out", "--json", *FAST)
     record = json.loads(answer.splitlines()[-1])

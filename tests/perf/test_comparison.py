@@ -165,7 +165,7 @@ def compare_dying(monkeypatch):
             comparison.export, "compute_reference", lambda *about: np.zeros((1, 2, 8, 8))
         )
         variants = dict.fromkeys(["base", *"abcdefgh"], BASELINE)
-        compared = comparison.Comparison(128, 128, "seeded", 3, variants)
+        compared = comparison.BenchPlan(128, 128, "seeded", 3, variants)
         found = comparison.compare(compared)
         assert found["checkpoint_sha256"] == load_checkpoint("seeded").sha256
         found = found["variants"]

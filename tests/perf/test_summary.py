@@ -1,11 +1,11 @@
 """Statistics and sentences of measurements."""
 
-import json
 import re
 
 import pytest
 
 from gma_lib import network, runs
+from gma_lib.perf import summary
 from gma_lib.perf.summary import (
     advise,
     advise_run,
@@ -13,6 +13,7 @@ from gma_lib.perf.summary import (
     describe_speed,
     find_peak_memory,
     find_usable_peak,
+    load_precisions,
     scale_parts,
     summarize,
     tabulate_measurement,
@@ -34,24 +35,22 @@ def test_the_memory_that_limits_a_batch_is_the_gpu_s_if_there_is_one():
     assert find_peak_memory({}) is None
 
 
-def test_advice_belongs_to_the_weights(tmp_path):
-    assert "make bench" in advise(tmp_path / "nothing.json")
+def test_advice_needs_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "PRECISION_RESULTS", tmp_path / "nothing.json")
+    assert advise_run("openvino", {}) == advise(load_precisions()) == "not measured: make bench"
+
+
+def test_advice_belongs_to_the_weights():
     dear = {"families": {"layers": {"px1_loss": 0.5, "epe_loss": 0.02}}, "recommended": False}
     cheap = {"families": {"layers": {"px1_loss": 0.0, "epe_loss": 0.001}}, "recommended": True}
     about = {"weights": "seeded", "precisions": {"bfloat16": cheap, "int8": dear}}
     about |= {"backend": "openvino", "num_updates": 6}
-    path = tmp_path / "precision.json"
-    path.write_text(json.dumps(about | {"weights_sha256": "of others"}), encoding="utf-8")
-    assert "measured with other weights" in advise(path)
+    assert "measured with other weights" in advise(about | {"weights_sha256": "of others"})
     of_a_file = about | {"weights": "mine", "weights_sha256": "of mine"}
-    path.write_text(json.dumps(of_a_file), encoding="utf-8")
-    assert "not bundled" in advise(path)
+    assert "not bundled" in advise(of_a_file)
     assert "int8 is not recommended for mine on openvino" in describe_costs(of_a_file)
-    path.write_text(
-        json.dumps(about | {"weights_sha256": network.load_checkpoint("seeded").sha256}),
-        encoding="utf-8",
-    )
-    for_bfloat16, for_int8 = advise(path).split(". ")
+    seeded = network.load_checkpoint("seeded").sha256
+    for_bfloat16, for_int8 = advise(about | {"weights_sha256": seeded}).split(". ")
     for line in (for_bfloat16, for_int8):
         assert {"seeded", "openvino", "6"} <= set(line.split())
     assert "bfloat16 is recommended" in for_bfloat16
@@ -76,8 +75,8 @@ def test_advice_tells_what_this_processor_lacks(monkeypatch, has, is_fast):
     monkeypatch.setattr(runs, "has_bf16", lambda: has)
     monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
     advice = advise_run("openvino", {"num_updates": 6, "checkpoint": bundled})
-    assert advice.endswith(advise())
-    assert (advice == advise()) == is_fast
+    assert advice.endswith(advise(load_precisions()))
+    assert (advice == advise(load_precisions())) == is_fast
     assert ("AMX" in advice) != has
 
 

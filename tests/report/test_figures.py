@@ -5,6 +5,7 @@ import base64
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from gma_lib.flow.colours import PALETTES
 from gma_lib.report import charts, figures
@@ -17,6 +18,12 @@ def scene():
     truth = rng.normal(0, 5, (2, 128, 160)).astype(np.float32)
     occluded = rng.random((128, 160)) < 0.1
     return frames, truth, occluded
+
+
+def test_a_frame_between_two_grey_levels_is_shown_as_the_nearer():
+    axes = Figure().subplots()
+    figures.add_frame(axes, np.full((3, 8, 8), 99.6), "a")
+    assert (axes.images[0].get_array() == 100).all()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from conftest import record_flow
@@ -103,11 +104,18 @@ def test_a_page_embeds_what_fits(pairs, run, monkeypatch):
     for pair in pairs:
         write_flow(flow_path(run.flow_folder, pair), np.zeros((2, 128, 160), np.float32))
     stored = record_flow(pairs, run.flow_folder)
-    one = len(viewer._to_json(viewer._pack_pair("best", pairs[0], pairs[0].load().flow, 6)))
+    loaded = pairs[0].load()
+    one = len(viewer._to_json(viewer._pack_pair("best", loaded, loaded.flow, 6)))
     monkeypatch.setattr(viewer, "MOST_LETTERS", 1.5 * one)
     roles = {"best": pairs[0], "worst": pairs[2]}
     page = viewer.write_viewer(run, stored, roles, pairs, most=1, num_updates=6)
     assert [entry.get("file") for entry in read_pairs(page)] == [None, "viewer/1.js"]
+
+
+def test_a_frame_between_two_grey_levels_is_shown_as_the_nearer():
+    data = viewer._to_jpeg(np.full((3, 8, 8), 99.6)).partition(",")[2]
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert (shown == 100).all()
 
 
 def test_a_pair_without_truth_is_shown(tiny_sintel, run):

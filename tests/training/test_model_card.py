@@ -15,7 +15,7 @@ from gma_lib.cli import main, train
 from gma_lib.data.pair import LoadedPair
 from gma_lib.data.sintel import build_index, find_pairs
 from gma_lib.flow.classical import dis
-from gma_lib.flow.metrics import ErrorSums, pool_scores
+from gma_lib.flow.metrics import pool_scores, sum_errors
 from gma_lib.network.checkpoints import WEIGHTS_FOLDER
 from gma_lib.network.model import GMA
 from gma_lib.runs.files import PROJECT, BadFile
@@ -159,7 +159,8 @@ def test_scores_are_of_the_scenes_after_those_of_validation(
 
 def test_intervals_over_pairs():
     def pair(error, pixels=100):
-        return ErrorSums.of(np.full(pixels, error), np.zeros(pixels))
+        moved = np.stack([np.full((1, pixels), error), np.zeros((1, pixels))])
+        return sum_errors(moved, np.zeros_like(moved))["all"]
 
     same = card.estimate_intervals([pair(0.5)] * 4)
     assert same["epe_interval"] == pytest.approx([0.5, 0.5])
