@@ -343,7 +343,9 @@ def test_the_demo_s_row_is_what_its_run_found(finished, tmp_path, monkeypatch):
     assert row["epe"]["clean"] == first["clean"]["all"]["epe"]
     assert list(row["peak_rss_bytes"]) == ["2", "3"]
     assert row["distance"]["max"] == max(
-        json.loads((folder / "convert.json").read_text())["deviation"]["max"] for folder in folders
+        one["max"]
+        for folder in folders
+        for one in json.loads((folder / "convert.json").read_text())["compared"].values()
     )
     # another run, and another batch size of an earlier one, are no part of it
     for other in ("mine/bs2", "openvino-float32/bs8"):
@@ -358,7 +360,7 @@ def test_the_demo_s_row_is_what_its_run_found(finished, tmp_path, monkeypatch):
 def test_runs_of_several_weights_are_no_row(monkeypatch, tmp_path):
     records = {
         "02_export": {"checkpoint": {"sha256": "a"}},
-        "03_convert": {"deviation": {"mean": 0.0, "max": 0.0}},
+        "03_convert": {"compared": {"together": {"mean": 0.0, "max": 0.0}}},
         "05_evaluate": {name: {"all": {"epe": 1.0, "px1": 0.5}} for name in pages.PASSES},
         "06_perf": {"load": {"busy": False}},
     }

@@ -14,5 +14,5 @@ PROFILE = click.option(
     default="demo",
     show_default=True,
     shell_complete=_complete,
-    help="demo, quick, tiny, sintel, or NAME of your params/NAME.yaml.",
+    help="demo, quick, tiny, sintel, or yours.",
 )

@@ -153,7 +153,9 @@ def test_workers_of_one_host_name_and_number_are_told_apart(pairs, model, tmp_pa
         "worker 1": 4,
         "worker 2": 4,
     }
-    assert [one["worker"] for one in summary.shards] == ["worker 1", "worker 2"] * 2
+    who = [one["worker"] for one in summary.shards]
+    assert len(set(who[:2])) == 2  # which of them is the first is a matter of chance
+    assert who[2:] == who[:2]
 
 
 def test_a_worker_loads_no_other_model(pairs, model, tmp_path):
