@@ -14,5 +14,5 @@ PROFILE = click.option(
     default="demo",
     show_default=True,
     shell_complete=_complete,
-    help="demo, quick, tiny, sintel, or yours.",
+    help="NAME of params/NAME.yaml.",
 )
