@@ -33,7 +33,6 @@ CLAIMED: dict[str, dict[str, object]] = {
     "without-amx": FRAMES | {"checkpoint": "gma-procedural"},
     "half-precision": {"checkpoint": "gma-procedural"},
     "aggregation": {"num_updates": 6},
-    "weights-8bit": {"num_updates": 12},
 }
 UPDATES = {"cpu": 6, "updates-12": 12, "updates-32": 32}  # of every variant
 
@@ -293,21 +292,6 @@ def aggregation() -> str:
     )
 
 
-def weights_8bit() -> str:
-    """What 8 bits per weight do to the bundled weights."""
-    found = read("weights-8bit")
-    told = [
-        f"from {one['shipped']['epe']:.4f} to {one['rounded']['epe']:.4f} px on {name} "
-        f"({one['pairs']} pairs)"
-        for name, one in found["frames"].items()
-    ]
-    origin = tell_origin("python benchmarks/weights_8bit.py SINTEL", found)
-    return (
-        f"changes their EPE at {found['num_updates']} updates {', '.join(told)} "
-        f"({origin.removesuffix('.')})."
-    )
-
-
 DIS = "DIS (OpenCV, medium)"
 DETERMINISM = {  # title of a column -> what `determinism.py` compares
     "frames, ground truth": ("frames", "truth"),
@@ -502,7 +486,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for function in (
         speed, accuracy, demo, cpu, updates_12, updates_32, without_amx, headroom,
         bfloat16_speed_up, int8_speed_up, precision, half_precision, pictures, refined, against_dis,
-        fast_motion, aggregation, weights_8bit, determinism, distance, moved_scores,
-        rehearsal, kills, faults, settings, readers, graphs, computations,
+        fast_motion, aggregation, determinism, distance, moved_scores, rehearsal, kills, faults,
+        settings, readers, graphs, computations,
     )
 }  # fmt: skip

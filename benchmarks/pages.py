@@ -110,9 +110,6 @@ MEASUREMENTS = {
     "graphs": _torture("graphs", 10),
     "computations": _torture("computations", 15),
     # these need frames of Sintel, which are no part of the package
-    "weights-8bit": Measurement(
-        ("benchmarks/weights_8bit.py SINTEL --out benchmarks/results/weights-8bit.json",), 15
-    ),
     "half-precision": Measurement(
         (
             "-m gma_lib.cli half-precision SINTEL --most 8 "

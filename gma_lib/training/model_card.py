@@ -288,8 +288,7 @@ def describe_time(how: runs.Record) -> str:
     others = how.get("device_minutes", {})
     times = [f"{how['minutes']:.0f} minutes of one processor core"]
     for device, minutes in others.items():
-        article = "an" if device == "unknown" else "a"
-        times.append(f"{minutes:.0f} minutes of {article} {device} device")
+        times.append(f"{minutes:.0f} minutes of a {device} device")
     return " and ".join(times if how["minutes"] or not others else times[1:])
 
 

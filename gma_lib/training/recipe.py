@@ -32,7 +32,6 @@ from gma_lib.training.trainer import NEW_RUN, read_log, train
 logger = logging.getLogger(__name__)
 RECORDS = "recipe.json"
 BEGUN = "begun.json"  # in the folder of a part: from what, and by which processes
-UNKNOWN = "unknown"  # of what computed a part for an earlier version, which did not note it
 CURVE_STEPS = 50
 
 
@@ -56,8 +55,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "cpu") -> Path:
     ValueError, OSError
         Before any work: the folder holds a run of another recipe, a part that would run has a seed
         of the held-out scenes, a base is missing or another file, the disk is too full, or another
-        process works in the folder. Before a part is resumed: it was begun from something else, or
-        from weights that an earlier version did not note.
+        process works in the folder. Before a part is resumed: it was begun from something else.
     """
     folder = Path(folder).absolute()  # else what is read again would be looked for in the project
     _require_feasible(recipe.needed, folder)
@@ -242,8 +240,7 @@ def _begin(part: Part, place: Path, start: str | None, here: runs.Record) -> lis
     Raises
     ------
     ValueError
-        Its checkpoint is that of a part that was begun otherwise, or nobody noted from which
-        weights.
+        Its checkpoint is that of a part that was begun otherwise.
     """
     path, checkpoint = place / BEGUN, place / "checkpoint.pt"
     wanted: runs.Record = {
@@ -255,19 +252,13 @@ def _begin(part: Part, place: Path, start: str | None, here: runs.Record) -> lis
     if checkpoint.exists():
         seconds = read_seconds(checkpoint)
         found = runs.read_json(path, made_by="gma train --recipe") if path.is_file() else {}
-        if start and not found:
-            raise ValueError(
-                f"{place}: begun by an earlier version, which did not note from which weights: "
-                "delete that folder"
-            )
-        # without a note, it is for the trainer to compare the settings
-        noted = {name: found.get(name) for name in wanted} if found else wanted
+        noted = {name: found.get(name) for name in wanted}
         if differing := name_differences(noted, wanted):
             raise ValueError(
                 f"{place}: begun otherwise than the recipe says now, by {', '.join(differing)}: "
                 "restore the recipe, or delete that folder"
             )
-        processes = found.get("processes", [dict.fromkeys(here, UNKNOWN) | {"after_s": 0.0}])
+        processes = found["processes"]
     processes.append(here | {"after_s": seconds})
     runs.write_json(path, wanted | {"processes": processes})
     return list(_share_minutes(processes, here))

@@ -32,7 +32,6 @@ from gma_lib.training.config import Phase, TrainingConfig, name_differences
 from gma_lib.training.losses import LARGEST_FLOW, matching_loss, sequence_loss
 from gma_lib.training.model_card import predict_updates, score_pairs
 from gma_lib.training.pairs import (
-    HELD_OUT_SEED,
     VALIDATION,
     PairSource,
     render_held_out,
@@ -216,8 +215,6 @@ class Trainer:
             differing = name_differences(state["config"], dataclasses.asdict(self.config))
             if differing:
                 raise ValueError(f"the configuration differs in {', '.join(differing)}")
-            if "n_averaged" not in state["averaged"]:
-                raise ValueError("made by an earlier version")
             self.model.load_state_dict(state["model"])
             self.averaged.load_state_dict(state["averaged"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -255,8 +252,8 @@ def train(
     FileExistsError, FileNotFoundError
         ``folder`` holds results of another run; there is no checkpoint to ``resume``.
     ValueError
-        Another process trains in ``folder``, its checkpoint or log cannot be resumed, or a new
-        training has a seed of the held-out scenes.
+        Another process trains in ``folder``, its checkpoint or log cannot be resumed, or the
+        configuration has a seed of the held-out scenes.
     TrainingDivergedError
         The loss is no longer a number.
     """
@@ -266,12 +263,7 @@ def train(
         raise FileNotFoundError(
             f"{checkpoint}: no checkpoint to resume from; leave out --resume to start a new run"
         )
-    try:
-        require_other_seed(config)
-    except ValueError as error:
-        if not resume:
-            raise
-        logger.warning(f"validation scores textures and outlines that this run learns: {error}")
+    require_other_seed(config)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_path(folder / ".lock", wait=False):
         if not resume:
@@ -299,8 +291,7 @@ def _train_on(trainer: Trainer, folder: Path) -> None:
     config, log = trainer.config, folder / "log.jsonl"
     cut_log(log, trainer.step)
     families = render_held_out(config, device=trainer.device) if config.validation_pairs else {}
-    same = [one for one in read_log(log)[1] if one.get("seed", config.seed) == HELD_OUT_SEED]
-    best = min(map(held_out_epe, same), default=math.inf)
+    best = min(map(held_out_epe, read_log(log)[1]), default=math.inf)
     saved, averaged = time.monotonic(), trainer.averaged.module
     with open(log, "a", encoding="utf-8", buffering=1) as lines:  # line by line
         for entry in _run_steps(trainer):
@@ -353,8 +344,7 @@ def _validate(trainer: Trainer, families: dict[str, list[TrainingPair]]) -> runs
         logger.info(
             f"validation on {family}: EPE {overall['epe']:.2f} px, 1px {100 * overall['px1']:.1f} %"
         )
-    # earlier versions validated on scenes of the run's own seed and did not name it
-    return {"step": trainer.step, "seed": HELD_OUT_SEED, "validation": found}
+    return {"step": trainer.step, "validation": found}
 
 
 # --- the log --------------------------------------------------------------------------------------
@@ -398,11 +388,8 @@ def read_log(path: Path) -> tuple[list[runs.Record], list[runs.Record]]:
 
 
 def plot_log(path: Path) -> Figure:
-    """Plot the training error, smoothed, and the held-out error of both families over the steps;
-    of validations on other scenes than the last one's, nothing.
-    """
+    """Plot the training error, smoothed, and the held-out error of both families over the steps."""
     steps, validations = read_log(path)
-    validations = [one for one in validations if one.get("seed") == validations[-1].get("seed")]
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="EPE (px)", yscale="log")
     steps = [entry for entry in steps if "epe" in entry]  # none while features alone learn

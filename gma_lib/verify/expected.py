@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NotRequired
+from typing import Annotated
 
 from pydantic import Field, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -34,7 +34,7 @@ _Tolerance = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
 
 class _Kind(TypedDict):
     depends_on: list[_Text]
-    elsewhere: NotRequired[_Tolerance | None]
+    elsewhere: _Tolerance | None
 
 
 class _Judged(TypedDict):
@@ -231,7 +231,7 @@ def judge_values(
         recorded = Value(*expected["values"].get(name, (None, None, None)))
         found = values.get(name, Value("", None))
         kind = found.kind or recorded.kind
-        of_kind = _describe_kind(kind, expected)
+        of_kind = expected["kinds"].get(kind, {})
         if not digests and recorded.tolerance is None and found.tolerance is None:
             continue
         differing = [differs[one] for one in of_kind.get("depends_on", ()) if one in differs]
@@ -246,14 +246,6 @@ def judge_values(
             Verdict(name, kind, recorded.value, found.value, tolerance, ratio, status, because)
         )
     return verdicts
-
-
-def _describe_kind(name: str, expected: Record) -> Record:
-    """What a kind depends on, and how much wider its tolerance is elsewhere: as the file says, or
-    as kinds are today for a file from before it said so.
-    """
-    described: Record = expected["kinds"].get(name, {})
-    return described if "elsewhere" in described or name not in KINDS else asdict(KINDS[name])
 
 
 def _judge_one(
@@ -273,8 +265,7 @@ def _judge_one(
 
 
 def _compare_one(recorded: Value, found: Value, tolerance: float | None) -> float:
-    # Older files have the network's own rows of the classical comparison among OpenCV's
-    if (recorded.kind or "").removeprefix("classical ") != found.kind.removeprefix("classical "):
+    if recorded.kind != found.kind:
         return math.inf
     if recorded.value == found.value:
         return 0.0

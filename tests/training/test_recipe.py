@@ -383,28 +383,9 @@ def test_a_part_that_was_begun_from_other_weights_is_not_resumed(
     from_a = load_recipe(write(trained, tmp_path / "recipe.yaml"))
     with pytest.raises(ValueError, match="start"):
         run_recipe(from_a, out)
-    (out / "b" / "begun.json").unlink()  # as an earlier version left it
-    with pytest.raises(ValueError, match="earlier version"):
-        run_recipe(from_a, out)
-
-
-def test_a_part_that_an_earlier_version_began_from_drawn_weights_goes_on(
-    trained, tmp_path, monkeypatch
-):
-    """Nobody noted then what computed it."""
-    recipe, out = load_recipe(write(trained, tmp_path / "recipe.yaml")), tmp_path / "out"
-    kill_after_a_step(monkeypatch, recipe, out)
     (out / "b" / "begun.json").unlink()
-    made = run_recipe(recipe, out)
-    assert hash_file(made) == hash_file(run_recipe(recipe, tmp_path / "whole"))
-    record, whole = (
-        json.loads((folder / "recipe.json").read_text())["records"]["b"]
-        for folder in (out, tmp_path / "whole")
-    )
-    assert "earlier" not in whole
-    assert [one["threads"] for one in record["earlier"]] == ["unknown"]
-    how = card.describe_making(recipe, {}, {"b": record | {"minutes": 0.0}})
-    assert set(how["device_minutes"]) == {"unknown"}
+    with pytest.raises(ValueError, match="delete that folder"):
+        run_recipe(from_a, out)
 
 
 def test_a_record_names_every_process_and_the_minutes_of_each(trained, tmp_path, monkeypatch):

@@ -111,22 +111,6 @@ def test_what_is_not_known_explains_nothing(values):
     assert {v.status for v in differ} == {"outside"}
 
 
-def test_an_older_file_has_the_network_s_rows_among_opencv_s(values):
-    """And does not say how much wider a tolerance is elsewhere. A number of the network is held to
-    its tolerance, whatever the file says.
-    """
-    values = values | {"network": Value("epe", 0.5, 1e-3)}
-    there = expectations.describe_surroundings() | {"opencv-python-headless": "1.0"}
-    recorded = expectations.describe_values(values, there)
-    recorded["values"]["network"] = ["classical epe", 0.5, 1e-3]
-    for kind in recorded["kinds"].values():
-        del kind["elsewhere"]
-    for found, status in ((0.5, "equal"), (0.5009, "within"), (0.502, "outside")):
-        changed = values | {"network": Value("epe", found, 1e-3)}
-        verdicts = {v.name: v.status for v in expectations.judge_values(changed, recorded)}
-        assert verdicts["network"] == status
-
-
 @pytest.mark.parametrize("profile", ["demo", "quick"])
 @pytest.mark.parametrize(
     ("differs", "off", "status"),
