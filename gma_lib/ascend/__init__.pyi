@@ -15,6 +15,7 @@ from .keep import is_norm_or_coordinate as is_norm_or_coordinate
 from .keep import is_outside_modules as is_outside_modules
 from .operators import check_operators as check_operators
 from .operators import refuse_impossible as refuse_impossible
+from .rewrite import list_wide_activations as list_wide_activations
 from .rewrite import rewrite_where_needed as rewrite_where_needed
 from .toolkit import find_ais_python as find_ais_python
 from .toolkit import find_toolkit as find_toolkit
