@@ -5,9 +5,9 @@ from . import toolkit as toolkit
 from .ais_bench import AisBench as AisBench
 from .atc import read_manifest as read_manifest
 from .chip import Card as Card
-from .chip import NoChipFound as NoChipFound
 from .chip import choose_chip as choose_chip
 from .chip import find_chips as find_chips
+from .chip import list_chips as list_chips
 from .keep import choose_options as choose_options
 from .keep import describe_kept as describe_kept
 from .keep import is_instance_norm as is_instance_norm
