@@ -29,6 +29,7 @@ from gma_lib.runs import (
     Track,
     hash_file,
     log_elapsed,
+    pass_silently,
     read_back_precision,
     refuse_precision,
     require_free_space,
@@ -119,7 +120,7 @@ class AscendBackend(FolderBackend):
             return np.stack([flow for _, flow in self.predict_folders(*folders)])
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
@@ -167,7 +168,7 @@ class DryRunBackend(AscendBackend):
         self.shape = (1, *self.shape[1:])  # pairs are looked up, whatever batch they were in
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         for file in sorted(image1.iterdir()):
             found = self.results.flow.get((hash_file(file), hash_file(image2 / file.name)))

@@ -6,7 +6,7 @@ from typing import Generic, Protocol, Self, TypeGuard, TypeVar
 
 import numpy as np
 
-from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed
+from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed, pass_silently
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
 PARTS = ("features", "context", "refine")  # of the network, that a walk along a sequence calls
@@ -236,7 +236,7 @@ class FolderBackend(Backend):
     """
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every
         sample; ``track`` shows progress.
