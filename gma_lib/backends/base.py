@@ -108,7 +108,7 @@ class SplitBackend(Backend):
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         """Run ``features``, ``context`` or ``refine``, or the whole network, the part without a
-        name.
+        name; where a subclass computes the others itself, only ``refine``.
         """
         raise NotImplementedError
 
@@ -231,8 +231,8 @@ def is_for_sequences(backend: Backend) -> TypeGuard[SplitBackend]:
 
 
 class FolderBackend(Backend):
-    """A backend whose runtime reads files: it is given a whole pass at once, because starting it
-    costs more than a pair does.
+    """A backend whose runtime reads files: it is given a whole pass at once, or with workers a
+    whole shard, because starting it costs more than a pair does.
     """
 
     def predict_folders(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-PARTS = {
+PART_OF_MODULE = {
     "fnet": "feature encoder",
     "cnet": "context encoder",
     "att": "attention",
@@ -83,7 +83,7 @@ def _walk_nodes(path: Path) -> Iterator[tuple[str, str, float]]:
 
 def _find_module(node: onnx.NodeProto) -> str | None:
     scope = node.name.strip("/")
-    for prefix, name in PARTS.items():
+    for prefix, name in PART_OF_MODULE.items():
         # later calls of a module get a number: aggregator_3
         if scope.startswith((f"{prefix}/", f"{prefix}_")):
             return name
