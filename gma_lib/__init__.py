@@ -4,7 +4,8 @@ Conventions, everywhere in this package
 ---------------------------------------
 Frames
     float32, shape ``(3, H, W)`` or ``(N, 3, H, W)``, RGB, 0..255 as decoded; the network scales
-    inside.
+    inside. Those that ``read_photo``, ``read_clip`` and ``read_video`` return are uint8 where the
+    file's are.
 Flow
     float32, shape ``(2, H, W)`` or ``(N, 2, H, W)``, in pixels, x before y: the point (x, y) of the
     first frame is found at (x + u, y + v) in the second.

@@ -7,7 +7,6 @@ import determinism
 import pandas as pd
 import pytest
 import rehearsal
-import weights_8bit
 from click.testing import CliRunner
 
 from gma_lib.cli import bench
@@ -56,14 +55,11 @@ def one_pair(tiny_sintel, monkeypatch):
     def find_one(*root, **named):
         return find_pairs(*root, **named)[:1]
 
-    for script in (aggregation, weights_8bit):
-        monkeypatch.setattr(script, "UPDATES", 1)
-        monkeypatch.setattr(script, "find_pairs", find_one)
-    monkeypatch.setattr(weights_8bit, "render_held_out", lambda *_, **__: {})
+    monkeypatch.setattr(aggregation, "UPDATES", 1)
+    monkeypatch.setattr(aggregation, "find_pairs", find_one)
     return tiny_sintel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [aggregation, weights_8bit])
-def test_scripts_that_score_weights(one_pair, tmp_path, script):
-    assert read_weights(script.main, one_pair, out=tmp_path / "a.json") == hash_file(BUNDLED)
+def test_a_script_that_scores_weights(one_pair, tmp_path):
+    assert read_weights(aggregation.main, one_pair, out=tmp_path / "a.json") == hash_file(BUNDLED)

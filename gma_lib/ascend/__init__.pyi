@@ -5,9 +5,9 @@ from . import toolkit as toolkit
 from .ais_bench import AisBench as AisBench
 from .atc import read_manifest as read_manifest
 from .chip import Card as Card
-from .chip import NoChipFound as NoChipFound
 from .chip import choose_chip as choose_chip
 from .chip import find_chips as find_chips
+from .chip import list_chips as list_chips
 from .keep import choose_options as choose_options
 from .keep import describe_kept as describe_kept
 from .keep import is_instance_norm as is_instance_norm
@@ -15,6 +15,7 @@ from .keep import is_norm_or_coordinate as is_norm_or_coordinate
 from .keep import is_outside_modules as is_outside_modules
 from .operators import check_operators as check_operators
 from .operators import refuse_impossible as refuse_impossible
+from .rewrite import list_wide_activations as list_wide_activations
 from .rewrite import rewrite_where_needed as rewrite_where_needed
 from .toolkit import find_ais_python as find_ais_python
 from .toolkit import find_toolkit as find_toolkit

@@ -28,7 +28,7 @@ from gma_lib.ascend.errors import (
 )
 from gma_lib.ascend.tool import Watch, run_tool
 from gma_lib.data.guide_tensors import read_tensor
-from gma_lib.runs import DoesNotFit, Track, read_whole, reading
+from gma_lib.runs import DoesNotFit, Track, pass_silently, read_whole, reading
 from gma_lib.runs.leftovers import temporary_folder
 
 LOOP, WARMUP = 100, 5  # calls on zeros that are timed, as in the guide, and calls before them
@@ -99,7 +99,7 @@ def infer_folders(
     batch_size: int,
     output_shape: tuple[int, int, int],
     input_bytes: int,
-    track: Track | None = None,
+    track: Track = pass_silently,
 ) -> tuple[dict[str, Path], Timing]:
     """Run the model over folders of files, one folder per input, and return stem -> output file of
     every sample.
@@ -117,7 +117,7 @@ def infer_folders(
     input_bytes
         Size of the file of one sample.
     track
-        Counts the outputs as they appear; None for silence.
+        Counts the outputs as they appear.
 
     Raises
     ------
@@ -146,8 +146,7 @@ def infer_folders(
         batchsize=batch_size,
     )
     started = time.time()
-    watch = None if track is None else partial(_show_outputs, output, len(stems), track)
-    _run(tool, command, batch_size, watch)
+    _run(tool, command, batch_size, partial(_show_outputs, output, len(stems), track))
     timing = read_summary(find_summary(output, newer_than=started))
     return collect_outputs(output, stems, output_shape), timing
 

@@ -5,6 +5,7 @@ nodes that can compute in 32 bits do so where that leaves fewer values of 64 bit
 written anew, with Casts where both meet.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 
@@ -87,8 +88,7 @@ def narrow_model(
 
 def _normalise(model: ModelProto) -> ModelProto:
     """A copy with inferred types, in which ONNX's own domain has one name."""
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for entry in result.opset_import:
         entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
         known = onnx.defs.onnx_opset_version()
@@ -133,7 +133,7 @@ def _fold_graph(known: Facts) -> int:
                 living.append(node)
         new = {name for node in folded for name in node.output} & used - {""}
         tensors = [numpy_helper.from_array(constants[name], name) for name in sorted(new)]
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in reversed(living)]
+        copies = [copy.deepcopy(node) for node in reversed(living)]
         del graph.node[:]
         graph.node.extend(copies)
         graph.initializer.extend(tensors)

@@ -112,7 +112,7 @@ def rewrite_where_needed(source: Path, target: Path) -> str:
     """As ``rewrite_file`` where a node computes 64-bit numbers, else a copy; what was done, in a
     sentence.
     """
-    if computes_wide(source):
+    if list_wide_activations(source):
         # a batch of a card's size would need a card's memory to be compared in
         return rewrite_file(source, target, largest_batch=2).sentence()
     with write_atomically(target) as partial:
@@ -169,12 +169,13 @@ def rewrite_with_vendor_tool(
     return unseen
 
 
-def computes_wide(path: Path) -> bool:
-    """Whether any node of a file computes a 64-bit value; constants of 64 bits are no reason to
-    rewrite.
+def list_wide_activations(path: Path) -> list[str]:
+    """List the values that nodes compute in 64 bits, which accelerators cannot hold, or in an
+    unknown type; constants of 64 bits are no reason to rewrite.
     """
     with in_a_sentence(f"{path} cannot be read as an ONNX graph"):
         model = onnx.load(path, load_external_data=False)
         graph = onnx.shape_inference.infer_shapes(model).graph
-    computed = {name for part in walk_graphs(graph) for node in part.node for name in node.output}
-    return bool(computed & set(find_wide_values(graph)))
+    wide = find_wide_values(graph)
+    parts = walk_graphs(graph)
+    return [name for part in parts for node in part.node for name in node.output if name in wide]

@@ -1,6 +1,7 @@
 """Whether a rewritten graph is the same computation as before."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -179,8 +180,7 @@ def _list_branches(graph: GraphProto, taken: dict[str, str]) -> Iterator[dict[st
 
 def _force(model: ModelProto, sides: dict[str, str]) -> ModelProto:
     """Let every If that is named take the side that is named."""
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     names = collect_names(result.graph)
     for side in ("then_branch", "else_branch"):
         constant = next(
@@ -195,8 +195,7 @@ def _force(model: ModelProto, sides: dict[str, str]) -> ModelProto:
 
 
 def _with_batch_at_most(model: ModelProto, largest: int) -> ModelProto:
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for value in [*result.graph.input, *result.graph.output]:
         batch = value.type.tensor_type.shape.dim[0]
         batch.dim_value = min(batch.dim_value, largest)

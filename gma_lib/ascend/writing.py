@@ -1,5 +1,6 @@
 """Write a graph anew, its nodes, Casts and constants in the types that were chosen for them."""
 
+import copy
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
@@ -116,8 +117,7 @@ class Writing:
 
     def run(self) -> None:
         for number, node in enumerate(self.graph.node):
-            new = NodeProto()
-            new.CopyFrom(node)
+            new = copy.deepcopy(node)
             for index, name in enumerate(node.input):
                 if (number, True, index) in self.narrow:
                     new.input[index] = self._name(name, narrow=self.narrow[number, True, index])

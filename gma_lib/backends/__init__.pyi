@@ -1,4 +1,3 @@
-from .ascend import AscendBackend as AscendBackend
 from .ascend import AscendOptions as AscendOptions
 from .ascend import open_ascend as open_ascend
 from .base import AlongSequence as AlongSequence

@@ -13,13 +13,12 @@ import numpy as np
 from gma_lib.ascend import (
     AisBench,
     Card,
-    NoChipFound,
     ais_bench,
     atc,
     brought_back,
     find_ais_python,
-    find_chips,
     find_toolkit,
+    list_chips,
     load_tool_environment,
 )
 from gma_lib.backends.base import FolderBackend, check_frames
@@ -30,6 +29,7 @@ from gma_lib.runs import (
     Track,
     hash_file,
     log_elapsed,
+    pass_silently,
     read_back_precision,
     refuse_precision,
     require_free_space,
@@ -120,7 +120,7 @@ class AscendBackend(FolderBackend):
             return np.stack([flow for _, flow in self.predict_folders(*folders)])
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         batch_size, channels, height, width = self.shape
         for path in [place for folder in (image1, image2) for place in (folder, *folder.iterdir())]:
@@ -168,7 +168,7 @@ class DryRunBackend(AscendBackend):
         self.shape = (1, *self.shape[1:])  # pairs are looked up, whatever batch they were in
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         for file in sorted(image1.iterdir()):
             found = self.results.flow.get((hash_file(file), hash_file(image2 / file.name)))
@@ -199,10 +199,7 @@ def list_cards(card: Card) -> list[str]:
             f"{VISIBLE}={card.device}"
         )
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    try:
-        chips = find_chips(environment=load_tool_environment(find_toolkit()))
-    except NoChipFound:
-        chips = []
+    chips = list_chips(load_tool_environment(find_toolkit()))
     listed = [str(chip.device) for chip in chips if chip.device is not None]
     there = listed or named  # cards that cannot be asked: ais_bench will say
     if found := [name for name in named or there if name in there]:
@@ -218,11 +215,8 @@ def require_chip(manifest: Record, environment: dict[str, str]) -> None:
 
     Does nothing where the card cannot be asked: ais_bench will say.
     """
-    try:
-        found = {chip.soc for chip in find_chips(environment=environment)}
-    except NoChipFound:
-        return
-    if manifest["soc"] not in found:
+    found = {chip.soc for chip in list_chips(environment)}
+    if found and manifest["soc"] not in found:
         raise ValueError(
             f"the model was made for {manifest['soc']}, this machine has "
             f"{', '.join(sorted(found))}: run 03_convert again, or with SOC="

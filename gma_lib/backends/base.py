@@ -6,7 +6,7 @@ from typing import Generic, Protocol, Self, TypeGuard, TypeVar
 
 import numpy as np
 
-from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed
+from gma_lib.runs import Record, Track, hash_file, hash_value, open_sealed, pass_silently
 
 Loaded = TypeVar("Loaded")  # what a runtime makes of a file
 PARTS = ("features", "context", "refine")  # of the network, that a walk along a sequence calls
@@ -108,7 +108,7 @@ class SplitBackend(Backend):
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
         """Run ``features``, ``context`` or ``refine``, or the whole network, the part without a
-        name.
+        name; where a subclass computes the others itself, only ``refine``.
         """
         raise NotImplementedError
 
@@ -231,12 +231,12 @@ def is_for_sequences(backend: Backend) -> TypeGuard[SplitBackend]:
 
 
 class FolderBackend(Backend):
-    """A backend whose runtime reads files: it is given a whole pass at once, because starting it
-    costs more than a pair does.
+    """A backend whose runtime reads files: it is given a whole pass at once, or with workers a
+    whole shard, because starting it costs more than a pair does.
     """
 
     def predict_folders(
-        self, image1: Path, image2: Path, *, track: Track | None = None
+        self, image1: Path, image2: Path, *, track: Track = pass_silently
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Folders of ``<stem>.bin``, float32 (3, H, W) each -> (stem, flow (2, H, W)) of every
         sample; ``track`` shows progress.

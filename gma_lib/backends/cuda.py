@@ -274,7 +274,7 @@ class CudaBackend(SplitBackend):
         return self._replay(self._context, self._upload(image))[0].clone()
 
     def _compute(self, part: str, *given: Encoded) -> tuple[np.ndarray, ...]:
-        # only for ``refine``: the results of the other parts stay on the device
+        # ``part`` is always refine: what the others return stays on the device
         results = self._replay(self._refine, *map(self._upload, given))
         leaving = [self._start_download(result) for result in results]
         return tuple(_finish_download(*one) for one in leaving)

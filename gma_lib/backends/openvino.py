@@ -107,10 +107,8 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
             "INFERENCE_NUM_THREADS": self.options.threads or count_cores(),
         }
 
-    def profile(
-        self, image1: np.ndarray, image2: np.ndarray, *, rounds: int = 3
-    ) -> dict[str, float]:
-        """Time every operation that runs, by its name: seconds, the median of some calls.
+    def profile(self, image1: np.ndarray, image2: np.ndarray) -> dict[str, float]:
+        """Time every operation that runs, by its name: seconds, the median of three calls.
 
         The frames are those of as many pairs as are computed at once.
         """
@@ -119,7 +117,7 @@ class OpenVinoBackend(FileBackend[openvino.CompiledModel]):
         request = compiled.create_infer_request()
         request.infer([image1, image2])
         times: dict[str, list[float]] = {}
-        for _ in range(rounds):
+        for _ in range(3):
             request.infer([image1, image2])
             for operation in request.profiling_info:
                 times.setdefault(operation.node_name, []).append(

@@ -1,4 +1,6 @@
-"""``gma cache``: the models that ``gma flow`` and ``gma video`` keep."""
+"""``gma cache``: the models that ``gma flow``, ``gma video``, ``gma submit`` and ``gma_lib.load``
+keep.
+"""
 
 import shutil
 

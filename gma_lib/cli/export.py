@@ -8,7 +8,7 @@ import click
 from gma_lib.cli.options import CHECKPOINT, PATH, refuse_used_folder
 from gma_lib.convert import ModelSpec, export_model
 from gma_lib.network.memory import require_memory
-from gma_lib.network.sizes import LARGEST_BATCH, MOST_UPDATES, check_sides
+from gma_lib.network.sizes import LARGEST_BATCH, MOST_UPDATES, OPSETS, check_sides
 from gma_lib.runs.progress import show_waiting
 
 
@@ -47,7 +47,7 @@ class Size(TypedDict):
     "--lookup",
     default="matmul",
     show_default=True,
-    type=click.Choice(("matmul", "rows", "gather", "grid_sample")),
+    type=click.Choice(list(OPSETS)),
     help="Form of the correlation lookup; grid_sample needs opset 16.",
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from gma_lib.backends.kinds import BACKENDS
 from gma_lib.flow import FLOW_SUFFIXES
+from gma_lib.flow.refine import REFINEMENTS
 from gma_lib.network.bundled import find_bundled, read_card
 from gma_lib.network.sizes import MOST_UPDATES
 from gma_lib.runs.files import make_plain, name_file
@@ -137,7 +138,7 @@ def network_options(updates: int) -> Callable[[Command], Command]:
         ),
         click.option(
             "--refine",
-            type=click.Choice(("variational",)),
+            type=click.Choice(REFINEMENTS),
             metavar="NAME",
             help="variational: refine below a pixel, after the network.",
         ),

@@ -1,4 +1,6 @@
-"""``gma verify`` and ``gma record``: compare this machine's numbers with expected ones."""
+"""``gma verify``, ``gma replay`` and ``gma record``: compare this machine's numbers with expected
+ones, or with those of a shared report.
+"""
 
 import math
 from contextlib import AbstractContextManager

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gma_lib import export, runs
+from gma_lib.backends.base import PARTS
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ def find_sources(folder: Path) -> list[Path]:
 
 def name_parts(whole: Path) -> list[Path]:
     """Where the network's three parts lie beside its file."""
-    names = ("features", "context", "refine")
-    return [whole.with_name(f"{whole.stem}_{name}{whole.suffix}") for name in names]
+    return [whole.with_name(f"{whole.stem}_{name}{whole.suffix}") for name in PARTS]
 
 
 def describe_parts(at_once: int) -> str:

@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
     needed = "int8 needs nncf: pip install 'gma-lib[int8]'"
     raise ModuleNotFoundError(needed, name=error.name) from error
 
+from gma_lib.backends.base import PARTS
 from gma_lib.convert.int8_attention import attend_in_integers
 from gma_lib.runs import RESOURCES, find_memory, track
 from gma_lib.training.config import load_config
@@ -224,12 +225,12 @@ def collect_samples(
     frames
         From ``render_calibration_frames``.
     run
-        ``features``, ``context`` and ``refine`` in float32, as far as there are parts.
+        The parts (``gma_lib.backends.base.PARTS``) in float32, as far as there are any.
     """
     samples: dict[str, list[Sample]] = {
         "": [{"image1": image1, "image2": image2} for image1, image2 in frames]
     }
-    if not {"features", "context", "refine"} <= set(run):
+    if not run.keys() >= set(PARTS):
         return samples
     samples |= {"context": [{"image": image} for image, _ in frames], "refine": []}
     for image1, image2 in track(frames, label="encode scenes to calibrate", unit="pair"):

@@ -5,7 +5,6 @@ from .operators import REST as REST
 from .operators import count_operators as count_operators
 from .operators import count_work as count_work
 from .operators import fold_operators as fold_operators
-from .operators import list_wide_activations as list_wide_activations
 from .operators import map_nodes_to_parts as map_nodes_to_parts
 from .trace import export_split as export_split
 from .trace import export_whole as export_whole

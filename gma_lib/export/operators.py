@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
-PARTS = {
+PART_OF_MODULE = {
     "fnet": "feature encoder",
     "cnet": "context encoder",
     "att": "attention",
@@ -39,18 +38,6 @@ def fold_operators(operators: Mapping[str, int], most: int = 8) -> dict[str, int
     hidden = len(operators) - len(shown)
     rest = sum(operators.values()) - sum(shown.values())
     return shown | ({f"{hidden} others": rest} if hidden else {})
-
-
-def list_wide_activations(path: Path) -> list[str]:
-    """List the computed values that are int64 or float64, which accelerators cannot hold."""
-    graph = onnx.load(path).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    return [
-        value.name
-        for value in itertools.chain(graph.input, graph.value_info, graph.output)
-        if value.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.DOUBLE)
-        and value.name not in constant
-    ]
 
 
 def count_work(path: Path) -> dict[str, float]:
@@ -96,7 +83,7 @@ def _walk_nodes(path: Path) -> Iterator[tuple[str, str, float]]:
 
 def _find_module(node: onnx.NodeProto) -> str | None:
     scope = node.name.strip("/")
-    for prefix, name in PARTS.items():
+    for prefix, name in PART_OF_MODULE.items():
         # later calls of a module get a number: aggregator_3
         if scope.startswith((f"{prefix}/", f"{prefix}_")):
             return name

@@ -14,7 +14,7 @@ MEMORY = {
     ("torch", "float32"): (1.5, 0.5e9),
     ("torch", "bfloat16"): (1.5, 0.5e9),
 }
-SHARE_OF_MEMORY = 0.9  # what a measurement may take of the machine
+SHARE_OF_MEMORY = 0.9  # of the machine's; what is predicted to need more is not loaded
 
 
 def predict_memory(
@@ -56,7 +56,9 @@ def require_memory(
     *,
     available_bytes: int | None = None,
 ) -> int | None:
-    """Return the predicted peak memory, or raise ``DoesNotFit`` where the machine has less."""
+    """Return the predicted peak memory, or raise ``DoesNotFit`` where it is more than nine tenths
+    of ``available_bytes``; None: what this process can use (``gma_lib.runs.find_memory``).
+    """
     predicted = predict_memory(backend, precision, batch_size, height, width, at_once)
     available = available_bytes or find_memory()
     if predicted is not None and predicted > SHARE_OF_MEMORY * available:

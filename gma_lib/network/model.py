@@ -369,15 +369,15 @@ class RelativePosition(nn.Module):
     Embeddings cover 160 cells a side, that is, frames up to 1280 px.
     """
 
+    max_cells = 160
     rel_ind: Tensor
 
-    def __init__(self, channels: int, *, max_cells: int = 160):
+    def __init__(self, channels: int):
         super().__init__()
-        self.max_cells = max_cells
-        self.rel_height = nn.Embedding(2 * max_cells - 1, channels)
-        self.rel_width = nn.Embedding(2 * max_cells - 1, channels)
-        cells = torch.arange(max_cells)
-        self.register_buffer("rel_ind", cells[None] - cells[:, None] + max_cells - 1)
+        self.rel_height = nn.Embedding(2 * self.max_cells - 1, channels)
+        self.rel_width = nn.Embedding(2 * self.max_cells - 1, channels)
+        cells = torch.arange(self.max_cells)
+        self.register_buffer("rel_ind", cells[None] - cells[:, None] + self.max_cells - 1)
 
     def forward(self, queries: Tensor) -> Tensor:
         """Queries (N, C, h, w) -> scores (N, P, P)."""

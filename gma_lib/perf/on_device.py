@@ -62,9 +62,6 @@ def _require_memory(manifest: runs.Record, batch_size: int, device: int | None) 
     """Raise DoesNotFit where the card that is found has too little; without one, the tool will
     say so.
     """
-    try:
-        chips = ascend.find_chips(environment=ascend.load_tool_environment(ascend.find_toolkit()))
-    except ascend.NoChipFound:
-        return
-    chip = ascend.choose_chip(chips, device)
-    ascend.atc.require_device_memory(manifest, chip.memory_bytes, batch_size)
+    if chips := ascend.list_chips(ascend.load_tool_environment(ascend.find_toolkit())):
+        memory_bytes = ascend.choose_chip(chips, device).memory_bytes
+        ascend.atc.require_device_memory(manifest, memory_bytes, batch_size)

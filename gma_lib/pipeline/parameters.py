@@ -15,7 +15,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from gma_lib.ascend.chip import to_soc_version
 from gma_lib.backends import BACKENDS
 from gma_lib.data.demo import DEMO_SCENES
-from gma_lib.data.sintel import find_pairs
+from gma_lib.data.sintel import PASSES, SPLITS, find_pairs
+from gma_lib.flow.colours import PALETTES
 from gma_lib.network import (
     ATTENTIONS,
     LARGEST_BATCH,
@@ -98,7 +99,7 @@ class Settings(TypedDict, total=False):
     save_work: bool
     at_once: _Count | None
     soc: Annotated[str, _pass_through(to_soc_version)] | None
-    keep: Literal["guide", "coordinates"] | None
+    keep: Literal["guide", "coordinates"] | None  # its table loads onnx
     device: Annotated[int, Field(ge=0, le=255)] | None
     ais_python: _Path | None
     precision_mode_v2: Annotated[str, _one_of(PRECISIONS_V2)] | None
@@ -120,15 +121,15 @@ class Parameters(Settings, total=False):
     cell_limit_s: _Seconds
     keep_flow: bool
     sintel_root: _Path | None
-    split: Literal["training", "test"]
-    passes: Annotated[list[Literal["clean", "final"]], _pass_through(_check_items)]
+    split: Annotated[str, _one_of(SPLITS)]
+    passes: Annotated[list[Annotated[str, _one_of(PASSES)]], _pass_through(_check_items)]
     scenes: Annotated[list[str], _pass_through(_check_items)] | None
     demo_height: _Side
     demo_width: _Side
     demo_frames: Annotated[int, Field(ge=2, le=9999)]
     tensors: bool
     plain_names: bool
-    palette: Literal["middlebury", "twilight"]
+    palette: Annotated[str, _one_of(PALETTES)]
     full_batch_size: _Count | None
     subset_pairs_per_scene: Annotated[int, Field(ge=0, le=10**6)]
     weights_and_data_are_published: bool

@@ -210,7 +210,7 @@ def draw_overview(
     examples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     *,
     palette: str = "middlebury",
-    columns: Literal[1, 2, 4] = 4,
+    columns: Literal[1, 4] = 4,
 ) -> Picture:
     """Draw four panels per example: frame, true flow, computed flow, error.
 

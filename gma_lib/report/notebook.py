@@ -30,6 +30,8 @@ from gma_lib.report.pages import table_to_html
 from gma_lib.runs.files import shorten_path
 from gma_lib.runs.progress import is_live
 
+MOST_SCENES = 4  # that are shown of many
+
 
 def show(picture: Picture, *, photo: bool = False) -> None:
     """Show a figure with its alternative text where screen readers and HTML pages look for it."""
@@ -69,9 +71,9 @@ def display(shown: object, **options: object) -> None:
     ipython.display(shown, **options)  # type: ignore[no-untyped-call]  # IPython has no types
 
 
-def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "middlebury") -> None:
-    """Show frames and ground truth of one pair of every scene, at most ``most`` of them."""
-    for pair in choose_from_scenes(pairs)[:most]:
+def show_data(pairs: Sequence[FramePair], *, palette: str = "middlebury") -> None:
+    """Show frames and ground truth of one pair of every scene, of four scenes at most."""
+    for pair in choose_from_scenes(pairs):
         loaded = pair.load()
         show(
             draw_pair(
@@ -87,10 +89,10 @@ def show_data(pairs: Sequence[FramePair], *, most: int = 4, palette: str = "midd
 
 
 def show_flows(
-    pairs: Sequence[FramePair], stored: StoredFlow, *, most: int = 4, palette: str = "middlebury"
+    pairs: Sequence[FramePair], stored: StoredFlow, *, palette: str = "middlebury"
 ) -> None:
-    """Show the computed flow of one pair of every scene, at most ``most`` of them."""
-    for pair in choose_from_scenes(pairs)[:most]:
+    """Show the computed flow of one pair of every scene, of four scenes at most."""
+    for pair in choose_from_scenes(pairs):
         frame, flow = pair.load_frames()[0], stored.read(pair)
         show(draw_flow(frame, flow, title=pair.name, palette=palette), photo=True)
 
@@ -138,15 +140,15 @@ def show_overview(
 
 
 def choose_from_scenes(pairs: Sequence[FramePair]) -> list[FramePair]:
-    """Return one pair of every scene, of the first pass that has the scene: the first with ground
-    truth, else the first.
+    """Return one pair of every scene, of the first four: in the first pass that has the scene the
+    first pair with ground truth, else the first.
     """
     chosen: dict[str, FramePair] = {}
     for pair in pairs:
         known = chosen.setdefault(pair.scene, pair)
         if known.flow is None and pair.flow is not None and pair.pass_name == known.pass_name:
             chosen[pair.scene] = pair
-    return list(chosen.values())
+    return list(chosen.values())[:MOST_SCENES]
 
 
 def show_attention(examined: Examined) -> None:

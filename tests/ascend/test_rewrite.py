@@ -43,9 +43,9 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
 def test_the_guide_s_graph(exported, tmp_path):
     """ascend.md 9: the vendor's tool leaves 155 int64 values in it and adds 151 casts."""
     guide_style = exported / "gather.onnx"
-    assert rewrite.computes_wide(guide_style)
+    assert rewrite.list_wide_activations(guide_style)
     report = rewrite_file(guide_style, tmp_path / "out.onnx")
-    assert not rewrite.computes_wide(tmp_path / "out.onnx")
+    assert not rewrite.list_wide_activations(tmp_path / "out.onnx")
     assert report.wide_before > 200
     assert (report.casts_added, report.casts_removed) == (0, 0)
     assert report.refused == {}
@@ -60,7 +60,7 @@ def test_the_guide_s_graph(exported, tmp_path):
 @pytest.mark.slow
 def test_the_default_graph_needs_none(exported):
     path = exported / "matmul.onnx"
-    assert not rewrite.computes_wide(path)
+    assert not rewrite.list_wide_activations(path)
     before = onnx.load(path)
     after, report = narrow_model(before)
     assert report.casts_added == report.casts_removed == 0
