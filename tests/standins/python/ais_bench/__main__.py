@@ -1,5 +1,5 @@
 """A stand-in for ``python -m ais_bench``: arguments, batches, names, summary, texts and exit codes
-of ascend.md 1.1 to 1.7.
+of ascend.md 1.1 to 1.7, as far as the package's command lines go.
 
 Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--loop`` above 1 it
 replays declared times.
@@ -56,18 +56,14 @@ def get_args():
     parser = argparse.ArgumentParser(prog="ais_bench")
     parser.add_argument("--model", "-m", required=True)
     parser.add_argument("--input", "-i")
-    parser.add_argument("--output", "-o")
-    parser.add_argument("--output_dirname")
-    parser.add_argument("--outfmt", default="BIN", choices=["NPY", "BIN", "TXT"])
+    parser.add_argument("--output", "-o", required=True)
+    parser.add_argument("--output_dirname", required=True)
+    parser.add_argument("--outfmt", default="BIN", choices=["BIN"])
     parser.add_argument("--loop", "-l", type=positive, default=1)
     parser.add_argument("--device", "-d", type=devices, default=0)
     parser.add_argument("--batchsize", type=positive)
     parser.add_argument("--warmup_count", type=not_negative, default=1)
-    parser.add_argument("--display_all_summary", default="0")
-    parser.add_argument("--profiler", default="0")
-    parser.add_argument("--run_mode", default="array", choices=["array", "files", "tensor", "full"])
     if GENERATION == "N":
-        parser.add_argument("--divide_input", default="0")
         parser.add_argument("--threads", type=positive, default=1)
         parser.add_argument("--pipeline", default="0")
     if FAULT == "ais-other-flags":
@@ -199,9 +195,7 @@ def check_paths(parser, args):
         if os.path.isdir(path)
         for name in os.listdir(path)
     ]
-    for path in [args.model, *inputs, *inside, args.output or ""]:
-        if not path:
-            continue
+    for path in [args.model, *inputs, *inside, args.output]:
         why = ""
         if not re.fullmatch(r"[_A-Za-z0-9/.\-]+", path):
             why = f"{path} contains illegal char"
@@ -226,10 +220,10 @@ def batches(files, session):
     """
     size = 4 * int(np.prod(session.inputs[0]))
     first = os.path.getsize(files[0][0])
-    if first == 0 or size % first != 0:
+    per_batch = session.inputs[0][0]
+    if first * per_batch != size:
         log("ERROR", f"arg0 tensorsize: {size} filesize: {first} not match")
         raise RuntimeError()
-    per_batch = size // first
     count = -(-len(files[0]) // per_batch)
     log(
         "INFO",
@@ -257,19 +251,14 @@ def read_batch(names, shape):
     return np.frombuffer(data, np.float32).reshape(shape)
 
 
-def save(folder, name, index, array, outfmt):
+def save(folder, name, index, array):
     stem = os.path.basename(name).split(".")[0]
-    path = os.path.join(folder, f"{stem}_{index}.{outfmt.lower()}")
+    path = os.path.join(folder, f"{stem}_{index}.bin")
     if FAULT == "ais-nan":
         array = np.full_like(array, np.nan)
     if FAULT == "ais-short" and stem.strip("0") == "":
         array = array.reshape(-1)[:-1]
-    if outfmt == "BIN":
-        array.tofile(path)
-    elif outfmt == "NPY":
-        np.save(path, array)
-    else:
-        np.savetxt(path, array.reshape(-1, array.shape[-1]), fmt="%f")
+    array.tofile(path)
     if GENERATION == "N":
         os.chmod(path, 0o640)
     return path
@@ -324,13 +313,11 @@ def infer(args, device, files, folder, summary_prefix):
             TIMES_MS.get(batch, 1300.0 * batch) * (1 + 0.001 * (number % 3 - 1))
             for number in range(args.loop)
         ]
-        if folder:
-            zeros = np.zeros([batch, 2, *session.inputs[0][2:]], np.float32)
-            written = save(folder, "pure_infer_data", 0, zeros, args.outfmt)
-            info["0"] = {
-                "infiles": ["pure_infer_data"] * len(session.inputs),
-                "outfiles": [written],
-            }
+        zeros = np.zeros([batch, 2, *session.inputs[0][2:]], np.float32)
+        info["0"] = {
+            "infiles": ["pure_infer_data"] * len(session.inputs),
+            "outfiles": [save(folder, "pure_infer_data", 0, zeros)],
+        }
     else:
         log("INFO", f"warm up {args.warmup_count} done")
         sample = 0
@@ -340,10 +327,7 @@ def infer(args, device, files, folder, summary_prefix):
                 read_batch(mine, shape) for mine, shape in zip(names, session.inputs, strict=True)
             ]
             real = [name for name in names[0] if name != PADDING]
-            whole = len(names[0]) == 1 < batch  # a file that holds a whole batch
-            results = session.run([array[: batch if whole else len(real)] for array in arrays])
-            if whole:
-                results = [[np.concatenate(parts) for parts in zip(*results, strict=True)]]
+            results = session.run([array[: len(real)] for array in arrays])
             for place, outputs in zip(range(len(real)), results, strict=True):
                 if sample >= 1:
                     fail_later()
@@ -351,9 +335,8 @@ def infer(args, device, files, folder, summary_prefix):
                     sample += 1
                     continue
                 written = [
-                    save(folder, names[0][place], index, array, args.outfmt)
+                    save(folder, names[0][place], index, array)
                     for index, array in enumerate(outputs)
-                    if folder
                 ]
                 info[str(sample)] = {
                     "infiles": [mine[place] for mine in names],
@@ -376,7 +359,7 @@ def infer(args, device, files, folder, summary_prefix):
         f"throughput 1000*batchsize.mean({size})/NPU_compute_time.mean({s['mean']}): {throughput}",
     )
     log("INFO", "------------------------------------------------------")
-    if folder and FAULT != "ais-no-summary":
+    if FAULT != "ais-no-summary":
         pairs = GENERATION == "N" and args.threads > 1 and args.pipeline != "0"
         listed = (
             [[10.0 * number, 10.0 * number + value] for number, value in enumerate(times)]
@@ -397,68 +380,42 @@ def infer(args, device, files, folder, summary_prefix):
 def main():
     args = get_args()
     print("[SIMULATED] a stand-in for ais_bench")
-    if args.output_dirname and not args.output:
-        log(
-            "ERROR",
-            "parameter --output_dirname cann't be used alone. "
-            "Please use it together with the parameter --output!",
-        )
-        raise RuntimeError("error bad parameters --output_dirname")
     files = None
     if args.input:
         folders = args.input.split(",")
         probe = Session(args.model, 0)
-        inputs = len(probe.inputs)
-        if all(map(os.path.isfile, folders)) and len(folders) % inputs == 0:
-            each = len(folders) // inputs
-            files = [folders[number * each : (number + 1) * each] for number in range(inputs)]
-        elif len(folders) != inputs:
+        if len(folders) != len(probe.inputs):
             log(
                 "ERROR",
                 f"Invalid args. args input dir num:{len(folders)} "
                 f"not equal to model inputs num:{len(probe.inputs)}",
             )
             raise RuntimeError()
-        files = files or [list_files(folder) for folder in folders]
+        files = [list_files(folder) for folder in folders]
         if any(len(names) < len(files[0]) for names in files):
             raise RuntimeError("error input, the numbers of files differ")
     if FAULT == "ais-success-nothing":
         log("INFO", "throughput 1000*batchsize.mean(1)/NPU_compute_time.mean(1.0): 1000.0")
         return
-    base = (
-        os.path.join(args.output, args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S"))
-        if args.output
-        else None
-    )
-    if GENERATION == "N" and os.path.isabs(args.output_dirname or ""):
-        raise ValueError(f"{args.output_dirname} is no name of a folder")
-    if base:
-        os.makedirs(base, 0o755, exist_ok=True)
-        if GENERATION == "N":
-            os.chmod(args.output, 0o750)
-            os.chmod(base, 0o750)
+    base = os.path.join(args.output, args.output_dirname)
+    os.makedirs(base, 0o755, exist_ok=True)
+    if GENERATION == "N":
+        os.chmod(args.output, 0o750)
+        os.chmod(base, 0o750)
     if not isinstance(args.device, list):
         infer(args, args.device, files, base, base)
         return
-    divided = GENERATION == "T" or args.divide_input == "1"
     for index, device in enumerate(args.device):
         name = f"device{device}" if GENERATION == "T" else f"device{device}_{index}"
         folder = os.path.join(base, name)
         os.makedirs(folder, exist_ok=True)
         share = -(-len(files[0]) // len(args.device))
-        mine = [names[index * share : (index + 1) * share] for names in files] if divided else files
+        mine = [names[index * share : (index + 1) * share] for names in files]
+        mine = mine if GENERATION == "T" else files
         if FAULT == "ais-worker-died" and index == 1:
             log("ERROR", "subprocess run failed error_callback:[507011][ACL: model execute failed]")
             sys.exit(1)
         infer(args, device, mine, folder, folder)
 
 
-if (
-    "--profiler" in sys.argv and GENERATION == "T"
-):  # runs itself again under msprof and ends with exit(0), whatever came of that
-    try:
-        main()
-    except RuntimeError as error:
-        print(error)
-    sys.exit(0)
 main()
