@@ -214,7 +214,7 @@ def _evaluate(
 
 
 def set_batch_size(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Give a graph traced with one pair another batch size.
+    """Give an exported graph another batch size.
 
     Nothing but the declared inputs and outputs mentions the batch: the network's reshapes leave it
     to -1. Strict shape inference proves it, because a constant that still held a one would
