@@ -109,6 +109,7 @@ def speed() -> str:
         one = _read_variant(name)
         memory = (find_peak_memory(one) or 0) / 1e9
         rate = "" if rows else f" ({1 / one['median_s']:.1f} pairs/s)"  # of the guide's graph
+        rate += " (unstable)" if one["caution"] else ""
         rows.append([label, f"{one['ratio']:.2f}{rate}", f"{memory:.2f} GB"])
     table = _table(["runtime, precision", "speed", "peak memory"], rows)
     return f"{table}\n\n{tell_origin('make bench', found, short=True)}"
