@@ -7,7 +7,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -18,10 +17,10 @@ from gma_lib.flow.refine import check_refinable, refine_flow
 from gma_lib.infer.inference import StoredFlow, flow_path
 from gma_lib.infer.shards import Shard, cut_shards
 from gma_lib.runs import Record, Run, Track, hash_file, pass_silently
+from gma_lib.runs.choosing import choose_evenly
 from gma_lib.runs.clusters import compute_shards
 from gma_lib.runs.parcels import Sent, place_files
 
-Item = TypeVar("Item")
 NETWORK, REFINED = "network", "network + variational refinement"
 
 
@@ -306,12 +305,6 @@ def pool_methods(compared: Mapping[str, Comparison]) -> dict[str, dict[str, Erro
     """Add up the passes of ``compare_methods``: method -> group of pixels -> sums."""
     names = dict.fromkeys(name for one in compared.values() for name in one.scores)
     return {name: pool_scores(one.scores[name] for one in compared.values()) for name in names}
-
-
-def choose_evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most ``most`` items in their order, the first, the last and evenly between."""
-    places = np.linspace(0, len(items) - 1, min(most, len(items)))
-    return [items[place] for place in sorted({round(place) for place in places})]
 
 
 def summarise_methods(compared: Mapping[str, Comparison], left_out: Mapping[str, str]) -> Record:

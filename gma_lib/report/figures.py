@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb, to_picture
 from gma_lib.runs import Record, write_atomically
+from gma_lib.runs.choosing import choose_evenly
 
 Picture = tuple[Figure, str]  # a figure and its alternative text
 
@@ -309,7 +310,7 @@ def draw_updates(
     most
         How many updates are shown as flow.
     """
-    chosen = sorted({round(number) for number in np.linspace(1, len(flows), min(most, len(flows)))})
+    chosen = choose_evenly(range(1, len(flows) + 1), most)
     height, width = truth.shape[1:]
     radius = choose_radius(truth)
     columns = len(chosen) + 1

@@ -15,7 +15,6 @@ import numpy as np
 
 import gma_lib
 from gma_lib.data.pair import FramePair, LoadedPair
-from gma_lib.evaluate.evaluation import choose_evenly
 from gma_lib.evaluate.insight import Examined, Inside, find_hidden_point
 from gma_lib.flow import choose_radius, endpoint_error, flow_to_rgb
 from gma_lib.flow.files import find_known
@@ -32,6 +31,7 @@ from gma_lib.report.figures import (
 )
 from gma_lib.report.pages import fill_template
 from gma_lib.runs import Record, Run, write_text
+from gma_lib.runs.choosing import choose_evenly
 from gma_lib.runs.progress import is_live
 
 STEP, COARSE_STEP = 0.01, 0.05  # px: of flow, and of the flow after earlier updates
