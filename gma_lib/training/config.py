@@ -131,6 +131,8 @@ class TrainingConfig:
     photographs
         Number of additional textures cut from photographs; above 0 requires scikit-image
         (``pip install 'gma-lib[training]'``). Validation never shows them.
+    precision
+        ``float32``, or ``bfloat16`` for convolutions and products; weights stay float32.
     optimiser
         ``adamw``, or ``muon``: Muon for convolution kernels and AdamW for the rest
         (``gma_lib.training.muon.KernelMuon``), at the same learning rates; requires PyTorch 2.9
