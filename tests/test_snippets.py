@@ -43,7 +43,7 @@ NOT_RUN = {
     r"gma train --recipe": "hours; tests/training/test_recipe.py runs a short one",
     r"gma card ": "rewrites the bundled weights",
     r"gma submit /data/": "needs MPI Sintel",
-    r"gma evaluate MINE ": "needs another method's flow; tests/evaluate/test_any_files.py scores one",
+    r"gma evaluate MINE ": "another method's flow; tests/evaluate/test_any_files.py scores one",
     r"gma .* --backend cuda": "needs a GPU",
     r"CUDA_VISIBLE_DEVICES=": "needs two GPUs",
     r"AIS_PYTHON=": "needs an Ascend card",
