@@ -254,29 +254,27 @@ def archive(reported) -> Path:
     return report.write_archive(reported, "tiny")
 
 
-# Tests that take the machine's lock for measuring, and those that share the finished run
-ONE_AFTER_THE_OTHER = {"pipeline", "perf", "runs"}
+SECONDS = {"slow": 3, "exhaustive": 20}  # that a test with this mark takes, about
 SHARED_MODELS = {"exported", "cache_folder"}  # fixtures that make models for all files of a folder
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``), those with the
-    most slow tests first, so that no worker waits for the other at the end: the tests of a file,
-    those of a folder that share models, and those that read the finished run, which are slow by
-    its making.
+    """Say which tests share a worker where several run (``-n 2 --dist loadgroup``), those that take
+    longest first, so that no worker waits for the other at the end: the tests of a file, those of a
+    folder that share models, and those that read the finished run, which are slow by its making.
     """
-    groups, slow = {}, Counter()
+    groups, seconds = {}, Counter()
     for item in items:
         if "finished" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-        together = item.path.parent.name in ONE_AFTER_THE_OTHER or "finished" in item.fixturenames
         shared = any(name in item.fixturenames for name in SHARED_MODELS)
         group = f"{item.path.parent.name}/{'models' if shared else item.path.stem}"
-        groups[item] = "one" if together else group
+        groups[item] = "finished" if "finished" in item.fixturenames else group
         item.add_marker(pytest.mark.xdist_group(groups[item]))
-        slow[groups[item]] += item.get_closest_marker("slow") is not None
-    items.sort(key=lambda item: -slow[groups[item]])
+        marks = {mark.name for mark in item.iter_markers()}
+        seconds[groups[item]] += sum(SECONDS.get(name, 0) for name in marks)
+    items.sort(key=lambda item: -seconds[groups[item]])
 
 
 def pytest_make_parametrize_id(val, argname):

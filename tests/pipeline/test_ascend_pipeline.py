@@ -44,17 +44,17 @@ def call(command):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def simulated(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     run(outputs, "ascend", "float16", 4)
     return outputs
 
 
 @pytest.fixture(scope="module")
-def elsewhere(finished, tmp_path_factory):
+def elsewhere(simulated, tmp_path_factory):
     """The notebooks up to the flow with the other backends that a CPU has, of the same frames."""
     outputs = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(finished / "tiny" / "data", outputs / "tiny" / "data")
+    shutil.copytree(simulated / "tiny" / "data", outputs / "tiny" / "data")
     for backend in ("onnxruntime", "torch"):
         run(outputs, backend, "float32", 4, until="04_infer")
     return outputs
@@ -65,12 +65,12 @@ def content(outputs, name, batch_size=4, run="ascend-float16"):
 
 
 @pytest.mark.parametrize("other", ["onnxruntime-float32", "torch-float32"])
-def test_the_flow_is_that_of_the_other_backends(finished, elsewhere, other):
+def test_the_flow_is_that_of_the_other_backends(simulated, elsewhere, other):
     stages = ("02_export", "03_convert", "04_infer")
     assert {content(elsewhere, f".{stage}.json", run=other)["status"] for stage in stages} == {"ok"}
     mine, other = (
         sorted((outputs / "tiny" / name / "bs4" / "flow").rglob("*.flo"))
-        for outputs, name in ((finished, "ascend-float16"), (elsewhere, other))
+        for outputs, name in ((simulated, "ascend-float16"), (elsewhere, other))
     )
     assert len(mine) == len(other) > 0
     for one, two in zip(mine, other, strict=True):
@@ -78,23 +78,23 @@ def test_the_flow_is_that_of_the_other_backends(finished, elsewhere, other):
         assert np.abs(read_flow(one) - read_flow(two)).max() < 1e-3
 
 
-def test_what_a_stand_in_made_says_so_everywhere(finished):
+def test_what_a_stand_in_made_says_so_everywhere(simulated):
     for name in ("convert.json", "infer.json", "metrics.json", "perf.json"):
-        assert content(finished, name)["simulated"] is True, name
-    assert content(finished, "convert.json")["changes"].startswith("SIMULATED")
-    assert content(finished, "metrics.json")["verdict"].startswith("SIMULATED")
+        assert content(simulated, name)["simulated"] is True, name
+    assert content(simulated, "convert.json")["changes"].startswith("SIMULATED")
+    assert content(simulated, "metrics.json")["verdict"].startswith("SIMULATED")
     for stage in ("03_convert", "04_infer", "05_evaluate", "06_perf"):
-        assert "SIMULATED" in (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), (
+        assert "SIMULATED" in (simulated / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text(), (
             stage
         )
-    page = report.write_index(finished, "tiny").read_text()
+    page = report.write_index(simulated, "tiny").read_text()
     assert "ascend-float16 (SIMULATED)" in page
     assert "reproduced" not in page
 
 
-def test_the_guide_s_table_has_the_run_s_rows(finished):
+def test_the_guide_s_table_has_the_run_s_rows(simulated):
     """On the index page with all batch sizes; 05 and 06 say what differs."""
-    page = report.write_index(finished, "tiny").read_text()
+    page = report.write_index(simulated, "tiny").read_text()
     mine = (
         page.split("Comparison with the published guide")[1]
         .split("batch size 4")[1]
@@ -112,13 +112,13 @@ def test_the_guide_s_table_has_the_run_s_rows(finished):
     assert "Ascend310P3 (SIMULATED)" in page
     assert "What differs" in page
     for stage, differing in (("05_evaluate", "gather lookup, opset 12"), ("06_perf", "zeros in")):
-        notebook = (finished / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text()
+        notebook = (simulated / f"tiny/ascend-float16/bs4/{stage}.ipynb").read_text()
         assert "the guide, Ascend 310P3" in notebook
         assert differing in notebook
 
 
-def test_throughput_as_the_tool_defines_it_and_with_transfers(finished):
-    perf = content(finished, "perf.json")
+def test_throughput_as_the_tool_defines_it_and_with_transfers(simulated):
+    perf = content(simulated, "perf.json")
     assert perf["rounds"] == 100
     assert perf["pairs_per_second"] == pytest.approx(4 / 0.020, rel=1e-3)
     assert perf["pairs_per_second_with_transfers"] == pytest.approx(
@@ -126,10 +126,12 @@ def test_throughput_as_the_tool_defines_it_and_with_transfers(finished):
     )  # 8 ms there, 4 ms back
 
 
-def test_memory_exhausted_is_a_row(finished):
+def test_memory_exhausted_is_a_row(simulated):
     """Batch size 16 does not fit: 03 stops with a sentence, 06 has its row, and nothing fails."""
-    run(finished, "ascend", "float16", 16)
-    words = {stage: content(finished, f".{stage}.json", 16)["status"] for stage in list(STAGES)[1:]}
+    run(simulated, "ascend", "float16", 16)
+    words = {
+        stage: content(simulated, f".{stage}.json", 16)["status"] for stage in list(STAGES)[1:]
+    }
     assert words == {
         "02_export": "ok",
         "03_convert": "out_of_memory",
@@ -138,10 +140,10 @@ def test_memory_exhausted_is_a_row(finished):
         "06_perf": "ok",
         "07_inside": "skipped",
     }
-    perf = content(finished, "perf.json", 16)
+    perf = content(simulated, "perf.json", 16)
     assert perf["status"] == "out_of_memory"
     assert "batch size 16 needs" in perf["reason"]
-    page = report.write_index(finished, "tiny").read_text()
+    page = report.write_index(simulated, "tiny").read_text()
     assert (
         page.split("Comparison with the published guide")[1]
         .split("batch size 16")[1]
@@ -150,9 +152,9 @@ def test_memory_exhausted_is_a_row(finished):
     )  # the guide's, and this one's
 
 
-def test_a_card_elsewhere_gives_the_same_records_and_pages(finished, tmp_path):
+def test_a_card_elsewhere_gives_the_same_records_and_pages(simulated, tmp_path):
     """The dry run's folder, run without this package, and collected."""
-    shutil.copytree(finished / "tiny" / "data", tmp_path / "tiny" / "data")
+    shutil.copytree(simulated / "tiny" / "data", tmp_path / "tiny" / "data")
     run(tmp_path, "ascend", "float16", 4, until="02_export")
     gma = [sys.executable, "-m", "gma_lib.cli", "ascend"]
     where = f"--outputs={tmp_path}"
@@ -161,13 +163,13 @@ def test_a_card_elsewhere_gives_the_same_records_and_pages(finished, tmp_path):
     call(["env", f"AIS_PYTHON={sys.executable}", "bash", str(folder / "run.sh")])
     call([*gma, "collect", str(folder), where])
     for name in ("metrics.json", "infer.json", "perf.json"):
-        here, there = content(finished, name), content(tmp_path, name)
+        here, there = content(simulated, name), content(tmp_path, name)
         for record in (here, there):
             for other in ("provenance", "record_sha256", "made_from", "summary", "key", "load"):
                 record.pop(other, None)
         assert here.keys() == there.keys()
-    assert content(tmp_path, "metrics.json")["clean"] == content(finished, "metrics.json")["clean"]
-    assert content(tmp_path, "infer.json")["flow"] == content(finished, "infer.json")["flow"]
+    assert content(tmp_path, "metrics.json")["clean"] == content(simulated, "metrics.json")["clean"]
+    assert content(tmp_path, "infer.json")["flow"] == content(simulated, "infer.json")["flow"]
     page = (tmp_path / "tiny" / "index.html").read_text()
     assert "ascend-float16 (SIMULATED)" in page
     for stage in ("04_infer", "05_evaluate", "06_perf"):
