@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,9 @@ RESOURCES = (
     "requirements.lock",
 )
 
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+LEFT_OUT = PYPROJECT["tool"]["uv"]["exclude-dependencies"]
+
 
 def build(source: Path, what: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "--target", what, "--directory", folder]
@@ -55,8 +59,12 @@ def wheel(sdist, tmp_path_factory):
 
 
 def find_needed(distribution, extra, found):
-    """Add whatever pip would install for a distribution with this extra, by its metadata alone."""
+    """Add whatever pip would install for a distribution with this extra, by its metadata alone, but
+    for what the lock leaves out.
+    """
     for requirement in map(Requirement, distribution.requires or ()):
+        if requirement.name in LEFT_OUT:
+            continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             for one in ("", *requirement.extras):
                 if (requirement.name, one) not in found:
