@@ -33,6 +33,10 @@ def check_refinable(frames: np.ndarray, name: str) -> None:
             f"{SMALLEST_REFINED} px a side"
         )
     check_warpable(height, width)
+    _require_whole_levels(frames, name)
+
+
+def _require_whole_levels(frames: np.ndarray, name: str) -> None:
     if not np.array_equal(frames, np.rint(frames)):
         raise ValueError(
             f"{name} holds fractions of grey levels, as frames of 16 bits do; refinement takes "
@@ -50,7 +54,7 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
     Parameters
     ----------
     frame1, frame2
-        (3, H, W), RGB, 0..255.
+        (3, H, W), RGB, 0..255, whole grey levels: on others it gains more than files show.
     flow
         float32 (2, H, W), in pixels.
 
@@ -62,10 +66,11 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
     Raises
     ------
     ValueError
-        Flow or frames that are not finite.
+        Flow or frames that are not finite, or frames with fractions of grey levels.
     """
     if not all(np.isfinite(array).all() for array in (frame1, frame2, flow)):
         raise ValueError("flow or frames hold values that are not finite")
+    _require_whole_levels(np.stack([frame1, frame2]), "a frame")
     grey1, grey2 = _smooth_grey(frame1), _smooth_grey(frame2)
     has_texture = min(np.ptp(grey1), np.ptp(grey2)) >= 1  # or only roughness would be minimised
     if not has_texture or min(grey1.shape) < SMALLEST_REFINED:

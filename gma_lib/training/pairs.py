@@ -114,7 +114,7 @@ def render_held_out(
 ) -> dict[str, list[TrainingPair]]:
     """Render the held-out families, the same for every seed of a training: ``layers`` of its kind
     with textures, outlines and scenes of their own, ``planes`` with other kinds of textures, moved
-    by homographies. Neither shows photographs.
+    by homographies. Neither shows photographs. Frames hold whole grey levels, as files do.
 
     ``numbers`` selects scenes; the default is the first ``validation_pairs`` of each family, by
     which weights may be chosen.
@@ -130,10 +130,14 @@ def render_held_out(
     chosen = range(config.validation_pairs) if numbers is None else numbers
     for number in track(chosen, label="held-out scenes", unit="pair"):
         seed = [HELD_OUT_SEED, HELD_OUT + number]
-        families["layers"].append(_render(layers, seed, phase))
+        families["layers"].append(_round_frames(_render(layers, seed, phase)))
         seed = [HELD_OUT_SEED + 1, HELD_OUT + number]
-        families["planes"].append(_render(planes, seed, phase, projective=True))
+        families["planes"].append(_round_frames(_render(planes, seed, phase, projective=True)))
     return families
+
+
+def _round_frames(pair: TrainingPair) -> TrainingPair:
+    return dataclasses.replace(pair, image1=pair.image1.round(), image2=pair.image2.round())
 
 
 # --- the camera: light, exposure, blur and noise; flow stays exact --------------------------------

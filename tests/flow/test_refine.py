@@ -10,13 +10,13 @@ Y, X = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
 
 
 def draw(x, y):
-    """A texture (3, H, W) that is known between pixels too, in fractions of grey levels."""
+    """A texture (3, H, W) that is known between pixels too."""
     waves = np.sin(0.5 * x + 0.2 * y) + np.sin(0.3 * y - 0.1 * x) + np.sin(0.23 * x + 0.41 * y)
-    return np.stack([128 + 35 * waves] * 3).astype(np.float32)
+    return np.rint([128 + 35 * waves] * 3).astype(np.float32)
 
 
 def fade(frame):
-    return 128 + (frame - 128) / 20
+    return np.rint(128 + (frame - 128) / 20)
 
 
 def constant(u, v):
@@ -40,7 +40,7 @@ def test_perturbed_flow_is_refined_to_the_true_shift(shifted):
 def test_brightness_of_the_second_frame_does_not_matter(shifted):
     frame1, frame2, truth = shifted
     start = truth + constant(0.5, 0.4)
-    error = np.hypot(*(refine_flow(frame1, 0.9 * frame2 - 10, start) - truth))
+    error = np.hypot(*(refine_flow(frame1, np.rint(0.9 * frame2 - 10), start) - truth))
     assert np.median(error) < 0.15
 
 
@@ -115,6 +115,13 @@ def test_values_that_are_not_finite_are_refused(shifted, which):
     arrays[which][0, 3, 4] = np.nan
     with pytest.raises(ValueError, match="finite"):
         refine_flow(*arrays)
+
+
+def test_frames_with_fractions_of_grey_levels_are_refused(shifted):
+    """Scenes that were never rounded scored better refined than any file could."""
+    frame1, frame2, truth = shifted
+    with pytest.raises(ValueError, match="grey levels"):
+        refine_flow(frame1 + 0.25, frame2, truth)
 
 
 def test_frames_of_16_bits_and_small_ones_and_unknown_names_are_refused():
