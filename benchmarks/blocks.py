@@ -6,14 +6,14 @@ function NAME here.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from gma_lib import runs
 from gma_lib.data import PASSES
-from gma_lib.perf.comparison import tabulate_comparison
+from gma_lib.perf.comparison import UNSTABLE_SPREAD, measure_spread, tabulate_comparison
 from gma_lib.perf.half_precision import tabulate_study
 from gma_lib.perf.summary import find_peak_memory
 from gma_lib.pipeline.stages import STAGES
@@ -108,8 +108,11 @@ def speed() -> str:
     for name, label in shown.items():
         one = _read_variant(name)
         memory = (find_peak_memory(one) or 0) / 1e9
-        rate = "" if rows else f" ({1 / one['median_s']:.1f} pairs/s)"  # of the guide's graph
-        rate += " (unstable)" if one["caution"] else ""
+        if rows:
+            rate = " (unstable)" if one["caution"] else ""
+        else:  # the guide's graph, whose ratio to itself is always 1
+            vary = ", unstable" if measure_spread(one["samples_s"]) > UNSTABLE_SPREAD else ""
+            rate = f" ({1 / one['median_s']:.1f} pairs/s{vary})"
         rows.append([label, f"{one['ratio']:.2f}{rate}", f"{memory:.2f} GB"])
     table = _table(["runtime, precision", "speed", "peak memory"], rows)
     return f"{table}\n\n{tell_origin('make bench', found, short=True)}"
@@ -169,13 +172,12 @@ def without_amx() -> str:
 
 def headroom() -> str:
     """What the peak would allow."""
-    names = ("bfloat16", "guide's graph, ONNX Runtime", "bfloat16, batch of 16")
-    bf16, base, batch = map(_read_variant, names)
-    at_peak = bf16["median_s"] * bf16["share_of_peak"]
-    return (
-        f"At peak throughput, 6 updates in bfloat16 would take {at_peak:.2f} s per pair, "
-        f"{base['median_s'] / at_peak:.1f} times as fast as the baseline. Single pairs reach "
-        f"{bf16['share_of_peak']:.0%} of that rate, and batches "
+    bf16, batch = map(_read_variant, ("bfloat16", "bfloat16, batch of 16"))
+    share = bf16["share_of_peak"]
+    return (  # seconds of variants that were not measured together do not compare
+        f"At peak throughput, 6 updates in bfloat16 would take {bf16['median_s'] * share:.2f} s "
+        f"per pair, {bf16['ratio'] / share:.1f} times as fast as the baseline. Single pairs reach "
+        f"{share:.0%} of that rate, and batches "
         f"{batch['share_of_peak']:.0%}."
     )
 
@@ -237,12 +239,18 @@ def pictures() -> str:
     return tell_origin("python docs/pictures.py", read("pictures"))
 
 
+def _name_real_pairs(scores: runs.Record) -> str:
+    count = scores["sintel_frames"]["pairs"]
+    return f"{'two' if count == 2 else count} real Sintel pairs"
+
+
 def refined() -> str:
     """The network alone and refined, from the weights' card."""
     scores = read("card")["scores"]
-    shown = {
-        f"two real Sintel pairs, {name}": scores["sintel_excerpt"][name] for name in PASSES
-    } | {f"held-out scenes, {name}": one for name, one in scores["held_out_families"].items()}
+    real = _name_real_pairs(scores)
+    shown = {f"{real}, {name}": scores["sintel_excerpt"][name] for name in PASSES} | {
+        f"held-out scenes, {name}": one for name, one in scores["held_out_families"].items()
+    }
     rows = [
         [
             label,
@@ -257,13 +265,14 @@ def refined() -> str:
 
 def against_dis() -> str:
     """README: the bundled weights and DIS on real frames, from the weights' card."""
-    scores = read("card")["scores"]["sintel_excerpt"]["clean"]
+    scores = read("card")["scores"]
+    clean = scores["sintel_excerpt"]["clean"]
     ours, better, dis = (
         (f"{found['epe']:.2f} px", f"{100 * found['px1']:.1f} %")
-        for found in (scores[method]["all"] for method in ("12", "12 refined", "dis"))
+        for found in (clean[method]["all"] for method in ("12", "12 refined", "dis"))
     )
     return (
-        f"On two real Sintel pairs (clean, 12 updates): EPE {ours[0]}, 1px {ours[1]}; "
+        f"On {_name_real_pairs(scores)} (clean, 12 updates): EPE {ours[0]}, 1px {ours[1]}; "
         f"with `--refine variational` {', '.join(better)}; OpenCV's DIS {', '.join(dis)}."
     )
 
@@ -310,8 +319,12 @@ MOST_REFUSALS = 99  # that the record of a reader counts
 FLOAT32 = ("torch float32", "onnxruntime float32", "openvino float32")
 
 
-def _tell_small(number: float) -> str:
-    return f"{number:.1e}" if number else "0"
+def _tell_small(numbers: Iterable[float | None]) -> str:
+    """The largest; a record holds null where a number is not finite."""
+    found = [*numbers]
+    if None in found:
+        return "not finite"
+    return f"{most:.1e}" if (most := max(found)) else "0"
 
 
 def determinism() -> str:
@@ -321,7 +334,7 @@ def determinism() -> str:
     for setting, differences in found["largest_difference"].items():
         name = "nothing" if setting.endswith("again") else setting
         cells = [
-            _tell_small(max(differences[kind] for kind in kinds))
+            _tell_small(differences[kind] for kind in kinds)
             if all(kind in differences for kind in kinds)
             else "refused"
             for kinds in DETERMINISM.values()

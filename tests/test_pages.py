@@ -40,6 +40,26 @@ def test_every_page_says_what_was_measured():
     assert {name for _, name, *_ in found} == set(pages.BLOCKS)
 
 
+def test_a_difference_that_is_not_finite_is_not_none(elsewhere):
+    """A record holds null there, which was shown as 0: the same to the last bit."""
+    kinds = {kind: 0.0 for kinds in blocks.DETERMINISM.values() for kind in kinds}
+    keep({"largest_difference": {"again": kinds, "T=1": kinds | {blocks.DIS: None}}}, "determinism")
+    same, other = blocks.determinism().splitlines()[2:4]
+    assert "not finite" not in same
+    assert other.count("not finite") == 1
+
+
+def test_how_many_real_pairs_were_scored_is_said(elsewhere, monkeypatch, tmp_path):
+    card = json.loads(blocks.CARD.read_text())
+    card["scores"]["sintel_frames"]["pairs"] = 1041
+    other = tmp_path / "card.json"
+    other.write_text(json.dumps(card))
+    assert "two real Sintel pairs" in blocks.against_dis()
+    monkeypatch.setattr(blocks, "CARD", other)
+    assert "On 1041 real Sintel pairs" in blocks.against_dis()
+    assert "1041 real Sintel pairs, clean" in blocks.refined()
+
+
 def test_another_measurement_is_another_page(elsewhere):
     costs = dict.fromkeys(("epe", "epe_float32", "px1", "px1_float32", "distance"), 0.5)
     families = {"layers": costs | {"pairs": 8, "epe_loss": -0.01, "px1_loss": 0.25}}

@@ -43,7 +43,10 @@ from gma_lib.runs.records import Record
 @click.option("--cluster", help="serial, processes:N, dask:local or dask:[tls://]HOST:PORT.")
 @click.option("--set", "others", multiple=True, metavar="NAME=VALUE", help="Any other parameter.")
 @click.option(
-    "--until", metavar="STAGE", type=click.Choice(list(STAGES)), help="Stop after this stage."
+    "--until",
+    metavar="STAGE",
+    type=click.Choice(list(STAGES)),
+    help="Run this stage and those it needs, no others.",
 )
 @click.option("--force", is_flag=True, help="Also run stages that are up to date.")
 def main(

@@ -25,7 +25,7 @@ from gma_lib.cli.options import (
     remark,
     tell,
 )
-from gma_lib.data.clips import count_frames, hash_clip, read_clip
+from gma_lib.data.clips import count_frames, hash_clip, name_images, read_clip
 from gma_lib.data.videos import choose_encoder, write_movie
 from gma_lib.flow import (
     choose_radius,
@@ -67,7 +67,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     "--output",
     required=True,
     type=PATH,
-    help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame).",
+    help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame, from 1).",
 )
 @FLOW_FORMAT
 @click.option(
@@ -81,7 +81,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     type=FiniteRange(0.01, 1000),
     help="Movie's frame rate.  [default: as clip, or 25]",
 )
-@click.option("--warm", is_flag=True, help="Start each pair from the flow before it.")
+@click.option("--warm", is_flag=True, help="Start each pair from the previous pair's flow.")
 @output_options
 @select_options
 @network_options(updates=12)
@@ -126,8 +126,7 @@ def main(
     files, seconds = _compute(estimator, frames, name, made_from, frames_there, most)
     for beyond in {*partial.glob(f"frame_*.{kind}")} - {*files}:  # of a run with a later end
         beyond.unlink()
-    if hash_clip(clip) != made_from["clip_sha256"]:
-        raise ValueError(f"{clip} changed while it was read; delete {partial} and run this again")
+    _require_unchanged(clip, made_from, partial)
     stored = [float(time) for time in times]
     if movie:
         rate = Fraction(fps or FRAMES_PER_SECOND).limit_denominator(10**4)
@@ -136,6 +135,7 @@ def main(
         times = even if fps or not times else times
         _write_flow_movie(partial / "flow.mp4", files, times, shown_above)
     record = made_from | means | {"pairs": len(files), "end": select.stop, "times_s": stored}
+    record["images"] = _name_images(clip, select, files)
     write_json(partial / "flow.json", record)
     partial.rename(output)
     _forget_resuming(output)
@@ -145,6 +145,24 @@ def main(
     line += f" in {estimator.precision}{describe_refinement(network)}"
     told = {"computed": len(seconds), "seconds": sum(seconds), "device": estimator.device}
     tell({"output": str(output)} | record | told, line)
+
+
+def _require_unchanged(clip: Path, made_from: Record, partial: Path) -> None:
+    if hash_clip(clip) != made_from["clip_sha256"]:
+        raise ValueError(f"{clip} changed while it was read; delete {partial} and run this again")
+
+
+def _name_images(clip: Path, select: slice, files: list[Path]) -> list[str]:
+    """Names of a folder's images, in order; say so where flow has the name of another image."""
+    images = name_images(clip, select)
+    stems = [Path(image).stem for image in images]
+    names = [file.stem for file in files]
+    if {*stems} & {*names} and stems[: len(names)] != names:
+        remark(
+            f"{files[0].name} is the flow from {images[0]} to {images[1]}, and so on: flow is "
+            "numbered by the order of the images, which flow.json lists"
+        )
+    return images
 
 
 def _forget_resuming(folder: Path) -> None:
@@ -272,4 +290,4 @@ def _write_flow_movie(
         both = zip(frames, pictures, strict=False)
         pictures = (np.vstack([to_picture(frame), picture]) for frame, picture in both)
     write_movie(path, pictures, times)
-    remark(f"{path.name}: colours up to {radius:.0f} px per frame")
+    remark(f"{path.name}: colours up to {radius:.3g} px per pair")

@@ -85,6 +85,11 @@ def count_frames(source: Path, select: slice = ALL) -> int | None:
     return found and len(range(found)[select])
 
 
+def name_images(source: Path, select: slice = ALL) -> list[str]:
+    """Return the names of a folder's images in the order of the frames; none for a video."""
+    return [path.name for path in _list_images(source)[select]] if source.is_dir() else []
+
+
 def match_images(
     first: Path, second: Path, *, say: Callable[[str], None] = logger.warning
 ) -> list[tuple[Path, Path]]:

@@ -232,7 +232,7 @@ def _frames(records: StageRecords) -> str:
     description = records.index.get("description", "unknown data set")
     is_sintel = description.startswith(published.GUIDE_DATA)
     if complete and is_sintel and records.index.get("split") == "training":
-        return published.GUIDE_MADE_WITH["frames"]
+        return f"{published.GUIDE_MADE_WITH['frames']}, by layout and number; not checked"
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
     return f"{description}; scored: {counts}" if counts else description
 

@@ -253,8 +253,9 @@ def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.
     Ratios are medians over rounds with their middle half, and a caution where that is wider than 5
     % of the median.
     """
-    low, ratio, high = np.percentile(np.asarray(baseline) / np.asarray(seconds), [25, 50, 75])
-    spread = (high - low) / ratio
+    ratios = np.asarray(baseline) / np.asarray(seconds)
+    low, ratio, high = np.percentile(ratios, [25, 50, 75])
+    spread = measure_spread(ratios)
     return {
         "median_s": float(np.median(seconds)),
         "samples_s": [round(sample, 6) for sample in seconds],
@@ -264,6 +265,12 @@ def compute_ratios(seconds: Sequence[float], baseline: Sequence[float]) -> runs.
         if spread > UNSTABLE_SPREAD
         else "",
     }
+
+
+def measure_spread(values: Sequence[float] | np.ndarray) -> float:
+    """Return the interquartile range as a share of the median."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return float((high - low) / median)
 
 
 def tabulate_comparison(found: runs.Record) -> str:
@@ -282,9 +289,10 @@ def tabulate_comparison(found: runs.Record) -> str:
         # Older records of sequences have loaded nothing yet: their first call did.
         is_loaded = "loaded_parts" in one or not one["settings"]["sequence"]
         load = f"{one['load_s']:.1f}" if is_loaded else ""
+        vary = " (unstable)" if measure_spread(one["samples_s"]) > UNSTABLE_SPREAD else ""
         lines.append(
             f"| {name} | **{one['ratio']:.2f}**{' (unstable)' if one['caution'] else ''} "
-            f"| {low:.2f} to {high:.2f} | {one['median_s']:.3f} "
+            f"| {low:.2f} to {high:.2f} | {one['median_s']:.3f}{vary} "
             f"| {share} | {(find_peak_memory(one) or 0) / 1e9:.2f} | {load} "
             f"| {one['deviation']['mean']:.1e} | {one['deviation']['p99']:.1e} |"
         )

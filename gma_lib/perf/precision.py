@@ -1,5 +1,8 @@
-"""Measure what a reduced precision costs in accuracy, on scenes that neither training nor
-calibration has seen.
+"""Measure what a reduced precision costs in accuracy, on held-out scenes.
+
+Measured is the whole network in one graph. Models in parts, as for clips, differ from it in int8 by
+their own calibration. That draws other scenes, but with some textures and all outlines of the
+family ``layers``; ``planes`` has neither.
 
     gma precision --out benchmarks/results/precision.json
 

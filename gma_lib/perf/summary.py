@@ -60,7 +60,7 @@ def tabulate_measurement(perf: runs.Record) -> list[Row]:
                 f"{perf['pairs_per_second']:.3f}",
                 "" if guide is None else str(guide),
             ),
-            ("seconds per call, median", f"{perf['median_s']:.3f}", ""),
+            ("seconds per call, median", f"{perf['median_s']:#.4g}", ""),
             ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
             ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
             ("rounds", str(perf["rounds"]), "100"),
@@ -117,7 +117,7 @@ def describe_speed(perf: runs.Record) -> str:
     if perf["status"] != "ok":
         return f"Nothing was timed: {perf['reason']}"
     memory, parts = find_peak_memory(perf), scale_parts(perf)
-    said = f"{perf['pairs_per_second']:.2f} pairs/s: one call takes {perf['median_s']:.2f} s"
+    said = f"{perf['pairs_per_second']:.2f} pairs/s: one call takes {perf['median_s']:#.3g} s"
     said += f" and at most {memory / 1e9:.1f} GB of memory." if memory else "."
     if parts:
         slowest = max(parts, key=parts.__getitem__)

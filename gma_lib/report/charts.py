@@ -107,6 +107,10 @@ def plot_work(work: Mapping[str, float]) -> Picture:
     return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {most}."
 
 
+def _tell_ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+
+
 def plot_parts(
     measured_s: Mapping[str, float], work: Mapping[str, float], peak: float | None
 ) -> Picture:
@@ -127,7 +131,7 @@ def plot_parts(
     places = np.arange(len(parts))
     measured = [1000 * measured_s[part] for part in parts]
     bars = axes.barh(places + 0.2, measured, 0.4, color=BLUE, label="measured")
-    total, least = f"{1000 * sum(measured_s.values()):.0f} ms in all", ""
+    total, least = f"{_tell_ms(sum(measured))} in all", ""
     if peak:
         expected = [2e9 * work.get(part, 0) / peak for part in parts]
         axes.barh(
@@ -137,8 +141,8 @@ def plot_parts(
             color=ORANGE,
             label="at the matrix product's rate",
         )
-        least = f" where the arithmetic alone takes {1000 * sum(expected):.0f} ms"
-    axes.bar_label(bars, [f"{value:.0f}" for value in measured], padding=3, fontsize=9)
+        least = f" where the arithmetic alone takes {_tell_ms(1000 * sum(expected))}"
+    axes.bar_label(bars, [_tell_ms(value) for value in measured], padding=3, fontsize=9)
     axes.set(
         xlabel="milliseconds per pair",
         yticks=places,
@@ -146,7 +150,7 @@ def plot_parts(
         xlim=(0, 1150 * max(measured_s.values())),
     )
     axes.legend(loc="lower right")
-    most = f"{parts[-1]} ({measured[-1]:.0f} ms)"
+    most = f"{parts[-1]} ({_tell_ms(measured[-1])})"
     return figure, f"Time per pair by part, {total}{least}; most in {most}."
 
 
@@ -155,7 +159,7 @@ def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     figure, axes = _make_chart(8, 3)
     median = float(np.median(samples_s))
     axes.plot(range(1, len(samples_s) + 1), samples_s, "o", color=BLUE, label="one call", zorder=3)
-    axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:.2f} s")
+    axes.axhline(median, color=ORANGE, ls="--", label=f"median {median:#.3g} s")
     axes.set(
         xlabel="round", ylabel=f"seconds per call of {batch_size}", ylim=(0, 1.25 * max(samples_s))
     )
@@ -163,7 +167,7 @@ def plot_rounds(samples_s: Sequence[float], batch_size: int) -> Picture:
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return figure, (
-        f"Time of {len(samples_s)} calls at batch size {batch_size}: median {median:.2f} s."
+        f"Time of {len(samples_s)} calls at batch size {batch_size}: median {median:#.3g} s."
     )
 
 

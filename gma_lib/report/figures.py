@@ -91,7 +91,7 @@ def add_wheel(axes: Axes, radius: float, palette: str) -> None:
     inset.text(
         1.06,
         0.0,
-        f"at least {radius:.0f} px",
+        f"at least {radius:.3g} px",
         transform=inset.transAxes,
         fontsize=9,
         bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},

@@ -311,7 +311,7 @@ def _headline(records: StageRecords, passes: list[str], statuses: Statuses) -> R
             for name in passes
         ],
         "pairs_per_second": _number(perf.get("pairs_per_second"), 3),
-        "median": _number(perf.get("median_s"), 2),
+        "median": f"{perf['median_s']:#.3g}" if "median_s" in perf else "",
         "memory": _number(peak / 1e9 if (peak := find_peak_memory(perf)) else None, 2),
         "perf_reason": perf.get("reason") or "",
         "caution": bool(perf.get("caution")),

@@ -303,6 +303,7 @@ def _train_on(trainer: Trainer, folder: Path) -> None:
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
                     network.save_checkpoint(folder / "best.safetensors", averaged.state_dict())
+                    saved = -math.inf  # with a checkpoint, or a resumed run would forget this line
                 with runs.write_atomically(folder / "curves.png") as figure:
                     plot_log(log).savefig(figure, dpi=150)
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:

@@ -268,7 +268,7 @@ def collect_inside(run: Run) -> dict[str, Value]:
     read_records(run, INSIDE)
     metrics = read_json(locate_record(LAST, run), made_by=LAST)
     pixels = {
-        f"{record['pair']}/{group}": scores["pixels"]
+        f"{pair['name']}/{group}": scores["pixels"]
         for one in select_passes(metrics).values()
         for pair in one["pairs"]
         for group, scores in pair.items()

@@ -72,6 +72,18 @@ def test_flow_along_a_clip(kind, photos, tmp_path):
         assert shown == TIMES[:3]
 
 
+def test_images_that_are_numbered_from_0_are_named_beside_their_flow(photos, tmp_path):
+    """frame_0001.flo passed for the flow of frame_0001.png, and was that of frame_0000.png."""
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for number, file in enumerate(sorted(photos.iterdir())[:3]):
+        shutil.copy(file, clip / f"frame_{number:04d}{file.suffix}")
+    said = gma("video", clip, "-o", tmp_path / "out", *FAST)
+    assert "frame_0001.flo is the flow from frame_0000" in said
+    record = json.loads((tmp_path / "out" / "flow.json").read_text())
+    assert [Path(name).stem for name in record["images"]] == [f"frame_{n:04d}" for n in range(3)]
+
+
 def test_a_movie_with_the_frames_above_their_flow(photos, tmp_path):
     gma("video", photos, "-o", tmp_path / "out", "--movie", "--above", *FAST)
     shown = [picture for _, picture in videos.read_video(tmp_path / "out" / "flow.mp4")]

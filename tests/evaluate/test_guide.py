@@ -128,12 +128,14 @@ def test_the_graph_is_what_was_run(tmp_path, backend, precision, more, graph):
     assert ("opset" in words) == (backend == "openvino")
 
 
-def test_all_pairs_of_both_passes_are_the_same_frames(tmp_path):
+def test_all_pairs_of_both_passes_are_as_many_as_sintel_has(tmp_path):
+    """Rendered frames in Sintel's layout were "the same" as the guide's."""
     sintel = {"description": "MPI-Sintel, training split, as found on disk", "split": "training"}
     same = {}
     for scored, index in ((1041, sintel), (1040, sintel), (1041, INDEX)):
         table = guide.list_differences([records(tmp_path, scored=scored, index=index)])
-        same[scored, index["description"][:4]] = table["openvino-float32"]["frames"] == "the same"
+        words = table["openvino-float32"]["frames"]
+        same[scored, index["description"][:4]] = "not checked" in words
     assert same == {(1041, "MPI-"): True, (1040, "MPI-"): False, (1041, "Demo"): False}
 
 

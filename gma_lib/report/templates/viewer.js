@@ -353,7 +353,7 @@
       }
       view.style.aspectRatio = `${pair.width} / ${pair.height}`;
       view.style.maxWidth = `${Math.max(20, 70 * pair.width / pair.height)}vh`;
-      $("radius").textContent = `${pair.radius.toFixed(0)} px and more`;
+      $("radius").textContent = `${Number(pair.radius.toPrecision(3))} px and more`;
       $("told").textContent = "";
       $("viewer").hidden = false;
       document.body.classList.add("live");
