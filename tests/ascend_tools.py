@@ -1,5 +1,5 @@
 """What tests of the Ascend path share: stand-ins that hold to the tools' contract, a small model
-and its input. Tests name the section of ascend.md that they are about.
+and its input.
 """
 
 import os

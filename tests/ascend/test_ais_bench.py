@@ -1,4 +1,4 @@
-"""The wrapper around ais_bench: ascend.md 1.5 to 1.7 and 8.1."""
+"""The wrapper around ais_bench."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def onnx_of(om, batch):
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation):
-    """ascend.md 1.4: outputs are matched by name."""
+    """Outputs are matched by name."""
     standins.setenv("STANDIN_GENERATION", generation)
     files, timing = infer(om, folders, tmp_path / "out" / "bs2")
     flows = {
@@ -71,7 +71,7 @@ def test_flow_of_every_pair_by_name(om, folders, tmp_path, standins, generation)
     ],
 )
 def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, fault, message):
-    """ascend.md 1.5: success is exit code 0, a fresh summary, and every output there, whole and
+    """Success is exit code 0, a fresh summary, and every output there, whole and
     finite.
     """
     standins.setenv("STANDIN_FAULT", fault)
@@ -81,7 +81,7 @@ def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, f
 
 
 def test_a_stale_summary_is_no_summary(om, folders, tmp_path, standins):
-    """ascend.md 1.2: one of an earlier run survives a crashed one."""
+    """One of an earlier run survives a crashed one."""
     (tmp_path / "out").mkdir()
     old = tmp_path / "out" / "bs2_summary.json"
     old.write_text("{}")
@@ -92,7 +92,7 @@ def test_a_stale_summary_is_no_summary(om, folders, tmp_path, standins):
 
 
 def test_a_tool_that_hangs_is_ended_with_all_that_it_started(om, folders, tmp_path, standins):
-    """ascend.md 1.6: the tool runs processes of its own; none is left behind."""
+    """The tool runs processes of its own; none is left behind."""
     standins.setenv("STANDIN_FAULT", "ais-hangs")
     standins.setenv("STANDIN_PIDS", str(tmp_path / "pids"))
     standins.setattr(ais_bench, "TIMEOUT_S", 6)
@@ -116,7 +116,7 @@ def test_a_path_with_an_owner_in_it_is_not_the_cause(om, folders, tmp_path, stan
 
 
 def test_the_cause_that_only_the_log_has(om, folders, tmp_path, standins):
-    """ascend.md 1.5: all failures to load share one text; the cause can stand in
+    """All failures to load share one text; the cause can stand in
     ~/ascend/log/debug/plog alone.
     """
     standins.setenv("HOME", str(tmp_path))
@@ -160,7 +160,7 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
 
 
 def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
-    """ascend.md 1.7: its text becomes a sentence; the older tool does not mind."""
+    """Its text becomes a sentence; the older tool does not mind."""
     folders[0].chmod(0o775)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
@@ -172,7 +172,7 @@ def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, who alone can give a file away")
 def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
-    """ascend.md 1.7: owner must match; the older tool does not mind."""
+    """Owner must match; the older tool does not mind."""
     os.chown(folders[0], 12345, -1)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
@@ -181,7 +181,7 @@ def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
 
 
 def test_a_folder_with_old_results_is_refused(om, folders, tmp_path):
-    """ascend.md 1.2: the tool never cleans its folder; 7.47."""
+    """The tool never cleans its folder."""
     (tmp_path / "out" / "bs2").mkdir(parents=True)
     (tmp_path / "out" / "bs2" / "000000_0.bin").write_bytes(b"old")
     with pytest.raises(ValueError, match="not empty"):
@@ -189,7 +189,6 @@ def test_a_folder_with_old_results_is_refused(om, folders, tmp_path):
 
 
 def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path):
-    """ascend.md 1.3.7, 1.7, 8.1."""
     output = tmp_path / "out" / "bs2"
     with pytest.raises(ValueError, match="no such folder"):
         infer(om, [folders[0], tmp_path / "none"], output)
@@ -211,7 +210,6 @@ def test_input_folders_are_compared_before_anything_starts(om, folders, tmp_path
 
 @pytest.mark.parametrize("name", ["with space", "a=b", "ä"])
 def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
-    """ascend.md 1.7."""
     (tmp_path / "link").symlink_to(folders[0])
     with pytest.raises(ValueError, match="is a link"):
         infer(om, [tmp_path / "link", folders[1]], tmp_path / "out" / "bs2")
@@ -222,7 +220,7 @@ def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
 
 
 def test_another_chip_s_model(om, folders, tmp_path, standins):
-    """ascend.md 1.5: the text is that of every failed load; only EE1001 tells."""
+    """The text is that of every failed load; only EE1001 tells."""
     standins.setenv("STANDIN_SOC", "310P1")
     with pytest.raises(AisBenchError, match=r"made for another chip.*EE1001"):
         infer(om, folders, tmp_path / "out" / "bs2")
@@ -268,7 +266,6 @@ def test_what_the_tool_says_leads_to_its_remedy(text, cause):
 
 
 def test_a_wrong_device_and_a_python_without_the_tool(om, folders, tmp_path, standins):
-    """ascend.md 1.5, 1.8."""
     with pytest.raises(AisBenchError, match=r"npu-smi info -m.*acl open device 9"):
         infer(om, folders, tmp_path / "out" / "bs2", device=9)
     with pytest.raises(AisBenchError, match="no such interpreter"):
@@ -285,7 +282,7 @@ def _outputs(folder, values):
 
 
 def test_outputs_of_every_layout(tmp_path, om, folders, standins):
-    """ascend.md 1.6: deviceN/ of the older tool splits the files, deviceN_M/ of the newer repeats
+    """deviceN/ of the older tool splits the files, deviceN_M/ of the newer repeats
     them.
     """
     assert raw(om, folders, tmp_path / "t" / "bs2", "--device", "0,1").returncode == 0
@@ -319,7 +316,6 @@ def test_outputs_of_every_layout(tmp_path, om, folders, standins):
 
 
 def test_outputs_that_nobody_asked_for(tmp_path):
-    """ascend.md 7.47."""
     _outputs(tmp_path / "out", {"a": 1, "b": 2})
     with pytest.raises(AisBenchError, match="not asked for: b"):
         ais_bench.collect_outputs(tmp_path / "out", ["a"], (2, 4, 4))
@@ -327,7 +323,7 @@ def test_outputs_that_nobody_asked_for(tmp_path):
 
 @EITHER_TOOL
 def test_the_loop_as_the_guide_measures(om, standins, generation):
-    """ascend.md 1.2: throughput is 1000 x batch size / mean time, without transfers; 1.9: times of
+    """Throughput is 1000 x batch size / mean time, without transfers; times of
     both generations.
     """
     standins.setenv("STANDIN_GENERATION", generation)
@@ -343,7 +339,7 @@ def test_the_loop_as_the_guide_measures(om, standins, generation):
 
 @pytest.mark.parametrize(("loop", "batches"), [(1, 3), (100, 1), (100, 3)])
 def test_copies_are_those_of_one_call(tmp_path, loop, batches):
-    """ascend.md 1.2: the latencies are of single copies, one per input and batch, however often the
+    """The latencies are of single copies, one per input and batch, however often the
     batch is repeated.
     """
     copies = {
@@ -357,7 +353,7 @@ def test_copies_are_those_of_one_call(tmp_path, loop, batches):
 
 
 def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
-    """ascend.md 1.2: a wrong unit or batch size would silently scale the throughput."""
+    """A wrong unit or batch size would silently scale the throughput."""
     content = ais_bench.Timing([10.0] * 100, 1.0, 1.0, 5.0, True)
     monkeypatch.setattr(ais_bench, "_run", lambda *arguments: None)
     monkeypatch.setattr(ais_bench, "find_summary", lambda *arguments, **more: None)
@@ -382,7 +378,6 @@ def test_times_and_throughput_that_contradict_each_other(om, monkeypatch):
     ],
 )
 def test_a_damaged_summary(tmp_path, content):
-    """ascend.md 8.2."""
     (tmp_path / "s.json").write_bytes(content)
     with pytest.raises(BadFile, match=r"s\.json: .*; expected a summary of ais_bench"):
         ais_bench.read_summary(tmp_path / "s.json")

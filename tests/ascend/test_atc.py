@@ -1,4 +1,4 @@
-"""``atc``, by a stand-in that holds to its contract: ascend.md 2.1 to 2.4."""
+"""``atc``, by a stand-in that holds to its contract."""
 
 import subprocess
 from dataclasses import replace
@@ -14,7 +14,6 @@ from gma_lib.runs.run import DoesNotFit
 
 
 def test_the_guide_s_command_argument_by_argument():
-    """ascend.md 2.1."""
     shapes = {"image1": (1, 3, 440, 1024), "image2": (1, 3, 440, 1024)}
     assert atc.build_atc_command("GMA_m_1.onnx", "GMA_bs1", shapes, AtcOptions("Ascend310P3")) == [
         "atc",
@@ -28,7 +27,6 @@ def test_the_guide_s_command_argument_by_argument():
 
 
 def test_the_newer_flag_of_the_precision():
-    """ascend.md 2.3."""
     options = AtcOptions("310P3", precision_mode_v2="mixed_float16")
     command = atc.build_atc_command("m.onnx", "o", {}, options)
     assert command[-1] == "--precision_mode_v2=mixed_float16"
@@ -47,14 +45,14 @@ def test_the_newer_flag_of_the_precision():
     ],
 )
 def test_keep_cfg_is_linted(models, line, message):
-    """ascend.md 2.3 --keep_dtype: atc ignores a typo and says success."""
+    """--keep_dtype: atc ignores a typo and says success."""
     atc.lint_keep(("OpType::InstanceNorm", "difference"), models / "GMA_m_1.onnx")
     with pytest.raises(ValueError, match=message):
         atc.lint_keep((line,), models / "GMA_m_1.onnx")
 
 
 def test_a_model_with_its_manifest(om, models):
-    """ascend.md 2.2: 0600 and kernel_meta/ stay behind; 2.3: --mode=6."""
+    """0600 and kernel_meta/ stay behind; --mode=6."""
     manifest = atc.read_manifest(om)
     assert om.stat().st_mode & 0o777 == 0o644
     assert sorted(path.name for path in om.parent.iterdir()) == ["gma.om", "gma.om.json"]
@@ -66,7 +64,7 @@ def test_a_model_with_its_manifest(om, models):
 
 
 def test_a_cached_model_only_when_all_of_it_matches(om, models):
-    """ascend.md 8.7: soc, CANN, ONNX and flags."""
+    """Chip, CANN, ONNX and flags."""
     source, options = models / "GMA_m_2.onnx", AtcOptions("310P3")
     assert atc.convert_to_om(source, om, options)["reused"]
     assert not atc.convert_to_om(source, om, options, cann="7.0.0")["reused"]
@@ -112,7 +110,7 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
 def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(
     standins, models, tmp_path, monkeypatch, fault, message
 ):
-    """ascend.md 2.2, 2.4: success is exit code, text and file; both forms of a code."""
+    """Success is exit code, text and file; both forms of a code."""
     standins.setenv("STANDIN_FAULT", fault)
     monkeypatch.setattr(atc, "TIMEOUT_S", 1 if fault == "atc-hangs" else 60)
     with pytest.raises(AtcError, match=message) as raised:
@@ -122,14 +120,14 @@ def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(
 
 
 def test_help_is_no_success(standins):
-    """ascend.md 2.2: --help ends with 0 and without the line."""
+    """--help ends with 0 and without the line."""
     done = subprocess.run(["atc", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert atc.SUCCESS not in done.stdout
 
 
 def test_a_failed_run_removes_the_older_model(om, models, standins):
-    """ascend.md 2.2: what failed leaves nothing that looks like a result."""
+    """What failed leaves nothing that looks like a result."""
     standins.setenv("STANDIN_FAULT", "atc-code:EZ9999: Inner Error")
     with pytest.raises(AtcError, match="internal error"):
         atc.convert_to_om(models / "GMA_m_4.onnx", om, AtcOptions("310P3"))
@@ -137,7 +135,7 @@ def test_a_failed_run_removes_the_older_model(om, models, standins):
 
 
 def test_the_name_with_system_and_processor(standins, models, tmp_path):
-    """ascend.md 2.2: <name>_linux_x86_64.om."""
+    """<name>_linux_x86_64.om."""
     standins.setenv("STANDIN_FAULT", "atc-suffix")
     atc.convert_to_om(models / "GMA_m_1.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     assert (tmp_path / "gma.om").is_file()
@@ -150,7 +148,7 @@ def test_atc_is_not_installed(models, tmp_path, monkeypatch):
 
 
 def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
-    """ascend.md 7.8: the stand-in refuses AscendAscend310P3, with exit code 255 on stdout."""
+    """The stand-in refuses AscendAscend310P3, with exit code 255 on stdout."""
     done = subprocess.run(
         [
             "atc",
@@ -169,7 +167,7 @@ def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
 
 
 def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
-    """ascend.md 2.3 --mode=6."""
+    """--mode=6."""
     manifest = atc.convert_to_om(models / "GMA_m_16.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)

@@ -1,4 +1,4 @@
-"""Which chip this is: ascend.md 3."""
+"""Which chip this is."""
 
 import sys
 import time
@@ -14,7 +14,6 @@ from gma_lib.runs.files import PROJECT
     "word", ["310P3", "Ascend310P3", "Ascend 310P3", "AscendAscend310P3", " 310P3 "]
 )
 def test_the_prefix_stands_exactly_once(word):
-    """ascend.md 3 'Practice', 7.8."""
     assert chip.to_soc_version(word) == "Ascend310P3"
 
 
@@ -56,7 +55,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_chip_s_name(name):
-    """ascend.md 3 'Names': as atc wants it, in the table, and in the mapping with its space."""
+    """As atc wants it, in the table, and in the mapping with its space."""
     assert chip.to_soc_version(name) == f"Ascend{name}"
     row = (
         f"| 0       {name}     | Critical        | 0.0          47                "
@@ -79,7 +78,6 @@ def test_what_is_no_chip_is_refused(word):
 
 
 def test_the_runtime_is_asked_first(standins):
-    """ascend.md 3 'Best when CANN is installed', 8.5."""
     standins.setenv("STANDIN_SOC", "310P1")
     found = chip.find_chips(python=sys.executable)
     assert [(one.soc, one.device, one.source) for one in found] == [
@@ -89,7 +87,7 @@ def test_the_runtime_is_asked_first(standins):
 
 
 def test_then_the_mapping_with_logic_ids(standins):
-    """ascend.md 3 'Rules': NPU ids 32768 and 33024 are no device ids; the Mcu is no chip."""
+    """NPU ids 32768 and 33024 are no device ids; the Mcu is no chip."""
     standins.setenv("STANDIN_NO_ACL", "1")
     found = chip.find_chips(python=sys.executable)
     assert [(one.soc, one.device, one.memory_bytes) for one in found] == [
@@ -109,7 +107,7 @@ def test_then_the_mapping_with_logic_ids(standins):
     ],
 )
 def test_then_the_table_in_every_shape(standins, kind, expected):
-    """ascend.md 3 'Variants': rows of the process table are no cards, although one here looks like
+    """Rows of the process table are no cards, although one here looks like
     it; Bus-Id NA, Health Alarm.
     """
     standins.setenv("STANDIN_NO_ACL", "1")
@@ -120,7 +118,7 @@ def test_then_the_table_in_every_shape(standins, kind, expected):
 
 
 def test_the_a3_is_told_by_its_board(standins):
-    """ascend.md 3 'Rules': ChipName_NPUName."""
+    """ChipName_NPUName."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", "A3")
     assert [(one.soc, one.device) for one in chip.find_chips(python=sys.executable)] == [
@@ -131,7 +129,7 @@ def test_the_a3_is_told_by_its_board(standins):
 
 @pytest.mark.parametrize("named", [32768, -1, "0,1"])
 def test_a_device_is_one_logic_id(named):
-    """ascend.md 3 'Rules': the NPU id of the table is no device; 1.1: a list would start several
+    """The NPU id of the table is no device; a list would start several
     processes.
     """
     with pytest.raises(WrongParameters, match=f"device .* {named!r}"):
@@ -147,7 +145,6 @@ def test_the_user_s_word_goes_before_all(standins):
     [("busy", "-8020"), ("nodriver", "driver does not answer"), ("nolib", "libdrvdsmi")],
 )
 def test_no_chip_says_why_and_what_to_do(standins, kind, message):
-    """ascend.md 3 'Errors instead of table'."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", kind)
     with pytest.raises(chip.NoChipFound, match=rf"{message}.*SOC=310P3"):
@@ -155,7 +152,7 @@ def test_no_chip_says_why_and_what_to_do(standins, kind, message):
 
 
 def test_no_driver_at_all(monkeypatch):
-    """ascend.md 3 'Errors instead of table': command not found."""
+    """Command not found."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(chip.NoChipFound, match="not installed"):
         chip.find_chips(python=sys.executable)

@@ -51,7 +51,7 @@ def run(folder):
 
 
 def test_commands_and_files(models, tmp_path, monkeypatch):
-    """ascend.md 7.54; 2.4, E10054: what a shell would cut is quoted."""
+    """What a shell would cut is quoted."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     folder = place_models(models, tmp_path, [4])[4]
     target = tmp_path / "ascend"

@@ -42,7 +42,7 @@ CODES = [
 )
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_is_a_meaning_and_a_remedy(code, form):
-    """ascend.md 2.4, both print formats."""
+    """Both print formats."""
     text = (
         "ATC run failed, Please check the detail log, Try 'atc --help' for more "
         f"information\n{form.format(code)}\n  TraceBack: x.cc"
@@ -53,7 +53,7 @@ def test_every_code_is_a_meaning_and_a_remedy(code, form):
 
 @pytest.mark.parametrize("code", ["E10019", "E16004", "E16005"])
 def test_a_code_without_a_meaning_is_quoted(code):
-    """ascend.md 2.4 names these and does not say what they mean; so their line is shown, not the
+    """The vendor names these and does not say what they mean; so their line is shown, not the
     last one.
     """
     assert f"({code}: Value is wrong)" in errors.explain_atc_error(

@@ -1,4 +1,4 @@
-"""What stays float32: ascend.md 2.7."""
+"""What stays float32."""
 
 import onnx
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_what_stays_float32(exported, standins, tmp_path):
-    """ascend.md 2.7, 7.42: by the guide's line, or the coordinates as well by name; and the report
+    """By the guide's line, or the coordinates as well by name; and the report
     says it in a few words.
     """
     source = exported / "matmul.onnx"
@@ -41,7 +41,7 @@ def test_what_stays_float32(exported, standins, tmp_path):
     ],
 )
 def test_the_precision_in_the_words_of_today(models, standins, tmp_path, mode, precision, kept):
-    """ascend.md 2.3: instead of precision_mode; read back from the manifest when it runs."""
+    """Instead of precision_mode; read back from the manifest when it runs."""
     source = models / "GMA_m_1.onnx"
     options = keep.choose_options("310P3", precision, source, mode_v2=mode)
     assert (options.precision_mode, options.keep_dtype) == (None, kept)

@@ -1,4 +1,4 @@
-"""What a version of CANN can read: ascend.md 2.5 and 2.6."""
+"""What a version of CANN can read."""
 
 import onnx
 import pytest
@@ -40,7 +40,6 @@ def _graph(tmp_path, operator, opset):
     ],
 )
 def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
-    """ascend.md 2.5, 2.6."""
     verdicts = operators.check_operators(_graph(tmp_path, operator, opset), cann)
     assert tuple(verdict.word for verdict in verdicts) == words
     assert ("[hyp]" in verdicts[1].why) == ((operator, words[1]) == ("GridSample", "fine"))
@@ -52,7 +51,7 @@ def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
 
 
 def test_a_loop_within_a_body_is_found(tmp_path):
-    """ascend.md 2.6: Loop and Scan, never."""
+    """Loop and Scan, never."""
     inner = onnx.helper.make_graph(
         [onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], []
     )
@@ -84,7 +83,7 @@ def test_a_loop_within_a_body_is_found(tmp_path):
     ],
 )
 def test_the_graph_that_goes_to_atc(exported, lookup, cann, opset, refused):
-    """ascend.md 2.5, 2.6: nothing of our graphs is refused but GridSample where it was absent; what
+    """Nothing of our graphs is refused but GridSample where it was absent; what
     nobody wrote down is unknown.
     """
     first, *rest = operators.check_operators(exported / f"{lookup}.onnx", cann)

@@ -41,7 +41,7 @@ def test_nothing_is_written_when_the_runtime_has_no_such_kernel(tmp_path):
 
 @pytest.mark.slow
 def test_the_guide_s_graph(exported, tmp_path):
-    """ascend.md 9: the vendor's tool leaves 155 int64 values in it and adds 151 casts."""
+    """The vendor's tool leaves 155 int64 values in it and adds 151 casts."""
     guide_style = exported / "gather.onnx"
     assert rewrite.list_wide_activations(guide_style)
     report = rewrite_file(guide_style, tmp_path / "out.onnx")
@@ -131,7 +131,6 @@ def gather(tmp_path):
 
 @pytest.mark.slow
 def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path):
-    """ascend.md 4.2."""
     rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)
     assert onnx.load(tmp_path / "out.onnx").graph.initializer[0].data_type == INT32
 
@@ -148,7 +147,7 @@ def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path
 def test_the_vendor_s_tool_says_success_and_is_not_believed(
     vendor, gather, tmp_path, fault, message
 ):
-    """ascend.md 4.2: exit code 0 whatever happened; 4.3: results that are not valid."""
+    """Exit code 0 whatever happened; results that are not valid."""
     vendor.setenv("STANDIN_FAULT", fault)
     with pytest.raises(RewriteError, match=message):
         rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)

@@ -1,4 +1,4 @@
-"""The stand-in for ais_bench is held to its contract: ascend.md 1.2 to 1.6."""
+"""The stand-in for ais_bench is held to its contract."""
 
 import json
 import subprocess
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
-    """ascend.md 1.2."""
     for folder in folders:
         (folder / "000000.bin").rename(folder / "a.b.bin")
     assert raw(om, folders, tmp_path / "out" / "bs2").returncode == 0
@@ -29,7 +28,6 @@ def test_contract_names_are_cut_at_the_first_dot(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path):
-    """ascend.md 1.2."""
     raw(om, folders, tmp_path / "out" / "bs2")
     content = json.loads((tmp_path / "out" / "bs2_summary.json").read_text())
     assert {
@@ -55,7 +53,7 @@ def test_contract_the_summary_is_a_sibling_with_every_key(om, folders, tmp_path)
 
 @pytest.mark.exhaustive
 def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
-    """ascend.md 1.3.4: five inputs at batch size 2 are three runs and five outputs."""
+    """Five inputs at batch size 2 are three runs and five outputs."""
     done = raw(om, folders, tmp_path / "out" / "bs2")
     assert "runcount:3" in done.stdout
     assert len(list((tmp_path / "out" / "bs2").iterdir())) == 5
@@ -63,7 +61,7 @@ def test_contract_the_last_batch_is_padded_and_cut(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
-    """ascend.md 1.3.7: a missing first file shifts every pair, exit code 0; the wrapper never
+    """A missing first file shifts every pair, exit code 0; the wrapper never
     starts.
     """
     (folders[0] / "000000.bin").unlink()
@@ -80,7 +78,7 @@ def test_contract_pairs_are_formed_by_position(om, folders, tmp_path):
     [pytest.param("natural", "2", marks=pytest.mark.exhaustive), ("plain", "10")],
 )
 def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
-    """ascend.md 1.4: samples are numbered in the tool's order; outputs are mapped by name all the
+    """Samples are numbered in the tool's order; outputs are mapped by name all the
     same.
     """
     standins.setenv("STANDIN_SORT", sort)
@@ -101,7 +99,7 @@ def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
 
 @pytest.mark.exhaustive
 def test_contract_exit_codes(om, folders, tmp_path):
-    """ascend.md 1.1, 1.5: 2 for a flag (an empty --batchsize among them, 7.6), 1 for a model."""
+    """2 for a flag (an empty --batchsize among them), 1 for a model."""
     assert raw(om, folders, tmp_path / "out" / "bs2", "--batchsize", "").returncode == 2
     assert raw(om, folders, tmp_path / "out" / "bs2", "--outfmt", "bin").returncode == 2
     gone = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2")
@@ -112,7 +110,7 @@ def test_contract_exit_codes(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
-    """ascend.md 1.5: a missing folder, an empty one, a file of another size: exit code 1 and a bare
+    """A missing folder, an empty one, a file of another size: exit code 1 and a bare
     RuntimeError; 1.3.1 for the text.
     """
     empty = tmp_path / "empty"
@@ -132,7 +130,7 @@ def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_path, standins):
-    """ascend.md 1.5, 1.6: exit code 1, and files that look like a result."""
+    """Exit code 1, and files that look like a result."""
     standins.setenv("STANDIN_FAULT", "ais-worker-died")
     done = raw(om, folders, tmp_path / "out" / "bs2", "--device", "0,1")
     assert done.returncode == 1
@@ -145,7 +143,7 @@ def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_
 
 @pytest.mark.exhaustive
 def test_contract_the_cut_file_of_batch_size_one_is_found_late(standins, models, folders, tmp_path):
-    """ascend.md 1.3.3: only the C++ part notices, with outputs of the files before it left behind;
+    """Only the C++ part notices, with outputs of the files before it left behind;
     the wrapper never starts.
     """
     one = tmp_path / "one.om"
@@ -205,7 +203,7 @@ def test_contract_modes_of_what_is_written(om, folders, tmp_path, generation):
 
 @pytest.mark.exhaustive
 def test_contract_pure_inference_is_one_entry(om, tmp_path, generation):
-    """ascend.md 1.2: pure_infer_data_0.bin."""
+    """The file pure_infer_data_0.bin."""
     command = list_ais_command(om, "--output", str(tmp_path), "--output_dirname", "pure")
     assert subprocess.run([*command, "--loop", "3"], capture_output=True).returncode == 0
     assert [path.name for path in (tmp_path / "pure").iterdir()] == ["pure_infer_data_0.bin"]

@@ -1,4 +1,4 @@
-"""CANN and the Python that has ais_bench: ascend.md 1.8 and 2.5."""
+"""CANN and the Python that has ais_bench."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from gma_lib.doctor import checks
 
 @pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
 def test_cann_in_its_old_and_new_places(tmp_path, place):
-    """ascend.md 2.5: the paths of set_env.sh."""
+    """The paths of set_env.sh."""
     (tmp_path / place / "latest").mkdir(parents=True)
     (tmp_path / place / "set_env.sh").write_text("export FROM_CANN=1\n")
     (tmp_path / place / "latest" / "version.cfg").write_text(
@@ -29,7 +29,7 @@ def test_no_cann_and_no_version(tmp_path):
 
 
 def test_ais_bench_lives_in_another_python(standins):
-    """ascend.md 1.8: there is no wheel for every Python."""
+    """There is no wheel for every Python."""
     assert toolkit.find_ais_python() == sys.executable
     with pytest.raises(FileNotFoundError, match="no-such-python"):
         toolkit.find_ais_python("no-such-python")
@@ -69,7 +69,7 @@ def test_a_setuptools_that_the_tool_does_not_run_with(standins, tmp_path):
 
 
 def test_the_doctor_finds_them(standins, tmp_path):
-    """ascend.md 2.5, 3: CANN with its opsets, the interpreter, every chip with its logic ID and
+    """CANN with its opsets, the interpreter, every chip with its logic ID and
     memory.
     """
     (tmp_path / "set_env.sh").write_text("")

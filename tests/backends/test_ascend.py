@@ -19,7 +19,7 @@ from gma_lib.runs.clusters import open_cluster
 
 
 def test_no_room_for_outputs(om, standins, monkeypatch):
-    """ascend.md 7.30: said before anything is launched."""
+    """Said before anything is launched."""
     with backend.AscendBackend(om, backend.AscendOptions()) as network:
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
@@ -33,7 +33,7 @@ def test_no_room_for_outputs(om, standins, monkeypatch):
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_a_backend_where_the_group_may_write(om, standins, generation):
-    """ascend.md 1.7: with umask 002 the newer tool would refuse every file; 7.40: shapes."""
+    """With umask 002 the newer tool would refuse every file. Shapes are kept."""
     standins.setenv("STANDIN_GENERATION", generation)
     before = os.umask(0o002)
     try:
@@ -49,7 +49,7 @@ def test_a_backend_where_the_group_may_write(om, standins, generation):
 
 
 def test_models_that_the_backend_refuses(om, standins):
-    """ascend.md 2.3 --soc_version: not portable; 8.7: an .om without its own manifest, or of
+    """--soc_version: not portable; an .om without its own manifest, or of
     another precision, is none.
     """
     options = backend.AscendOptions()

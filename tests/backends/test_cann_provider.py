@@ -80,7 +80,7 @@ def test_a_provider_whose_precision_is_not_known(load):
     ("precision", "mode"), [("float32", "must_keep_origin_dtype"), ("float16", "force_fp16")]
 )
 def test_what_the_runtime_is_told(load, precision, mode):
-    """ascend.md 5: the default is force_fp16, so the precision is always said; an operator may not
+    """The default is force_fp16, so the precision is always said; an operator may not
     go to the CPU.
     """
     fake = runtime()
@@ -99,7 +99,7 @@ def test_a_build_without_the_provider(load):
 
 
 def test_a_silent_fall_back_is_an_error(load):
-    """ascend.md 5, 6.4: CANN is not sourced, and the session runs on the CPU without a word."""
+    """CANN is not sourced, and the session runs on the CPU without a word."""
     with pytest.raises(RuntimeError, match=f"{CANN} was asked for, and {CPU} would run"):
         load(runtime(runs=(CPU,)))
 

@@ -1,5 +1,5 @@
 """A stand-in for ``python -m ais_bench``: arguments, batches, names, summary, texts and exit codes
-of ascend.md 1.1 to 1.7, as far as the package's command lines go.
+of the real tool, as far as the package's command lines go.
 
 Computes with ONNX Runtime what an .om of the stand-in for atc holds. With ``--loop`` above 1 it
 replays declared times.

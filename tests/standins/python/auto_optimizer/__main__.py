@@ -1,5 +1,5 @@
 """A stand-in for ``python -m auto_optimizer optimize IN OUT -k 4``: texts, exit codes and defects
-of ascend.md 4.2 and 4.3.
+of the real tool.
 
 It knows one thing: indices of Gather that are 64-bit constants become 32-bit ones. STANDIN_FAULT
 chooses a defect.
