@@ -125,10 +125,10 @@ def test_the_learning_rate_rises_and_falls_within_each_phase(config):
     ],
 )
 def test_a_processor_with_slow_bfloat16_is_told_of(
-    config, monkeypatch, caplog, precision, optimiser, device, is_fast, is_told
+    config, monkeypatch, messages, precision, optimiser, device, is_fast, is_told
 ):
     """A step takes many times as long where bfloat16 is emulated."""
     monkeypatch.setattr(runs, "is_bfloat16_fast", lambda: is_fast)
     changed = dataclasses.replace(config, precision=precision, optimiser=optimiser)
     warn_of_slow_bfloat16(changed, device)
-    assert any("bfloat16" in record.message for record in caplog.records) == is_told
+    assert any("bfloat16" in line for line in messages) == is_told

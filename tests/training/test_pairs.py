@@ -77,14 +77,14 @@ def test_the_held_out_scenes_stay_the_same(shipped):
         ]
         for family, pairs in families.items()
     }
-    # grey levels, grey levels, pixels, a share; as at commit fcb9ef5, before relief and photographs
-    # came
+    # grey levels (of rounded frames: a mean may move by a few thousandths), pixels, a share; as at
+    # commit fcb9ef5, before relief and photographs came
     assert means["layers"] == [
-        pytest.approx(m, abs=2e-3)
+        pytest.approx(m, abs=5e-3)
         for m in ([154.605, 144.67, 10.145, 0.072], [92.798, 104.424, 2.275, 0.006])
     ]
     assert means["planes"] == [
-        pytest.approx(m, abs=2e-3)
+        pytest.approx(m, abs=5e-3)
         for m in ([205.829, 203.142, 5.016, 0.035], [105.631, 106.87, 8.872, 0.022])
     ]
 
