@@ -107,8 +107,8 @@ def plot_work(work: Mapping[str, float]) -> Picture:
     return figure, f"Work per pair by part, {total:.0f} GMAC in all; most in {most}."
 
 
-def _tell_ms(value: float) -> str:
-    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+def _round_ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def plot_parts(
@@ -131,7 +131,7 @@ def plot_parts(
     places = np.arange(len(parts))
     measured = [1000 * measured_s[part] for part in parts]
     bars = axes.barh(places + 0.2, measured, 0.4, color=BLUE, label="measured")
-    total, least = f"{_tell_ms(sum(measured))} in all", ""
+    total, least = f"{_round_ms(sum(measured))} ms in all", ""
     if peak:
         expected = [2e9 * work.get(part, 0) / peak for part in parts]
         axes.barh(
@@ -141,8 +141,8 @@ def plot_parts(
             color=ORANGE,
             label="at the matrix product's rate",
         )
-        least = f" where the arithmetic alone takes {_tell_ms(1000 * sum(expected))}"
-    axes.bar_label(bars, [_tell_ms(value) for value in measured], padding=3, fontsize=9)
+        least = f" where the arithmetic alone takes {_round_ms(1000 * sum(expected))} ms"
+    axes.bar_label(bars, [_round_ms(value) for value in measured], padding=3, fontsize=9)
     axes.set(
         xlabel="milliseconds per pair",
         yticks=places,
@@ -150,7 +150,7 @@ def plot_parts(
         xlim=(0, 1150 * max(measured_s.values())),
     )
     axes.legend(loc="lower right")
-    most = f"{parts[-1]} ({_tell_ms(measured[-1])})"
+    most = f"{parts[-1]} ({_round_ms(measured[-1])} ms)"
     return figure, f"Time per pair by part, {total}{least}; most in {most}."
 
 

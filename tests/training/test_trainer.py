@@ -303,6 +303,24 @@ def test_a_resumed_run_keeps_the_best_weights_of_all(config, tmp_path, small_val
     assert drawn == [2, 2]
 
 
+def test_the_best_weights_are_kept_with_a_checkpoint(
+    config, tmp_path, monkeypatch, small_validation
+):
+    """A run killed before the next checkpoint forgot the validation whose weights it had kept."""
+    original, calls = trainer.sequence_loss, []
+
+    def failing(*arguments):
+        calls.append(None)
+        return original(*arguments) * (torch.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(trainer, "sequence_loss", failing)
+    rare = dataclasses.replace(config, validate_every=1, checkpoint_minutes=1e6)
+    with pytest.raises(TrainingDivergedError, match="step 1"):
+        train(rare, tmp_path)
+    assert (tmp_path / "best.safetensors").exists()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+
+
 def test_an_error_that_is_not_of_the_disk_is_not_taken_for_one(config, tmp_path, monkeypatch):
     run, path = Trainer(config), tmp_path / "checkpoint.pt"
     run.save(path)

@@ -8,7 +8,7 @@ from conftest import open_tiny
 from gma_lib.runs.records import read_json, write_json
 from gma_lib.verify import coverage
 from gma_lib.verify.coverage import NOT_COMPARED, collect_all, find_uncovered
-from gma_lib.verify.values import collect_inside, collect_values
+from gma_lib.verify.values import KINDS, collect_inside, collect_values
 
 
 def collect(run):
@@ -36,6 +36,20 @@ def test_every_number_of_a_run_is_covered(runs):
     for run, values in runs.items():
         assert find_uncovered(run, values) == []
         assert collect_all(run).keys() <= values.keys()
+
+
+def test_the_tolerance_of_07_is_that_of_the_pair_that_it_examined(finished, monkeypatch):
+    """It was that of the last pair, which may have three occluded pixels."""
+    run = open_tiny(finished)
+    examined = read_json(run.folder / "inside.json", made_by="07_inside")["pair"]
+    pixels = {examined: 90_000, "another": 3}
+    pairs = [{"name": name, "occluded": {"pixels": count}} for name, count in pixels.items()]
+    shown = {"clean": {"pairs": pairs}}
+    monkeypatch.setattr("gma_lib.verify.values.select_passes", lambda metrics: shown)
+    found = [one for name, one in collect_inside(run).items() if "/occluded" in name]
+    kind = KINDS["epe"]
+    wanted = max(kind.tolerance or 0.0, kind.per_pixel / 90_000)
+    assert {one.tolerance for one in found if one.kind == "epe"} == {wanted}
 
 
 @pytest.mark.parametrize("name", NOT_COMPARED)
