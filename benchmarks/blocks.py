@@ -79,7 +79,7 @@ def tell_origin(command: str, record: runs.Record, *, short: bool = False) -> st
     other = f"; **other weights than today's, SHA-256 {weights[:12]}**" if is_other else ""
     return (
         f"`{command}`, commit {name_commit(made['commit'])}, "
-        f"{machine['processor']}, {machine['cores']} cores, "
+        f"{machine['processor']}, {machine['cores']} core{'s' * (machine['cores'] != 1)}, "
         f"{made['created'][:10]}{note}{other}{busy}."
     )
 
@@ -174,9 +174,10 @@ def headroom() -> str:
     """What the peak would allow."""
     bf16, batch = map(_read_variant, ("bfloat16", "bfloat16, batch of 16"))
     share = bf16["share_of_peak"]
-    return (  # seconds of variants that were not measured together do not compare
+    return (
         f"At peak throughput, 6 updates in bfloat16 would take {bf16['median_s'] * share:.2f} s "
-        f"per pair, {bf16['ratio'] / share:.1f} times as fast as the baseline. Single pairs reach "
+        f"per pair, {bf16['ratio'] / share:.1f} times as fast as the baseline (by ratios of "
+        "rounds, not by the medians in the table). Single pairs reach "
         f"{share:.0%} of that rate, and batches "
         f"{batch['share_of_peak']:.0%}."
     )
@@ -429,7 +430,7 @@ def faults() -> str:
     for stage, tried in found["stages"].items():
         results = sum((Counter(results) for results in tried.values()), Counter[str]())
         rows.append([stage, ", ".join(f"`{kind}`" for kind in tried), _tell_results(results)])
-    titles = ["byte changed after", "in a file of each kind", "result"]
+    titles = ["byte changed after", "files changed, one of each kind", "result"]
     return f"{_table(titles, rows)}\n\n{_tell_cases('faults', found)}"
 
 

@@ -254,7 +254,7 @@ def archive(reported) -> Path:
     return report.write_archive(reported, "tiny")
 
 
-SECONDS = {"slow": 3, "exhaustive": 20}  # that a test with this mark takes, about
+SECONDS = {"slow": 3, "exhaustive": 20}  # approximate time of a test with this mark
 SHARED_MODELS = {"exported", "cache_folder"}  # fixtures that make models for all files of a folder
 
 

@@ -59,8 +59,8 @@ def wheel(sdist, tmp_path_factory):
 
 
 def find_needed(distribution, extra, found):
-    """Add whatever pip would install for a distribution with this extra, by its metadata alone, but
-    for what the lock leaves out.
+    """Add whatever pip would install for a distribution with this extra, by its metadata, except
+    what the lock leaves out.
     """
     for requirement in map(Requirement, distribution.requires or ()):
         if requirement.name in LEFT_OUT:

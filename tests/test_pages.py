@@ -41,7 +41,7 @@ def test_every_page_says_what_was_measured():
 
 
 def test_a_difference_that_is_not_finite_is_not_none(elsewhere):
-    """A record holds null there, which was shown as 0: the same to the last bit."""
+    """Regression: null (not finite) was shown as 0, which means equal to the last bit."""
     kinds = {kind: 0.0 for kinds in blocks.DETERMINISM.values() for kind in kinds}
     keep({"largest_difference": {"again": kinds, "T=1": kinds | {blocks.DIS: None}}}, "determinism")
     same, other = blocks.determinism().splitlines()[2:4]

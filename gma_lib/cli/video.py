@@ -67,7 +67,7 @@ def select_options(command: Callable[..., None]) -> Callable[..., None]:
     "--output",
     required=True,
     type=PATH,
-    help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame, from 1).",
+    help="Folder, new or empty, for frame_NNNN.flo (the pair's first frame, counted from 1).",
 )
 @FLOW_FORMAT
 @click.option(
@@ -153,14 +153,14 @@ def _require_unchanged(clip: Path, made_from: Record, partial: Path) -> None:
 
 
 def _name_images(clip: Path, select: slice, files: list[Path]) -> list[str]:
-    """Names of a folder's images, in order; say so where flow has the name of another image."""
+    """Return a folder's image names in order; tell where a flow file has another's name."""
     images = name_images(clip, select)
     stems = [Path(image).stem for image in images]
     names = [file.stem for file in files]
     if {*stems} & {*names} and stems[: len(names)] != names:
         remark(
-            f"{files[0].name} is the flow from {images[0]} to {images[1]}, and so on: flow is "
-            "numbered by the order of the images, which flow.json lists"
+            "flow files are numbered by the order of the images, not by their names: "
+            f"{files[0].name} is the flow from {images[0]} to {images[1]}. flow.json lists them"
         )
     return images
 

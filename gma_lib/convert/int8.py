@@ -40,8 +40,9 @@ from gma_lib.training.pairs import PairSource
 
 CALIBRATION_PAIRS = 6
 TEXTURES = 24
-# Whatever is trained with; another one would make other models. The held-out family "layers" has
-# textures and outlines of the same seed, in other scenes (see gma_lib/perf/precision.py).
+# Does not depend on the seed of training; another one makes other models. It is the seed of the
+# held-out scenes: calibration shares outlines and some textures with their family "layers", but no
+# scenes (see gma_lib/perf/precision.py).
 CALIBRATION_SEED = 20211010
 FIRST_SCENE = 2_000_000_000  # scene numbers of training start at 0, those held out at a billion
 LARGEST_DISPLACEMENT = 120.0  # pixels; motion beyond what calibration saw would be clipped

@@ -232,7 +232,8 @@ def _frames(records: StageRecords) -> str:
     description = records.index.get("description", "unknown data set")
     is_sintel = description.startswith(published.GUIDE_DATA)
     if complete and is_sintel and records.index.get("split") == "training":
-        return f"{published.GUIDE_MADE_WITH['frames']}, by layout and number; not checked"
+        found = "by folder layout and number of pairs; contents not checked"
+        return f"{published.GUIDE_MADE_WITH['frames']} ({found})"
     counts = ", ".join(f"{number} {name}" for name, number in scored.items())
     return f"{description}; scored: {counts}" if counts else description
 

@@ -54,7 +54,7 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
     Parameters
     ----------
     frame1, frame2
-        (3, H, W), RGB, 0..255, whole grey levels: on others it gains more than files show.
+        (3, H, W), RGB, whole numbers from 0 to 255.
     flow
         float32 (2, H, W), in pixels.
 
@@ -66,10 +66,11 @@ def refine_flow(frame1: np.ndarray, frame2: np.ndarray, flow: np.ndarray) -> np.
     Raises
     ------
     ValueError
-        Flow or frames that are not finite, or frames with fractions of grey levels.
+        Flow or frames that are not finite, or frames that hold fractions of grey levels.
     """
     if not all(np.isfinite(array).all() for array in (frame1, frame2, flow)):
         raise ValueError("flow or frames hold values that are not finite")
+    # unrounded renders would be refined better than any file of 8 bits
     _require_whole_levels(np.stack([frame1, frame2]), "a frame")
     grey1, grey2 = _smooth_grey(frame1), _smooth_grey(frame2)
     has_texture = min(np.ptp(grey1), np.ptp(grey2)) >= 1  # or only roughness would be minimised

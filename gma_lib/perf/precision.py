@@ -1,8 +1,8 @@
 """Measure what a reduced precision costs in accuracy, on held-out scenes.
 
-Measured is the whole network in one graph. Models in parts, as for clips, differ from it in int8 by
-their own calibration. That draws other scenes, but with some textures and all outlines of the
-family ``layers``; ``planes`` has neither.
+The network is measured as one graph. For clips it is split into parts, which int8 calibrates
+separately, so their results can differ. The calibration set has other scenes than these, but shares
+all outlines and some textures with the family ``layers``, and none with ``planes``.
 
     gma precision --out benchmarks/results/precision.json
 

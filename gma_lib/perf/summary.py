@@ -61,7 +61,7 @@ def tabulate_measurement(perf: runs.Record) -> list[Row]:
                 "" if guide is None else str(guide),
             ),
             ("seconds per call, median", f"{perf['median_s']:#.4g}", ""),
-            ("seconds per call, 90th percentile", f"{perf['p90_s']:.3f}", ""),
+            ("seconds per call, 90th percentile", f"{perf['p90_s']:#.4g}", ""),
             ("middle half of the rounds, share of the median", f"{perf['spread']:.1%}", ""),
             ("rounds", str(perf["rounds"]), "100"),
             (

@@ -303,7 +303,9 @@ def _train_on(trainer: Trainer, folder: Path) -> None:
                 if held_out_epe(validation) < best:
                     best = held_out_epe(validation)
                     network.save_checkpoint(folder / "best.safetensors", averaged.state_dict())
-                    saved = -math.inf  # with a checkpoint, or a resumed run would forget this line
+                    saved = (
+                        -math.inf
+                    )  # force a checkpoint: a resumed run drops later lines of the log
                 with runs.write_atomically(folder / "curves.png") as figure:
                     plot_log(log).savefig(figure, dpi=150)
             if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:

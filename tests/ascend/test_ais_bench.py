@@ -81,7 +81,7 @@ def test_every_way_of_failing_gives_no_result(om, folders, tmp_path, standins, f
 
 
 def test_a_stale_summary_is_no_summary(om, folders, tmp_path, standins):
-    """One of an earlier run survives a crashed one."""
+    """The summary of an earlier run survives a crash."""
     (tmp_path / "out").mkdir()
     old = tmp_path / "out" / "bs2_summary.json"
     old.write_text("{}")
@@ -160,7 +160,7 @@ def test_progress_counts_outputs_as_they_appear(om, folders, tmp_path):
 
 
 def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
-    """Its text becomes a sentence; the older tool does not mind."""
+    """The newer tool refuses paths that a group may write; its text becomes a sentence."""
     folders[0].chmod(0o775)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
@@ -172,7 +172,7 @@ def test_rights_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, who alone can give a file away")
 def test_an_owner_that_the_newer_tool_refuses(om, folders, tmp_path, standins):
-    """Owner must match; the older tool does not mind."""
+    """The newer tool requires the caller to own the files."""
     os.chown(folders[0], 12345, -1)
     infer(om, folders, tmp_path / "out" / "bs2")
     standins.setenv("STANDIN_GENERATION", "N")
@@ -220,7 +220,7 @@ def test_paths_that_the_newer_tool_rejects(om, folders, tmp_path, name):
 
 
 def test_another_chip_s_model(om, folders, tmp_path, standins):
-    """The text is that of every failed load; only EE1001 tells."""
+    """All failed loads print the same text; only EE1001 identifies this one."""
     standins.setenv("STANDIN_SOC", "310P1")
     with pytest.raises(AisBenchError, match=r"made for another chip.*EE1001"):
         infer(om, folders, tmp_path / "out" / "bs2")

@@ -45,14 +45,14 @@ def test_the_newer_flag_of_the_precision():
     ],
 )
 def test_keep_cfg_is_linted(models, line, message):
-    """--keep_dtype: atc ignores a typo and says success."""
+    """atc ignores a typo in the file of --keep_dtype and reports success."""
     atc.lint_keep(("OpType::InstanceNorm", "difference"), models / "GMA_m_1.onnx")
     with pytest.raises(ValueError, match=message):
         atc.lint_keep((line,), models / "GMA_m_1.onnx")
 
 
 def test_a_model_with_its_manifest(om, models):
-    """0600 and kernel_meta/ stay behind; --mode=6."""
+    """Modes 0600 and kernel_meta/, which atc leaves, are mended; memory comes from --mode=6."""
     manifest = atc.read_manifest(om)
     assert om.stat().st_mode & 0o777 == 0o644
     assert sorted(path.name for path in om.parent.iterdir()) == ["gma.om", "gma.om.json"]
@@ -64,7 +64,7 @@ def test_a_model_with_its_manifest(om, models):
 
 
 def test_a_cached_model_only_when_all_of_it_matches(om, models):
-    """Chip, CANN, ONNX and flags."""
+    """The manifest names chip, CANN, ONNX file and flags."""
     source, options = models / "GMA_m_2.onnx", AtcOptions("310P3")
     assert atc.convert_to_om(source, om, options)["reused"]
     assert not atc.convert_to_om(source, om, options, cann="7.0.0")["reused"]
@@ -110,7 +110,7 @@ def test_a_cached_model_only_when_all_of_it_matches(om, models):
 def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(
     standins, models, tmp_path, monkeypatch, fault, message
 ):
-    """Success is exit code, text and file; both forms of a code."""
+    """Success needs exit code, text and file. Both forms of an error code are read."""
     standins.setenv("STANDIN_FAULT", fault)
     monkeypatch.setattr(atc, "TIMEOUT_S", 1 if fault == "atc-hangs" else 60)
     with pytest.raises(AtcError, match=message) as raised:
@@ -120,7 +120,7 @@ def test_every_way_of_failing_is_a_sentence_and_leaves_nothing(
 
 
 def test_help_is_no_success(standins):
-    """--help ends with 0 and without the line."""
+    """--help exits with 0 and prints no line of success."""
     done = subprocess.run(["atc", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert atc.SUCCESS not in done.stdout
@@ -135,7 +135,7 @@ def test_a_failed_run_removes_the_older_model(om, models, standins):
 
 
 def test_the_name_with_system_and_processor(standins, models, tmp_path):
-    """<name>_linux_x86_64.om."""
+    """atc may call its output <name>_linux_x86_64.om."""
     standins.setenv("STANDIN_FAULT", "atc-suffix")
     atc.convert_to_om(models / "GMA_m_1.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     assert (tmp_path / "gma.om").is_file()
@@ -167,7 +167,7 @@ def test_the_doubled_prefix_is_what_atc_would_refuse(standins, tmp_path):
 
 
 def test_memory_is_predicted_before_it_is_suffered(standins, models, tmp_path):
-    """--mode=6."""
+    """The memory is read from atc --mode=6."""
     manifest = atc.convert_to_om(models / "GMA_m_16.onnx", tmp_path / "gma.om", AtcOptions("310P3"))
     with pytest.raises(DoesNotFit, match=r"batch size 16 needs 23\.5 GB on the card"):
         atc.require_device_memory(manifest, 21534 * 2**20, 16)

@@ -55,7 +55,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_chip_s_name(name):
-    """As atc wants it, in the table, and in the mapping with its space."""
+    """A name is read as atc takes it, from the table, and from the mapping, with a space."""
     assert chip.to_soc_version(name) == f"Ascend{name}"
     row = (
         f"| 0       {name}     | Critical        | 0.0          47                "
@@ -118,7 +118,7 @@ def test_then_the_table_in_every_shape(standins, kind, expected):
 
 
 def test_the_a3_is_told_by_its_board(standins):
-    """ChipName_NPUName."""
+    """The name is ChipName_NPUName."""
     standins.setenv("STANDIN_NO_ACL", "1")
     standins.setenv("STANDIN_NPU_SMI", "A3")
     assert [(one.soc, one.device) for one in chip.find_chips(python=sys.executable)] == [
@@ -129,9 +129,7 @@ def test_the_a3_is_told_by_its_board(standins):
 
 @pytest.mark.parametrize("named", [32768, -1, "0,1"])
 def test_a_device_is_one_logic_id(named):
-    """The NPU id of the table is no device; a list would start several
-    processes.
-    """
+    """An NPU id of the table is no device id, and a list of ids would start several processes."""
     with pytest.raises(WrongParameters, match=f"device .* {named!r}"):
         resolve_parameters("tiny", {"batch_size": 1, "device": named})
 
@@ -152,7 +150,7 @@ def test_no_chip_says_why_and_what_to_do(standins, kind, message):
 
 
 def test_no_driver_at_all(monkeypatch):
-    """Command not found."""
+    """npu-smi is not installed."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(chip.NoChipFound, match="not installed"):
         chip.find_chips(python=sys.executable)

@@ -58,7 +58,7 @@ def test_commands_and_files(models, tmp_path, monkeypatch):
     about = dry_run.write_commands(folder, target, "float16", CARD, ["clean"])
     assert about["command"][0] == "atc"
     script = (target / "commands_bs4.sh").read_text()
-    # the ';' is quoted: 7.6, E10054
+    # the ';' is quoted, or a shell would cut the command there (E10054)
     assert "'--input_shape=image1:4,3,128,160;image2:4,3,128,160'" in script
     assert "output_final" not in script
     assert (target / "keep_bs4.cfg").read_text() == "OpType::InstanceNorm\n"

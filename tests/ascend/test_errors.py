@@ -42,7 +42,7 @@ CODES = [
 )
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_is_a_meaning_and_a_remedy(code, form):
-    """Both print formats."""
+    """Codes are recognised in both print formats."""
     text = (
         "ATC run failed, Please check the detail log, Try 'atc --help' for more "
         f"information\n{form.format(code)}\n  TraceBack: x.cc"

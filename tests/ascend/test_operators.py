@@ -51,7 +51,7 @@ def test_what_a_version_can_read(tmp_path, operator, opset, cann, words):
 
 
 def test_a_loop_within_a_body_is_found(tmp_path):
-    """Loop and Scan, never."""
+    """Loop and Scan are always refused."""
     inner = onnx.helper.make_graph(
         [onnx.helper.make_node("Loop", ["n", "c"], ["o"])], "inner", [], []
     )

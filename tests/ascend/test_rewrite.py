@@ -147,7 +147,7 @@ def test_the_vendor_s_tool_is_believed_when_it_is_right(vendor, gather, tmp_path
 def test_the_vendor_s_tool_says_success_and_is_not_believed(
     vendor, gather, tmp_path, fault, message
 ):
-    """Exit code 0 whatever happened; results that are not valid."""
+    """The tool always exits with 0, also with a result that is not valid."""
     vendor.setenv("STANDIN_FAULT", fault)
     with pytest.raises(RewriteError, match=message):
         rewrite.rewrite_with_vendor_tool(gather, tmp_path / "out.onnx", python=sys.executable)

@@ -99,7 +99,7 @@ def test_contract_both_sort_orders(om, tmp_path, standins, sort, first):
 
 @pytest.mark.exhaustive
 def test_contract_exit_codes(om, folders, tmp_path):
-    """2 for a flag (an empty --batchsize among them), 1 for a model."""
+    """Exit code 2 for a wrong flag (an empty --batchsize among them), 1 for a wrong model."""
     assert raw(om, folders, tmp_path / "out" / "bs2", "--batchsize", "").returncode == 2
     assert raw(om, folders, tmp_path / "out" / "bs2", "--outfmt", "bin").returncode == 2
     gone = raw(om.with_name("gone.om"), folders, tmp_path / "out" / "bs2")
@@ -110,9 +110,7 @@ def test_contract_exit_codes(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
-    """A missing folder, an empty one, a file of another size: exit code 1 and a bare
-    RuntimeError; 1.3.1 for the text.
-    """
+    """A missing folder, an empty one and a file of another size: exit code 1, a RuntimeError."""
     empty = tmp_path / "empty"
     empty.mkdir()
     for inputs, said in (
@@ -130,7 +128,7 @@ def test_contract_input_that_the_tool_refuses(om, folders, tmp_path):
 
 @pytest.mark.exhaustive
 def test_contract_a_worker_that_died_leaves_the_others_outputs(om, folders, tmp_path, standins):
-    """Exit code 1, and files that look like a result."""
+    """The tool exits with 1 and leaves files that look like a result."""
     standins.setenv("STANDIN_FAULT", "ais-worker-died")
     done = raw(om, folders, tmp_path / "out" / "bs2", "--device", "0,1")
     assert done.returncode == 1

@@ -11,7 +11,7 @@ from gma_lib.doctor import checks
 
 @pytest.mark.parametrize("place", ["cann", "ascend-toolkit", "nnrt", "nnae"])
 def test_cann_in_its_old_and_new_places(tmp_path, place):
-    """The paths of set_env.sh."""
+    """CANN is found by the paths of its set_env.sh."""
     (tmp_path / place / "latest").mkdir(parents=True)
     (tmp_path / place / "set_env.sh").write_text("export FROM_CANN=1\n")
     (tmp_path / place / "latest" / "version.cfg").write_text(

@@ -19,7 +19,7 @@ from gma_lib.runs.clusters import open_cluster
 
 
 def test_no_room_for_outputs(om, standins, monkeypatch):
-    """Said before anything is launched."""
+    """A full disk is reported before anything is launched."""
     with backend.AscendBackend(om, backend.AscendOptions()) as network:
         monkeypatch.setattr(
             shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
@@ -33,7 +33,7 @@ def test_no_room_for_outputs(om, standins, monkeypatch):
 
 @pytest.mark.parametrize("generation", ["T", "N"])
 def test_a_backend_where_the_group_may_write(om, standins, generation):
-    """With umask 002 the newer tool would refuse every file. Shapes are kept."""
+    """The backend sets modes itself: with umask 002 the newer tool would refuse its files."""
     standins.setenv("STANDIN_GENERATION", generation)
     before = os.umask(0o002)
     try:

@@ -72,8 +72,8 @@ def test_flow_along_a_clip(kind, photos, tmp_path):
         assert shown == TIMES[:3]
 
 
-def test_images_that_are_numbered_from_0_are_named_beside_their_flow(photos, tmp_path):
-    """frame_0001.flo passed for the flow of frame_0001.png, and was that of frame_0000.png."""
+def test_images_that_are_numbered_from_0_are_listed(photos, tmp_path):
+    """Regression: frame_0001.flo looked like the flow of frame_0001.png, not of frame_0000.png."""
     clip = tmp_path / "clip"
     clip.mkdir()
     for number, file in enumerate(sorted(photos.iterdir())[:3]):

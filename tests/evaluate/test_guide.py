@@ -129,7 +129,7 @@ def test_the_graph_is_what_was_run(tmp_path, backend, precision, more, graph):
 
 
 def test_all_pairs_of_both_passes_are_as_many_as_sintel_has(tmp_path):
-    """Rendered frames in Sintel's layout were "the same" as the guide's."""
+    """Regression: rendered frames in Sintel's layout were called the same as the guide's."""
     sintel = {"description": "MPI-Sintel, training split, as found on disk", "split": "training"}
     same = {}
     for scored, index in ((1041, sintel), (1040, sintel), (1041, INDEX)):

@@ -118,7 +118,7 @@ def test_values_that_are_not_finite_are_refused(shifted, which):
 
 
 def test_frames_with_fractions_of_grey_levels_are_refused(shifted):
-    """Scenes that were never rounded scored better refined than any file could."""
+    """Regression: refinement gained more on unrounded renders than on files of 8 bits."""
     frame1, frame2, truth = shifted
     with pytest.raises(ValueError, match="grey levels"):
         refine_flow(frame1 + 0.25, frame2, truth)

@@ -134,7 +134,7 @@ def _losses(folder: Path) -> list[float]:
 @pytest.mark.exhaustive
 def test_a_killed_run_resumes_on_the_same_curve(tmp_path, tiny):
     config_file = tmp_path / "tiny.yaml"
-    # Muon has AdamW beside it, and takes minutes where bfloat16 is emulated
+    # Muon also uses AdamW, so it covers both, but takes minutes where bfloat16 is emulated
     optimiser = "muon" if has_bf16() else "adamw"
     config_file.write_text(yaml.safe_dump(tiny | {"optimiser": optimiser}))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -306,7 +306,7 @@ def test_a_resumed_run_keeps_the_best_weights_of_all(config, tmp_path, small_val
 def test_the_best_weights_are_kept_with_a_checkpoint(
     config, tmp_path, monkeypatch, small_validation
 ):
-    """A run killed before the next checkpoint forgot the validation whose weights it had kept."""
+    """Regression: a run killed before the next checkpoint lost the line of its best weights."""
     original, calls = trainer.sequence_loss, []
 
     def failing(*arguments):

@@ -39,7 +39,7 @@ def test_every_number_of_a_run_is_covered(runs):
 
 
 def test_the_tolerance_of_07_is_that_of_the_pair_that_it_examined(finished, monkeypatch):
-    """It was that of the last pair, which may have three occluded pixels."""
+    """Regression: it was that of the last pair, which may have few occluded pixels."""
     run = open_tiny(finished)
     examined = read_json(run.folder / "inside.json", made_by="07_inside")["pair"]
     pixels = {examined: 90_000, "another": 3}
