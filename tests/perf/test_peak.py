@@ -17,7 +17,7 @@ def test_the_best_library_counts(monkeypatch):
     """A slow one beside a fast one changes nothing."""
 
     def slow(a, b, precision):
-        return lambda: time.sleep(0.05)
+        return lambda: time.sleep(0.2)
 
     fast = peak.measure_peak("float32", size=256, rounds=3)
     monkeypatch.setattr(peak, "PRODUCTS", {"cpu": (slow,)})
